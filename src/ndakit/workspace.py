@@ -1,0 +1,210 @@
+"""Where everything lives: the only module that knows paths of a workspace and of the per-user cache.
+
+A workspace is a folder with `profiles/`; templates of the workspace are searched before the ones that ship with ndakit.
+Nothing assumes that the workspace is the clone.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import os
+import shutil
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import platformdirs
+
+from ndakit.errors import InputError, MachineError
+
+_SHIPPED = Path(__file__).resolve().parents[2]
+
+
+class WorkspaceMissing(InputError):
+    """There is no workspace here."""
+
+    def __init__(self, root: Path) -> None:
+        super().__init__(
+            "no workspace here: a workspace is a folder with profiles/",
+            where=str(root),
+            fix="change into the clone, or make the folder: mkdir profiles, and put a NAME.yaml into it",
+        )
+
+
+class WorkspaceBusy(MachineError):
+    """Another run holds the lock for longer than we wait."""
+
+    def __init__(self, lock: Path, holder: str, waited_s: float) -> None:
+        super().__init__(
+            f"another run is at work here ({holder}); waited {waited_s:g} s",
+            where=str(lock),
+            fix="wait until it has ended, or end that process; the lock goes away with it",
+        )
+
+
+@dataclass(frozen=True)
+class Workspace:
+    """The folders of one workspace (`root`) and of the shipped material (`shipped`)."""
+
+    root: Path
+    shipped: Path = _SHIPPED
+
+    @classmethod
+    def at(cls, root: Path | None = None) -> Workspace:
+        """The workspace at `root`, or at the current folder. Raises WorkspaceMissing."""
+        found = (root or Path.cwd()).resolve()
+        if not (found / "profiles").is_dir():
+            raise WorkspaceMissing(found)
+        return cls(found)
+
+    @property
+    def profiles(self) -> Path:
+        """One YAML file per balancer pair."""
+        return self.root / "profiles"
+
+    @property
+    def templates(self) -> tuple[Path, ...]:
+        """Template folders in search order: the workspace's own, then the shipped ones."""
+        own, shipped = self.root / "templates", self.shipped / "templates"
+        return (own, shipped) if own != shipped and own.is_dir() else (shipped,)
+
+    @property
+    def overlays(self) -> Path:
+        """Rendered trees, `overlays/<profile>/<node>/`."""
+        return self.root / "overlays"
+
+    @property
+    def images(self) -> Path:
+        """Built images with their records, `images/<profile>/<node>/`."""
+        return self.root / "images"
+
+    @property
+    def lab(self) -> Path:
+        """The stand-in ImageBuilder and the lab's guests (shipped material)."""
+        return self.shipped / "lab"
+
+    @property
+    def state(self) -> Path:
+        """Locks, logs and scratch folders of runs in this workspace; may be deleted when nothing runs."""
+        return self.root / ".ndakit"
+
+    def logs(self, run: str) -> Path:
+        """The folder for the logs of one kind of run; made if missing."""
+        folder = self.state / "log" / run
+        folder.mkdir(parents=True, exist_ok=True)
+        return folder
+
+    @contextlib.contextmanager
+    def lock(
+        self, name: str, *, wait_s: float = 1800.0, on_wait: Callable[[str], None] | None = None
+    ) -> Iterator[None]:
+        """Hold the named lock of this workspace; see `hold`."""
+        with hold(self.state / "lock" / name, wait_s=wait_s, on_wait=on_wait):
+            yield
+
+    @contextlib.contextmanager
+    def scratch(self, purpose: str) -> Iterator[Path]:
+        """A private folder that is gone afterwards; folders that killed runs left are removed on the way."""
+        base = self.state / "scratch"
+        base.mkdir(parents=True, exist_ok=True)
+        with scratch_folder(base, purpose) as folder:
+            yield folder
+
+
+def cache() -> Path:
+    """The per-user cache, shared by all workspaces: downloads, the lab's base systems, what this machine can do."""
+    folder = platformdirs.user_cache_path("ndakit")
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+@contextlib.contextmanager
+def hold(path: Path, *, wait_s: float = 1800.0, on_wait: Callable[[str], None] | None = None) -> Iterator[None]:
+    """Hold an exclusive lock file. The kernel drops the lock when its holder dies, however it dies (flock(2)).
+
+    While another process holds it, `on_wait` is told once who that is. Raises WorkspaceBusy after `wait_s`.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    try:
+        started_s = time.monotonic()
+        told = False
+        while True:
+            try:
+                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except OSError as cause:
+                holder = _holder(path)
+                if on_wait is not None and not told:
+                    on_wait(f"waiting for {holder}, which is at work here")
+                    told = True
+                if time.monotonic() - started_s >= wait_s:
+                    raise WorkspaceBusy(path, holder, wait_s) from cause
+                time.sleep(0.1)
+        os.ftruncate(fd, 0)
+        os.pwrite(fd, json.dumps({"pid": os.getpid(), "since": int(time.time())}).encode(), 0)
+        yield
+    finally:
+        os.close(fd)
+
+
+def _holder(path: Path) -> str:
+    """Who wrote itself into the lock file, in words."""
+    with contextlib.suppress(OSError, ValueError, KeyError):
+        facts = json.loads(path.read_text())
+        command = Path(f"/proc/{facts['pid']}/cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
+        return f"process {facts['pid']}, {command.strip()[:120]}"
+    return "another process"
+
+
+@contextlib.contextmanager
+def scratch_folder(base: Path, purpose: str) -> Iterator[Path]:
+    """A private folder under `base`, locked while in use and gone afterwards; unlocked leftovers are removed first."""
+    base.mkdir(parents=True, exist_ok=True)
+    sweep(base)
+    folder = Path(tempfile.mkdtemp(prefix=f"{purpose}-{os.getpid()}-", dir=base))
+    fd = os.open(folder, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX)
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+        os.close(fd)
+
+
+def sweep(base: Path) -> int:
+    """Remove the scratch folders under `base` whose owner is gone; their number. Young ones (10 s) are left alone."""
+    removed = 0
+    for folder in base.iterdir() if base.is_dir() else ():
+        with contextlib.suppress(OSError):
+            if not folder.is_dir() or time.time() - folder.stat().st_mtime < 10:
+                continue
+            fd = os.open(folder, os.O_RDONLY | os.O_CLOEXEC)
+            try:
+                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                shutil.rmtree(folder, ignore_errors=True)
+                removed += 1
+            finally:
+                os.close(fd)
+    return removed
+
+
+def write_atomic(path: Path, content: bytes, *, mode: int = 0o644) -> None:
+    """Write a file so that a reader sees the old or the new content, never half of it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    fd, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+    try:
+        with os.fdopen(fd, "wb") as sink:
+            sink.write(content)
+            sink.flush()
+            os.fsync(sink.fileno())
+        Path(name).chmod(mode)
+        Path(name).replace(path)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            Path(name).unlink()
+        raise
