@@ -31,7 +31,7 @@ from pathlib import Path
 
 SUITE = "trixie"
 MIRROR_VARIABLE = "NDAKIT_DEBIAN_MIRROR"
-_FORMAT = "1"  # part of every key in the cache: raise it when the meaning of what is cached changes
+_FORMAT = "2"  # part of every key in the cache: raise it when the meaning of what is cached changes
 _KEYRINGS = ("/usr/share/keyrings/debian-archive-keyring.gpg", "/usr/share/keyrings/debian-archive-keyring.pgp")
 _DEBIAN_SUITES = re.compile(r"^(stretch|buster|bullseye|bookworm|trixie|forky|duke|(old)*stable|testing|unstable|sid)$")
 _USR_MERGE = ("bin", "sbin", "lib", "lib64")
@@ -44,8 +44,10 @@ _USERS = (
 )
 _GROUPS = ("root:x:0:", "daemon:x:1:", "adm:x:4:", "tty:x:5:", "disk:x:6:", "shadow:x:42:", "nogroup:x:65534:")
 _DEVICES = ("null", "zero", "full", "random", "urandom", "tty", "console")
-# What a maintainer script would have linked (update-alternatives), where our callers need it.
+# What a maintainer script would have linked (update-alternatives), where our callers need it; and a shell, which nothing
+# depends on because it is essential on an installed system.
 _ALTERNATIVES = {
+    "usr/bin/sh": "busybox",
     "usr/sbin/iptables": "iptables-nft",
     "usr/sbin/iptables-save": "iptables-nft-save",
     "usr/sbin/iptables-restore": "iptables-nft-restore",
