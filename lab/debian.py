@@ -31,7 +31,7 @@ from pathlib import Path
 
 SUITE = "trixie"
 MIRROR_VARIABLE = "NDAKIT_DEBIAN_MIRROR"
-_FORMAT = "2"  # part of every key in the cache: raise it when the meaning of what is cached changes
+_FORMAT = "3"  # part of every key in the cache: raise it when the meaning of what is cached changes
 _KEYRINGS = ("/usr/share/keyrings/debian-archive-keyring.gpg", "/usr/share/keyrings/debian-archive-keyring.pgp")
 _DEBIAN_SUITES = re.compile(r"^(stretch|buster|bullseye|bookworm|trixie|forky|duke|(old)*stable|testing|unstable|sid)$")
 _USR_MERGE = ("bin", "sbin", "lib", "lib64")
@@ -44,8 +44,8 @@ _USERS = (
 )
 _GROUPS = ("root:x:0:", "daemon:x:1:", "adm:x:4:", "tty:x:5:", "disk:x:6:", "shadow:x:42:", "nogroup:x:65534:")
 _DEVICES = ("null", "zero", "full", "random", "urandom", "tty", "console")
-# What a maintainer script would have linked (update-alternatives), where our callers need it; and a shell, which nothing
-# depends on because it is essential on an installed system.
+# What a maintainer script would have linked (update-alternatives), where our callers need it; and a shell, which
+# nothing depends on because it is essential on an installed system.
 _ALTERNATIVES = {
     "usr/bin/sh": "busybox",
     "usr/sbin/iptables": "iptables-nft",
@@ -158,15 +158,18 @@ def _download(cache: Path, wanted: list[str], arch: str, say: Say) -> list[Path]
         lists_fresh = True
     install = ["apt-get", "install", "--yes", "--quiet", *wanted]
     while True:
-        plan = _run([*install, "--print-uris"], env)
+        # An empty folder of archives, because what is downloaded already would not be listed.
+        plan = _run([*install, "--print-uris", "-o", f"Dir::Cache::archives={cache}/apt-{arch}/etc/empty"], env)
         missing = re.findall(r"E: Unable to locate package (\S+)", plan.stderr)
         missing += re.findall(r"E: Package '([^']+)' has no installation candidate", plan.stderr)
         if plan.returncode == 0:
             files = re.findall(r"^'[^']+' (\S+\.deb) \d+", plan.stdout, re.MULTILINE)
-            say(f"downloading up to {len(files)} packages for {arch}")
+            say(f"{len(files)} packages for {arch}; downloading what is missing")
             got = _run([*install, "--download-only"], env)
             if got.returncode == 0:
-                return sorted(cache / "debs" / f for f in files)
+                debs = sorted(cache / "debs" / f for f in files)
+                if debs and all(p.is_file() for p in debs):
+                    return debs
             plan = got
         if not lists_fresh:  # the mirror has moved on since the lists were fetched
             _update(env, at, say)
@@ -188,7 +191,7 @@ def _private_apt(cache: Path, arch: str, at: str) -> dict[str, str]:
         )
     base = cache / f"apt-{arch}"
     with _space(base):
-        for folder in ("state/lists/partial", "cache", "etc/empty"):
+        for folder in ("state/lists/partial", "cache", "etc/empty/partial"):
             (base / folder).mkdir(parents=True, exist_ok=True)
         (cache / "debs/partial").mkdir(parents=True, exist_ok=True)
         _write(base / "state/status", "")
