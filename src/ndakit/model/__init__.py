@@ -1,0 +1,58 @@
+"""The profile as frozen, typed values; no I/O here."""
+
+from ndakit.model.base import (
+    Address,
+    Attachment,
+    FamilyName,
+    Model,
+    SecretRef,
+    Subnet,
+)
+from ndakit.model.host import (
+    Access,
+    Bond,
+    Bridge,
+    Image,
+    Monitoring,
+    Network,
+    Node,
+    Route,
+    Statistics,
+    System,
+    Vip,
+    Vrrp,
+)
+from ndakit.model.profile import DEVICES, Endpoint, Instance, Profile
+from ndakit.model.traffic import Check, Expect, Pool, Server, Service, Sorry, Timeouts
+
+__all__ = [
+    "DEVICES",
+    "Access",
+    "Address",
+    "Attachment",
+    "Bond",
+    "Bridge",
+    "Check",
+    "Endpoint",
+    "Expect",
+    "FamilyName",
+    "Image",
+    "Instance",
+    "Model",
+    "Monitoring",
+    "Network",
+    "Node",
+    "Pool",
+    "Profile",
+    "Route",
+    "SecretRef",
+    "Server",
+    "Service",
+    "Sorry",
+    "Statistics",
+    "Subnet",
+    "System",
+    "Timeouts",
+    "Vip",
+    "Vrrp",
+]

@@ -1,0 +1,318 @@
+"""What every model class and scalar has in common.
+
+A profile's scalars arrive as the text that stands in the file (YAML resolves nothing); the types here turn it into
+values, strictly: `true` is a boolean, `yes` is a mistake with a hint. Absent is None, never an empty text.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import re
+import struct
+from collections.abc import Mapping
+from dataclasses import dataclass
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
+from typing import Annotated, Any, ClassVar, Literal
+
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    GetCoreSchemaHandler,
+    GetJsonSchemaHandler,
+    PlainSerializer,
+    ValidationInfo,
+    WithJsonSchema,
+    model_validator,
+)
+from pydantic_core import CoreSchema, PydanticCustomError, core_schema
+
+Address = IPv4Address | IPv6Address
+Subnet = IPv4Network | IPv6Network
+FamilyName = Literal["ipv4", "ipv6"]
+
+
+class Model(BaseModel):
+    """Frozen, closed, documented by the text under each field."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, arbitrary_types_allowed=True)
+
+    planned: ClassVar[Mapping[str, str]] = {}
+    """Keys of the profile language that this version does not carry yet, and what they are for."""
+
+    short_form: ClassVar[str | None] = None
+    """The key that a plain scalar (or list) in place of the mapping stands for."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _expand_short_form(cls, value: Any) -> Any:
+        if cls.short_form is not None and isinstance(value, str | list):
+            return {cls.short_form: value}
+        return value
+
+    @classmethod
+    def __get_pydantic_json_schema__(cls, schema: CoreSchema, handler: GetJsonSchemaHandler) -> dict[str, Any]:
+        found = handler.resolve_ref_schema(handler(schema))
+        if cls.short_form is None:
+            return found
+        short = found["properties"][cls.short_form]
+        return {"anyOf": [{k: v for k, v in short.items() if k != "default"}, found]}
+
+
+def mistake(code: str, message: str, **facts: Any) -> PydanticCustomError:
+    """A refusal with a message for people; `fix` among the facts becomes the fix line."""
+    return PydanticCustomError(code, message, facts)
+
+
+def _bool(value: Any) -> Any:
+    if isinstance(value, str):
+        if value in ("true", "false"):
+            return value == "true"
+        hint = {"yes": "true", "on": "true", "1": "true", "no": "false", "off": "false", "0": "false"}.get(
+            value.lower()
+        )
+        fix = f"write {hint}" if hint else "write true or false"
+        raise mistake("boolean", "'{got}' is not true or false", got=value[:40], fix=fix)
+    return value
+
+
+def _int(value: Any) -> Any:
+    if isinstance(value, str):
+        if not re.fullmatch(r"-?(0|[1-9][0-9]{0,9})", value):
+            raise mistake(
+                "whole-number", "'{got}' is not a whole number", got=value[:40], fix="write digits only, such as 80"
+            )
+        return int(value)
+    return value
+
+
+def _float(value: Any) -> Any:
+    if isinstance(value, str):
+        if not re.fullmatch(r"[0-9]{1,9}(\.[0-9]{1,6})?", value):
+            raise mistake(
+                "number",
+                "'{got}' is not a number",
+                got=value[:40],
+                fix="write a number such as 2 or 0.5, without a unit",
+            )
+        return float(value)
+    return value
+
+
+Bool = Annotated[bool, BeforeValidator(_bool)]
+Int = Annotated[int, BeforeValidator(_int)]
+Number = Annotated[float, BeforeValidator(_float)]
+
+
+@dataclass(frozen=True)
+class Between:
+    """Limits of a number, both included, with the unit for the message."""
+
+    low: float
+    high: float
+    unit: str = ""
+
+    def check(self, value: float) -> float:
+        """The value, or a refusal that names the limits."""
+        if not self.low <= value <= self.high:
+            low, high = f"{self.low:.10g}", f"{self.high:.10g}"
+            raise mistake(
+                "range", "{got} is not between {low} and {high}{unit}",
+                got=f"{value:.10g}", low=low, high=high, unit=f" {self.unit}" if self.unit else "",
+                fix=f"choose a value from {low} to {high}",
+            )  # fmt: skip
+        return value
+
+    def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
+        return core_schema.no_info_after_validator_function(self.check, handler(source))
+
+    def __get_pydantic_json_schema__(self, schema: CoreSchema, handler: GetJsonSchemaHandler) -> dict[str, Any]:
+        return {**handler(schema), "minimum": self.low, "maximum": self.high}
+
+
+Port = Annotated[Int, Between(1, 65535)]
+"""A TCP or UDP port."""
+
+
+def _text(value: str) -> str:
+    if not value.strip():
+        raise mistake("empty", "an empty text", fix="write something, or leave the key out")
+    for char in value:
+        if ord(char) < 32 or 127 <= ord(char) < 160 or char in "\u2028\u2029\ufeff" or 0xD800 <= ord(char) < 0xE000:
+            raise mistake(
+                "control-character", "the text contains a line break or control character ({char})",
+                char=f"U+{ord(char):04X}", fix="write it on one line, without control characters",
+            )  # fmt: skip
+    if len(value) > 200:
+        raise mistake("too-long", "the text has {got} characters, more than 200", got=len(value), fix="shorten it")
+    return value
+
+
+Text = Annotated[str, AfterValidator(_text)]
+"""One line of free text for people, at most 200 characters; never interpreted by a program."""
+
+
+def _url_path(value: str) -> str:
+    if not re.fullmatch(r"/[A-Za-z0-9._~!$&()*+,;=:@%/?-]{0,255}", value):
+        raise mistake(
+            "url-path", "'{got}' is not a URL path", got=value[:60],
+            fix="start with / and use unreserved URL characters, at most 256; write others as %XX",
+        )  # fmt: skip
+    return value
+
+
+UrlPath = Annotated[str, AfterValidator(_url_path)]
+"""The path (and query) part of a URL."""
+
+
+def _address(value: Any) -> Any:
+    if isinstance(value, str):
+        try:
+            found = ip_address(value)
+        except ValueError:
+            fix = (
+                "leave the prefix length out: the network's subnet has it"
+                if "/" in value
+                else "write 192.0.2.1 or 2001:db8::1"
+            )
+            raise mistake("address", "'{got}' is not an IP address", got=value[:60], fix=fix) from None
+        if isinstance(found, IPv6Address) and found.scope_id:
+            raise mistake("address", "'{got}' has a zone", got=value[:60], fix="write the address without %interface")
+        return found
+    return value
+
+
+def _subnet(value: Any) -> Any:
+    if isinstance(value, str):
+        if "/" not in value:
+            raise mistake("subnet", "'{got}' has no prefix length", got=value[:60], fix="write it as 192.0.2.0/24")
+        try:
+            return ip_network(value)
+        except ValueError:
+            try:
+                right = ip_network(value, strict=False)
+            except ValueError:
+                raise mistake(
+                    "subnet", "'{got}' is not a subnet", got=value[:60], fix="write 192.0.2.0/24 or 2001:db8::/64"
+                ) from None
+            raise mistake("subnet", "'{got}' has host bits set", got=value[:60], fix=f"write {right}") from None
+    return value
+
+
+_AS_TEXT = PlainSerializer(str, return_type=str)
+IpAddress = Annotated[Address, BeforeValidator(_address), _AS_TEXT, WithJsonSchema({"type": "string"})]
+IpSubnet = Annotated[Subnet, BeforeValidator(_subnet), _AS_TEXT, WithJsonSchema({"type": "string"})]
+
+
+def as_list(value: Any) -> Any:
+    """One value stands for the list of it."""
+    return value if isinstance(value, list | tuple) else [value]
+
+
+def _one_per_family(values: tuple[Any, ...]) -> tuple[Any, ...]:
+    if not values:
+        raise mistake("empty", "an empty list", fix="state at least one, or leave the key out")
+    families = [v.version for v in values]
+    if len(families) != len(set(families)):
+        raise mistake(
+            "one-per-family", "more than one of a family: {got}", got=", ".join(map(str, values)),
+            fix="state at most one IPv4 and one IPv6 value",
+        )  # fmt: skip
+    return values
+
+
+def _single_or_list(item: dict[str, Any]) -> WithJsonSchema:
+    return WithJsonSchema({"anyOf": [item, {"type": "array", "items": item, "minItems": 1}]})
+
+
+Addresses = Annotated[
+    tuple[IpAddress, ...],
+    BeforeValidator(as_list),
+    AfterValidator(_one_per_family),
+    _single_or_list({"type": "string"}),
+]
+"""An address, or a list with at most one per family."""
+
+Subnets = Annotated[
+    tuple[IpSubnet, ...], BeforeValidator(as_list), AfterValidator(_one_per_family), _single_or_list({"type": "string"})
+]
+"""A subnet, or a list with at most one per family."""
+
+
+def _ssh_key(value: str) -> str:
+    words = value.split()
+    kinds = ("ssh-ed25519", "ecdsa-sha2-nistp256", "ecdsa-sha2-nistp384", "ecdsa-sha2-nistp521", "ssh-rsa",
+             "sk-ssh-ed25519@openssh.com", "sk-ecdsa-sha2-nistp256@openssh.com")  # fmt: skip
+    fix = "paste the one line of the .pub file: type, base64 data, comment"
+    if "PRIVATE KEY" in value:
+        raise mistake(
+            "private-key",
+            "this is a private key",
+            fix="paste the .pub file, and make a new key pair: this one is exposed",
+        )
+    if len(words) < 2 or words[0] not in kinds:
+        raise mistake("ssh-key", "not an SSH public key of a known type", fix=fix)
+    try:
+        blob = base64.b64decode(words[1], validate=True)
+        (length,) = struct.unpack(">I", blob[:4])
+        inner = blob[4 : 4 + length].decode("ascii")
+    except (binascii.Error, struct.error, UnicodeDecodeError):
+        raise mistake("ssh-key", "the key's data is damaged (no valid base64)", fix=fix) from None
+    fixed = {"ssh-ed25519": 51, "ecdsa-sha2-nistp256": 104, "ecdsa-sha2-nistp384": 136, "ecdsa-sha2-nistp521": 172}
+    if inner != words[0] or len(blob) < 40 or len(blob) != fixed.get(words[0], len(blob)):
+        raise mistake("ssh-key", "the key's data does not belong to its type, or is cut off", fix=fix)
+    return _text_of_key(" ".join(words))
+
+
+def _text_of_key(value: str) -> str:
+    if len(value) > 4096 or any(ord(c) < 32 or ord(c) == 127 for c in value):
+        raise mistake(
+            "ssh-key", "the key has control characters or is too long", fix="paste the one line of the .pub file"
+        )
+    return value
+
+
+SshKey = Annotated[str, AfterValidator(_ssh_key)]
+"""An SSH public key as one line of authorized_keys, without options."""
+
+
+class SecretRef(Model):
+    """A reference to a secret that is kept outside the profile."""
+
+    secret: Annotated[
+        str, AfterValidator(lambda v: v if re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}", v) else _bad_secret())
+    ]
+    """The secret's name: letters, digits, `.`, `_`, `-`."""
+
+
+def _bad_secret() -> str:
+    raise mistake("secret-name", "not a secret's name", fix="use letters, digits, '.', '_' and '-', at most 64")
+
+
+class Attachment(Model):
+    """A file that a profile names: its path as written and its content."""
+
+    path: str
+    """The path as it stands in the profile, relative to the file that writes it."""
+    content: bytes
+    """What was in the file when the profile was read."""
+
+
+def _attach(value: Any, info: ValidationInfo) -> Any:
+    if isinstance(value, str):
+        reader = (info.context or {}).get("attach")
+        if reader is None:
+            raise mistake("attachment", "files cannot be read here", fix="load the profile from its file")
+        return Attachment(path=value, content=reader(value))
+    return value
+
+
+AttachedFile = Annotated[
+    Attachment,
+    BeforeValidator(_attach),
+    PlainSerializer(lambda a: a.path, return_type=str),
+    WithJsonSchema({"type": "string"}),
+]
+"""A file named by its path, relative to the file that writes it; the loader passes `attach(text)` as context."""

@@ -1,0 +1,261 @@
+"""The profile: one balancer pair, as one frozen value, with what follows from it.
+
+Derived facts (priorities, router ids, device names, who is whose peer) are properties here, so that templates and the
+verification ask the same source. Rules over several objects are in `checks`.
+"""
+
+from __future__ import annotations
+
+import functools
+import zlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Annotated, Any, ClassVar, Literal
+
+from pydantic import AfterValidator, BeforeValidator, Field, PlainSerializer, WithJsonSchema
+
+from ndakit.model.base import Address, Model, Subnet, Text, mistake
+from ndakit.model.host import Access, Image, Monitoring, Network, Node, Platform, System, Vip, Vrrp
+from ndakit.model.traffic import Pool, Server, Service
+from ndakit.names import Name, device_name
+from ndakit.release import Release
+
+PRIORITY_TOP = 200
+PRIORITY_STEP = 10
+NODES_MAX = 8
+
+DEVICES: Mapping[str, tuple[str, str]] = {
+    "x86-64": ("x86/64", "generic"),
+    "x86": ("x86/generic", "generic"),
+    "dockstar": ("kirkwood/generic", "seagate_dockstar"),
+    "armsr-armv8": ("armsr/armv8", "generic"),
+    "armsr-armv7": ("armsr/armv7", "generic"),
+}
+"""Device in the profile → (OpenWrt target, ImageBuilder's PROFILE); openwrt.md, 2.3."""
+
+
+def _release(value: Any) -> Any:
+    if isinstance(value, str):
+        try:
+            return Release.parse(value)
+        except ValueError as cause:
+            raise mistake("release", "'{got}': {why}", got=value[:40], why=str(cause), fix="write 24.10.8") from None
+    return value
+
+
+def _device(value: str) -> str:
+    if value in DEVICES:
+        return value
+    target, colon, name = value.partition(":")
+    parts = target.split("/")
+    plain = all(p and all(c.isascii() and (c.isalnum() or c in "_-") for c in p) for p in (*parts, name))
+    if not colon or len(parts) != 2 or not plain:
+        raise mistake(
+            "device", "'{got}' is not a device", got=value[:60],
+            fix=f"write one of {', '.join(DEVICES)}, or <target>:<device> such as ath79/generic:tplink_archer-c7-v2",
+        )  # fmt: skip
+    return value
+
+
+ReleaseField = Annotated[
+    Release,
+    BeforeValidator(_release),
+    PlainSerializer(str, return_type=str),
+    WithJsonSchema({"type": "string", "pattern": r"^\d{2}\.\d{2}\.\d{1,2}(-rc\d{1,2})?$"}),
+]
+
+
+@dataclass(frozen=True)
+class Instance:
+    """One VRRP instance: the VIPs of one group on one network."""
+
+    network: str
+    group: str
+    vrid: int
+    vips: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Endpoint:
+    """One place where a service listens: a VIP's address and the port ranges there."""
+
+    vip: str
+    network: str
+    address: Address
+    ports: tuple[tuple[int, int], ...]
+
+
+class Profile(Model):
+    """A balancer pair (or a standalone balancer, or more than two), from one YAML file."""
+
+    planned: ClassVar = {
+        "sizing": "values computed from the expected load",
+        "tuning": "sysctl values of one's own",
+        "firewall": "further firewall rules",
+        "vpn": "tunnels",
+        "renumber": "test twins",
+        "raw": "the escape hatch",
+    }
+
+    format: Annotated[Literal[1], BeforeValidator(lambda v: int(v) if v == "1" else v)] = 1
+    """The version of the profile language."""
+    name: Name
+    """The profile's name, the same as its file's; names the overlay, the image and the hosts (`acme-shop-lb1`)."""
+    customer: Text | None = None
+    """Whose it is, as free text: for the login banner and reports."""
+    description: Text | None = None
+    """What it is for, as free text."""
+    labels: dict[Name, Text] = Field(default={})
+    """Labels of your own; without meaning to ndakit."""
+    release: ReleaseField
+    """The exact OpenWrt release, such as 24.10.8."""
+    device: Annotated[str, AfterValidator(_device)] = "x86-64"
+    """The hardware: `x86-64`, `x86`, `dockstar`, `armsr-armv8`, `armsr-armv7`, or `<target>:<device>`."""
+    platform: Platform = "bare"
+    """Where it runs: `bare`, `kvm`, `vmware`, `hyperv`, `virtualbox`, `xen`; decides drivers and guest agent."""
+    image: Image = Image()
+    """What is built."""
+    access: Access
+    """Who may administer it, and from where."""
+    system: System = System()
+    """Clock and the like."""
+    networks: Annotated[dict[Name, Network], Field(min_length=1)]
+    """The networks it is attached to, by name."""
+    nodes: Annotated[dict[Name, Node], Field(min_length=1, max_length=NODES_MAX)]
+    """The balancers by name: one is standalone, two or more share the VIPs by VRRP."""
+    vips: dict[Name, Vip] = Field(default={})
+    """The addresses that move between the nodes, by name."""
+    vrrp: Vrrp = Vrrp()
+    """How the nodes agree on who holds the VIPs."""
+    pools: dict[Name, Pool] = Field(default={})
+    """Groups of servers, by name."""
+    services: dict[Name, Service] = Field(default={})
+    """What clients reach, by name."""
+    monitoring: Monitoring = Monitoring()
+    """What others may watch."""
+
+    @property
+    def target(self) -> str:
+        """OpenWrt's target, such as x86/64."""
+        return DEVICES[self.device][0] if self.device in DEVICES else self.device.partition(":")[0]
+
+    @property
+    def imagebuilder_device(self) -> str:
+        """ImageBuilder's PROFILE; x86's is spelled `Generic` up to 19.07."""
+        if self.device in ("x86-64", "x86"):
+            return self.release.generic_device
+        return DEVICES[self.device][1] if self.device in DEVICES else self.device.partition(":")[2]
+
+    @property
+    def standalone(self) -> bool:
+        """True with one node: its VIPs are plain addresses and there is no VRRP."""
+        return len(self.nodes) == 1
+
+    @property
+    def groups(self) -> tuple[str, ...]:
+        """The VIP groups, `main` first."""
+        found = {v.group for v in self.vips.values()}
+        return tuple(sorted(found, key=lambda g: (g != "main", g)))
+
+    @functools.cached_property
+    def instances(self) -> tuple[Instance, ...]:
+        """The VRRP instances, by network and group; empty for a standalone node."""
+        if self.standalone:
+            return ()
+        found: list[Instance] = []
+        for name, network in self.networks.items():
+            taken: set[int] = set()
+            for group in self.groups:
+                vips = tuple(v for v, vip in self.vips.items() if vip.network == name and vip.group == group)
+                if vips:
+                    pinned = network.vrid if group == "main" else None
+                    vrid = pinned or _vrid(name, group, taken | ({network.vrid} if network.vrid else set()))
+                    taken.add(vrid)
+                    found.append(Instance(name, group, vrid, vips))
+        return tuple(found)
+
+    def preferred(self) -> str:
+        """The node that is master when all are well."""
+        return self.vrrp.prefer or next(iter(self.nodes))
+
+    def priority(self, node: str) -> int:
+        """A node's VRRP priority: the preferred one's is highest, the others follow in their order."""
+        order = [self.preferred(), *(n for n in self.nodes if n != self.preferred())]
+        return PRIORITY_TOP - PRIORITY_STEP * order.index(node)
+
+    def peers(self, node: str) -> tuple[str, ...]:
+        """The other nodes."""
+        return tuple(n for n in self.nodes if n != node)
+
+    def hostname(self, node: str) -> str:
+        """A node's host name, at most 63 characters."""
+        return f"{self.name}-{node}"[:63].rstrip("-")
+
+    def l2_device(self, network: str) -> str:
+        """The Linux interface that carries a network's addresses: card, bond, bridge, or a VLAN on top of it."""
+        base, vlan = self.base_device(network), self.networks[network].vlan
+        if vlan is None:
+            return base
+        plain = f"{base}.{vlan}"
+        return plain if len(plain) <= 15 else device_name("vlan", network)
+
+    def base_device(self, network: str) -> str:
+        """The interface below a network's VLAN, if it has one: card, bond or bridge."""
+        net = self.networks[network]
+        if net.bond is not None:
+            return device_name("bond", network)
+        return device_name("br", network) if net.bridge is not None else net.nics[0]
+
+    @property
+    def nics(self) -> tuple[str, ...]:
+        """Every network card, in the order of the kernel's numbering."""
+        found = {nic for net in self.networks.values() for nic in net.nics}
+        return tuple(sorted(found, key=lambda n: (n.rstrip("0123456789"), int(n[len(n.rstrip("0123456789")) :] or 0))))
+
+    def node_address(self, node: str, network: str, version: int) -> Address | None:
+        """A node's own address of an IP version in a network."""
+        return next((a for a in self.nodes[node].addresses.get(network, ()) if a.version == version), None)
+
+    def network_of(self, address: Address) -> str | None:
+        """The network whose subnet holds an address."""
+        for name, net in self.networks.items():
+            if any(address in s for s in net.subnet):
+                return name
+        return None
+
+    def endpoints(self, service: str) -> tuple[Endpoint, ...]:
+        """Where a service listens, with `families` applied."""
+        found = self.services[service]
+        wanted = {int(f[-1]) for f in found.families or ("ipv4", "ipv6")}
+        return tuple(
+            Endpoint(name, self.vips[name].network, address, found.port)
+            for name in found.vip
+            for address in self.vips[name].address
+            if address.version in wanted
+        )
+
+    def server_port(self, pool: str, server: Server) -> int | None:
+        """A server's port: its own, else its pool's, else the one of the services that use the pool; None if they differ."""
+        if server.port or self.pools[pool].port:
+            return server.port or self.pools[pool].port
+        ports = {p for s in self.services_of(pool) for p in self.services[s].ports}
+        return ports.pop() if len(ports) == 1 else None
+
+    def services_of(self, pool: str) -> tuple[str, ...]:
+        """The services that use a pool, directly or as another pool's sorry pool."""
+        direct = {pool}
+        while more := {n for n, p in self.pools.items() if p.sorry and p.sorry.pool in direct} - direct:
+            direct |= more
+        return tuple(n for n, s in self.services.items() if s.pool in direct)
+
+    def sources(self, version: int) -> tuple[Subnet, ...]:
+        """`access.sources` of an IP version."""
+        return tuple(s for group in self.access.sources.values() for s in group if s.version == version)
+
+
+def _vrid(network: str, group: str, taken: set[int]) -> int:
+    """A router id from the names alone (1–255), the next free one if it is taken on this network."""
+    vrid = zlib.crc32(f"{network}/{group}".encode()) % 255 + 1
+    while vrid in taken:
+        vrid = vrid % 255 + 1
+    return vrid

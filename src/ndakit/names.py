@@ -1,0 +1,69 @@
+"""Constrained names and what they become in UCI, Linux interfaces, firewall zones, HAProxy and keepalived.
+
+Owns the alphabets and the one function per target language. Profile names are lower-case letters, digits and `-`,
+so the mappings below are injective as long as nothing is shortened; shortened names carry a digest, and the model's
+cross-checks look for collisions.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from typing import Annotated
+
+from pydantic import StringConstraints
+
+Name = Annotated[str, StringConstraints(pattern=r"^[a-z][a-z0-9-]*$", max_length=32)]
+"""A name in a profile: lower-case letters, digits and `-`, starting with a letter, at most 32 characters."""
+
+NicName = Annotated[str, StringConstraints(pattern=r"^[a-z][a-z0-9]{1,14}$")]
+"""A Linux network interface as the kernel names it: eth0, enp1s0, lan1."""
+
+PackageName = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9+._-]*$", max_length=64)]
+"""An OpenWrt package name."""
+
+HostName = Annotated[
+    str,
+    StringConstraints(
+        pattern=r"^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?(\.[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?)*$", max_length=253
+    ),
+]
+"""A DNS host name in lower case (RFC 1123)."""
+
+INTERFACE_NAME_MAX = 15
+"""Linux: IFNAMSIZ is 16 with the closing NUL; netifd says NO_DEVICE to longer ones."""
+
+ZONE_NAME_MAX = 11
+"""fw3 builds iptables chain names (28 characters) from zone names."""
+
+
+def shorten(name: str, limit: int) -> str:
+    """`name` if it fits, else its beginning and four hex digits of its SHA-256."""
+    if len(name) <= limit:
+        return name
+    return name[: limit - 4] + hashlib.sha256(name.encode()).hexdigest()[:4]
+
+
+def uci_name(name: str) -> str:
+    """The UCI section name: UCI takes `[A-Za-z0-9_]` only; one `-` would make the whole file unreadable."""
+    return name.replace("-", "_")
+
+
+def zone_name(network: str) -> str:
+    """The firewall zone of a network, at most 11 characters."""
+    return shorten(uci_name(network), ZONE_NAME_MAX)
+
+
+def device_name(prefix: str, network: str) -> str:
+    """The Linux interface made for a network (`br-lan`, `bond-wan`), at most 15 characters."""
+    return shorten(f"{prefix}-{network}", INTERFACE_NAME_MAX)
+
+
+def instance_name(network: str, group: str) -> str:
+    """The VRRP instance of a group on a network."""
+    return f"{network}-{group}"
+
+
+def is_uci_name(text: str) -> bool:
+    """True for what UCI takes as a section or option name."""
+    return re.fullmatch(r"[A-Za-z0-9_]+", text) is not None

@@ -1,0 +1,93 @@
+"""What differs between OpenWrt releases, as facts to ask for.
+
+Owns the families and the capabilities (openwrt.md of the project's reference, sections 1, 2.3 and 6). Templates ask
+`release.…`; nothing else compares version numbers.
+"""
+
+from __future__ import annotations
+
+import functools
+import re
+from dataclasses import dataclass
+from enum import StrEnum
+
+OLDEST = (18, 6)
+
+
+class Family(StrEnum):
+    """The three families a renderer must tell apart."""
+
+    FW3_OPKG = "fw3-opkg"
+    FW4_OPKG = "fw4-opkg"
+    FW4_APK = "fw4-apk"
+
+
+@functools.total_ordering
+@dataclass(frozen=True)
+class Release:
+    """An exact OpenWrt release such as 24.10.8 or 25.12.0-rc2."""
+
+    year: int
+    month: int
+    point: int
+    candidate: int | None = None
+
+    @classmethod
+    def parse(cls, text: str) -> Release:
+        """Read `24.10.8`. Raises ValueError with a message for people."""
+        found = re.fullmatch(r"(\d{2})\.(\d{2})\.(\d{1,2})(?:-rc(\d{1,2}))?", text)
+        if not found:
+            raise ValueError("an exact OpenWrt release is needed, such as 24.10.8 or 25.12.0-rc2")
+        year, month, point, candidate = found.groups()
+        release = cls(int(year), int(month), int(point), int(candidate) if candidate else None)
+        if release.branch < OLDEST:
+            raise ValueError("releases before 18.06 are not supported")
+        return release
+
+    @property
+    def branch(self) -> tuple[int, int]:
+        """(24, 10) for 24.10.8."""
+        return (self.year, self.month)
+
+    @property
+    def family(self) -> Family:
+        """Which of the three families it belongs to: fw4 came with 22.03, apk with 25.12."""
+        if self.branch < (22, 3):
+            return Family.FW3_OPKG
+        return Family.FW4_OPKG if self.branch < (25, 12) else Family.FW4_APK
+
+    @property
+    def fw4(self) -> bool:
+        """True if the firewall is fw4 with nftables."""
+        return self.family is not Family.FW3_OPKG
+
+    @property
+    def device_sections(self) -> bool:
+        """True if network takes `config device` and `option device` (21.02); before: `type bridge` and `ifname`."""
+        return self.branch >= (21, 2)
+
+    @property
+    def native_bonding(self) -> bool:
+        """True if netifd makes bonds itself (22.03); before: package proto-bonding."""
+        return self.branch >= (22, 3)
+
+    @property
+    def address_lists(self) -> bool:
+        """True where several `list ipaddr 'a/len'` are known to be taken (netifd of 22.03 and later)."""
+        return self.fw4
+
+    @property
+    def generic_device(self) -> str:
+        """ImageBuilder's PROFILE for x86: `Generic` up to 19.07, `generic` after."""
+        return "Generic" if self.branch < (21, 2) else "generic"
+
+    def __lt__(self, other: Release) -> bool:
+        return self._key < other._key
+
+    @property
+    def _key(self) -> tuple[int, int, int, int]:
+        return (self.year, self.month, self.point, self.candidate if self.candidate is not None else 999)
+
+    def __str__(self) -> str:
+        tail = f"-rc{self.candidate}" if self.candidate is not None else ""
+        return f"{self.year:02}.{self.month:02}.{self.point}{tail}"
