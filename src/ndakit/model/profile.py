@@ -20,7 +20,8 @@ from ndakit.model.traffic import Pool, Server, Service
 from ndakit.names import Name, device_name
 from ndakit.release import Release
 
-PRIORITY_TOP = 200
+PRIORITY_TOP = 250
+"""High, because a backup waits (256 - priority) / 256 of an advert longer than three (RFC 5798, 6.1)."""
 PRIORITY_STEP = 10
 NODES_MAX = 8
 
@@ -235,7 +236,7 @@ class Profile(Model):
         )
 
     def server_port(self, pool: str, server: Server) -> int | None:
-        """A server's port: its own, else its pool's, else the one of the services that use the pool; None if they differ."""
+        """A server's port: its own, else its pool's, else that of the services that use it; None if they differ."""
         if server.port or self.pools[pool].port:
             return server.port or self.pools[pool].port
         ports = {p for s in self.services_of(pool) for p in self.services[s].ports}

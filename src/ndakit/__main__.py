@@ -1,0 +1,93 @@
+"""`./inv`: Invoke with our list of tasks, our exit codes and clean endings.
+
+The tasks are those of the nearest `tasks.py` (as Invoke finds it), else ndakit's own.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from invoke import Collection, Config, FilesystemLoader, Program
+from invoke.exceptions import Exit, ParseError
+
+from ndakit import __version__
+
+INTERRUPTED = 130
+TERMINATED = 143
+USAGE = 2
+
+
+class Front(Program):  # type: ignore[misc]  # Invoke has no type information
+    """Invoke's program with usage mistakes as exit code 2 and one ending for Ctrl-C."""
+
+    def run(self, argv: list[str] | None = None, exit: bool = True) -> None:
+        """Parse and execute; always ends the process."""
+        try:
+            self.create_config()
+            self.parse_core(argv)
+            self.parse_collection()
+            self.parse_tasks()
+            self.parse_cleanup()
+            self.update_config()
+            self.execute()
+        except ParseError as mistake:
+            print(f"error: {mistake}\n  where: the command line\n  fix:   ./inv TASK --help", file=sys.stderr)
+            sys.exit(USAGE)
+        except Exit as ending:
+            if ending.message:
+                print(ending.message, file=sys.stderr)
+            sys.exit(ending.code)
+
+
+def _tasks_here() -> bool:
+    """True if Invoke would find a tasks.py from here upwards."""
+    return any((folder / "tasks.py").is_file() for folder in (Path.cwd(), *Path.cwd().parents))
+
+
+def _terminated(signum: int, frame: FrameType | None) -> None:
+    """SIGTERM and SIGHUP unwind like Ctrl-C, so that machines and locks go away."""
+    sys.exit(TERMINATED)
+
+
+def main(argv: list[str] | None = None) -> Any:
+    """Run the task named on the command line."""
+    words = list(sys.argv if argv is None else argv)
+    signal.signal(signal.SIGTERM, _terminated)
+    signal.signal(signal.SIGHUP, _terminated)
+    try:
+        if len(words) == 1 or words[1] in ("--list", "-l", "--help", "-h") and len(words) == 2:
+            from ndakit.tasks import overview
+
+            print(overview())
+            return 0
+        namespace = None
+        if not _tasks_here():
+            from ndakit.tasks import namespace as shipped
+
+            namespace = Collection.from_module(shipped) if not isinstance(shipped, Collection) else shipped
+        program = Front(
+            name="ndakit",
+            binary="inv",
+            version=__version__,
+            namespace=namespace,
+            loader_class=FilesystemLoader,
+            config_class=Config,
+        )
+        program.run(["inv", *words[1:]])
+    except KeyboardInterrupt:
+        print("\nstopped; everything this run had started is gone", file=sys.stderr)
+        return INTERRUPTED
+    except BrokenPipeError:
+        # Whoever read our output (head, less) has gone: end quietly, also at interpreter exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
