@@ -16,6 +16,7 @@ from invoke import Collection, Config, FilesystemLoader, Program
 from invoke.exceptions import Exit, ParseError
 
 from ndakit import __version__
+from ndakit.terminal import note, say
 
 INTERRUPTED = 130
 TERMINATED = 143
@@ -36,11 +37,13 @@ class Front(Program):  # type: ignore[misc]  # Invoke has no type information
             self.update_config()
             self.execute()
         except ParseError as mistake:
-            print(f"error: {mistake}\n  where: the command line\n  fix:   ./inv TASK --help", file=sys.stderr)
+            note(
+                f"error: {mistake}\n  where: the command line\n  fix:   ./inv TASK --help says what it takes, ./inv lists all"
+            )
             sys.exit(USAGE)
         except Exit as ending:
             if ending.message:
-                print(ending.message, file=sys.stderr)
+                note(ending.message)
             sys.exit(ending.code)
 
 
@@ -60,11 +63,14 @@ def main(argv: list[str] | None = None) -> Any:
     signal.signal(signal.SIGTERM, _terminated)
     signal.signal(signal.SIGHUP, _terminated)
     try:
-        if len(words) == 1 or words[1] in ("--list", "-l", "--help", "-h") and len(words) == 2:
+        if len(words) == 1 or (words[1] in ("--list", "-l", "--help", "-h") and len(words) == 2):
             from ndakit.tasks import overview
 
-            print(overview())
+            say(overview())
             return 0
+        if not words[1].startswith("-") and {"--help", "-h"} & set(words[2:]):
+            # Invoke would take the word for the value of a missing positional argument.
+            words[1:] = ["--help", words[1]]
         namespace = None
         if not _tasks_here():
             from ndakit.tasks import namespace as shipped
@@ -80,7 +86,7 @@ def main(argv: list[str] | None = None) -> Any:
         )
         program.run(["inv", *words[1:]])
     except KeyboardInterrupt:
-        print("\nstopped; everything this run had started is gone", file=sys.stderr)
+        note("\nstopped; everything this run had started is gone")
         return INTERRUPTED
     except BrokenPipeError:
         # Whoever read our output (head, less) has gone: end quietly, also at interpreter exit.

@@ -1,0 +1,212 @@
+"""The tasks: signature, help line, and a body that loads, calls and prints. No decisions.
+
+Library errors become an exit code in one place (`shown`). Imports are inside the bodies, so that a task pays only for
+what it uses.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from invoke import Collection, Context, Exit, task
+
+from ndakit import terminal
+from ndakit.errors import NdakitError
+
+PROFILE_HELP = "profile's name (profiles/NAME.yaml) or path to its file"
+NODE_HELP = "only this node (default: all)"
+
+
+def shown(body: Callable[..., Any]) -> Callable[..., Any]:
+    """Turn an error of the library into its three lines and its exit code."""
+
+    @functools.wraps(body)
+    def wrapped(*args: Any, **kwargs: Any) -> Any:
+        try:
+            return body(*args, **kwargs)
+        except NdakitError as error:
+            terminal.show_error(error)
+            raise Exit(code=error.exit_code) from None
+
+    return wrapped
+
+
+@task(name="list")
+@shown
+def list_profiles(c: Context) -> None:
+    """Show the profiles of this workspace."""
+    from ndakit.front import list_text
+    from ndakit.workspace import Workspace
+
+    terminal.say(list_text(Workspace.at()))
+
+
+@task(positional=["profile"], help={"profile": PROFILE_HELP, "origin": "with the file and line of every value"})
+@shown
+def show(c: Context, profile: str, origin: bool = False) -> None:
+    """Show a profile as it is after `extends` and defaults."""
+    from ndakit import load
+    from ndakit.workspace import Workspace
+
+    loaded = load.load(Workspace.at(), profile)
+    terminal.say("\n".join(load.origin_lines(loaded)) if origin else load.dump(loaded).rstrip())
+
+
+@task(
+    positional=["profile"],
+    help={
+        "profile": PROFILE_HELP,
+        "json": "errors and warnings as JSON",
+        "daemons": "also ask haproxy, keepalived, nft and sh, downloading them if they are not in the cache",
+    },
+)
+@shown
+def check(c: Context, profile: str, json: bool = False, daemons: bool = False) -> None:
+    """Check a profile and everything rendered from it; writes nothing."""
+    from ndakit.front import check_profile
+    from ndakit.workspace import Workspace
+
+    raise Exit(code=check_profile(Workspace.at(), profile, as_json=json, daemons=daemons))
+
+
+@task(
+    positional=["profile"],
+    help={"profile": PROFILE_HELP, "node": NODE_HELP, "out": "folder to write to (default: overlays/PROFILE)"},
+)
+@shown
+def render(c: Context, profile: str, node: str | None = None, out: str | None = None) -> None:
+    """Write the OpenWrt configuration of each node as a file tree."""
+    from ndakit.front import render_profile
+    from ndakit.workspace import Workspace
+
+    render_profile(Workspace.at(), profile, node, Path(out) if out else None)
+
+
+@task(
+    positional=["profile"],
+    help={
+        "profile": PROFILE_HELP,
+        "node": NODE_HELP,
+        "builder": "lab (a stand-in, for testing) or openwrt (images to flash)",
+        "imagebuilder": "openwrt: folder of an unpacked ImageBuilder",
+        "json": "the result as JSON",
+    },
+)
+@shown
+def build(
+    c: Context,
+    profile: str,
+    node: str | None = None,
+    builder: str = "lab",
+    imagebuilder: str | None = None,
+    json: bool = False,
+) -> None:
+    """Build the disk image of each node; does nothing if it is up to date."""
+    from ndakit.front import build_profile
+    from ndakit.workspace import Workspace
+
+    build_profile(Workspace.at(), profile, node, builder, Path(imagebuilder) if imagebuilder else None, as_json=json)
+
+
+@task(positional=["profile"], help={"profile": PROFILE_HELP, "node": "the node to boot (default: the first)"})
+@shown
+def boot(c: Context, profile: str, node: str | None = None) -> None:
+    """Boot a built image on a throw-away disk, with its console here."""
+    from ndakit.front import boot_node
+    from ndakit.workspace import Workspace
+
+    boot_node(Workspace.at(), profile, node)
+
+
+@task(
+    positional=["profile"],
+    help={
+        "profile": PROFILE_HELP,
+        "only": "only claims whose name is or begins with this (several: comma); see the table a run prints",
+        "json": "also write the result to this file",
+        "identity": "private SSH key of an admin of the profile, to prove the login as well",
+    },
+)
+@shown
+def verify(
+    c: Context, profile: str, only: str | None = None, json: str | None = None, identity: str | None = None
+) -> None:
+    """Boot the built images in a lab network and prove what the profile says."""
+    from ndakit.front import verify_profile
+    from ndakit.workspace import Workspace
+
+    code = verify_profile(
+        Workspace.at(), profile, only=only, json=Path(json) if json else None,
+        identity=Path(identity) if identity else None,
+    )  # fmt: skip
+    raise Exit(code=code)
+
+
+@task
+@shown
+def demo(c: Context) -> None:
+    """Build apache-pair, boot it, kill servers and balancers, and show what happens."""
+    from ndakit.front import demo_pair
+    from ndakit.workspace import Workspace
+
+    raise Exit(code=demo_pair(Workspace.at()))
+
+
+@task(
+    help={
+        "quick": "leave the virtual machines out (under a minute)",
+        "only": "pytest's -k: only tests whose name matches",
+    }
+)
+@shown
+def test(c: Context, quick: bool = False, only: str | None = None) -> None:
+    """Run every test: style, types, units, goldens, and the virtual machines."""
+    from ndakit.front import run_tests
+
+    raise Exit(code=run_tests(quick=quick, only=only))
+
+
+@task(help={"runs": "failovers per advert interval", "json": "where to write the figures (default: images/bench.json)"})
+@shown
+def bench(c: Context, runs: int = 10, json: str | None = None) -> None:
+    """Measure rendering, building and failover on this machine."""
+    from ndakit.bench import bench as measure
+    from ndakit.workspace import Workspace
+
+    raise Exit(code=measure(Workspace.at(), runs=runs, json=Path(json) if json else None))
+
+
+@task(help={"cache": "also the per-user cache with the lab's downloads (all workspaces share it)"})
+@shown
+def clean(c: Context, cache: bool = False) -> None:
+    """Remove rendered overlays, built images, logs and scratch files."""
+    from ndakit.front import clean_workspace
+    from ndakit.workspace import Workspace
+
+    clean_workspace(Workspace.at(), cache=cache)
+
+
+GROUPS = (
+    ("look", (list_profiles, show, check)),
+    ("make", (render, build)),
+    ("try", (boot, verify, demo)),
+    ("care", (test, bench, clean)),
+)
+
+namespace = Collection(*(t for _, tasks in GROUPS for t in tasks))
+
+
+def overview() -> str:
+    """The tasks grouped by what people do."""
+    lines = [
+        "ndakit: OpenWrt load-balancer pairs from one YAML profile.",
+        "",
+        "usage: ./inv TASK [options]   ./inv TASK --help",
+    ]
+    for title, tasks in GROUPS:
+        lines += ["", title]
+        lines += [f"  {t.name:8} {(t.__doc__ or '').splitlines()[0]}" for t in tasks]
+    return "\n".join(lines)
