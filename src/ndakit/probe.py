@@ -1,0 +1,134 @@
+"""Facts about a running balancer, as an admin finds them out on its console: addresses, services, identity, trouble.
+
+testinfra carries the commands; this module knows OpenWrt (procd, ubus, BusyBox without stat). Only what an OpenWrt image
+has anyway is used, so that it works for real images and for the lab's. What a fact should be is the business of `claims`.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from ipaddress import IPv4Interface, IPv6Interface, ip_interface
+from typing import Protocol
+
+from ndakit.errors import VerifyError
+from ndakit.model import Address
+
+
+class OutputNotUnderstood(VerifyError):
+    """A program on the node answered in a form that is not known."""
+
+    def __init__(self, command: str, output: str) -> None:
+        super().__init__(
+            f"the answer of '{command}' is not understood: {output.strip()[:160]!r}",
+            where="the node's console",
+            fix="run the command there by hand; if the answer is right, this release answers in a new form: report it",
+        )
+
+
+class Result(Protocol):
+    """What testinfra's `run` returns, as far as it is used here."""
+
+    rc: int
+    stdout: str
+
+
+class Host(Protocol):
+    """testinfra's host, as far as it is used here."""
+
+    def run(self, command: str, *args: str) -> Result:
+        """Run a command; `%s` in it are replaced by the quoted arguments."""
+        ...
+
+
+@dataclass(frozen=True)
+class ServerState:
+    """One line of HAProxy's statistics about a server."""
+
+    proxy: str
+    server: str
+    up: bool
+    status: str
+
+
+class NodeFacts:
+    """Asks one node."""
+
+    def __init__(self, host: Host) -> None:
+        self._host = host
+
+    def text(self, command: str, *args: str) -> str:
+        """What a command prints; empty if it fails."""
+        result = self._host.run(command, *args)
+        return result.stdout if result.rc == 0 else ""
+
+    def hostname(self) -> str:
+        """The kernel's host name."""
+        return self.text("cat /proc/sys/kernel/hostname").strip()
+
+    def release(self) -> Mapping[str, str]:
+        """/etc/openwrt_release as a mapping."""
+        pairs = re.findall(r"^(DISTRIB_[A-Z]+)='?([^'\n]*)'?$", self.text("cat /etc/openwrt_release"), re.M)
+        return dict(pairs)
+
+    def addresses(self) -> dict[str, set[IPv4Interface | IPv6Interface]]:
+        """Device → its addresses with prefix lengths, without link-local ones."""
+        return parse_addresses(self.text("ip -o addr show"))
+
+    def holds(self, address: Address) -> bool:
+        """True if the address is on one of the node's devices."""
+        return any(i.ip == address for found in self.addresses().values() for i in found)
+
+    def service_running(self, name: str) -> bool:
+        """True if procd runs an instance of the service (ubus, not ps: procd knows what it supervises)."""
+        answer = self.text("ubus call service list %s", json.dumps({"name": name}))
+        if not answer.strip():
+            return False
+        try:
+            instances = json.loads(answer).get(name, {}).get("instances", {})
+        except ValueError as cause:
+            raise OutputNotUnderstood("ubus call service list", answer) from cause
+        return any(i.get("running") for i in instances.values())
+
+    def default_routes(self) -> set[str]:
+        """The gateways of the default routes, of both families."""
+        text = self.text("ip route show default") + self.text("ip -6 route show default")
+        return set(re.findall(r"^default via (\S+)", text, re.M))
+
+    def trouble(self) -> list[str]:
+        """Lines of the kernel's and the system's log that nobody wants to see."""
+        wanted = re.compile(
+            r"segfault|Oops|BUG:|Call Trace|general protection|Out of memory|crash loop|soft lockup", re.I
+        )
+        lines = (self.text("dmesg") + "\n" + self.text("logread")).splitlines()
+        return [line.strip() for line in lines if wanted.search(line)]
+
+    def unsupported(self) -> list[str]:
+        """What the lab's stand-in base system was asked for and does not have (a lab image only)."""
+        return [line for line in self.text("cat /tmp/lab-unsupported").splitlines() if line.strip()]
+
+
+def parse_addresses(text: str) -> dict[str, set[IPv4Interface | IPv6Interface]]:
+    """Read `ip -o addr show` of iproute2 or BusyBox."""
+    found: dict[str, set[IPv4Interface | IPv6Interface]] = {}
+    for device, address in re.findall(r"^\d+:\s+(\S+?)(?:@\S+)?\s+inet6?\s+(\S+)", text, re.M):
+        interface = ip_interface(address)
+        if not interface.is_link_local:
+            found.setdefault(device, set()).add(interface)
+    return found
+
+
+def parse_statistics(text: str) -> list[ServerState]:
+    """Read HAProxy's statistics in CSV form (management guide, 9.1): the lines about servers."""
+    if not text.startswith("# pxname,"):
+        raise OutputNotUnderstood("the statistics page (;csv)", text)
+    rows = csv.DictReader(io.StringIO(text[2:]))
+    return [
+        ServerState(r["pxname"], r["svname"], r["status"].startswith(("UP", "no check")), r["status"])
+        for r in rows
+        if r.get("svname") not in ("FRONTEND", "BACKEND", None)
+    ]
