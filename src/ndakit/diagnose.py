@@ -1,0 +1,180 @@
+"""Validates a tree of nodes and says every mistake in it in the user's words and at the user's line.
+
+pydantic decides what is wrong; its error types never reach the user. Afterwards the wrong entries are cut out, so that
+the rest of the profile can still be checked and one run reports everything; what was cut out is remembered, so that
+nothing is said about what follows from it. Rules over several objects are in `model.checks`.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from pydantic import ValidationError
+
+from ndakit import shapes, wording
+from ndakit.errors import Location
+from ndakit.mistakes import KeyPath, ProfileMistake, dotted
+from ndakit.model import Profile
+from ndakit.yamlnodes import ListNode, MapNode, Node, with_key
+
+_ROUNDS_MAX = 64
+
+_STAND_INS: Mapping[str, Any] = {
+    "release": "24.10.8",
+    "access": {
+        "ssh_keys": {"x": "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIAABAgMEBQYHCAkKCwwNDg8QERITFBUWFxgZGhscHR4f x"},
+        "sources": {"x": "0.0.0.0/0"},
+    },
+    "networks": {"x": {"nics": "eth0", "subnet": "192.0.2.0/24"}},
+    "nodes": {"x": {"addresses": {"x": "192.0.2.1"}}},
+    "name": "x",
+}
+"""Takes the place of required parts that are wrong; nothing is ever said about them."""
+
+
+@dataclass
+class Diagnosis:
+    """The profile if the tree is right; else the mistakes, and what is left for the cross-checks."""
+
+    profile: Profile | None
+    mistakes: list[ProfileMistake] = field(default_factory=list)
+    rest: Profile | None = None
+    cut: frozenset[KeyPath] = frozenset()
+
+    def touches(self, path: KeyPath) -> bool:
+        """True if something at, above or below the path was cut out."""
+        return any(c[: len(path)] == path or path[: len(c)] == c for c in self.cut)
+
+
+def diagnose(tree: MapNode, attach: Callable[[str], bytes], empty: frozenset[KeyPath] = frozenset()) -> Diagnosis:
+    """Validate the tree.
+
+    `attach` reads a file that a scalar names; `empty` are the keys whose lack of a value was reported already.
+    """
+    context = {"attach": attach}
+    try:
+        return Diagnosis(Profile.model_validate(tree, context=context))
+    except ValidationError as cause:
+        error = cause
+    mistakes: list[ProfileMistake] = []
+    cut: set[KeyPath] = set(empty)
+    data: Any = _plain(tree)
+    first = True
+    for _ in range(_ROUNDS_MAX):
+        paths: set[KeyPath] = set()
+        for path, facts in _faults(error, tree if first else data):
+            known = any(c[: len(path)] == path or path[: len(c)] == c for c in cut)
+            if not known:
+                mistakes.append(wording.mistake(path, facts, tree, place(tree, path)))
+            paths.add(path)
+        for path in sorted(paths, key=lambda p: (-len(p), str(p))):
+            cut.add(_cut(data, path))
+        first = False
+        try:
+            rest = Profile.model_validate(data, context=context)
+        except ValidationError as cause:
+            error = cause
+        else:
+            return Diagnosis(None, mistakes, rest, frozenset(cut))
+    return Diagnosis(None, mistakes, None, frozenset(cut))
+
+
+def place(tree: MapNode, path: KeyPath) -> Location:
+    """Where the value at a path was written; where a short form hides it, or it is missing: the value around it."""
+    node: Node = tree
+    at = tree.at
+    for part in path:
+        if isinstance(node, MapNode) and isinstance(part, str) and part in node:
+            key_at, node = node.keys_at[part], node[part]
+            at = key_at if isinstance(node, MapNode | ListNode) else getattr(node, "at", key_at)
+        elif isinstance(node, ListNode) and isinstance(part, int) and part < len(node):
+            node = node[part]
+            at = getattr(node, "at", at)
+        else:
+            break
+    return with_key(at, dotted(path))
+
+
+def _faults(error: ValidationError, tree: Any) -> Iterator[tuple[KeyPath, Mapping[str, Any]]]:
+    """pydantic's errors by the profile's own paths, one per path: the one that says most."""
+    found: dict[KeyPath, Mapping[str, Any]] = {}
+    for facts in error.errors(include_url=False, include_input=False):
+        path = _own_path(facts["loc"], tree, missing=facts["type"] == "missing")
+        before = found.get(path)
+        if before is None or _weight(facts) > _weight(before):
+            found[path] = facts  # type: ignore[assignment]  # ErrorDetails is a TypedDict
+    yield from found.items()
+
+
+def _weight(facts: Any) -> int:
+    """A message of our own says most, a wrong kind of value least."""
+    if facts["type"] in wording.PYDANTIC_TYPES:
+        return 1
+    return 0 if facts["type"].endswith("_type") else 2
+
+
+def _own_path(loc: tuple[int | str, ...], tree: Any, *, missing: bool) -> KeyPath:
+    """The part of pydantic's location that is a path of the profile (unions and key checks add words of their own)."""
+    path: list[int | str] = []
+    node, expected = tree, Profile
+    for number, part in enumerate(loc):
+        if part == "[key]":
+            break
+        last = number == len(loc) - 1
+        if isinstance(node, dict) and isinstance(part, str):
+            if part not in node and not (missing and last):
+                break
+            node = node.get(part)
+        elif isinstance(node, list) and isinstance(part, int) and part < len(node):
+            node = node[part]
+        else:
+            model = shapes.model_of(expected)
+            if model is None or part != model.short_form:
+                break
+            continue
+        path.append(part)
+        expected = shapes.step(expected, part)
+    return tuple(path)
+
+
+def _plain(node: Any) -> Any:
+    """A copy whose containers can be changed; scalars keep their places."""
+    if isinstance(node, dict):
+        return {key: _plain(value) for key, value in node.items()}
+    if isinstance(node, list):
+        return [_plain(value) for value in node]
+    return node
+
+
+def _cut(data: dict[str, Any], path: KeyPath) -> KeyPath:
+    """Take out the smallest part around `path` that the profile can do without; the path of what was taken out."""
+    while len(path) > 1:
+        parent: Any = data
+        for part in path[:-1]:
+            try:
+                parent = parent[part]
+            except (KeyError, IndexError, TypeError):
+                parent = None
+                break
+        if isinstance(parent, dict) and _optional(path, parent):
+            parent.pop(path[-1], None)
+            return path
+        path = path[:-1]
+    key = str(path[0]) if path else ""
+    if key in _STAND_INS:
+        data[key] = copy.deepcopy(_STAND_INS[key])
+    else:
+        data.pop(key, None)
+    return path
+
+
+def _optional(path: KeyPath, parent: dict[str, Any]) -> bool:
+    above = shapes.at(path[:-1])
+    model = shapes.model_of(above)
+    if model is not None:
+        known = model.model_fields.get(str(path[-1]))
+        return known is None or not known.is_required()
+    return len(parent) > 1 or not shapes.needs_entries(above)

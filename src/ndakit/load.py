@@ -1,0 +1,233 @@
+"""From a profile's name to the checked, frozen profile, with the place of every value.
+
+Reads the YAML file and what it extends (`extends`), validates (`diagnose`), runs the cross-checks (`model.checks`)
+and reports every mistake at once. Owns how profiles are found and what a loaded profile knows about its files.
+Printing is the tasks' business.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from ndakit import extends
+from ndakit.diagnose import diagnose, place
+from ndakit.errors import ErrorGroup, InputError, Location, NdakitError
+from ndakit.mistakes import KeyPath, ProfileMistake, dotted, guess, listing, show
+from ndakit.model import Profile, checks
+from ndakit.model.base import mistake
+from ndakit.workspace import Workspace
+from ndakit.yamlnodes import SIZE_MAX, ListNode, MapNode, Node, Scalar, with_key
+
+MISTAKES_MAX = 100
+
+
+class ProfileNotFound(InputError):
+    """There is no profile of that name, or no such file."""
+
+    def __init__(self, what: str, workspace: Workspace) -> None:
+        known = names(workspace)
+        near = guess(what, known)
+        fix = (f"did you mean '{near}'? " if near else "") + (
+            f"profiles here: {listing(known)}" if known else "there are none yet: write profiles/NAME.yaml"
+        )
+        other = workspace.profiles / f"{what}.yml"
+        if "/" not in what and "\0" not in what and len(what) < 200 and other.is_file():
+            fix = f"rename profiles/{what}.yml to profiles/{what}.yaml"
+        super().__init__(f"there is no profile '{show(what)}'", where=str(workspace.profiles), fix=fix)
+
+
+class ProfileIsFragment(InputError):
+    """A fragment is for other profiles to extend; it is not one."""
+
+    def __init__(self, path: str, stem: str) -> None:
+        super().__init__(
+            f"'{stem}' is a fragment (its name begins with _), not a profile",
+            where=path,
+            fix=f"name a profile that extends it, or write one: extends: [{stem}]",
+        )
+
+
+@dataclass(frozen=True)
+class ProfileWarning:
+    """Something that works, but that its author should know about. Never blocks."""
+
+    code: str
+    what: str
+    where: Location
+    fix: str
+    other: Location | None = None
+
+    def text(self) -> str:
+        """The lines shown to people."""
+        against = f" (against {self.other})" if self.other else ""
+        return f"warning: {self.what}\n  where: {self.where}{against}\n  fix:   {self.fix}"
+
+    def as_json(self) -> dict[str, object]:
+        """The same facts for scripts."""
+        facts: dict[str, object] = {"code": self.code, "what": self.what, "fix": self.fix}
+        facts["where"] = dataclasses.asdict(self.where)
+        facts["other"] = dataclasses.asdict(self.other) if self.other else None
+        return facts
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A profile that is right, and where its values were written."""
+
+    profile: Profile
+    path: Path
+    """The profile's own file."""
+    origins: Mapping[KeyPath, Location]
+    """The place of every value that a file states; values without one are defaults."""
+    warnings: tuple[ProfileWarning, ...]
+    sources: tuple[Path, ...]
+    """Every file that was read: the profile, what it extends, the files it names."""
+
+
+def names(workspace: Workspace) -> tuple[str, ...]:
+    """The profiles of a workspace by name, sorted; fragments (`_x`) are not profiles."""
+    return tuple(sorted(p.stem for p in workspace.profiles.glob("*.yaml") if p.stem[:1] not in ("_", ".")))
+
+
+def load(workspace: Workspace, what: str) -> Loaded:
+    """The profile of a name, or in a file.
+
+    Raises ProfileNotFound, ProfileIsFragment, a ProfileMistake, or an ErrorGroup of ProfileMistakes: all that is wrong.
+    """
+    path = _find(workspace, what)
+    merged = extends.read(workspace, path)
+    attachments = _Attachments(path, merged.sources, workspace)
+    diagnosis = diagnose(merged.tree, attachments.read, merged.empty)
+    mistakes = [
+        *merged.mistakes,
+        *diagnosis.mistakes,
+        *_name_mistakes(merged.tree, path, extends.shown(path, workspace)),
+    ]
+    checked = diagnosis.profile or diagnosis.rest
+    warnings: list[ProfileWarning] = []
+    for finding in checks.findings(checked) if checked is not None else ():
+        if any(diagnosis.touches(p) for p in finding.about):
+            continue
+        at = place(merged.tree, finding.at)
+        other = place(merged.tree, finding.other) if finding.other is not None else None
+        if finding.severity == "error":
+            mistakes.append(ProfileMistake(finding.code, finding.what, at=at, other=other, fix=finding.fix))
+        else:
+            warnings.append(ProfileWarning(finding.code, finding.what, at, finding.fix, other))
+    if mistakes:
+        raise _group(mistakes)
+    assert diagnosis.profile is not None
+    return Loaded(
+        diagnosis.profile,
+        path,
+        dict(_origins(merged.tree, ())),
+        tuple(warnings),
+        (*merged.sources.values(), *attachments.contents),
+    )
+
+
+def _find(workspace: Workspace, what: str) -> Path:
+    """The file of a profile's name, or the file itself."""
+    if not what or "\0" in what or len(what) > 4096:
+        raise ProfileNotFound(what, workspace)
+    path = workspace.profiles / f"{what}.yaml"
+    if "/" in what or what.endswith((".yaml", ".yml")):
+        path = Path(what)
+        if not path.exists() and "/" not in what:
+            path = workspace.profiles / what
+    if not path.exists():
+        raise ProfileNotFound(what, workspace)
+    path = path.resolve()
+    if path.stem.startswith("_"):
+        raise ProfileIsFragment(extends.shown(path, workspace), path.stem)
+    return path
+
+
+class _Attachments:
+    """Reads the files that a profile names; their paths belong to the file that writes them."""
+
+    def __init__(self, main: Path, sources: Mapping[str, Path], workspace: Workspace) -> None:
+        self.folders = {file: path.parent for file, path in sources.items()}
+        self.main = main.parent
+        self.workspace = workspace
+        self.contents: dict[Path, bytes] = {}
+
+    def read(self, text: str) -> bytes:
+        """The content of the file that a scalar names; a refusal of the model's kind if there is none."""
+        folder = self.folders.get(text.at.file, self.main) if isinstance(text, Scalar) else self.main
+        path = folder / text
+        if "\0" in text or len(text) > 1024:
+            raise mistake("attachment", "not a path of a file", fix="write the file's name, such as sorry.html")
+        if path not in self.contents:
+            named = extends.shown(path, self.workspace)
+            try:
+                if path.exists() and not path.is_file():
+                    raise mistake("attachment", "{got} is not a file", got=named, fix="name a file")
+                with path.open("rb") as source:
+                    self.contents[path] = source.read(SIZE_MAX + 1)
+            except OSError as cause:
+                raise mistake(
+                    "attachment",
+                    "the file {got} cannot be read: {why}",
+                    got=named,
+                    why=cause.strerror or "",
+                    fix=f"put it there (the path is relative to {extends.shown(folder, self.workspace)}/), "
+                    "or correct the path",
+                ) from None
+        return self.contents[path]
+
+
+def _name_mistakes(tree: MapNode, path: Path, file: str) -> list[ProfileMistake]:
+    """The profile's name has to be its file's."""
+    written = tree.get("name")
+    if not isinstance(written, Scalar) or written == path.stem:
+        return []
+    if written.at.file != file:
+        return [
+            ProfileMistake(
+                "name-missing",
+                f"'name' is missing, and '{show(written)}' is the name of what it extends",
+                at=Location(file, 1, 1, "name"),
+                other=written.at,
+                fix=f"add a line: name: {show(path.stem)}",
+            )
+        ]
+    return [
+        ProfileMistake(
+            "name-differs",
+            f"the profile is called '{show(written)}', and its file '{show(path.name)}'",
+            at=place(tree, ("name",)),
+            fix=f"write name: {show(path.stem)}, or rename the file to {show(written)}.yaml",
+        )
+    ]
+
+
+def _group(mistakes: list[ProfileMistake]) -> NdakitError:
+    if len(mistakes) == 1:
+        return mistakes[0]
+    more = len(mistakes) - MISTAKES_MAX
+    group = ErrorGroup(mistakes[:MISTAKES_MAX] if more > 0 else mistakes)
+    if more > 0:
+        last = group.errors[-1]
+        return ErrorGroup(
+            [
+                *group.errors,
+                InputError(f"… and {more} more mistakes", where=last.location or last.where, fix="correct these first"),
+            ]
+        )
+    return group
+
+
+def _origins(node: Node, path: KeyPath) -> Iterator[tuple[KeyPath, Location]]:
+    """Every value's place by its path."""
+    if path:
+        yield path, with_key(node.at, dotted(path))
+    if isinstance(node, MapNode):
+        for key, value in node.items():
+            yield from _origins(value, (*path, key))
+    elif isinstance(node, ListNode):
+        for number, value in enumerate(node):
+            yield from _origins(value, (*path, number))

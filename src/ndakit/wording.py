@@ -1,0 +1,233 @@
+"""The words for a value that the model does not take: what is wrong, and what to write instead.
+
+Owns the sentences; which place is wrong and why is decided by the model and found by `diagnose`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from ndakit import names, shapes
+from ndakit.errors import Location
+from ndakit.mistakes import KeyPath, ProfileMistake, clean, dotted, guess, show
+from ndakit.model import Model, Profile
+from ndakit.yamlnodes import ListNode, MapNode, Node
+
+Facts = Mapping[str, Any]
+
+PLANNED_WORDS: Mapping[tuple[type[Model] | str, str], Mapping[str, str]] = {}
+
+EXAMPLES: Mapping[str, str] = {
+    "name": "name: bakery",
+    "release": "release: 24.10.8",
+    "access": "access: {ssh_keys: {me: ssh-ed25519 AAAA… me}, sources: {office: 192.0.2.0/24}}",
+    "ssh_keys": "ssh_keys: {me: ssh-ed25519 AAAA… me}",
+    "sources": "sources: {office: 192.0.2.0/24}",
+    "networks": "networks: {lan: {nics: [eth0], subnet: 192.0.2.0/24}}",
+    "nodes": "nodes: {lb1: {addresses: {lan: 192.0.2.11}}}",
+    "nics": "nics: [eth0]",
+    "subnet": "subnet: 192.0.2.0/24",
+    "addresses": "addresses: {lan: 192.0.2.11}",
+    "network": "network: lan",
+    "address": "address: 192.0.2.10",
+    "servers": "servers: {web1: 192.0.2.21}",
+    "vip": "vip: www",
+    "port": "port: 80",
+    "protocol": "protocol: http",
+    "pool": "pool: web",
+    "mode": "mode: active-backup",
+    "to": "to: 198.51.100.0/24",
+    "via": "via: 192.0.2.254",
+    "secret": "secret: name",
+}
+"""How a required key is written; a test asks for every required key of the model."""
+
+_PATTERNS: Mapping[str, tuple[str, str, str]] = {
+    "Name": ("name", "is not a name", "use lower-case letters, digits and '-', starting with a letter, at most 32"),
+    "NicName": ("nic", "is not the name of a network card", "write the kernel's name, such as eth0 (ip link shows it)"),
+    "PackageName": ("package-name", "is not a package name", "use lower-case letters, digits and . _ + -, at most 64"),
+    "HostName": (
+        "host-name",
+        "is not a host name",
+        "write lower-case letters, digits, '-' and '.', such as www.example.com",
+    ),
+}
+
+
+def _pattern(alias: Any) -> str:
+    return str(next(m.pattern for m in shapes.metadata(alias) if hasattr(m, "pattern")))
+
+
+_BY_PATTERN = {_pattern(getattr(names, n)): facts for n, facts in _PATTERNS.items()}
+
+
+def mistake(path: KeyPath, facts: Facts, tree: MapNode, at: Location) -> ProfileMistake:
+    """What is wrong at `path`, from pydantic's facts about it."""
+    node = _node(tree, path)
+    kind = facts["type"]
+    if facts["loc"] and facts["loc"][-1] == "[key]":
+        return _bad_key(path, facts, tree, at)
+    make = PYDANTIC_TYPES.get(kind)
+    if make is not None:
+        return make(path, facts, node, at)
+    if kind.endswith("_type") or kind in ("is_instance_of", "model_attributes_type"):
+        return _wrong_kind(path, facts, node, at)
+    context = facts.get("ctx") or {}
+    return ProfileMistake(
+        kind.replace("_", "-"),
+        clean(str(facts["msg"])),
+        at=at,
+        fix=clean(str(context.get("fix", "compare it with docs/profile.md"))),
+    )
+
+
+def _node(tree: Node, path: KeyPath) -> Node | None:
+    node: Any = tree
+    for part in path:
+        if isinstance(node, MapNode) and part in node:
+            node = node[str(part)]
+        elif isinstance(node, ListNode) and isinstance(part, int) and part < len(node):
+            node = node[part]
+        else:
+            return None
+    return node  # type: ignore[no-any-return]  # walked through nodes only
+
+
+def _missing(path: KeyPath, facts: Facts, node: Node | None, at: Location) -> ProfileMistake:
+    key = str(path[-1])
+    example = EXAMPLES.get(key, f"{key}: …")
+    above = dotted(path[:-1])
+    what = f"'{key}' is missing" + (f" in {above}" if above else "")
+    where = f"under {above}" if above else "at the beginning of a line"
+    return ProfileMistake("missing-key", what, at=at, fix=f"add it {where}, for example: {example}")
+
+
+def _unknown(path: KeyPath, facts: Facts, node: Node | None, at: Location) -> ProfileMistake:
+    key = str(path[-1])
+    model = shapes.model_of(shapes.at(path[:-1])) or Profile
+    if key in model.planned:
+        return ProfileMistake(
+            "planned-key",
+            f"'{key}' ({model.planned[key]}) is part of the profile language, but this version does not carry it yet",
+            at=at,
+            fix=f"leave '{key}' out until a version carries it",
+        )
+    where = f"in {dotted(path[:-1])}" if len(path) > 1 else "at the top of a profile"
+    near = guess(key, [*model.model_fields, *model.planned, *(["extends"] if model is Profile else [])])
+    fix = f"did you mean '{near}'?" if near else f"keys {where}: {', '.join(model.model_fields)}"
+    return ProfileMistake("unknown-key", f"there is no key '{show(key)}' {where}", at=at, fix=fix)
+
+
+def _not_allowed(path: KeyPath, facts: Facts, node: Node | None, at: Location) -> ProfileMistake:
+    if not isinstance(node, str):
+        return _wrong_kind(path, facts, node, at)
+    allowed = shapes.words(shapes.at(path))
+    planned = _planned_words(path)
+    if node in planned:
+        return ProfileMistake(
+            "planned-value",
+            f"'{node}' ({planned[node]}) is part of the profile language, but this version does not carry it yet",
+            at=at,
+            fix=f"write {_either(allowed)}",
+        )
+    near = guess(node, allowed)
+    fix = f"did you mean '{near}'? " if near and len(allowed) > 1 else ""
+    return ProfileMistake(
+        "not-allowed",
+        f"'{show(node)}' is not one of the values of '{path[-1] if path else ''}'",
+        at=at,
+        fix=f"{fix}write {_either(allowed)}",
+    )
+
+
+def _planned_words(path: KeyPath) -> Mapping[str, str]:
+    owner = path[:-1] if path and isinstance(path[-1], str) else path[:-2]
+    key = next((p for p in reversed(path) if isinstance(p, str)), "")
+    model = shapes.model_of(shapes.at(owner))
+    return getattr(model, "planned_values", {}).get(key, {}) if model is not None else {}
+
+
+def _either(words: tuple[str, ...]) -> str:
+    return words[0] if len(words) == 1 else f"{', '.join(words[:-1])} or {words[-1]}" if words else "something else"
+
+
+def _pattern_mismatch(path: KeyPath, facts: Facts, node: Node | None, at: Location) -> ProfileMistake:
+    kind, what, fix = _BY_PATTERN.get(
+        str(facts["ctx"]["pattern"]), ("text", "is not taken here", "see docs/profile.md")
+    )
+    return ProfileMistake(kind, f"'{show(str(node))}' {what}", at=at, fix=fix)
+
+
+def _text_too_long(path: KeyPath, facts: Facts, node: Node | None, at: Location) -> ProfileMistake:
+    most = facts["ctx"]["max_length"]
+    return ProfileMistake(
+        "too-long", f"'{show(str(node), 20)}' has more than {most} characters", at=at, fix="shorten it"
+    )
+
+
+def _too_few(path: KeyPath, facts: Facts, node: Node | None, at: Location) -> ProfileMistake:
+    key = str(path[-1]) if path else ""
+    example = f", for example: {EXAMPLES[key]}" if key in EXAMPLES else ", or delete the key"
+    return ProfileMistake("empty", f"'{key}' is empty", at=at, fix=f"put at least one entry into it{example}")
+
+
+def _too_many(path: KeyPath, facts: Facts, node: Node | None, at: Location) -> ProfileMistake:
+    most = facts["ctx"]["max_length"]
+    return ProfileMistake("too-many", f"'{path[-1]}' has more than {most} entries", at=at, fix=f"keep at most {most}")
+
+
+def _bad_key(path: KeyPath, facts: Facts, tree: MapNode, at: Location) -> ProfileMistake:
+    key = str(path[-1]) if path else ""
+    parent = _node(tree, path[:-1])
+    at = Location(at.file, at.line, at.column, at.key)
+    if isinstance(parent, MapNode) and key in parent.keys_at:
+        place = parent.keys_at[key]
+        at = Location(place.file, place.line, place.column, dotted(path))
+    pattern = str((facts.get("ctx") or {}).get("pattern", ""))
+    kind, what, fix = _BY_PATTERN.get(pattern, _PATTERNS["Name"])
+    if facts["type"] == "string_too_long":
+        what = f"has more than {facts['ctx']['max_length']} characters"
+        fix = "shorten it"
+    elif key != key.lower() or "_" in key:
+        better = key.lower().replace("_", "-")
+        fix = f"write {show(better)}: {fix}"
+    return ProfileMistake(kind, f"'{show(key)}' {what}", at=at, fix=fix)
+
+
+def _wrong_kind(path: KeyPath, facts: Facts, node: Node | None, at: Location) -> ProfileMistake:
+    key = show(str(path[-1])) if path else ""
+    name = f"'{key}'" if path and isinstance(path[-1], str) else "a list entry"
+    expected = shapes.at(path)
+    got = "a mapping" if isinstance(node, dict) else "a list" if isinstance(node, list) else f"'{show(str(node))}'"
+    if isinstance(node, dict) and any("::" in k or k.endswith(":") for k in node):
+        return ProfileMistake(
+            "wrong-kind",
+            f"{name} became a mapping, because of an unquoted IPv6 address",
+            at=at,
+            fix='quote IPv6 addresses inside [ ] and { }: ["fd00::"]',
+        )
+    if shapes.is_named_map(expected):
+        wanted, fix = "a mapping of names", f"write {EXAMPLES.get(key, f'{key}: {{name: value}}')}"
+    elif shapes.is_mapping(expected):
+        model = shapes.model_of(expected)
+        keys = [k for k, f in model.model_fields.items() if f.is_required()] if model else []
+        keys = keys or (list(model.model_fields)[:2] if model else [])
+        wanted, fix = "a mapping", f"write it as {{{', '.join(EXAMPLES.get(k, f'{k}: …') for k in keys)}}}"
+    elif shapes.is_list(expected):
+        wanted, fix = "a list", f"write {key}: [{show(str(node)) if isinstance(node, str) else '…'}]"
+    else:
+        wanted, fix = "one value", "write a single word or number there"
+    return ProfileMistake("wrong-kind", f"{name} is {got}, and {wanted} is needed", at=at, fix=fix)
+
+
+PYDANTIC_TYPES: Mapping[str, Callable[[KeyPath, Facts, Node | None, Location], ProfileMistake]] = {
+    "missing": _missing,
+    "extra_forbidden": _unknown,
+    "literal_error": _not_allowed,
+    "string_pattern_mismatch": _pattern_mismatch,
+    "string_too_long": _text_too_long,
+    "too_short": _too_few,
+    "too_long": _too_many,
+}
+"""pydantic's own error types with words of ours; the others are wrong kinds of values, or messages of the model."""
