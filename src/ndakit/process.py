@@ -25,6 +25,7 @@ Argv = Sequence[str | Path]
 
 _TAIL_LINES = 10
 _POLITE_S = 5.0
+_IF_PARENT_LIVES = '[ "$PPID" = "$0" ] && exec "$@"'
 _PASSED_ON = ("PATH", "HOME", "TMPDIR", "http_proxy", "https_proxy", "no_proxy", "XDG_CACHE_HOME")
 
 
@@ -258,9 +259,10 @@ def spawn(
 ) -> Child:
     """Start a program that runs beside us; both its streams go to `log`.
 
-    util-linux's setpriv gives it a parent-death signal, so that not even a SIGKILL of ours leaves it behind. The signal
-    is tied to the thread that starts it (prctl(2), PR_SET_PDEATHSIG): call this from a thread that lives as long as the
-    child should. Raises ToolMissing.
+    util-linux's setpriv gives it a parent-death signal, so that not even a SIGKILL of ours leaves it behind; a shell
+    line then looks whether we still live, for a parent that died before the signal was set would never send it. The
+    signal is tied to the thread that starts it (prctl(2), PR_SET_PDEATHSIG): call this from a thread that lives as long
+    as the child should. Raises ToolMissing.
     """
     setpriv = require("setpriv", package="util-linux", reason="so that no child outlives this program")
     words = tuple(str(a) for a in argv)
@@ -268,7 +270,7 @@ def spawn(
         raise ToolMissing(words[0], package=Path(words[0]).name, reason="for this step")
     with log.open("ab") as sink:
         popen = subprocess.Popen(
-            (str(setpriv), "--pdeathsig", "KILL", "--", *words),
+            (str(setpriv), "--pdeathsig", "KILL", "--", "/bin/sh", "-c", _IF_PARENT_LIVES, str(os.getpid()), *words),
             cwd=cwd,
             env=environment(env),
             stdin=subprocess.DEVNULL,

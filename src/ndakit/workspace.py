@@ -11,6 +11,7 @@ import fcntl
 import json
 import os
 import shutil
+import stat
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -43,6 +44,17 @@ class WorkspaceBusy(MachineError):
             f"another run is at work here ({holder}); waited {waited_s:g} s",
             where=str(lock),
             fix="wait until it has ended, or end that process; the lock goes away with it",
+        )
+
+
+class RuntimeFolderUnsafe(MachineError):
+    """The folder for sockets belongs to somebody else, or others may write there."""
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(
+            "the folder for the sockets of virtual machines is not private",
+            where=str(folder),
+            fix=f"remove it (rm -r {folder}), or set XDG_RUNTIME_DIR to a folder of your own",
         )
 
 
@@ -119,6 +131,24 @@ def cache() -> Path:
     """The per-user cache, shared by all workspaces: downloads, the lab's base systems, what this machine can do."""
     folder = platformdirs.user_cache_path("ndakit")
     folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+def runtime() -> Path:
+    """A private folder with a short path, for sockets: a unix socket's path may have 107 bytes (unix(7)).
+
+    Under XDG_RUNTIME_DIR where that is usable and short, else under /tmp. Make folders in it with `scratch_folder`.
+    Raises RuntimeFolderUnsafe when somebody else could write there.
+    """
+    given = os.environ.get("XDG_RUNTIME_DIR", "")
+    if given and len(os.fsencode(given)) <= 40 and os.access(given, os.W_OK | os.X_OK):
+        folder = Path(given) / "ndakit"
+    else:
+        folder = Path("/tmp") / f"ndakit-{os.getuid()}"
+    folder.mkdir(mode=0o700, exist_ok=True)
+    facts = folder.lstat()
+    if not stat.S_ISDIR(facts.st_mode) or facts.st_uid != os.getuid() or facts.st_mode & 0o077:
+        raise RuntimeFolderUnsafe(folder)
     return folder
 
 
