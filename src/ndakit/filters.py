@@ -1,0 +1,136 @@
+"""One template filter per syntax: it quotes the value, or refuses what that syntax cannot hold.
+
+Every value in a template goes through one of them: `plain` (the environment's finalizer) stops a value that did not.
+A filter's result is Markup, which is how the template engine knows text that is ready from text that is not.
+No filter guesses: what cannot be written so that the target reads it back unchanged raises ValueError.
+"""
+
+from __future__ import annotations
+
+import re
+import shlex
+from collections.abc import Callable, Iterable, Mapping
+from ipaddress import IPv4Address, IPv4Interface, IPv4Network, IPv6Address, IPv6Interface, IPv6Network
+from typing import Any
+
+from jinja2 import Undefined
+from markupsafe import Markup
+
+from ndakit import uci as uci_text
+from ndakit.release import Release
+
+_SCALARS = (
+    str, int, IPv4Address, IPv6Address, IPv4Network, IPv6Network, IPv4Interface, IPv6Interface, Release,
+)  # fmt: skip
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ufeff\ud800-\udfff]")
+_WORD = re.compile(r"[A-Za-z0-9_.:/@+,=%~\[\]-]+")
+_HAPROXY_PLAIN = re.compile(r"[A-Za-z0-9_.:/@+,=%~^*\[\]{}()!<>|&?;-]+")
+
+
+def text(value: object) -> str:
+    """A value as text: str, int, addresses and networks, a release, True as 1. Anything else, None above all, is a mistake in the template."""
+    if isinstance(value, Undefined):
+        value._fail_with_undefined_error()
+    if isinstance(value, bool):
+        return "1" if value else "0"
+    if isinstance(value, _SCALARS):
+        return str(value)
+    raise ValueError(f"{type(value).__name__} is no value for a configuration file: {value!r:.60}")
+
+
+def _line(value: object) -> str:
+    found = text(value)
+    if not found:
+        raise ValueError("an empty value")
+    if bad := _CONTROL.search(found):
+        raise ValueError(f"control character U+{ord(bad[0]):04X}")
+    return found
+
+
+def uci(value: object) -> Markup:
+    """A UCI value in single quotes."""
+    return Markup(uci_text.quote(text(value)))
+
+
+def uci_name(value: object) -> Markup:
+    """A UCI section or option name: letters, digits, `_`, without quotes."""
+    found = text(value)
+    if not re.fullmatch(r"[A-Za-z0-9_]+", found):
+        raise ValueError(f"not a UCI name: {found[:60]!r}")
+    return Markup(found)
+
+
+def shell(value: object) -> Markup:
+    """One word of a POSIX shell."""
+    return Markup(shlex.quote(_line(value)))
+
+
+def haproxy(value: object) -> Markup:
+    """One word of haproxy.cfg: plain where that is safe, else in strong quotes (configuration manual, 2.2)."""
+    found = _line(value)
+    if _HAPROXY_PLAIN.fullmatch(found):
+        return Markup(found)
+    return Markup("'" + found.replace("'", "'\"'\"'") + "'")
+
+
+def word(value: object) -> Markup:
+    """One word of a syntax without quoting (keepalived.conf, sysctl.conf): refused unless it is harmless there."""
+    found = _line(value)
+    if not _WORD.fullmatch(found):
+        raise ValueError(f"{found[:60]!r} cannot be written without quotes")
+    return Markup(found)
+
+
+def comment(value: object) -> Markup:
+    """The rest of a comment line, or of a line that only people read."""
+    return Markup(_line(value))
+
+
+def seconds(value: object) -> Markup:
+    """A time in seconds for haproxy.cfg: `2s`, `500ms`."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise ValueError(f"{type(value).__name__} is no time")
+    milliseconds = round(value * 1000)
+    if milliseconds <= 0:
+        raise ValueError(f"{value} s is no time to wait")
+    return Markup(f"{milliseconds // 1000}s" if milliseconds % 1000 == 0 else f"{milliseconds}ms")
+
+
+def decimal(value: object) -> Markup:
+    """A number with at most two decimals, as keepalived takes it: `1`, `0.1`."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise ValueError(f"{type(value).__name__} is no number")
+    return Markup(f"{value:.2f}".rstrip("0").rstrip("."))
+
+
+def words(value: object) -> Markup:
+    """Several words of a syntax without quoting, a blank between two."""
+    if isinstance(value, str) or not isinstance(value, Iterable):
+        raise ValueError("a list of words is needed")
+    found = [word(item) for item in value]
+    if not found:
+        raise ValueError("an empty list")
+    return Markup(" ").join(found)
+
+
+def authorized_key(value: object) -> Markup:
+    """One line of authorized_keys: type, data, comment."""
+    found = _line(value)
+    if not re.match(r"[a-z0-9@.-]+ [A-Za-z0-9+/]+=*( |$)", found):
+        raise ValueError("not an SSH public key")
+    return Markup(found)
+
+
+def plain(value: Any) -> Any:
+    """The environment's finalizer: refuse a value that no filter has seen."""
+    if isinstance(value, Undefined):
+        value._fail_with_undefined_error()
+    if isinstance(value, Markup):
+        return value
+    raise ValueError(f"{value!r:.60} was not put through a filter (| uci, | haproxy, | word, …)")
+
+
+FILTERS: Mapping[str, Callable[[object], Markup]] = {
+    f.__name__: f
+    for f in (uci, uci_name, shell, haproxy, word, words, comment, seconds, decimal, authorized_key)
+}

@@ -1,0 +1,277 @@
+"""Profile and templates → the tree of files of one node, in memory.
+
+Pure: no clock, no environment, no network; the templates are the only thing read. `templates/rootfs/etc/config/network.j2`
+becomes `/etc/config/network`, a file without `.j2` is taken as it is; of two folders with the same path the first one
+wins (the workspace's own before the shipped one). A template that starts with `{% only_if … %}` is left out of nodes
+for which that is false. Modes come from one table here. Writing the tree to disk is overlay's.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from jinja2 import BaseLoader, Environment, StrictUndefined, TemplateError, nodes
+from jinja2.exceptions import TemplateNotFound, TemplateSyntaxError
+from jinja2.ext import Extension
+from jinja2.parser import Parser
+
+from ndakit import timezone, view_firewall, view_haproxy
+from ndakit.errors import BuildError, ErrorGroup, InputError, NdakitError
+from ndakit.filters import FILTERS, plain
+from ndakit.model import Profile
+from ndakit.view import NodeView, unsupported
+
+ROOTFS = "rootfs"
+SUFFIX = ".j2"
+MODE_FILE, MODE_PROGRAM, MODE_PRIVATE = 0o644, 0o755, 0o600
+
+MODES: tuple[tuple[str, int], ...] = (
+    ("/etc/dropbear/", MODE_PRIVATE),
+    ("/etc/ndakit/private/", MODE_PRIVATE),
+    ("/etc/init.d/", MODE_PROGRAM),
+    ("/etc/hotplug.d/", MODE_FILE),
+    ("/usr/libexec/", MODE_PROGRAM),
+    ("/usr/bin/", MODE_PROGRAM),
+    ("/usr/sbin/", MODE_PROGRAM),
+)
+"""Folder on the node → mode of the files in it; all others 0644. dropbear refuses keys that others may write, OpenWrt
+enables init scripts without looking at their mode but cannot run them without the x bit (openwrt.md)."""
+
+
+_FILTERS_GONE = ("safe", "escape", "e", "forceescape", "tojson", "urlize", "xmlattr", "striptags", "default", "d")
+"""Filters of the template engine that would pass text through unseen, or hide that a value is missing."""
+
+
+class NodeUnknown(InputError):
+    """The profile has no such node."""
+
+
+class TemplateBroken(BuildError):
+    """A template cannot be rendered."""
+
+
+class TemplateConflict(BuildError):
+    """Two sources for one file."""
+
+
+@dataclass(frozen=True)
+class RenderedFile:
+    """One file of the tree: where it goes, what is in it, its mode, and the template it came from."""
+
+    path: str
+    content: bytes
+    mode: int
+    source: str
+
+    @property
+    def text(self) -> str:
+        """The content as text."""
+        return self.content.decode("utf-8", errors="replace")
+
+
+class Tree(Mapping[str, RenderedFile]):
+    """The files of one node by their path there, sorted; cannot be changed."""
+
+    def __init__(self, files: Sequence[RenderedFile]) -> None:
+        self._files = {f.path: f for f in sorted(files, key=lambda f: f.path)}
+        if len(self._files) != len(files):
+            raise ValueError("two files with one path")
+
+    def __getitem__(self, path: str) -> RenderedFile:
+        return self._files[path]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._files)
+
+    def __len__(self) -> int:
+        return len(self._files)
+
+    @functools.cached_property
+    def digest(self) -> str:
+        """SHA-256 over path, mode and content hash of every file, as canonical JSON."""
+        facts = [[f.path, f"{f.mode:04o}", hashlib.sha256(f.content).hexdigest()] for f in self.values()]
+        return hashlib.sha256(json.dumps(facts, separators=(",", ":")).encode()).hexdigest()
+
+
+def render(profile: Profile, node: str, templates: Sequence[Path]) -> Tree:
+    """The files of one node. `templates` are folders, searched in order.
+
+    Raises NodeUnknown, an ErrorGroup of NotOnThisRelease, UnknownTimezone, TemplateBroken, TemplateConflict.
+    """
+    if node not in profile.nodes:
+        raise NodeUnknown(
+            f"profile '{profile.name}' has no node '{node}'",
+            where=f"profile {profile.name}, nodes",
+            fix=f"take one of {', '.join(profile.nodes)}",
+        )
+    if refused := unsupported(profile):
+        raise ErrorGroup(refused)
+    found = _sources(tuple(Path(t) for t in templates))
+    view = NodeView(profile, node)
+    context = {
+        "profile": profile,
+        "node": view,
+        "release": profile.release,
+        "haproxy": view_haproxy.haproxy(view),
+        "firewall": view_firewall.firewall(view),
+        "timezone": timezone.posix(profile.system.timezone, where=f"profile {profile.name}, system.timezone"),
+    }
+    files = []
+    for path, source in found.items():
+        content = _content(source, profile, node, context)
+        if content is not None:
+            files.append(RenderedFile(path, content, mode_of(path), source.name))
+    for path, (page, content) in view_haproxy.sorry_pages(profile).items():
+        if path in found:
+            raise TemplateConflict(
+                f"{path} is made from the profile's sorry page, and there is a template for it too",
+                where=found[path].name,
+                fix="remove or rename the template",
+            )
+        files.append(RenderedFile(path, content, MODE_FILE, page))
+    return Tree(files)
+
+
+def mode_of(path: str) -> int:
+    """The mode of a file by its place on the node."""
+    return next((mode for folder, mode in MODES if path.startswith(folder)), MODE_FILE)
+
+
+@dataclass(frozen=True)
+class _Source:
+    """A template or static file: its name for people, its content, whether it is a template."""
+
+    name: str
+    file: Path
+    is_template: bool
+    stamp: tuple[int, int]
+
+
+def _sources(folders: tuple[Path, ...]) -> dict[str, _Source]:
+    """Path on the node → source; the first folder that has a path wins."""
+    found: dict[str, _Source] = {}
+    for folder in folders:
+        here: dict[str, _Source] = {}
+        root = folder / ROOTFS
+        for file in sorted(root.rglob("*")) if root.is_dir() else ():
+            if not file.is_file() or file.name.startswith(".") or file.name.endswith("~"):
+                continue
+            relative = file.relative_to(root).as_posix()
+            path = f"/{relative.removesuffix(SUFFIX)}"
+            facts = file.stat()
+            source = _Source(
+                f"{folder.name}/{ROOTFS}/{relative}",
+                file,
+                relative.endswith(SUFFIX),
+                (facts.st_mtime_ns, facts.st_size),
+            )
+            if path in here:
+                raise TemplateConflict(
+                    f"two sources for {path}",
+                    where=f"{here[path].name} and {source.name}",
+                    fix="remove one of the two",
+                )
+            here[path] = source
+        found = here | found
+    return found
+
+
+def _content(source: _Source, profile: Profile, node: str, context: Mapping[str, Any]) -> bytes | None:
+    """What becomes of one source; None if it does not apply to this node."""
+    if not source.is_template:
+        return source.file.read_bytes()
+    header = f"made by ndakit for {profile.name}, node {node}, from {source.name}: change the profile, not this file"
+    try:
+        template = _template(source)
+        return template.render({**context, "header": header}).encode()
+    except _NotHere:
+        return None
+    except TemplateSyntaxError as cause:
+        raise _broken(source, cause.lineno, str(cause.message)) from cause
+    except (TemplateError, ValueError, TypeError, AttributeError, KeyError) as cause:
+        raise _broken(source, _line_in(source, cause), f"{type(cause).__name__}: {cause}") from cause
+
+
+def _broken(source: _Source, line: int, message: str) -> TemplateBroken:
+    return TemplateBroken(
+        f"the template cannot be rendered: {message}",
+        where=f"{source.name}:{line}" if line else source.name,
+        fix="mend that line of the template; every value in it goes through the filter of its syntax",
+    )
+
+
+def _line_in(source: _Source, cause: BaseException) -> int:
+    """The template's line from the traceback (the engine maps its frames to the template)."""
+    line, frame = 0, cause.__traceback__
+    while frame is not None:
+        if frame.tb_frame.f_code.co_filename == str(source.file):
+            line = frame.tb_lineno
+        frame = frame.tb_next
+    return line
+
+
+class _NotHere(Exception):  # noqa: N818  # a signal, not an error: this file is not for this node
+    """The file does not apply to the node."""
+
+
+class OnlyIf(Extension):
+    """`{% only_if expression %}`: the file exists only on nodes for which the expression is true."""
+
+    tags = {"only_if"}  # noqa: RUF012  # the type is jinja2's
+
+    def parse(self, parser: Parser) -> nodes.Node:
+        """Turn the tag into a call of `_check`."""
+        line = next(parser.stream).lineno
+        call = self.call_method("_check", [parser.parse_expression()])
+        return nodes.ExprStmt(call).set_lineno(line)
+
+    def _check(self, applies: object) -> str:
+        if not applies:
+            raise _NotHere
+        return ""
+
+
+class _Loader(BaseLoader):
+    """Templates are given by their file's path; the stamp makes a changed file a new template."""
+
+    def get_source(self, environment: Environment, template: str) -> tuple[str, str, Any]:
+        """The text of a template file."""
+        name, _, _stamp = template.rpartition("@")
+        try:
+            return Path(name).read_text(encoding="utf-8"), name, lambda: True
+        except (OSError, UnicodeDecodeError) as cause:
+            raise TemplateNotFound(name, f"cannot be read: {cause}") from cause
+
+
+@functools.cache
+def _environment() -> Environment:
+    environment = Environment(
+        loader=_Loader(),
+        undefined=StrictUndefined,
+        finalize=plain,
+        autoescape=True,  # so that what a filter or macro made (Markup) can be told from what none has seen
+        extensions=[OnlyIf],
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+        cache_size=-1,
+    )
+    for name in _FILTERS_GONE:
+        del environment.filters[name]
+    environment.filters.update(FILTERS)
+    return environment
+
+
+def _template(source: _Source) -> Any:
+    return _environment().get_template(f"{source.file}@{source.stamp[0]}.{source.stamp[1]}")
+
+
+def findings_of(error: NdakitError) -> tuple[NdakitError, ...]:
+    """The single errors in an error: a group's members, else the error itself."""
+    return error.errors if isinstance(error, ErrorGroup) else (error,)

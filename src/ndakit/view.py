@@ -1,0 +1,334 @@
+"""What templates ask for: one node of a profile, with everything computed that a template would have to compute.
+
+Owns host names, the L2 devices and interfaces, routes, VRRP instances and kernel values of one node. Traffic (HAProxy)
+is `view_haproxy`, the firewall `view_firewall`. Values here are plain and frozen; quoting is the filters' business.
+"""
+
+from __future__ import annotations
+
+import functools
+from dataclasses import dataclass
+from ipaddress import IPv4Interface, IPv6Interface, ip_interface
+
+from ndakit.errors import InputError, NdakitError
+from ndakit.model import Address, Profile
+from ndakit.model import Route as ProfileRoute
+from ndakit.names import device_name, instance_name, uci_name
+from ndakit.release import Release
+
+SMALL_DEVICES = ("dockstar",)
+"""Devices with 128 MiB of memory (openwrt.md, 2.3)."""
+
+EPHEMERAL_LOW = 10240
+"""The lowest local port that connections to servers may use."""
+
+
+class NotOnThisRelease(InputError):
+    """The profile asks for something that its OpenWrt release cannot do, or not in a way we know to work."""
+
+
+@dataclass(frozen=True)
+class Device:
+    """A layer-2 device that netifd makes: `bonding`, `bridge` or `8021q`."""
+
+    name: str
+    type: str
+    ports: tuple[str, ...] = ()
+    mode: str | None = None
+    stp: bool = False
+    vlan: int | None = None
+
+
+@dataclass(frozen=True)
+class Interface:
+    """A netifd interface: a network's own addresses on its device."""
+
+    network: str
+    section: str
+    device: str
+    ipv4: tuple[IPv4Interface, ...]
+    ipv6: tuple[IPv6Interface, ...]
+    gateway4: Address | None
+    gateway6: Address | None
+    dns: tuple[Address, ...]
+    ports: tuple[str, ...]
+    bridge: bool
+    stp: bool
+
+    @property
+    def single4(self) -> IPv4Interface | None:
+        """The only IPv4 address, None if there are none or several."""
+        return self.ipv4[0] if len(self.ipv4) == 1 else None
+
+
+@dataclass(frozen=True)
+class Route:
+    """A route beyond the default one."""
+
+    section_type: str
+    interface: str
+    route: ProfileRoute
+
+
+@dataclass(frozen=True)
+class VrrpVip:
+    """A VIP as keepalived adds it."""
+
+    address: Address
+    device: str
+
+    @property
+    def prefixed(self) -> str:
+        """With /32 or /128: inside the node's own prefix it would be lost with the node's address."""
+        return f"{self.address}/{self.address.max_prefixlen}"
+
+
+@dataclass(frozen=True)
+class VrrpInstance:
+    """A VRRP instance of this node."""
+
+    name: str
+    group: str
+    network: str
+    device: str
+    vrid: int
+    priority: int
+    version: int
+    own: Address
+    peers: tuple[Address, ...]
+    advertised: VrrpVip
+    others: tuple[VrrpVip, ...]
+
+
+@dataclass(frozen=True)
+class SyncGroup:
+    """Instances that change their state together."""
+
+    name: str
+    instances: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class KernelValue:
+    """One sysctl key with its value and the reason for it."""
+
+    key: str
+    value: str
+    why: str
+
+
+@dataclass(frozen=True)
+class NodeView:
+    """One node of a profile."""
+
+    profile: Profile
+    name: str
+
+    @property
+    def hostname(self) -> str:
+        """The node's host name."""
+        return self.profile.hostname(self.name)
+
+    @property
+    def release(self) -> Release:
+        """The OpenWrt release."""
+        return self.profile.release
+
+    @functools.cached_property
+    def devices(self) -> tuple[Device, ...]:
+        """Bonds, bridges and VLANs, each below the ones that use it."""
+        found: list[Device] = []
+        for name, net in self.profile.networks.items():
+            base, top = self.profile.base_device(name), self.profile.l2_device(name)
+            if net.bond is not None:
+                found.append(Device(base, "bonding", net.nics, mode=net.bond.mode))
+            elif net.bridge is not None:
+                found.append(Device(base, "bridge", net.nics, stp=net.bridge.stp))
+            if net.vlan is not None:
+                found.append(Device(top, "8021q", (base,), vlan=net.vlan))
+        return tuple(found)
+
+    @functools.cached_property
+    def interfaces(self) -> tuple[Interface, ...]:
+        """One per network, in the profile's order; a standalone node's VIPs are addresses of it."""
+        found: list[Interface] = []
+        for name, net in self.profile.networks.items():
+            own = [
+                ip_interface(f"{address}/{subnet.prefixlen}")
+                for subnet in net.subnet
+                if (address := self.profile.node_address(self.name, name, subnet.version)) is not None
+            ]
+            if self.profile.standalone:
+                own += [ip_interface(a) for v in self.profile.vips.values() if v.network == name for a in v.address]
+            found.append(
+                Interface(
+                    network=name,
+                    section=uci_name(name),
+                    device=self.profile.l2_device(name),
+                    ipv4=tuple(i for i in own if isinstance(i, IPv4Interface)),
+                    ipv6=tuple(i for i in own if isinstance(i, IPv6Interface)),
+                    gateway4=net.gateway_of(4),
+                    gateway6=net.gateway_of(6),
+                    dns=net.dns,
+                    ports=net.nics,
+                    bridge=net.bridge is not None,
+                    stp=net.bridge is not None and net.bridge.stp,
+                )
+            )
+        return tuple(found)
+
+    @functools.cached_property
+    def routes(self) -> tuple[Route, ...]:
+        """The routes of all networks."""
+        return tuple(
+            Route("route" if r.to.version == 4 else "route6", uci_name(name), r)
+            for name, net in self.profile.networks.items()
+            for r in net.routes
+        )
+
+    @property
+    def addresses(self) -> tuple[Address, ...]:
+        """The node's own addresses, in the order of the networks."""
+        return tuple(
+            a
+            for name, net in self.profile.networks.items()
+            for s in net.subnet
+            if (a := self.profile.node_address(self.name, name, s.version)) is not None
+        )
+
+    @property
+    def vrrp(self) -> bool:
+        """True if keepalived runs here."""
+        return bool(self.profile.instances)
+
+    @functools.cached_property
+    def instances(self) -> tuple[VrrpInstance, ...]:
+        """The VRRP instances of this node."""
+        found: list[VrrpInstance] = []
+        for instance in self.profile.instances:
+            device = self.profile.l2_device(instance.network)
+            vips = [VrrpVip(a, device) for v in instance.vips for a in self.profile.vips[v].address]
+            version = min(v.address.version for v in vips)
+            own = self.profile.node_address(self.name, instance.network, version)
+            if own is None:
+                raise _no_address(self.profile, self.name, instance.network, version)
+            peers = tuple(
+                a
+                for peer in self.profile.peers(self.name)
+                if (a := self.profile.node_address(peer, instance.network, version)) is not None
+            )
+            advertised = next(v for v in vips if v.address.version == version)
+            found.append(
+                VrrpInstance(
+                    name=instance_name(instance.network, instance.group),
+                    group=instance.group,
+                    network=instance.network,
+                    device=device,
+                    vrid=instance.vrid,
+                    priority=self.profile.priority(self.name),
+                    version=version,
+                    own=own,
+                    peers=peers,
+                    advertised=advertised,
+                    others=tuple(v for v in vips if v is not advertised),
+                )
+            )
+        return tuple(found)
+
+    @functools.cached_property
+    def sync_groups(self) -> tuple[SyncGroup, ...]:
+        """The groups with instances on more than one network (keepalived has no use for a group of one)."""
+        groups = (
+            SyncGroup(group, tuple(i.name for i in self.instances if i.group == group))
+            for group in self.profile.groups
+        )
+        return tuple(g for g in groups if len(g.instances) > 1)
+
+    @property
+    def small(self) -> bool:
+        """True on hardware with little memory."""
+        return self.profile.device in SMALL_DEVICES
+
+    @property
+    def connections_max(self) -> int:
+        """How many client connections HAProxy holds at most."""
+        return 1000 if self.small else 10000
+
+    @property
+    def forwards(self) -> bool:
+        """True if packets of others pass through: some network has a way out through this node."""
+        return any(net.egress != "none" for net in self.profile.networks.values())
+
+    @functools.cached_property
+    def kernel_values(self) -> tuple[KernelValue, ...]:
+        """The lines of sysctl.conf. Keys that every kernel from 4.14 (18.06) on has."""
+        forward = "1" if self.forwards else "0"
+        way = "the servers' way out leads through this node" if self.forwards else "nothing is routed through this node"
+        values = [
+            KernelValue("net.ipv4.ip_nonlocal_bind", "1", "HAProxy listens on the VIPs also where they are not"),
+            KernelValue("net.ipv6.ip_nonlocal_bind", "1", "the same for IPv6, and for addresses that are still probed"),
+            KernelValue("net.ipv4.conf.all.promote_secondaries", "1", "a changed node address takes no other with it"),
+            KernelValue("net.ipv4.ip_forward", forward, way),
+            KernelValue("net.ipv6.conf.all.forwarding", forward, way),
+            KernelValue(
+                "net.ipv4.ip_local_port_range",
+                f"{EPHEMERAL_LOW} 65535",
+                "source ports towards one server: 55296 instead of 28232",
+            ),
+            KernelValue("net.core.somaxconn", "4096", "connections that wait until HAProxy accepts them, per listener"),
+            KernelValue("net.ipv4.tcp_max_syn_backlog", "4096", "the same for connections that are not complete yet"),
+            KernelValue(
+                "net.netfilter.nf_conntrack_max",
+                "16384" if self.small else "131072",
+                "two entries per proxied connection, and ended ones stay for two minutes; 320 bytes each",
+            ),
+        ]
+        port = self.profile.monitoring.statistics.port
+        if port >= EPHEMERAL_LOW:
+            values.insert(
+                6,
+                KernelValue(
+                    "net.ipv4.ip_local_reserved_ports", str(port), "the statistics page's, or HAProxy may not start again"
+                ),
+            )
+        return tuple(values)
+
+
+def unsupported(profile: Profile) -> list[NdakitError]:
+    """What the profile asks for and its release cannot do, all of it."""
+    found: list[NdakitError] = []
+    release = profile.release
+
+    def refuse(what: str, key: str, fix: str) -> None:
+        found.append(NotOnThisRelease(f"{what} (release {release})", where=f"profile {profile.name}, {key}", fix=fix))
+
+    for name, net in profile.networks.items():
+        key = f"networks.{name}"
+        if net.bond is not None and not release.native_bonding:
+            refuse("bonds need OpenWrt 22.03 or later", f"{key}.bond", "use a later release, or a single card")
+        if not release.device_sections:
+            if net.bridge is not None and device_name("br", name) != f"br-{uci_name(name)}":
+                refuse(
+                    f"netifd would call the bridge br-{uci_name(name)}, which is not the name the VIPs go to",
+                    f"{key}.bridge",
+                    "give the network a name of at most 12 letters and digits, without -",
+                )
+            if net.vlan is not None and (net.bridge is not None or len(f"{net.nics[0]}.{net.vlan}") > 15):
+                refuse(
+                    "a VLAN on a bridge needs OpenWrt 21.02 or later", f"{key}.vlan", "use a later release, or one card"
+                )
+        if net.egress != "none" and 6 in net.families and not release.fw4:
+            refuse(
+                "a way out with source NAT for IPv6 needs OpenWrt 22.03 or later",
+                f"{key}.egress",
+                "use a later release, or take the IPv6 subnet out",
+            )
+    return found
+
+
+def _no_address(profile: Profile, node: str, network: str, version: int) -> InputError:
+    return InputError(
+        f"node '{node}' has no IPv{version} address in network '{network}', and VRRP there needs one",
+        where=f"profile {profile.name}, nodes.{node}.addresses.{network}",
+        fix=f"add one of {profile.networks[network].subnet_of(version) or f'an IPv{version} subnet'}",
+    )

@@ -1,0 +1,305 @@
+"""The firewall's side of a profile: zones, rules and source NAT of one node, each with its reason.
+
+Closed unless stated: every rule here names what it opens, to whom and why. The forms are the measured ones
+(verified-fragments of the project's reference, section 3): numbers only, one family per rule where source and
+destination are both stated, nothing empty.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from ipaddress import ip_network
+
+from ndakit.model import Address, Profile, Service, Subnet
+from ndakit.names import zone_name
+from ndakit.view import NodeView
+
+SSH_PORT = 22
+VRRP = "112"
+"""The number: fw3 refuses the name, and then misreads the rules after it."""
+
+FamilyName = str
+
+
+@dataclass(frozen=True)
+class Zone:
+    """A firewall zone: one network."""
+
+    name: str
+    interface: str
+
+
+@dataclass(frozen=True)
+class Rule:
+    """One rule that accepts something. `source` and `destination` are zones; `*` is any zone."""
+
+    name: str
+    why: str
+    source: str
+    destination: str | None = None
+    family: str | None = None
+    protocol: str = "tcp"
+    source_addresses: tuple[str, ...] = ()
+    destination_addresses: tuple[str, ...] = ()
+    ports: str | None = None
+    icmp_types: tuple[str, ...] = ()
+    limit: str | None = None
+
+
+@dataclass(frozen=True)
+class Nat:
+    """Source NAT of what leaves through a zone; `to` None = leave it as it is."""
+
+    name: str
+    why: str
+    zone: str
+    family: str
+    source: str
+    to: str | None
+
+
+@dataclass(frozen=True)
+class FirewallView:
+    """Everything /etc/config/firewall needs."""
+
+    zones: tuple[Zone, ...]
+    rules: tuple[Rule, ...]
+    nats: tuple[Nat, ...]
+
+
+@dataclass(frozen=True)
+class Exit:
+    """One way out for the servers of a network: family, the zone it leaves through, the address it wears."""
+
+    network: str
+    through: str
+    subnet: Subnet
+    address: Address
+
+
+def firewall(node: NodeView) -> FirewallView:
+    """The firewall of a node."""
+    profile = node.profile
+    exits = ways_out(profile, node.name)
+    rules = [
+        *_administration(node),
+        *_services(profile),
+        *_vrrp(node),
+        *_icmp(profile),
+        *_egress(exits),
+    ]
+    return FirewallView(
+        zones=tuple(Zone(zone_name(i.network), i.section) for i in node.interfaces),
+        rules=tuple(rules),
+        nats=tuple(_nats(profile, exits)),
+    )
+
+
+def ways_out(profile: Profile, node: str) -> tuple[Exit, ...]:
+    """The servers' ways out: for each network with egress, each family, each network it may leave through."""
+    found: list[Exit] = []
+    for name, net in profile.networks.items():
+        if net.egress == "none":
+            continue
+        for subnet in net.subnet:
+            version = subnet.version
+            through = [n for n, other in profile.networks.items() if other.gateway_of(version) is not None]
+            vip = profile.vips.get(net.egress)
+            if vip is not None and vip.network not in through and vip.network != name:
+                through.append(vip.network)
+            for exit_network in through:
+                address = (
+                    vip.address_of(version) if vip is not None else profile.node_address(node, exit_network, version)
+                )
+                if address is not None:
+                    found.append(Exit(name, exit_network, subnet, address))
+    return tuple(found)
+
+
+def _administration(node: NodeView) -> list[Rule]:
+    profile = node.profile
+    everyone = tuple(str(s) for group in profile.access.sources.values() for s in group)
+    found = [
+        Rule(
+            "ssh",
+            "SSH, from access.sources only, whichever way they come",
+            "*",
+            source_addresses=_unique(everyone),
+            ports=str(SSH_PORT),
+        )
+    ]
+    for version, family in ((4, "ipv4"), (6, "ipv6")):
+        sources = _unique(tuple(str(s) for s in profile.sources(version)))
+        own = tuple(str(a) for a in node.addresses if a.version == version)
+        if sources and own:
+            found.append(
+                Rule(
+                    f"statistics-{family}",
+                    "HAProxy's statistics page on the node's own addresses, from access.sources only",
+                    "*",
+                    family=family,
+                    source_addresses=sources,
+                    destination_addresses=own,
+                    ports=str(profile.monitoring.statistics.port),
+                )
+            )
+    return found
+
+
+def _services(profile: Profile) -> list[Rule]:
+    found: list[Rule] = []
+    for name, service in profile.services.items():
+        by_zone: dict[str, list[str]] = {}
+        for endpoint in profile.endpoints(name):
+            by_zone.setdefault(_reachable_from(profile, endpoint.network), []).append(str(endpoint.address))
+        for zone, addresses in by_zone.items():
+            open_to = "from everywhere" if zone == "*" else "from its own network"
+            found.append(
+                Rule(
+                    f"service-{name}" if len(by_zone) == 1 else f"service-{name}-{'any' if zone == '*' else zone}",
+                    f"service {name} on its VIP, {open_to}",
+                    zone,
+                    destination_addresses=tuple(addresses),
+                    ports=_ports(service),
+                )
+            )
+    return found
+
+
+def _reachable_from(profile: Profile, network: str) -> str:
+    """Who may reach a VIP: with a default gateway its network is the outside, and everybody may, the servers' network
+    included; without one it is an inner network, and only its own hosts (and those routed to it) may."""
+    return "*" if profile.networks[network].gateway is not None else zone_name(network)
+
+
+def _vrrp(node: NodeView) -> list[Rule]:
+    found: list[Rule] = []
+    for name in dict.fromkeys(i.network for i in node.instances):
+        zone = zone_name(name)
+        for version in sorted({i.version for i in node.instances if i.network == name}):
+            peers = {str(p) for i in node.instances if i.network == name and i.version == version for p in i.peers}
+            family = f"ipv{version}"
+            if node.profile.vrrp.unicast:
+                found.append(
+                    Rule(
+                        f"vrrp-{zone}-{family}",
+                        "VRRP adverts of the other nodes, or both become master",
+                        zone,
+                        family=family,
+                        protocol=VRRP,
+                        source_addresses=tuple(sorted(peers)),
+                    )
+                )
+            else:
+                found.append(
+                    Rule(
+                        f"vrrp-{zone}-{family}",
+                        "VRRP adverts of the other nodes to the VRRP group, or both become master",
+                        zone,
+                        family=family,
+                        protocol=VRRP,
+                        source_addresses=tuple(sorted(peers)) if version == 4 else ("fe80::/10",),
+                        destination_addresses=("224.0.0.18",) if version == 4 else ("ff02::12",),
+                    )
+                )
+    return found
+
+
+def _icmp(profile: Profile) -> list[Rule]:
+    found = [
+        Rule(
+            "ping-ipv4",
+            "ping; errors about our own connections pass as related",
+            "*",
+            family="ipv4",
+            protocol="icmp",
+            icmp_types=("echo-request",),
+            limit="1000/second",
+        )
+    ]
+    if any(6 in net.families for net in profile.networks.values()):
+        found += [
+            Rule(
+                "ping-ipv6",
+                "ping; errors about our own connections pass as related",
+                "*",
+                family="ipv6",
+                protocol="icmp",
+                icmp_types=("echo-request",),
+                limit="1000/second",
+            ),
+            Rule(
+                "neighbours",
+                "IPv6's ARP: without it no IPv6 address answers; not limited, a flood of pings must not stop it",
+                "*",
+                family="ipv6",
+                protocol="icmp",
+                icmp_types=("neighbour-solicitation", "neighbour-advertisement"),
+            ),
+            Rule(
+                "multicast-listeners",
+                "switches ask who listens to multicast; unanswered, some stop passing neighbour solicitations",
+                "*",
+                family="ipv6",
+                protocol="icmp",
+                source_addresses=("fe80::/10",),
+                icmp_types=("130/0", "131/0", "132/0", "143/0"),
+            ),
+        ]
+    if profile.instances and not profile.vrrp.unicast:
+        found.append(
+            Rule(
+                "igmp", "switches ask who listens to the VRRP group", "*", family="ipv4", protocol="igmp",
+            )  # fmt: skip
+        )
+    return found
+
+
+def _egress(exits: tuple[Exit, ...]) -> list[Rule]:
+    found: dict[tuple[str, str], list[str]] = {}
+    for way in exits:
+        found.setdefault((zone_name(way.network), zone_name(way.through)), []).append(str(way.subnet))
+    return [
+        Rule(
+            f"egress-{source}-{through}",
+            "the servers' way out; answers come back as established",
+            source,
+            destination=through,
+            protocol="all",
+            source_addresses=tuple(subnets),
+        )
+        for (source, through), subnets in found.items()
+    ]
+
+
+def _nats(profile: Profile, exits: tuple[Exit, ...]) -> list[Nat]:
+    found: list[Nat] = []
+    for way in exits:
+        zone, family = zone_name(way.through), f"ipv{way.subnet.version}"
+        if way.through == way.network:
+            # One network in and out: what a node says for itself there must keep its address, or its own checks,
+            # time and name look-ups would come back to whoever holds the VIP.
+            found += [
+                Nat(f"own-{zone}-{node}-{family}", "a node's own packets stay as they are", zone, family, str(own), None)
+                for node in profile.nodes
+                if (own := profile.node_address(node, way.network, way.subnet.version)) is not None
+            ]
+        found.append(
+            Nat(
+                f"egress-{zone_name(way.network)}-{zone}-{family}",
+                "what servers send out wears this address, which moves to the new master",
+                zone,
+                family,
+                str(ip_network(way.subnet)),
+                str(way.address),
+            )
+        )
+    return found
+
+
+def _ports(service: Service) -> str:
+    return " ".join(str(low) if low == high else f"{low}-{high}" for low, high in service.port)
+
+
+def _unique(items: tuple[str, ...]) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(items))

@@ -1,0 +1,223 @@
+"""HAProxy's side of a profile: which frontends, backends, checks and sorry pages there are.
+
+A pool becomes one backend for each way in which it is used (protocol and time-outs); the servers are checked by the
+first one, the others follow it (`track`), so that no server is asked twice. Text is the template's business.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from ipaddress import IPv6Address
+
+from ndakit.model import Address, Check, Profile, Timeouts
+from ndakit.view import NodeView
+
+SORRY_FOLDER = "/etc/ndakit"
+
+
+@dataclass(frozen=True)
+class Bind:
+    """One address and port (or range) to listen on."""
+
+    address: Address
+    ports: tuple[int, int]
+
+    @property
+    def socket(self) -> str:
+        """As HAProxy writes it: `192.0.2.1:80`, `[2001:db8::1]:10000-10100`."""
+        low, high = self.ports
+        return f"{host(self.address)}:{low}" if low == high else f"{host(self.address)}:{low}-{high}"
+
+    @property
+    def ipv6(self) -> bool:
+        """True for an IPv6 address."""
+        return self.address.version == 6
+
+
+@dataclass(frozen=True)
+class Server:
+    """A server line."""
+
+    name: str
+    socket: str
+    weight: int
+    max_connections: int | None
+    track: str | None
+
+
+@dataclass(frozen=True)
+class Backend:
+    """A backend: a pool as one or more services use it."""
+
+    name: str
+    pool: str
+    protocol: str
+    balance: str
+    hashed: bool
+    check: Check
+    check_host: str
+    checked: bool
+    timeouts: Timeouts
+    servers: tuple[Server, ...]
+    sorry_file: str | None
+
+
+@dataclass(frozen=True)
+class Detour:
+    """Another backend for the time when no server of the ones named is left."""
+
+    backend: str
+    empty: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Frontend:
+    """A frontend: one service."""
+
+    name: str
+    protocol: str
+    binds: tuple[Bind, ...]
+    backend: str
+    detours: tuple[Detour, ...]
+    timeouts: Timeouts
+
+
+@dataclass(frozen=True)
+class HaproxyView:
+    """Everything haproxy.cfg needs beyond the node itself."""
+
+    frontends: tuple[Frontend, ...]
+    backends: tuple[Backend, ...]
+    statistics: tuple[Bind, ...]
+    connections_max: int
+    memory_mib: int
+
+
+def host(address: Address) -> str:
+    """An address as the host part of a socket: IPv6 in brackets."""
+    return f"[{address}]" if isinstance(address, IPv6Address) else str(address)
+
+
+def haproxy(node: NodeView) -> HaproxyView:
+    """HAProxy's view of a node."""
+    profile = node.profile
+    backends: dict[tuple[str, str, Timeouts], Backend] = {}
+    frontends = tuple(_frontend(profile, name, backends) for name in profile.services)
+    port = profile.monitoring.statistics.port
+    return HaproxyView(
+        frontends=frontends,
+        backends=tuple(backends.values()),
+        statistics=tuple(Bind(a, (port, port)) for a in node.addresses),
+        connections_max=node.connections_max,
+        # Two buffers of 16 KiB (tune.bufsize) and about 2 KiB of bookkeeping for a connection in full use.
+        memory_mib=-(-node.connections_max * 34 // 1024),
+    )
+
+
+def sorry_pages(profile: Profile) -> Mapping[str, tuple[str, bytes]]:
+    """The sorry pages as whole HTTP responses: path on the node → (the profile's file, content)."""
+    used = {b.pool for name in profile.nodes for b in haproxy(NodeView(profile, name)).backends if b.sorry_file}
+    found: dict[str, tuple[str, bytes]] = {}
+    for name, pool in profile.pools.items():
+        if name in used and pool.sorry is not None and pool.sorry.page is not None:
+            found[sorry_file(name)] = (pool.sorry.page.path, sorry_response(pool.sorry.page.content))
+    return found
+
+
+def sorry_file(pool: str) -> str:
+    """Where a pool's sorry page lies on the node."""
+    return f"{SORRY_FOLDER}/sorry-{pool}.http"
+
+
+def sorry_response(page: bytes) -> bytes:
+    """The page as the HTTP response that HAProxy sends as it stands (configuration manual, errorfile)."""
+    try:
+        page.decode("utf-8")
+        kind = "text/html; charset=utf-8"
+    except UnicodeDecodeError:
+        kind = "text/html"
+    head = (
+        "HTTP/1.1 503 Service Unavailable",
+        f"Content-Type: {kind}",
+        f"Content-Length: {len(page)}",
+        "Cache-Control: no-store",
+        "Retry-After: 10",
+        "Connection: close",
+    )
+    return "".join(f"{line}\r\n" for line in (*head, "")).encode("ascii") + page
+
+
+def _frontend(profile: Profile, name: str, backends: dict[tuple[str, str, Timeouts], Backend]) -> Frontend:
+    service = profile.services[name]
+    chain = _chain(profile, service.pool)
+    names = [_backend(profile, name, pool, backends).name for pool in chain]
+    # The last resort first: HAProxy takes the first rule that holds.
+    detours = tuple(Detour(names[i], tuple(names[:i])) for i in range(len(names) - 1, 0, -1))
+    return Frontend(
+        name=name,
+        protocol=service.protocol,
+        binds=tuple(Bind(e.address, ports) for e in profile.endpoints(name) for ports in e.ports),
+        backend=names[0],
+        detours=detours,
+        timeouts=service.timeouts,
+    )
+
+
+def _chain(profile: Profile, pool: str) -> list[str]:
+    """A pool, its sorry pool, that one's sorry pool and so on; a circle ends where it began."""
+    chain = [pool]
+    while (sorry := profile.pools[chain[-1]].sorry) is not None and sorry.pool is not None:
+        if sorry.pool in chain:
+            break
+        chain.append(sorry.pool)
+    return chain
+
+
+def _backend(
+    profile: Profile, service: str, pool: str, backends: dict[tuple[str, str, Timeouts], Backend]
+) -> Backend:
+    found, user = profile.pools[pool], profile.services[service]
+    relevant = user.timeouts.model_copy(update={"client_s": Timeouts().client_s})
+    key = (pool, user.protocol, relevant)
+    if key in backends:
+        return backends[key]
+    first = next((b for b in backends.values() if b.pool == pool), None)
+    page = found.sorry is not None and found.sorry.page is not None and user.protocol == "http"
+    backends[key] = Backend(
+        name=pool if first is None else f"{pool}.{service}",
+        pool=pool,
+        protocol=user.protocol,
+        balance=found.balance,
+        hashed=found.balance in ("source", "uri"),
+        check=found.check,
+        check_host=_check_host(profile, pool),
+        checked=first is None,
+        timeouts=relevant,
+        servers=tuple(
+            Server(
+                name=name,
+                socket=_socket(server.address[0], profile.server_port(pool, server)),
+                weight=server.weight,
+                max_connections=server.max_connections,
+                track=None if first is None else f"{first.name}/{name}",
+            )
+            for name, server in found.servers.items()
+        ),
+        sorry_file=sorry_file(pool) if page else None,
+    )
+    return backends[key]
+
+
+def _socket(address: Address, port: int | None) -> str:
+    """Where a server listens; without a port HAProxy uses the one that the client asked for."""
+    return host(address) if port is None else f"{host(address)}:{port}"
+
+
+def _check_host(profile: Profile, pool: str) -> str:
+    """The Host of a pool's http check: its own, else the first name of its services, else what clients then type."""
+    if profile.pools[pool].check.host is not None:
+        return profile.pools[pool].check.host
+    services = profile.services_of(pool)
+    names = [name for s in services for name in profile.services[s].hostnames]
+    return names[0] if names else host(profile.endpoints(services[0])[0].address)
