@@ -28,7 +28,10 @@ _HAPROXY_PLAIN = re.compile(r"[A-Za-z0-9_.:/@+,=%~^*\[\]{}()!<>|&?;-]+")
 
 
 def text(value: object) -> str:
-    """A value as text: str, int, addresses and networks, a release, True as 1. Anything else, None above all, is a mistake in the template."""
+    """A value as text: str, int, addresses and networks, a release, True as 1.
+
+    Anything else, None above all, is a mistake in the template and raises ValueError.
+    """
     if isinstance(value, Undefined):
         value._fail_with_undefined_error()
     if isinstance(value, bool):
@@ -131,6 +134,5 @@ def plain(value: Any) -> Any:
 
 
 FILTERS: Mapping[str, Callable[[object], Markup]] = {
-    f.__name__: f
-    for f in (uci, uci_name, shell, haproxy, word, words, comment, seconds, decimal, authorized_key)
+    f.__name__: f for f in (uci, uci_name, shell, haproxy, word, words, comment, seconds, decimal, authorized_key)
 }

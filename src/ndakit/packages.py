@@ -14,7 +14,7 @@ from ndakit.model import Profile
 from ndakit.view import NodeView
 
 _NOT_A_ROUTER = {
-    "dnsmasq": "a balancer gives out no addresses and answers no names; in a customer's network that would be an accident",
+    "dnsmasq": "a balancer gives out no addresses and answers no names: in a customer's network, an accident",
     "odhcpd-ipv6only": "a balancer announces no IPv6 prefixes",
     "odhcp6c": "all addresses are static",
     "ppp": "no dial-up",

@@ -1,9 +1,9 @@
 """Profile and templates → the tree of files of one node, in memory.
 
-Pure: no clock, no environment, no network; the templates are the only thing read. `templates/rootfs/etc/config/network.j2`
-becomes `/etc/config/network`, a file without `.j2` is taken as it is; of two folders with the same path the first one
-wins (the workspace's own before the shipped one). A template that starts with `{% only_if … %}` is left out of nodes
-for which that is false. Modes come from one table here. Writing the tree to disk is overlay's.
+Pure: no clock, no environment, no network; the templates are the only thing read. `rootfs/etc/config/network.j2` becomes
+`/etc/config/network`, a file without `.j2` is taken as it is; of two folders with the same path the first one wins (the
+workspace's own before the shipped one). A template that starts with `{% only_if … %}` is left out of nodes for which
+that is false. Modes come from one table here. Writing the tree to disk is overlay's.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ from jinja2.exceptions import TemplateNotFound, TemplateSyntaxError
 from jinja2.ext import Extension
 from jinja2.parser import Parser
 
-from ndakit import timezone, view_firewall, view_haproxy
-from ndakit.errors import BuildError, ErrorGroup, InputError, NdakitError
+from ndakit import packages, timezone, view_firewall, view_haproxy
+from ndakit.errors import BuildError, ErrorGroup, InputError
 from ndakit.filters import FILTERS, plain
 from ndakit.model import Profile
 from ndakit.view import NodeView, unsupported
@@ -102,7 +102,8 @@ class Tree(Mapping[str, RenderedFile]):
 def render(profile: Profile, node: str, templates: Sequence[Path]) -> Tree:
     """The files of one node. `templates` are folders, searched in order.
 
-    Raises NodeUnknown, an ErrorGroup of NotOnThisRelease, UnknownTimezone, TemplateBroken, TemplateConflict.
+    Raises NodeUnknown, an ErrorGroup of NotOnThisRelease or PackagesContradict, UnknownTimezone, TemplateBroken,
+    TemplateConflict.
     """
     if node not in profile.nodes:
         raise NodeUnknown(
@@ -114,11 +115,13 @@ def render(profile: Profile, node: str, templates: Sequence[Path]) -> Tree:
         raise ErrorGroup(refused)
     found = _sources(tuple(Path(t) for t in templates))
     view = NodeView(profile, node)
+    balancer = view_haproxy.haproxy(view)
     context = {
         "profile": profile,
         "node": view,
         "release": profile.release,
-        "haproxy": view_haproxy.haproxy(view),
+        "haproxy": balancer,
+        "packages": packages.plan(profile, node),
         "firewall": view_firewall.firewall(view),
         "timezone": timezone.posix(profile.system.timezone, where=f"profile {profile.name}, system.timezone"),
     }
@@ -127,7 +130,7 @@ def render(profile: Profile, node: str, templates: Sequence[Path]) -> Tree:
         content = _content(source, profile, node, context)
         if content is not None:
             files.append(RenderedFile(path, content, mode_of(path), source.name))
-    for path, (page, content) in view_haproxy.sorry_pages(profile).items():
+    for path, (page, content) in balancer.sorry_pages.items():
         if path in found:
             raise TemplateConflict(
                 f"{path} is made from the profile's sorry page, and there is a template for it too",
@@ -189,7 +192,8 @@ def _content(source: _Source, profile: Profile, node: str, context: Mapping[str,
     header = f"made by ndakit for {profile.name}, node {node}, from {source.name}: change the profile, not this file"
     try:
         template = _template(source)
-        return template.render({**context, "header": header}).encode()
+        rendered: str = template.render({**context, "header": header})
+        return rendered.encode()
     except _NotHere:
         return None
     except TemplateSyntaxError as cause:
@@ -216,8 +220,8 @@ def _line_in(source: _Source, cause: BaseException) -> int:
     return line
 
 
-class _NotHere(Exception):  # noqa: N818  # a signal, not an error: this file is not for this node
-    """The file does not apply to the node."""
+class _NotHere(Exception):
+    """Not an error: the file does not apply to the node."""
 
 
 class OnlyIf(Extension):
@@ -270,8 +274,3 @@ def _environment() -> Environment:
 
 def _template(source: _Source) -> Any:
     return _environment().get_template(f"{source.file}@{source.stamp[0]}.{source.stamp[1]}")
-
-
-def findings_of(error: NdakitError) -> tuple[NdakitError, ...]:
-    """The single errors in an error: a group's members, else the error itself."""
-    return error.errors if isinstance(error, ErrorGroup) else (error,)

@@ -239,8 +239,7 @@ class NodeView:
     def sync_groups(self) -> tuple[SyncGroup, ...]:
         """The groups with instances on more than one network (keepalived has no use for a group of one)."""
         groups = (
-            SyncGroup(group, tuple(i.name for i in self.instances if i.group == group))
-            for group in self.profile.groups
+            SyncGroup(group, tuple(i.name for i in self.instances if i.group == group)) for group in self.profile.groups
         )
         return tuple(g for g in groups if len(g.instances) > 1)
 
@@ -270,6 +269,7 @@ class NodeView:
             KernelValue("net.ipv4.conf.all.promote_secondaries", "1", "a changed node address takes no other with it"),
             KernelValue("net.ipv4.ip_forward", forward, way),
             KernelValue("net.ipv6.conf.all.forwarding", forward, way),
+            *self._no_redirects(),
             KernelValue(
                 "net.ipv4.ip_local_port_range",
                 f"{EPHEMERAL_LOW} 65535",
@@ -285,13 +285,19 @@ class NodeView:
         ]
         port = self.profile.monitoring.statistics.port
         if port >= EPHEMERAL_LOW:
-            values.insert(
-                6,
-                KernelValue(
-                    "net.ipv4.ip_local_reserved_ports", str(port), "the statistics page's, or HAProxy may not start again"
-                ),
-            )
+            why = "the statistics page's port: taken by a connection, it would keep HAProxy from starting again"
+            values.append(KernelValue("net.ipv4.ip_local_reserved_ports", str(port), why))
         return tuple(values)
+
+    def _no_redirects(self) -> list[KernelValue]:
+        """Keys that keep ICMP redirects out. Without forwarding each card's own key counts as well (ip-sysctl), and
+        switching forwarding off sets it."""
+        cards = () if self.forwards else self.profile.nics
+        return [
+            KernelValue(f"net.ipv{v}.conf.{place}.accept_redirects", "0", "no ICMP redirect leads traffic elsewhere")
+            for v in ("4", "6")
+            for place in ("all", "default", *cards)
+        ]
 
 
 def unsupported(profile: Profile) -> list[NdakitError]:
@@ -323,6 +329,14 @@ def unsupported(profile: Profile) -> list[NdakitError]:
                 f"{key}.egress",
                 "use a later release, or take the IPv6 subnet out",
             )
+    if release.branch < (19, 7):
+        for name, pool in profile.pools.items():
+            if pool.balance == "random":
+                refuse(
+                    "HAProxy 1.8 does not know the algorithm random",
+                    f"pools.{name}.balance",
+                    "use a later release, or leastconn",
+                )
     return found
 
 

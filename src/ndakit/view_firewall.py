@@ -15,10 +15,8 @@ from ndakit.names import zone_name
 from ndakit.view import NodeView
 
 SSH_PORT = 22
-VRRP = "112"
-"""The number: fw3 refuses the name, and then misreads the rules after it."""
-
-FamilyName = str
+VRRP, IGMP = "112", "2"
+"""Numbers: fw3 refuses some names, and then misreads the rules after them."""
 
 
 @dataclass(frozen=True)
@@ -247,11 +245,7 @@ def _icmp(profile: Profile) -> list[Rule]:
             ),
         ]
     if profile.instances and not profile.vrrp.unicast:
-        found.append(
-            Rule(
-                "igmp", "switches ask who listens to the VRRP group", "*", family="ipv4", protocol="igmp",
-            )  # fmt: skip
-        )
+        found.append(Rule("igmp", "switches ask who listens to the VRRP group", "*", family="ipv4", protocol=IGMP))
     return found
 
 
@@ -280,7 +274,9 @@ def _nats(profile: Profile, exits: tuple[Exit, ...]) -> list[Nat]:
             # One network in and out: what a node says for itself there must keep its address, or its own checks,
             # time and name look-ups would come back to whoever holds the VIP.
             found += [
-                Nat(f"own-{zone}-{node}-{family}", "a node's own packets stay as they are", zone, family, str(own), None)
+                Nat(
+                    f"own-{zone}-{node}-{family}", "a node's own packets stay as they are", zone, family, str(own), None
+                )
                 for node in profile.nodes
                 if (own := profile.node_address(node, way.network, way.subnet.version)) is not None
             ]

@@ -14,6 +14,12 @@ from ndakit.model import Address, Check, Profile, Timeouts
 from ndakit.view import NodeView
 
 SORRY_FOLDER = "/etc/ndakit"
+BUFFER_BYTES = 16 * 1024
+"""tune.bufsize as HAProxy comes with. A sorry response (head and page) that does not fit is cut off with a warning only
+(measured, 3.0.11), so that a large page needs larger buffers."""
+LARGE_BUFFER_BYTES = 20 * 1024
+_BOOKKEEPING_BYTES = 2 * 1024
+_HTX_BYTES = 512
 
 
 @dataclass(frozen=True)
@@ -90,8 +96,15 @@ class HaproxyView:
     frontends: tuple[Frontend, ...]
     backends: tuple[Backend, ...]
     statistics: tuple[Bind, ...]
+    sorry_pages: Mapping[str, tuple[str, bytes]]
+    """Path on the node → (the profile's file, the whole HTTP response)."""
     connections_max: int
-    memory_mib: int
+    buffer_bytes: int
+
+    @property
+    def memory_mib(self) -> int:
+        """What the connections need at most: two buffers and some bookkeeping each."""
+        return -(-self.connections_max * (2 * self.buffer_bytes + _BOOKKEEPING_BYTES) // 2**20)
 
 
 def host(address: Address) -> str:
@@ -105,22 +118,23 @@ def haproxy(node: NodeView) -> HaproxyView:
     backends: dict[tuple[str, str, Timeouts], Backend] = {}
     frontends = tuple(_frontend(profile, name, backends) for name in profile.services)
     port = profile.monitoring.statistics.port
+    pages = _sorry_pages(profile, {b.pool for b in backends.values() if b.sorry_file is not None})
+    large = any(len(content) > BUFFER_BYTES - _HTX_BYTES for _, content in pages.values())
     return HaproxyView(
         frontends=frontends,
         backends=tuple(backends.values()),
         statistics=tuple(Bind(a, (port, port)) for a in node.addresses),
+        sorry_pages=pages,
         connections_max=node.connections_max,
-        # Two buffers of 16 KiB (tune.bufsize) and about 2 KiB of bookkeeping for a connection in full use.
-        memory_mib=-(-node.connections_max * 34 // 1024),
+        buffer_bytes=LARGE_BUFFER_BYTES if large else BUFFER_BYTES,
     )
 
 
-def sorry_pages(profile: Profile) -> Mapping[str, tuple[str, bytes]]:
-    """The sorry pages as whole HTTP responses: path on the node → (the profile's file, content)."""
-    used = {b.pool for name in profile.nodes for b in haproxy(NodeView(profile, name)).backends if b.sorry_file}
+def _sorry_pages(profile: Profile, pools: set[str]) -> dict[str, tuple[str, bytes]]:
+    """The pages of the pools that some http service can end up at."""
     found: dict[str, tuple[str, bytes]] = {}
     for name, pool in profile.pools.items():
-        if name in used and pool.sorry is not None and pool.sorry.page is not None:
+        if name in pools and pool.sorry is not None and pool.sorry.page is not None:
             found[sorry_file(name)] = (pool.sorry.page.path, sorry_response(pool.sorry.page.content))
     return found
 
@@ -174,9 +188,7 @@ def _chain(profile: Profile, pool: str) -> list[str]:
     return chain
 
 
-def _backend(
-    profile: Profile, service: str, pool: str, backends: dict[tuple[str, str, Timeouts], Backend]
-) -> Backend:
+def _backend(profile: Profile, service: str, pool: str, backends: dict[tuple[str, str, Timeouts], Backend]) -> Backend:
     found, user = profile.pools[pool], profile.services[service]
     relevant = user.timeouts.model_copy(update={"client_s": Timeouts().client_s})
     key = (pool, user.protocol, relevant)
@@ -216,8 +228,9 @@ def _socket(address: Address, port: int | None) -> str:
 
 def _check_host(profile: Profile, pool: str) -> str:
     """The Host of a pool's http check: its own, else the first name of its services, else what clients then type."""
-    if profile.pools[pool].check.host is not None:
-        return profile.pools[pool].check.host
+    own = profile.pools[pool].check.host
+    if own is not None:
+        return own
     services = profile.services_of(pool)
     names = [name for s in services for name in profile.services[s].hostnames]
     return names[0] if names else host(profile.endpoints(services[0])[0].address)
