@@ -86,16 +86,20 @@ def place(tree: MapNode, path: KeyPath) -> Location:
     """Where the value at a path was written; where a short form hides it, or it is missing: the value around it."""
     node: Node = tree
     at = tree.at
+    depth = 0
     for part in path:
         if isinstance(node, MapNode) and isinstance(part, str) and part in node:
             key_at, node = node.keys_at[part], node[part]
-            at = key_at if isinstance(node, MapNode | ListNode) else getattr(node, "at", key_at)
+            at = key_at if isinstance(node, MapNode | ListNode) else node.at
         elif isinstance(node, ListNode) and isinstance(part, int) and part < len(node):
             node = node[part]
-            at = getattr(node, "at", at)
+            at = node.at
         else:
             break
-    return with_key(at, dotted(path))
+        depth += 1
+    if depth == 0 and path:
+        return Location(tree.at.file, key=f"{dotted(path)} (by default)")
+    return with_key(at, dotted(path[:depth]))
 
 
 def _faults(error: ValidationError, tree: Any) -> Iterator[tuple[KeyPath, Mapping[str, Any]]]:
@@ -105,7 +109,7 @@ def _faults(error: ValidationError, tree: Any) -> Iterator[tuple[KeyPath, Mappin
         path = _own_path(facts["loc"], tree, missing=facts["type"] == "missing")
         before = found.get(path)
         if before is None or _weight(facts) > _weight(before):
-            found[path] = facts  # type: ignore[assignment]  # ErrorDetails is a TypedDict
+            found[path] = facts
     yield from found.items()
 
 

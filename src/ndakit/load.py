@@ -7,19 +7,23 @@ Printing is the tasks' business.
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Iterator, Mapping
+import contextlib
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from ndakit import extends
 from ndakit.diagnose import diagnose, place
 from ndakit.errors import ErrorGroup, InputError, Location, NdakitError
-from ndakit.mistakes import KeyPath, ProfileMistake, dotted, guess, listing, show
+from ndakit.mistakes import KeyPath, ProfileMistake, ProfileWarning, dotted, guess, listing, show
 from ndakit.model import Profile, checks
 from ndakit.model.base import mistake
 from ndakit.workspace import Workspace
 from ndakit.yamlnodes import SIZE_MAX, ListNode, MapNode, Node, Scalar, with_key
+
+if TYPE_CHECKING:
+    from ndakit.dump import OriginLine
 
 MISTAKES_MAX = 100
 
@@ -48,29 +52,6 @@ class ProfileIsFragment(InputError):
             where=path,
             fix=f"name a profile that extends it, or write one: extends: [{stem}]",
         )
-
-
-@dataclass(frozen=True)
-class ProfileWarning:
-    """Something that works, but that its author should know about. Never blocks."""
-
-    code: str
-    what: str
-    where: Location
-    fix: str
-    other: Location | None = None
-
-    def text(self) -> str:
-        """The lines shown to people."""
-        against = f" (against {self.other})" if self.other else ""
-        return f"warning: {self.what}\n  where: {self.where}{against}\n  fix:   {self.fix}"
-
-    def as_json(self) -> dict[str, object]:
-        """The same facts for scripts."""
-        facts: dict[str, object] = {"code": self.code, "what": self.what, "fix": self.fix}
-        facts["where"] = dataclasses.asdict(self.where)
-        facts["other"] = dataclasses.asdict(self.other) if self.other else None
-        return facts
 
 
 @dataclass(frozen=True)
@@ -127,6 +108,36 @@ def load(workspace: Workspace, what: str) -> Loaded:
         tuple(warnings),
         (*merged.sources.values(), *attachments.contents),
     )
+
+
+def dump(loaded: Loaded) -> str:
+    """The whole profile as YAML, defaults included, secrets as references; it can be loaded again."""
+    from ndakit import dump as writer
+
+    return "".join(f"{line.text}\n" for line in writer.lines(loaded.profile, loaded.origins))
+
+
+def origin_lines(loaded: Loaded) -> tuple[OriginLine, ...]:
+    """The lines of `dump`, each with the file and line that wrote its value, or `default`."""
+    from ndakit import dump as writer
+
+    return tuple(writer.lines(loaded.profile, loaded.origins))
+
+
+def cross_check(workspace: Workspace, loaded: Sequence[Loaded] | None = None) -> tuple[ProfileWarning, ...]:
+    """What profiles of a workspace share and should not: addresses, router ids, names, servers that many check.
+
+    Without `loaded`, every profile of the workspace that can be loaded is compared.
+    """
+    from ndakit import neighbours
+
+    if loaded is None:
+        found: list[Loaded] = []
+        for name in names(workspace):
+            with contextlib.suppress(NdakitError):
+                found.append(load(workspace, name))
+        loaded = found
+    return tuple(neighbours.compare(loaded))
 
 
 def _find(workspace: Workspace, what: str) -> Path:

@@ -10,6 +10,7 @@ import dataclasses
 import difflib
 import re
 from collections.abc import Iterable
+from dataclasses import dataclass
 
 from ndakit.errors import InputError, Location
 
@@ -43,6 +44,29 @@ class ProfileMistake(InputError):
         facts = super().as_json()
         if self.other is not None:
             facts["other"] = dataclasses.asdict(self.other)
+        return facts
+
+
+@dataclass(frozen=True)
+class ProfileWarning:
+    """Something that works, but that its author should know about. Never blocks."""
+
+    code: str
+    what: str
+    where: Location
+    fix: str
+    other: Location | None = None
+
+    def text(self) -> str:
+        """The lines shown to people."""
+        against = f" (against {self.other})" if self.other else ""
+        return f"warning: {self.what}\n  where: {self.where}{against}\n  fix:   {self.fix}"
+
+    def as_json(self) -> dict[str, object]:
+        """The same facts for scripts."""
+        facts: dict[str, object] = {"code": self.code, "what": self.what, "fix": self.fix}
+        facts["where"] = dataclasses.asdict(self.where)
+        facts["other"] = dataclasses.asdict(self.other) if self.other else None
         return facts
 
 

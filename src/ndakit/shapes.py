@@ -109,6 +109,9 @@ def metadata(annotation: Any) -> Iterable[Any]:
     while get_origin(annotation) is Annotated:
         annotation, *more = get_args(annotation)
         yield from more
+    if get_origin(annotation) in (Union, types.UnionType):
+        for member in get_args(annotation):
+            yield from metadata(member)
 
 
 def needs_entries(annotation: Any) -> bool:

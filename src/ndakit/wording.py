@@ -11,12 +11,11 @@ from typing import Any
 from ndakit import names, shapes
 from ndakit.errors import Location
 from ndakit.mistakes import KeyPath, ProfileMistake, clean, dotted, guess, show
-from ndakit.model import Model, Profile
+from ndakit.model import Profile
 from ndakit.yamlnodes import ListNode, MapNode, Node
 
 Facts = Mapping[str, Any]
 
-PLANNED_WORDS: Mapping[tuple[type[Model] | str, str], Mapping[str, str]] = {}
 
 EXAMPLES: Mapping[str, str] = {
     "name": "name: bakery",
@@ -66,6 +65,9 @@ def mistake(path: KeyPath, facts: Facts, tree: MapNode, at: Location) -> Profile
     """What is wrong at `path`, from pydantic's facts about it."""
     node = _node(tree, path)
     kind = facts["type"]
+    expected = shapes.at(path)
+    if isinstance(node, MapNode) and expected is not None and not shapes.is_mapping(expected):
+        return _wrong_kind(path, facts, node, at)
     if facts["loc"] and facts["loc"][-1] == "[key]":
         return _bad_key(path, facts, tree, at)
     make = PYDANTIC_TYPES.get(kind)
@@ -122,8 +124,7 @@ def _unknown(path: KeyPath, facts: Facts, node: Node | None, at: Location) -> Pr
 def _not_allowed(path: KeyPath, facts: Facts, node: Node | None, at: Location) -> ProfileMistake:
     if not isinstance(node, str):
         return _wrong_kind(path, facts, node, at)
-    allowed = shapes.words(shapes.at(path))
-    planned = _planned_words(path)
+    allowed, planned, key = _words(path)
     if node in planned:
         return ProfileMistake(
             "planned-value",
@@ -135,17 +136,22 @@ def _not_allowed(path: KeyPath, facts: Facts, node: Node | None, at: Location) -
     fix = f"did you mean '{near}'? " if near and len(allowed) > 1 else ""
     return ProfileMistake(
         "not-allowed",
-        f"'{show(node)}' is not one of the values of '{path[-1] if path else ''}'",
+        f"'{show(node)}' is not one of the values of '{key}'",
         at=at,
         fix=f"{fix}write {_either(allowed)}",
     )
 
 
-def _planned_words(path: KeyPath) -> Mapping[str, str]:
-    owner = path[:-1] if path and isinstance(path[-1], str) else path[:-2]
+def _words(path: KeyPath) -> tuple[tuple[str, ...], Mapping[str, str], str]:
+    """The words a place takes, the ones it will take, and its key; a short form's are those of its key."""
+    expected = shapes.at(path)
+    model = shapes.model_of(expected)
+    if model is not None and model.short_form is not None:
+        key = model.short_form
+        return shapes.words(shapes.field_type(model, key)), model.planned_values.get(key, {}), str(path[-1])
     key = next((p for p in reversed(path) if isinstance(p, str)), "")
-    model = shapes.model_of(shapes.at(owner))
-    return getattr(model, "planned_values", {}).get(key, {}) if model is not None else {}
+    owner = shapes.model_of(shapes.at(path[: -1 - path[::-1].index(key)])) if key else None
+    return shapes.words(expected), owner.planned_values.get(key, {}) if owner is not None else {}, key
 
 
 def _either(words: tuple[str, ...]) -> str:

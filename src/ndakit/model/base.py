@@ -42,6 +42,9 @@ class Model(BaseModel):
     planned: ClassVar[Mapping[str, str]] = {}
     """Keys of the profile language that this version does not carry yet, and what they are for."""
 
+    planned_values: ClassVar[Mapping[str, Mapping[str, str]]] = {}
+    """Values of the profile language, by key, that this version does not carry yet, and what they are for."""
+
     short_form: ClassVar[str | None] = None
     """The key that a plain scalar (or list) in place of the mapping stands for."""
 

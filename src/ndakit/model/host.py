@@ -35,6 +35,8 @@ Platform = Literal["bare", "kvm", "vmware", "hyperv", "virtualbox", "xen"]
 class Image(Model):
     """What the ImageBuilder makes."""
 
+    planned_values: ClassVar = {"formats": dict.fromkeys(("qcow2", "vmdk", "vdi", "vhdx"), "disks of virtual machines")}
+
     formats: Annotated[tuple[Literal["img"], ...], BeforeValidator(as_list), Field(min_length=1)] = ("img",)
     """`img`: a raw disk, gzipped."""
     firmware: Literal["efi", "bios"] = "efi"
@@ -65,14 +67,16 @@ class Access(Model):
         Field(min_length=1),
     ]
     """Subnets from which SSH and the statistics page can be reached, by name; nobody else can."""
-    luci: Literal[False] | Annotated[Bool, AfterValidator(lambda v: _no_luci(v))] = False
+    luci: Annotated[Bool, AfterValidator(lambda v: _no_luci(v))] = False
     """Whether the web interface is in the image."""
 
 
 def _no_luci(value: bool) -> bool:
     if value:
         raise mistake(
-            "planned", "the web interface is not carried by this version yet", fix="write false, or leave luci out"
+            "planned-value",
+            "the web interface is part of the profile language, but this version does not carry it yet",
+            fix="write false, or leave luci out",
         )
     return value
 
@@ -130,6 +134,8 @@ def _bridge(value: object) -> object:
         return Bridge()
     if value == "false":
         return None
+    if isinstance(value, str):
+        raise mistake("bridge", "'{got}' is not true or false", got=value[:40], fix="write true, or {stp: true}")
     return value
 
 
@@ -171,7 +177,7 @@ class Network(Model):
     """Name servers for the appliance itself."""
     routes: tuple[Route, ...] = ()
     """Further routes."""
-    egress: Name | Literal["node", "none"] = "none"
+    egress: Name = "none"
     """The servers' way out: source NAT to the named VIP, to the node's address (`node`), or `none`."""
     vrid: Annotated[Int, Between(1, 255)] | None = None
     """Pins the VRRP router id of the group `main` here; by default computed from network and group."""

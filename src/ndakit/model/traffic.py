@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 from typing import Annotated, Any, ClassVar, Literal, Self
 
-from pydantic import AfterValidator, BeforeValidator, Field, WithJsonSchema, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, PlainSerializer, WithJsonSchema, model_validator
 
 from ndakit.model.base import (
     Address,
@@ -40,6 +40,7 @@ class Check(Model):
     """How a pool finds out which of its servers are well."""
 
     short_form: ClassVar[str | None] = "type"
+    planned_values: ClassVar = {"type": {"mysql-replica": "database replicas"}}
     planned: ClassVar = {
         "user": "checks that log in",
         "password": "checks that log in",
@@ -130,6 +131,9 @@ class Pool(Model):
         "reply_route": "the way of the servers' answers",
         "raw": "the escape hatch",
     }
+    planned_values: ClassVar = {
+        "balance": dict.fromkeys(("destination", "locality", "locality-replica", "shortest-delay"), "IPVS's schedulers")
+    }
 
     port: Port | None = None
     """The servers' port where they do not state their own; default: the service's."""
@@ -200,6 +204,9 @@ _PORT_SCHEMA = {"anyOf": [{"type": "integer", "minimum": 1, "maximum": 65535}, {
 Ports = Annotated[
     tuple[PortRange, ...],
     BeforeValidator(_ports),
+    PlainSerializer(
+        lambda spans: [f"{low}-{high}" if low != high else str(low) for low, high in spans], return_type=list[str]
+    ),
     WithJsonSchema({"anyOf": [*_PORT_SCHEMA["anyOf"], {"type": "array", "items": _PORT_SCHEMA}]}),
 ]
 
@@ -224,6 +231,15 @@ class Service(Model):
         "persistence": "a client keeps its server",
         "engine": "the program that carries the service",
         "raw": "the escape hatch",
+    }
+    planned_values: ClassVar = {
+        "topology": {
+            "tproxy": "servers see the clients' addresses",
+            "nat": "IPVS with address translation",
+            "dr": "IPVS with direct return",
+            "tun": "IPVS through tunnels",
+        },
+        "protocol": {"udp": "services without connections"},
     }
 
     vip: Annotated[tuple[Name, ...], BeforeValidator(as_list), Field(min_length=1), WithJsonSchema(_NAME_OR_LIST)]

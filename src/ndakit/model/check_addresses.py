@@ -1,0 +1,349 @@
+"""Cross-checks: who has which address in which network."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from ipaddress import IPv6Address
+
+from ndakit.mistakes import KeyPath, dotted
+from ndakit.model.base import Address, Subnet
+from ndakit.model.findings import Finding, error, unknown, warning
+from ndakit.model.profile import Profile
+from ndakit.model.reach import Reach, SubnetTable, special
+
+_WIDEST = {4: 8, 6: 16}
+
+
+def _family(version: int) -> str:
+    return f"IPv{version}"
+
+
+def _subnets(network: str, profile: Profile) -> str:
+    return " and ".join(str(s) for s in profile.networks[network].subnet)
+
+
+def unknown_networks(profile: Profile) -> Iterator[Finding]:
+    """Addresses and VIPs in networks that are not there."""
+    for node, its in profile.nodes.items():
+        for network in its.addresses:
+            if network not in profile.networks:
+                yield unknown("network", network, profile.networks, ("nodes", node, "addresses", network), "networks")
+    for name, vip in profile.vips.items():
+        if vip.network not in profile.networks:
+            yield unknown("network", vip.network, profile.networks, ("vips", name, "network"), "networks")
+
+
+def nodes_without_address(profile: Profile) -> Iterator[Finding]:
+    """Nodes that lack an address in a network, or one of a family that something there needs."""
+    needs = {(n, v): path for n, v, path in reversed(list(_needs(profile)))}
+    for node, its in profile.nodes.items():
+        for network, net in profile.networks.items():
+            own = its.addresses.get(network)
+            at: KeyPath = ("nodes", node, "addresses")
+            if own is None:
+                yield error(
+                    "node-without-address",
+                    f"node {node} has no address in network {network}",
+                    at,
+                    f"add nodes.{node}.addresses.{network}: an address of its own inside {_subnets(network, profile)}",
+                    other=("networks", network),
+                    also=((*at, network),),
+                )
+                continue
+            for version in (4, 6):
+                reason = needs.get((network, version))
+                if reason is None or any(a.version == version for a in own):
+                    continue
+                subnet = net.subnet_of(version)
+                yield error(
+                    "node-lacks-family",
+                    f"node {node} has no {_family(version)} address in network {network}, which {dotted(reason)} needs",
+                    (*at, network),
+                    f"add one inside {subnet}"
+                    if subnet
+                    else f"add an {_family(version)} subnet to networks.{network}.subnet, and an address in it",
+                    other=reason,
+                )
+
+
+def _needs(profile: Profile) -> Iterator[tuple[str, int, KeyPath]]:
+    """What makes an address of a family necessary in a network: (network, version, place)."""
+    for name, vip in profile.vips.items():
+        for number, address in enumerate(vip.address):
+            yield vip.network, address.version, ("vips", name, "address", number)
+    for name, net in profile.networks.items():
+        for number, gateway in enumerate(net.gateway or ()):
+            yield name, gateway.version, ("networks", name, "gateway", number)
+        for number, route in enumerate(net.routes):
+            yield name, route.via.version, ("networks", name, "routes", number, "via")
+    on_link = Reach(profile).on_link
+    for pool, its in profile.pools.items():
+        for server, facts in its.servers.items():
+            network = on_link.owner(facts.address[0])
+            if network is not None:
+                yield network, facts.address[0].version, ("pools", pool, "servers", server, "address", 0)
+
+
+def _placed(profile: Profile) -> Iterator[tuple[KeyPath, str, Address, str, bool]]:
+    """What has to be inside a network's subnets: place, words, address, network, may be link-local."""
+    for node, its in profile.nodes.items():
+        for network, addresses in its.addresses.items():
+            for number, address in enumerate(addresses):
+                path: KeyPath = ("nodes", node, "addresses", network, number)
+                yield path, f"node {node}'s address {address}", address, network, False
+    for name, vip in profile.vips.items():
+        for number, address in enumerate(vip.address):
+            if not vip.routed:
+                yield ("vips", name, "address", number), f"VIP {name}'s address {address}", address, vip.network, False
+    for name, net in profile.networks.items():
+        for number, gateway in enumerate(net.gateway or ()):
+            yield ("networks", name, "gateway", number), f"the gateway {gateway}", gateway, name, True
+        for number, route in enumerate(net.routes):
+            path = ("networks", name, "routes", number, "via")
+            yield path, f"the router {route.via}", route.via, name, True
+
+
+def outside_subnet(profile: Profile) -> Iterator[Finding]:
+    """Addresses outside their networks, and the ones that a subnet keeps for itself."""
+    for path, words, address, network, link_local in _placed(profile):
+        net = profile.networks.get(network)
+        if net is None or (link_local and isinstance(address, IPv6Address) and address.is_link_local):
+            continue
+        subnet = net.subnet_of(address.version)
+        other: KeyPath = ("networks", network, "subnet")
+        kind = {"vips": "vip", "nodes": "node"}.get(str(path[0]), "gateway" if "gateway" in path else "route")
+        if subnet is None:
+            if kind not in ("node", "gateway", "route"):
+                continue  # nodes_without_address says what is missing
+            yield error(
+                f"{kind}-outside-subnet",
+                f"{words} is in network {network}, which has no {_family(address.version)} subnet",
+                path,
+                f"add the subnet to networks.{network}.subnet, or take the address out",
+                other=other,
+            )
+        elif address not in subnet:
+            elsewhere = next((n for n, o in profile.networks.items() if any(address in s for s in o.subnet)), None)
+            hint = f" ({elsewhere} has a subnet that holds it)" if elsewhere else ""
+            routed = "; or, if routers send this address here, write routed: true" if kind == "vip" else ""
+            yield error(
+                f"{kind}-outside-subnet",
+                f"{words} is outside network {network}'s subnet {subnet}{hint}",
+                path,
+                f"choose an address inside {subnet}, or correct the subnet{routed}",
+                other=other,
+            )
+        elif why := _kept(address, subnet):
+            yield error(
+                "address-of-subnet", f"{words} is the {why} of {subnet}", path, "choose another address", other=other
+            )
+
+
+def _kept(address: Address, subnet: Subnet) -> str | None:
+    """What the address is in its subnet, if no host can have it (RFC 3021 frees both in a /31, RFC 6164 in a /127)."""
+    if subnet.prefixlen >= subnet.max_prefixlen - 1:
+        return None
+    if address == subnet.network_address:
+        return "network address" if subnet.version == 4 else "subnet-router anycast address"
+    return "broadcast address" if subnet.version == 4 and address == subnet.broadcast_address else None
+
+
+def special_addresses(profile: Profile) -> Iterator[Finding]:
+    """Addresses and subnets that no host on a network can have."""
+    odd: set[str] = set()
+    for name, net in profile.networks.items():
+        for number, subnet in enumerate(net.subnet):
+            path: KeyPath = ("networks", name, "subnet", number)
+            why = special(subnet.network_address)
+            if subnet.prefixlen < _WIDEST[subnet.version]:
+                odd.add(name)
+                yield error(
+                    "subnet-too-wide", f"network {name}'s subnet {subnet} is far too wide for one network", path,
+                    "write the prefix length of the network's hosts, such as /24 or /64",
+                )  # fmt: skip
+            elif why is not None and not subnet.network_address.is_link_local:
+                odd.add(name)
+                yield error(
+                    "special-address", f"network {name}'s subnet {subnet} cannot be one: it holds {why}", path,
+                    "write the subnet that the network's hosts have",
+                )  # fmt: skip
+    for path, words, address, network, link_local in _placed(profile):
+        why = special(address)
+        if why is None or network in odd or (link_local and address.is_link_local):
+            continue
+        home = profile.networks.get(network)
+        if home is not None and any(address in s for s in home.subnet):
+            yield error("special-address", f"{words} is {why}", path, "write the address that it really has")
+    for name, vip in profile.vips.items():
+        for number, address in enumerate(vip.address):
+            if vip.routed and (why := special(address)):
+                yield error(
+                    "special-address", f"VIP {name}'s address {address} is {why}", ("vips", name, "address", number),
+                    "write the address that clients use",
+                )  # fmt: skip
+    for pool, its in profile.pools.items():
+        for server, facts in its.servers.items():
+            for number, address in enumerate(facts.address):
+                if why := special(address):
+                    yield error(
+                        "special-address", f"server {server}'s address {address} is {why}",
+                        ("pools", pool, "servers", server, "address", number),
+                        "write the address that the server really has",
+                    )  # fmt: skip
+
+
+def addresses_twice(profile: Profile) -> Iterator[Finding]:
+    """One address for two things."""
+    seen: dict[Address, tuple[KeyPath, str]] = {}
+    for path, words, address in _owned(profile):
+        first = seen.setdefault(address, (path, words))
+        if first[0] != path:
+            yield error(
+                "address-twice", f"{address} is stated twice: for {first[1]} and for {words}", path,
+                "give each its own address", other=first[0],
+            )  # fmt: skip
+    ours = {a: v for a, v in seen.items() if v[0][0] in ("nodes", "vips")}
+    for path, words, address in _foreign(profile):
+        if address in ours:
+            yield error(
+                "address-is-ours", f"{words} has the address {address}, which is that of {ours[address][1]}", path,
+                "write the address of the other machine", other=ours[address][0],
+            )  # fmt: skip
+
+
+def _owned(profile: Profile) -> Iterator[tuple[KeyPath, str, Address]]:
+    for node, its in profile.nodes.items():
+        for network, addresses in its.addresses.items():
+            for number, address in enumerate(addresses):
+                yield ("nodes", node, "addresses", network, number), f"node {node} in {network}", address
+    for name, vip in profile.vips.items():
+        for number, address in enumerate(vip.address):
+            yield ("vips", name, "address", number), f"VIP {name}", address
+    for name, net in profile.networks.items():
+        for number, gateway in enumerate(net.gateway or ()):
+            if not gateway.is_link_local:
+                yield ("networks", name, "gateway", number), f"the gateway of {name}", gateway
+
+
+def _foreign(profile: Profile) -> Iterator[tuple[KeyPath, str, Address]]:
+    for pool, its in profile.pools.items():
+        for server, facts in its.servers.items():
+            for number, address in enumerate(facts.address):
+                yield ("pools", pool, "servers", server, "address", number), f"server {server}", address
+    for name, net in profile.networks.items():
+        for number, route in enumerate(net.routes):
+            yield ("networks", name, "routes", number, "via"), f"the router to {route.to}", route.via
+        for number, server_address in enumerate(net.dns):
+            yield ("networks", name, "dns", number), "the name server", server_address
+
+
+def overlapping_networks(profile: Profile) -> Iterator[Finding]:
+    """Two networks with common addresses, and two default gateways of a family."""
+    for version in (4, 6):
+        spans = sorted(
+            ((int(s.network_address), -int(s.broadcast_address), name, number, s)
+             for name, net in profile.networks.items() for number, s in enumerate(net.subnet) if s.version == version),
+            key=lambda entry: entry[:3],
+        )  # fmt: skip
+        widest: tuple[int, str, int, Subnet] | None = None
+        for start, negative_end, name, number, subnet in spans:
+            if widest is not None and start <= widest[0] and widest[1] != name:
+                yield error(
+                    "subnets-overlap", f"networks {widest[1]} and {name} overlap: {widest[3]} and {subnet}",
+                    ("networks", name, "subnet", number), "give each network a subnet of its own",
+                    other=("networks", widest[1], "subnet", widest[2]),
+                )  # fmt: skip
+            if widest is None or -negative_end > widest[0]:
+                widest = (-negative_end, name, number, subnet)
+        holders = [
+            (("networks", name, "gateway", number), name)
+            for name, net in profile.networks.items()
+            for number, gateway in enumerate(net.gateway or ())
+            if gateway.version == version
+        ]
+        for path, name in holders[1:]:
+            yield error(
+                "two-gateways", f"networks {holders[0][1]} and {name} both have an {_family(version)} default gateway",
+                path, "keep the gateway of one network; reach the rest with routes: [{to: …, via: …}]",
+                other=holders[0][0],
+            )  # fmt: skip
+
+
+def routes(profile: Profile) -> Iterator[Finding]:
+    """Routes stated twice, and routes to what is attached directly."""
+    seen: dict[tuple[Subnet, int | None], KeyPath] = {}
+    attached = {s: name for name, net in profile.networks.items() for s in net.subnet}
+    for name, net in profile.networks.items():
+        for number, route in enumerate(net.routes):
+            path: KeyPath = ("networks", name, "routes", number)
+            first = seen.setdefault((route.to, route.metric), path)
+            if first != path:
+                yield error(
+                    "route-twice", f"the route to {route.to} is stated twice", path,
+                    "keep one, or give each its own metric", other=first,
+                )  # fmt: skip
+            if route.to in attached:
+                yield error(
+                    "route-to-own-subnet", f"the route to {route.to} leads to network {attached[route.to]} itself",
+                    path,
+                    "delete the route: the balancer is attached to that network",
+                    other=("networks", attached[route.to], "subnet"),
+                )  # fmt: skip
+            if route.to.prefixlen == 0:
+                yield error(
+                    "route-is-default", f"the route to {route.to} is the default route", path,
+                    f"write it as networks.{name}.gateway: {route.via}",
+                )  # fmt: skip
+
+
+def unreachable(profile: Profile) -> Iterator[Finding]:
+    """Servers, name servers and time servers that no network leads to."""
+    reach = Reach(profile)
+    for pool, its in profile.pools.items():
+        for server, facts in its.servers.items():
+            address = facts.address[0]
+            if not reach.way(address) and special(address) is None:
+                yield error(
+                    "server-unreachable",
+                    f"no network leads to server {server} at {address}: it is in no subnet, "
+                    f"and there is neither a route nor an {_family(address.version)} gateway",
+                    ("pools", pool, "servers", server, "address", 0),
+                    "correct the address, or add the network, a route or a gateway",
+                    also=(("networks",),),
+                )
+    for name, net in profile.networks.items():
+        for number, address in enumerate(net.dns):
+            if not reach.way(address):
+                yield warning(
+                    "dns-unreachable", f"no network leads to the name server {address}",
+                    ("networks", name, "dns", number), "correct the address, or add a gateway or a route",
+                    also=(("networks",),),
+                )  # fmt: skip
+
+
+def routed_vips(profile: Profile) -> Iterator[Finding]:
+    """`routed: true` where the subnet says otherwise."""
+    table = SubnetTable((s, name) for name, net in profile.networks.items() for s in net.subnet)
+    for name, vip in profile.vips.items():
+        for number, address in enumerate(vip.address):
+            owner = table.owner(address) if vip.routed else None
+            if owner is not None:
+                yield warning(
+                    "routed-inside-subnet",
+                    f"VIP {name} is routed, and yet {address} is inside network {owner}'s subnet",
+                    ("vips", name, "routed"), "delete routed: true, or correct the address",
+                    other=("networks", owner, "subnet"), also=(("vips", name, "address", number),),
+                )  # fmt: skip
+
+
+RULES: tuple[Callable[[Profile], Iterator[Finding]], ...] = (
+    unknown_networks,
+    nodes_without_address,
+    outside_subnet,
+    special_addresses,
+    addresses_twice,
+    overlapping_networks,
+    routes,
+    unreachable,
+    routed_vips,
+)

@@ -1,0 +1,331 @@
+"""Cross-checks: network cards, VRRP, who may administer, release and device."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterator
+from ipaddress import ip_address
+
+from ndakit.mistakes import KeyPath
+from ndakit.model.findings import Finding, error, unknown, warning
+from ndakit.model.profile import Profile
+from ndakit.model.reach import Reach
+from ndakit.names import device_name, instance_name, zone_name
+
+RESERVED_NETWORKS = ("loopback", "globals")
+"""Sections that OpenWrt's own /etc/config/network has (openwrt.md 4.3): a second type for one name is a parse error."""
+
+HOSTNAME_MAX = 63
+
+
+def cards(profile: Profile) -> Iterator[Finding]:
+    """Network cards: bonds, bridges, VLANs, and cards used twice."""
+    several = len(profile.nodes) > 1
+    for name, net in profile.networks.items():
+        path: KeyPath = ("networks", name)
+        if len(set(net.nics)) != len(net.nics):
+            yield error("nic-twice", f"network {name} names a card twice", (*path, "nics"), "name each card once")
+        if net.bond is not None and net.bridge is not None:
+            yield error(
+                "bond-and-bridge", f"network {name} has both a bond and a bridge", (*path, "bond"),
+                "keep one: bond joins the cards to one link, bridge to one switch", other=(*path, "bridge"),
+            )  # fmt: skip
+        elif len(net.nics) > 1 and net.bond is None and net.bridge is None:
+            yield error(
+                "several-nics", f"network {name} has {len(net.nics)} cards, and neither a bond nor a bridge",
+                (*path, "nics"), "add bond: {mode: active-backup} or bridge: true, or name one card",
+            )  # fmt: skip
+        if net.bond is not None and len(net.nics) == 1:
+            yield warning(
+                "bond-of-one", f"network {name}'s bond has one card", (*path, "bond"),
+                "name the second card in nics, or delete bond", other=(*path, "nics"),
+            )  # fmt: skip
+        if net.bridge is not None and len(net.nics) > 1 and not net.bridge.stp and several:
+            yield error(
+                "bridge-loop",
+                f"network {name} is bridged on {len(profile.nodes)} nodes without spanning tree: that is a loop",
+                (*path, "bridge"), "write bridge: {stp: true}, or use one card per node here", other=("nodes",),
+            )  # fmt: skip
+
+
+def cards_shared(profile: Profile) -> Iterator[Finding]:
+    """One card in two networks."""
+    users: dict[str, list[str]] = {}
+    for name, net in profile.networks.items():
+        for nic in dict.fromkeys(net.nics):
+            users.setdefault(nic, []).append(name)
+    for nic, names in users.items():
+        tags: dict[int | None, str] = {}
+        for name in names:
+            net = profile.networks[name]
+            path: KeyPath = ("networks", name, "nics")
+            joined = net.bond is not None or net.bridge is not None
+            first = names[0]
+            before = profile.networks[first]
+            if name != first and (joined or before.bond is not None or before.bridge is not None):
+                yield error(
+                    "nic-shared", f"{nic} is in networks {first} and {name}, and one of them is a bond or a bridge",
+                    path,
+                    "give the bond or bridge cards of its own", other=("networks", first, "nics"),
+                )  # fmt: skip
+                continue
+            same = tags.setdefault(net.vlan, name)
+            if same != name:
+                what = f"both with VLAN {net.vlan}" if net.vlan else "both without a VLAN"
+                yield error(
+                    "nic-shared", f"{nic} is in networks {same} and {name}, {what}", path,
+                    "use another card, or tell them apart with vlan: 10 (the switch must send tagged frames)",
+                    other=("networks", same, "nics"),
+                )  # fmt: skip
+
+
+def names_collide(profile: Profile) -> Iterator[Finding]:
+    """Names that OpenWrt keeps for itself, or that become the same after shortening."""
+    for name in profile.networks:
+        if name in RESERVED_NETWORKS:
+            yield error(
+                "reserved-name", f"OpenWrt uses '{name}' for itself, so no network can be called that",
+                ("networks", name), f"call it {name}-net, for example",
+            )  # fmt: skip
+    for name in ("node", "none"):
+        if name in profile.vips:
+            yield error(
+                "reserved-name", f"no VIP can be called '{name}': egress: {name} means something else", ("vips", name),
+                f"call it {name}-vip, for example",
+            )  # fmt: skip
+    made: dict[tuple[str, str], tuple[KeyPath, str]] = {}
+    for name, net in profile.networks.items():
+        path: KeyPath = ("networks", name)
+        results = [("firewall zone", zone_name(name))]
+        if net.bond is not None:
+            results.append(("interface", device_name("bond", name)))
+        if net.bridge is not None:
+            results.append(("interface", device_name("br", name)))
+        if net.vlan is not None:
+            results.append(("interface", profile.l2_device(name)))
+        for kind, result in results:
+            first = made.setdefault((kind, result), (path, name))
+            if first[0] != path:
+                yield error(
+                    "names-collide", f"networks {first[1]} and {name} would both get the {kind} name '{result}'", path,
+                    "rename one of them so that they differ within the first 7 characters", other=first[0],
+                )  # fmt: skip
+    instances: dict[str, tuple[str, KeyPath]] = {}
+    for name, vip in profile.vips.items():
+        result = instance_name(vip.network, vip.group)
+        meant = f"{vip.network}/{vip.group}"
+        before = instances.setdefault(result, (meant, ("vips", name)))
+        if before[0] != meant:
+            yield error(
+                "names-collide",
+                f"group {vip.group} on {vip.network} would get the VRRP name '{result}', which is taken",
+                ("vips", name), "rename the group", other=before[1],
+            )  # fmt: skip
+    for node in profile.nodes:
+        whole = f"{profile.name}-{node}"
+        if len(whole) > HOSTNAME_MAX:
+            yield error(
+                "hostname-too-long",
+                f"node {node}'s host name '{whole}' would have more than {HOSTNAME_MAX} characters",
+                ("nodes", node), "shorten the node's or the profile's name", other=("name",),
+            )  # fmt: skip
+
+
+def vrrp(profile: Profile) -> Iterator[Finding]:
+    """How the nodes agree on who holds the VIPs."""
+    settings = profile.vrrp
+    path: KeyPath = ("vrrp",)
+    if settings.prefer is not None and settings.prefer not in profile.nodes:
+        yield unknown("node", settings.prefer, profile.nodes, (*path, "prefer"), "nodes")
+    if profile.standalone:
+        if "vrrp" in profile.model_fields_set:
+            yield warning(
+                "vrrp-standalone", "there is one node, so no VRRP runs, and vrrp means nothing", path,
+                "add the second node, or delete vrrp", other=("nodes",),
+            )  # fmt: skip
+        for name, net in profile.networks.items():
+            if net.vrid is not None:
+                yield warning(
+                    "vrrp-standalone", f"there is one node, so no VRRP runs, and networks.{name}.vrid means nothing",
+                    ("networks", name, "vrid"), "add the second node, or delete vrid", other=("nodes",),
+                )  # fmt: skip
+        return
+    if settings.preempt_delay_s and not settings.preempt:
+        yield warning(
+            "delay-without-preempt", "preempt_delay_s does nothing, because preempt is not true",
+            (*path, "preempt_delay_s"), "write preempt: true, or delete preempt_delay_s", other=(*path, "preempt"),
+        )  # fmt: skip
+    if settings.advert_interval_s < 1:
+        yield warning(
+            "subsecond-adverts",
+            f"adverts every {settings.advert_interval_s:g} s take the VIPs over after a hiccup of "
+            f"{settings.takeover_s:g} s: a busy node or switch is enough",
+            (*path, "advert_interval_s"), "keep it if failover has to be that fast; else write 1",
+        )  # fmt: skip
+    if not profile.vips:
+        yield warning(
+            "nothing-shared", f"there are {len(profile.nodes)} nodes, and no VIP that they could share", ("nodes",),
+            "add vips, or keep one node", also=(("vips",),),
+        )  # fmt: skip
+    for name, net in profile.networks.items():
+        mains = [v for v in profile.vips.values() if v.network == name and v.group == "main"]
+        if net.vrid is not None and not mains:
+            yield warning(
+                "vrid-unused", f"network {name} pins a router id, and no VIP of group main is there",
+                ("networks", name, "vrid"), "delete vrid", also=(("vips",),),
+            )  # fmt: skip
+
+
+def egress(profile: Profile) -> Iterator[Finding]:
+    """The servers' way out."""
+    for name, net in profile.networks.items():
+        if net.egress == "none":
+            continue
+        path: KeyPath = ("networks", name, "egress")
+        gateways = [(v, vip) for v, vip in profile.vips.items() if vip.network == name and vip.role == "gateway"]
+        if not gateways and not profile.standalone:
+            yield warning(
+                "egress-without-gateway",
+                f"network {name} has an egress, and no VIP there that servers could use as their gateway", path,
+                f"add a VIP with network: {name}, role: gateway; else their way out dies with one node",
+                also=(("vips",),),
+            )  # fmt: skip
+        if not any(o.gateway or o.routes for n, o in profile.networks.items() if n != name):
+            yield warning(
+                "egress-nowhere", f"network {name} has an egress, and no other network has a gateway or a route", path,
+                "add the gateway of the network that leads out", also=(("networks",),),
+            )  # fmt: skip
+        if net.egress == "node":
+            continue
+        vip = profile.vips.get(net.egress)
+        if vip is None:
+            yield unknown("vip", net.egress, [*profile.vips, "node", "none"], path, "vips")
+            continue
+        other: KeyPath = ("vips", net.egress)
+        if vip.network == name:
+            yield error(
+                "egress-same-network", f"the egress of network {name} is VIP {net.egress}, which is in {name} itself",
+                path,
+                "name a VIP of the network that leads out", other=(*other, "network"),
+            )  # fmt: skip
+        elif not {a.version for a in vip.address} & set(net.families):
+            yield error(
+                "egress-other-family", f"VIP {net.egress} and network {name} have no address family in common", path,
+                "name a VIP of the servers' family", other=(*other, "address"),
+            )  # fmt: skip
+        for gateway, facts in gateways:
+            if facts.group != vip.group:
+                yield error(
+                    "egress-other-group",
+                    f"the gateway VIP {gateway} and the egress VIP {net.egress} are in different groups, so they may "
+                    "be on different nodes",
+                    path, "put both into one group", other=("vips", gateway), also=(other,),
+                )  # fmt: skip
+
+
+def access(profile: Profile) -> Iterator[Finding]:
+    """Who may administer the balancer, and whether they can."""
+    reach = Reach(profile)
+    for name, subnets in profile.access.sources.items():
+        for number, subnet in enumerate(subnets):
+            path: KeyPath = ("access", "sources", name, number)
+            if subnet.prefixlen == 0:
+                yield warning(
+                    "access-open", f"{subnet} lets everyone reach SSH and the statistics page", path,
+                    "write the subnets of the administrators",
+                )  # fmt: skip
+            elif not reach.way_to_some(subnet):
+                yield error(
+                    "source-unreachable",
+                    f"no network leads to {subnet}, so nobody there could administer the balancer: it is in no subnet, "
+                    f"and there is neither a route nor an IPv{subnet.version} gateway",
+                    path, "correct the subnet, or add a gateway or a route", also=(("networks",),),
+                )  # fmt: skip
+    seen: dict[tuple[str, ...], str] = {}
+    for name, key in profile.access.ssh_keys.items():
+        first = seen.setdefault(tuple(key.split()[:2]), name)
+        if first != name:
+            yield warning(
+                "ssh-key-twice", f"{first} and {name} have the same SSH key", ("access", "ssh_keys", name),
+                "delete one, or paste the right key", other=("access", "ssh_keys", first),
+            )  # fmt: skip
+    if profile.release.branch < (21, 2) and not any(k.startswith("ssh-rsa ") for k in profile.access.ssh_keys.values()):
+        yield error(
+            "ssh-key-too-new",
+            f"the SSH server of OpenWrt {profile.release} knows RSA keys only, so nobody could log in",
+            ("access", "ssh_keys"), "add an RSA key (ssh-keygen -t rsa -b 3072), or use release 21.02 or later",
+            other=("release",),
+        )  # fmt: skip  # dropbear 2019.78 and older; Ed25519 came with 2020.79
+
+
+def time_servers(profile: Profile) -> Iterator[Finding]:
+    """Time servers by name need a name server."""
+    if any(net.dns for net in profile.networks.values()):
+        return
+    named = next((n for n in profile.system.ntp if not _is_address(n)), None)
+    if named is not None:
+        stated = "system" in profile.model_fields_set and "ntp" in profile.system.model_fields_set
+        what = f"the time server {named} is a name" if stated else f"the default time servers ({named} …) are names"
+        yield warning(
+            "ntp-without-dns", f"{what}, and no network has a name server",
+            ("system", "ntp"), "add dns: [192.0.2.53] to a network, or write the time servers' addresses, or ntp: []",
+            also=tuple(("networks", n, "dns") for n in profile.networks),
+        )  # fmt: skip
+
+
+def _is_address(text: str) -> bool:
+    try:
+        ip_address(text)
+    except ValueError:
+        return False
+    return True
+
+
+def release_and_device(profile: Profile) -> Iterator[Finding]:
+    """What a release or a device does not have."""
+    x86 = profile.target.startswith("x86/")
+    if x86 and profile.image.firmware == "efi" and profile.release.branch < (21, 2):
+        yield error(
+            "no-efi", f"OpenWrt {profile.release} has no EFI images", ("image", "firmware"),
+            "write image: {firmware: bios}, or use release 21.02 or later", other=("release",),
+        )  # fmt: skip
+    if profile.target.startswith("armsr/") and profile.release.branch < (23, 5):
+        yield error(
+            "device-too-new", f"OpenWrt {profile.release} has no target {profile.target}", ("device",),
+            "use release 23.05 or later", other=("release",),
+        )  # fmt: skip
+    if profile.target.startswith("kirkwood/"):
+        if profile.platform != "bare":
+            yield error(
+                "platform-of-device",
+                f"{profile.device} is no virtual machine, so platform {profile.platform} is wrong",
+                ("platform",), "write platform: bare, or leave it out", other=("device",),
+            )  # fmt: skip
+        if profile.image.filesystem != "squashfs":
+            yield error(
+                "filesystem-of-device", f"{profile.device} has squashfs images only", ("image", "filesystem"),
+                "write filesystem: squashfs, or leave it out", other=("device",),
+            )  # fmt: skip
+
+
+def ntp_twice(profile: Profile) -> Iterator[Finding]:
+    """Name and time servers stated twice."""
+    lists: list[tuple[KeyPath, tuple[object, ...]]] = [(("system", "ntp"), profile.system.ntp)]
+    lists += [(("networks", name, "dns"), net.dns) for name, net in profile.networks.items()]
+    for path, entries in lists:
+        for before, after in itertools.pairwise(sorted(map(str, entries))):
+            if before == after:
+                yield warning("server-twice", f"{after} is stated twice", path, "state it once")
+
+
+RULES: tuple[Callable[[Profile], Iterator[Finding]], ...] = (
+    cards,
+    cards_shared,
+    names_collide,
+    vrrp,
+    egress,
+    access,
+    time_servers,
+    release_and_device,
+    ntp_twice,
+)

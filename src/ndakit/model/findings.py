@@ -1,0 +1,51 @@
+"""What a cross-check says: a value, never an exception."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Literal
+
+from ndakit.mistakes import KeyPath, guess, listing
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What is wrong or doubtful, at which place, against which other, and what to do about it."""
+
+    code: str
+    severity: Literal["error", "warning"]
+    what: str
+    at: KeyPath
+    fix: str
+    other: KeyPath | None = None
+    also: tuple[KeyPath, ...] = ()
+    """Further places that were looked at to come to this finding."""
+
+    @property
+    def about(self) -> tuple[KeyPath, ...]:
+        """Every place that the finding depends on."""
+        return (self.at, *((self.other,) if self.other is not None else ()), *self.also)
+
+
+def error(
+    code: str, what: str, at: KeyPath, fix: str, *, other: KeyPath | None = None, also: tuple[KeyPath, ...] = ()
+) -> Finding:
+    """Something that cannot work."""
+    return Finding(code, "error", what, at, fix, other, also)
+
+
+def warning(
+    code: str, what: str, at: KeyPath, fix: str, *, other: KeyPath | None = None, also: tuple[KeyPath, ...] = ()
+) -> Finding:
+    """Something that works, but probably not as meant."""
+    return Finding(code, "warning", what, at, fix, other, also)
+
+
+def unknown(kind: str, name: str, known: Iterable[str], at: KeyPath, table: str) -> Finding:
+    """A reference to something of `table` that is not there."""
+    names = list(known)
+    near = guess(name, names)
+    there = f"{table} here: {listing(names)}" if names else f"this profile has no {table}"
+    fix = (f"did you mean '{near}'? " if near else "") + f"{there}; or add {table}.{name}"
+    return error(f"unknown-{kind}", f"there is no {kind} '{name}'", at, fix, also=((table, name),))
