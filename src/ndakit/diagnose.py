@@ -16,7 +16,7 @@ from pydantic import ValidationError
 
 from ndakit import shapes, wording
 from ndakit.errors import Location
-from ndakit.mistakes import KeyPath, ProfileMistake, dotted
+from ndakit.mistakes import KeyPath, ProfileMistake, dotted, guess
 from ndakit.model import Profile
 from ndakit.yamlnodes import ListNode, MapNode, Node, with_key
 
@@ -65,11 +65,15 @@ def diagnose(tree: MapNode, attach: Callable[[str], bytes], empty: frozenset[Key
     first = True
     for _ in range(_ROUNDS_MAX):
         paths: set[KeyPath] = set()
-        for path, facts in _faults(error, tree if first else data):
+        faults = list(_faults(error, tree if first else data))
+        meant = set(_meant(faults))
+        for path, facts in faults:
             known = any(c[: len(path)] == path or path[: len(c)] == c for c in cut)
-            if not known:
-                mistakes.append(wording.mistake(path, facts, tree, place(tree, path)))
+            if not known and path not in meant:
+                mistakes.append(wording.mistake(path, facts, tree, _place_of(tree, path, facts)))
             paths.add(path)
+            if facts["loc"][-1] == "[key]":
+                cut.add((*path[:-1], wording.better_name(str(path[-1]))))
         for path in sorted(paths, key=lambda p: (-len(p), str(p))):
             cut.add(_cut(data, path))
         first = False
@@ -100,6 +104,30 @@ def place(tree: MapNode, path: KeyPath) -> Location:
     if depth == 0 and path:
         return Location(tree.at.file, key=f"{dotted(path)} (by default)")
     return with_key(at, dotted(path[:depth]))
+
+
+def _place_of(tree: MapNode, path: KeyPath, facts: Mapping[str, Any]) -> Location:
+    """Where a fault is: at the key if the key is wrong, at the file if a key is missing at the top."""
+    if facts["type"] == "missing":
+        return place(tree, path[:-1]) if len(path) > 1 else Location(tree.at.file)
+    if facts["type"] == "extra_forbidden" or facts["loc"][-1] == "[key]":
+        parent: Any = tree
+        for part in path[:-1]:
+            parent = parent[part]
+        if isinstance(parent, MapNode) and path[-1] in parent.keys_at:
+            return with_key(parent.keys_at[str(path[-1])], dotted(path))
+    return place(tree, path)
+
+
+def _meant(faults: list[tuple[KeyPath, Mapping[str, Any]]]) -> Iterator[KeyPath]:
+    """The missing keys that are there under a misspelt name."""
+    missing = {path for path, facts in faults if facts["type"] == "missing"}
+    for path, facts in faults if missing else ():
+        if facts["type"] == "extra_forbidden":
+            model = shapes.model_of(shapes.at(path[:-1]))
+            near = guess(str(path[-1]), model.model_fields) if model is not None else None
+            if near is not None and (*path[:-1], near) in missing:
+                yield (*path[:-1], near)
 
 
 def _faults(error: ValidationError, tree: Any) -> Iterator[tuple[KeyPath, Mapping[str, Any]]]:

@@ -28,6 +28,8 @@ class Merged:
     sources: dict[str, Path] = field(default_factory=dict)
     """Every file that was read, by the name that places have for it."""
     mistakes: list[ProfileMistake] = field(default_factory=list)
+    whole: bool = True
+    """False if a file that is extended was not found, so that parts of the profile are missing."""
     empty: frozenset[KeyPath] = frozenset()
     """Where a key stands without a value."""
 
@@ -53,7 +55,7 @@ def read(workspace: Workspace, path: Path) -> Merged:
                 "no-value", what, at=with_key(place, dotted(at_path)), fix="write a value, or delete the line"
             )
         )
-    return Merged(_without_nulls(tree), reader.sources, reader.mistakes, frozenset(empty))
+    return Merged(_without_nulls(tree), reader.sources, reader.mistakes, reader.whole, frozenset(empty))
 
 
 def read_bytes(path: Path, at: Location, what: str) -> bytes:
@@ -79,6 +81,7 @@ class _Reader:
         self.sources: dict[str, Path] = {}
         self.mistakes: list[ProfileMistake] = []
         self.done: dict[Path, MapNode] = {}
+        self.whole = True
 
     def resolve(self, path: Path, below: tuple[Path, ...], at: Location | None = None) -> MapNode:
         """A file's tree, merged over what it extends; `below` are the files that led here."""
@@ -125,6 +128,7 @@ class _Reader:
                 )
                 continue
             found = self._find(entry, path)
+            self.whole = self.whole and found is not None and found not in chain
             if found is None:
                 self.mistakes.append(self._missing(entry, path, at))
             elif found in chain:

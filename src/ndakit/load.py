@@ -19,6 +19,7 @@ from ndakit.errors import ErrorGroup, InputError, Location, NdakitError
 from ndakit.mistakes import KeyPath, ProfileMistake, ProfileWarning, dotted, guess, listing, show
 from ndakit.model import Profile, checks
 from ndakit.model.base import mistake
+from ndakit.names import is_name
 from ndakit.workspace import Workspace
 from ndakit.yamlnodes import SIZE_MAX, ListNode, MapNode, Node, Scalar, with_key
 
@@ -88,6 +89,9 @@ def load(workspace: Workspace, what: str) -> Loaded:
         *_name_mistakes(merged.tree, path, extends.shown(path, workspace)),
     ]
     checked = diagnosis.profile or diagnosis.rest
+    if not merged.whole:
+        checked = None
+        mistakes = [m for m in mistakes if m.code not in ("missing-key", "name-missing")]
     warnings: list[ProfileWarning] = []
     for finding in checks.findings(checked) if checked is not None else ():
         if any(diagnosis.touches(p) for p in finding.about):
@@ -194,7 +198,7 @@ class _Attachments:
 def _name_mistakes(tree: MapNode, path: Path, file: str) -> list[ProfileMistake]:
     """The profile's name has to be its file's."""
     written = tree.get("name")
-    if not isinstance(written, Scalar) or written == path.stem:
+    if not isinstance(written, Scalar) or written == path.stem or not is_name(written):
         return []
     if written.at.file != file:
         return [

@@ -64,6 +64,11 @@ def instance_name(network: str, group: str) -> str:
     return f"{network}-{group}"
 
 
+def is_name(text: str) -> bool:
+    """True for what can be a profile's, network's, node's … name."""
+    return len(text) <= 32 and re.fullmatch(r"[a-z][a-z0-9-]*", text) is not None
+
+
 def is_uci_name(text: str) -> bool:
     """True for what UCI takes as a section or option name."""
     return re.fullmatch(r"[A-Za-z0-9_]+", text) is not None

@@ -39,8 +39,20 @@ EXAMPLES: Mapping[str, str] = {
     "to": "to: 198.51.100.0/24",
     "via": "via: 192.0.2.254",
     "secret": "secret: name",
+    "vips": "vips: {www: {network: lan, address: 192.0.2.10}}",
+    "pools": "pools: {web: {check: http, servers: {web1: 192.0.2.21}}}",
+    "services": "services: {web: {vip: www, port: 80, protocol: http, pool: web}}",
+    "check": "check: http, or check: {type: http, path: /health}",
+    "sorry": "sorry: {page: sorry.html}",
+    "bond": "bond: {mode: active-backup}",
+    "vrrp": "vrrp: {prefer: lb1}",
+    "image": "image: {rootfs_mib: 256}",
+    "routes": "routes: [{to: 198.51.100.0/24, via: 192.0.2.254}]",
+    "packages": "packages: {tcpdump: add}",
+    "labels": "labels: {site: ulm}",
+    "expect": "expect: {status: 200}",
 }
-"""How a required key is written; a test asks for every required key of the model."""
+"""How a key is written; a test asks for every required key of the model."""
 
 _PATTERNS: Mapping[str, tuple[str, str, str]] = {
     "Name": ("name", "is not a name", "use lower-case letters, digits and '-', starting with a letter, at most 32"),
@@ -69,7 +81,7 @@ def mistake(path: KeyPath, facts: Facts, tree: MapNode, at: Location) -> Profile
     if isinstance(node, MapNode) and expected is not None and not shapes.is_mapping(expected):
         return _wrong_kind(path, facts, node, at)
     if facts["loc"] and facts["loc"][-1] == "[key]":
-        return _bad_key(path, facts, tree, at)
+        return _bad_key(path, facts, at)
     make = PYDANTIC_TYPES.get(kind)
     if make is not None:
         return make(path, facts, node, at)
@@ -183,21 +195,20 @@ def _too_many(path: KeyPath, facts: Facts, node: Node | None, at: Location) -> P
     return ProfileMistake("too-many", f"'{path[-1]}' has more than {most} entries", at=at, fix=f"keep at most {most}")
 
 
-def _bad_key(path: KeyPath, facts: Facts, tree: MapNode, at: Location) -> ProfileMistake:
+def better_name(key: str) -> str:
+    """A key as the name that was probably meant."""
+    return key.lower().replace("_", "-")
+
+
+def _bad_key(path: KeyPath, facts: Facts, at: Location) -> ProfileMistake:
     key = str(path[-1]) if path else ""
-    parent = _node(tree, path[:-1])
-    at = Location(at.file, at.line, at.column, at.key)
-    if isinstance(parent, MapNode) and key in parent.keys_at:
-        place = parent.keys_at[key]
-        at = Location(place.file, place.line, place.column, dotted(path))
     pattern = str((facts.get("ctx") or {}).get("pattern", ""))
     kind, what, fix = _BY_PATTERN.get(pattern, _PATTERNS["Name"])
     if facts["type"] == "string_too_long":
         what = f"has more than {facts['ctx']['max_length']} characters"
         fix = "shorten it"
     elif key != key.lower() or "_" in key:
-        better = key.lower().replace("_", "-")
-        fix = f"write {show(better)}: {fix}"
+        fix = f"write {show(better_name(key))}: {fix}"
     return ProfileMistake(kind, f"'{show(key)}' {what}", at=at, fix=fix)
 
 
@@ -213,17 +224,25 @@ def _wrong_kind(path: KeyPath, facts: Facts, node: Node | None, at: Location) ->
             at=at,
             fix='quote IPv6 addresses inside [ ] and { }: ["fd00::"]',
         )
+    single = shapes.takes_single(expected)
     if shapes.is_named_map(expected):
-        wanted, fix = "a mapping of names", f"write {EXAMPLES.get(key, f'{key}: {{name: value}}')}"
+        wanted = "a mapping of names"
     elif shapes.is_mapping(expected):
-        model = shapes.model_of(expected)
-        keys = [k for k, f in model.model_fields.items() if f.is_required()] if model else []
-        keys = keys or (list(model.model_fields)[:2] if model else [])
-        wanted, fix = "a mapping", f"write it as {{{', '.join(EXAMPLES.get(k, f'{k}: …') for k in keys)}}}"
+        wanted = "a mapping"
     elif shapes.is_list(expected):
-        wanted, fix = "a list", f"write {key}: [{show(str(node)) if isinstance(node, str) else '…'}]"
+        wanted = "one value or a list of them" if single else "a list"
     else:
-        wanted, fix = "one value", "write a single word or number there"
+        wanted = "one value"
+    model = shapes.model_of(expected)
+    if key in EXAMPLES:
+        fix = f"write {EXAMPLES[key]}"
+    elif model is not None:
+        keys = [k for k, f in model.model_fields.items() if f.is_required()] or list(model.model_fields)[:2]
+        fix = f"write {key}: {{{', '.join(EXAMPLES.get(k, f'{k}: …') for k in keys)}}}"
+    elif isinstance(node, str) and shapes.is_list(expected):
+        fix = f"write {key}: [{show(node)}]"
+    else:
+        fix = f"write {wanted} there"
     return ProfileMistake("wrong-kind", f"{name} is {got}, and {wanted} is needed", at=at, fix=fix)
 
 

@@ -132,7 +132,7 @@ def _decode(data: bytes, file: str) -> str:
     if tab:
         raise ProfileMistake(
             "tab",
-            "a tab, which YAML does not take for indentation",
+            "a tab, where YAML wants spaces",
             at=_place(text, tab.end() - 1, file),
             fix="replace tabs by spaces (in vi: set expandtab, then retab)",
         )
@@ -221,7 +221,7 @@ class _Reader:
             )
         anchor = event.anchor
         if isinstance(event, yaml.ScalarEvent):
-            empty = event.style is None and event.value in _NULLS
+            empty = event.implicit[0] and event.value in _NULLS
             node: Node = NullNode(at) if empty else Scalar.make(event.value, at)
             if anchor is not None:
                 self.anchors[anchor] = (node, 1, 0)
@@ -256,7 +256,7 @@ class _Reader:
             "too-deep",
             f"nested more than {DEPTH_MAX} levels deep",
             at=at,
-            fix="no key of a profile is that deep: delete",
+            fix="take levels out; no key of a profile is that deep",
         )
 
     def _alias(self, event: yaml.AliasEvent) -> None:

@@ -175,11 +175,11 @@ def _address(value: Any) -> Any:
         try:
             found = ip_address(value)
         except ValueError:
-            fix = (
-                "leave the prefix length out: the network's subnet has it"
-                if "/" in value
-                else "write 192.0.2.1 or 2001:db8::1"
-            )
+            fix = "write 192.0.2.1 or 2001:db8::1"
+            if "/" in value:
+                fix = "leave the prefix length out: the network's subnet has it"
+            elif re.fullmatch(r"[a-z0-9-]+(\.[a-z0-9-]+)*", value.lower()) and not value[-1:].isdigit():
+                fix = "names are not looked up: write the address, such as 192.0.2.1"
             raise mistake("address", "'{got}' is not an IP address", got=value[:60], fix=fix) from None
         if isinstance(found, IPv6Address) and found.scope_id:
             raise mistake("address", "'{got}' has a zone", got=value[:60], fix="write the address without %interface")
@@ -187,10 +187,19 @@ def _address(value: Any) -> Any:
     return value
 
 
+def _with_length(value: str) -> str:
+    """The subnet that was probably meant by an address alone."""
+    try:
+        found = ip_address(value)
+    except ValueError:
+        return "192.0.2.0/24"
+    return f"{found}/24" if found.version == 4 else f"{found}/64"
+
+
 def _subnet(value: Any) -> Any:
     if isinstance(value, str):
         if "/" not in value:
-            raise mistake("subnet", "'{got}' has no prefix length", got=value[:60], fix="write it as 192.0.2.0/24")
+            raise mistake("subnet", "'{got}' has no prefix length", got=value[:60], fix=f"write {_with_length(value)}")
         try:
             return ip_network(value)
         except ValueError:

@@ -34,6 +34,7 @@ def cards(profile: Profile) -> Iterator[Finding]:
             yield error(
                 "several-nics", f"network {name} has {len(net.nics)} cards, and neither a bond nor a bridge",
                 (*path, "nics"), "add bond: {mode: active-backup} or bridge: true, or name one card",
+                also=((*path, "bond"), (*path, "bridge")),
             )  # fmt: skip
         if net.bond is not None and len(net.nics) == 1:
             yield warning(

@@ -103,8 +103,10 @@ class Sorry(Model):
 
     @model_validator(mode="after")
     def _one_of(self) -> Self:
-        if (self.page is None) == (self.pool is None):
-            raise mistake("one-of", "state either 'page' or 'pool'", fix="keep one of the two")
+        if self.page is None and self.pool is None:
+            raise mistake("one-of", "neither 'page' nor 'pool' is stated", fix="write {page: sorry.html}, or {pool: …}")
+        if self.page is not None and self.pool is not None:
+            raise mistake("one-of", "both 'page' and 'pool' are stated", fix="keep one of the two")
         return self
 
 
@@ -182,10 +184,10 @@ def _ports(value: Any) -> Any:
                 "port", "'{got}' is not a port", got=str(item)[:40], fix="write 80, 10000-10100, or a list of them"
             )
         low, high = int(words[0]), int(words[-1])
-        if not 1 <= low <= high <= 65535:
-            raise mistake(
-                "port", "'{got}' is not within 1-65535", got=str(item)[:40], fix="write the smaller port first"
-            )
+        if low < 1 or high > 65535:
+            raise mistake("port", "'{got}' is not a port", got=str(item)[:40], fix="choose ports from 1 to 65535")
+        if low > high:
+            raise mistake("port", "'{got}' ends before it begins", got=str(item)[:40], fix=f"write {high}-{low}")
         found.append((low, high))
     if not found:
         raise mistake("empty", "an empty list", fix="state at least one port")
