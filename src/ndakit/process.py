@@ -119,13 +119,14 @@ def run(
     check: bool = True,
     fix: str = "",
     on_line: Callable[[str], None] | None = None,
+    umask: int = -1,
 ) -> Done:
     """Run a program to its end and return what it said.
 
     `log` also gets everything it said (one file for both streams, appended); `on_line` is called with each line while
-    it runs. With `check` a non-zero exit raises ProcessFailed (`fix` is its fix line). On time-out, Ctrl-C or any other
-    exception the program's whole process group is ended, politely and then firmly. Raises ToolMissing if the program is
-    not there.
+    it runs. With `check` a non-zero exit raises ProcessFailed (`fix` is its fix line). `umask` is the child's, -1 for
+    our own. On time-out, Ctrl-C or any other exception the program's whole process group is ended, politely and then
+    firmly. Raises ToolMissing if the program is not there.
     """
     words = tuple(str(a) for a in argv)
     started_s = time.monotonic()
@@ -139,6 +140,7 @@ def run(
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT if merged else subprocess.PIPE,
             start_new_session=True,
+            umask=umask,
         )
     except FileNotFoundError as cause:
         if cwd is not None and not cwd.is_dir():

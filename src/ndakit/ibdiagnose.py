@@ -1,0 +1,351 @@
+"""What went wrong in an ImageBuilder, read from what it said.
+
+Owns the errors of building images that the user can act on, and the recognition of the real tools' texts: opkg, apk,
+make_ext4fs, prepare_rootfs, the size checks, the host's prerequisites. Exit codes of make say nothing more than "no",
+and an image that is too big may come with exit code 0, so the text is read in either case.
+Texts: openwrt/openwrt `include/prereq*.mk`, `include/image-commands.mk`, `include/rootfs.mk`; opkg; apk-tools.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from ndakit.errors import BuildError, InputError, MachineError, NdakitError
+
+
+class DeviceUnknown(InputError):
+    """The ImageBuilder makes no images for this device."""
+
+    def __init__(self, device: str, devices: Sequence[str], where: str) -> None:
+        near = difflib.get_close_matches(device, devices, 3, 0.5)
+        said = f"write <target>:{near[0]} as device" if near else "choose a device of this target"
+        some = ", ".join(list(devices)[:12]) + (", …" if len(devices) > 12 else "")
+        super().__init__(
+            f"this ImageBuilder makes no images for device {device}",
+            where=where,
+            fix=f"{said}, or use the ImageBuilder of the device's target; this one knows {some}",
+        )
+        self.device = device
+
+
+class PackagesMissing(BuildError):
+    """Packages that are asked for do not exist in this release."""
+
+    def __init__(self, missing: Sequence[str], near: dict[str, list[str]], where: str, *, feeds_failed: bool) -> None:
+        hints = "; ".join(f"for {name} there is {', '.join(found)}" for name, found in near.items() if found)
+        if feeds_failed:
+            fix = (
+                "the package lists could not be downloaded: check this machine's network, or put the package files into"
+                " the ImageBuilder's packages/ folder"
+            )
+        else:
+            fix = "take them out of image.packages, or write the names that this release uses"
+        super().__init__(
+            f"no such package in this release: {', '.join(missing)}" + (f" ({hints})" if hints else ""),
+            where=where,
+            fix=fix,
+        )
+        self.missing = tuple(missing)
+
+
+class DependenciesMissing(BuildError):
+    """Packages exist, but something that they need does not."""
+
+    def __init__(self, pairs: Sequence[tuple[str, tuple[str, ...]]], where: str) -> None:
+        told = "; ".join(f"{package} needs {', '.join(needs)}" for package, needs in pairs)
+        super().__init__(
+            f"packages cannot be installed: {told}",
+            where=where,
+            fix="packages of another release or kernel do that: use package files made for exactly this release",
+        )
+
+
+class PackagesConflict(BuildError):
+    """Packages that exclude one another."""
+
+    def __init__(self, pairs: Sequence[tuple[str, tuple[str, ...]]], where: str) -> None:
+        told = "; ".join(f"{one} conflicts with {', '.join(others)}" for one, others in pairs)
+        others = sorted({o for _, found in pairs for o in found})
+        super().__init__(
+            f"packages exclude one another: {told}",
+            where=where,
+            fix=f"in image.packages, remove one of them: {{{others[0] if others else pairs[0][0]}: remove}}",
+        )
+
+
+class FilesClash(BuildError):
+    """Two packages bring the same file."""
+
+    def __init__(self, clashes: Sequence[tuple[str, str, str]], where: str) -> None:
+        told = "; ".join(f"{path} is in {one} and in {other}" for one, path, other in clashes)
+        super().__init__(
+            f"two packages bring the same file: {told}",
+            where=where,
+            fix=f"in image.packages, remove one of them: {{{clashes[0][2]}: remove}}",
+        )
+
+
+class PackagesUntrusted(BuildError):
+    """A package or list has no valid signature."""
+
+    def __init__(self, names: Sequence[str], where: str) -> None:
+        super().__init__(
+            f"no valid signature: {', '.join(names)}",
+            where=where,
+            fix="a package file of your own must be signed with the ImageBuilder's local key; one from elsewhere may"
+            " be damaged or forged: get it again from where it was made",
+        )
+
+
+class RootTooSmall(BuildError):
+    """What is to be installed does not fit into the root partition."""
+
+    def __init__(self, detail: str, rootfs_mib: int, where: str, needed_mib: int | None = None) -> None:
+        wanted = max(needed_mib or 0, rootfs_mib * 2)
+        super().__init__(
+            f"what is to be installed does not fit into the root partition of {rootfs_mib} MiB: {detail}",
+            where=where,
+            fix=f"write image: {{rootfs_mib: {wanted}}}, or remove packages in image.packages",
+        )
+
+
+class ImageTooBig(BuildError):
+    """The image is larger than the device's flash; the real tools delete it and may still end with 0."""
+
+    def __init__(self, detail: str, where: str) -> None:
+        super().__init__(
+            f"the image does not fit into this device's flash: {detail}",
+            where=where,
+            fix="remove packages in image.packages, or choose a device with more flash",
+        )
+
+
+class PrerequisitesMissing(MachineError):
+    """This machine lacks programs that the ImageBuilder needs."""
+
+    def __init__(self, wishes: Sequence[str], packages: Sequence[str], where: str) -> None:
+        super().__init__(
+            "this ImageBuilder needs programs that are not installed here"
+            + (": " + "; ".join(wishes) if wishes else ""),
+            where=where,
+            fix=f"apt-get install {' '.join(packages or _ALL_PREREQUISITES)}",
+        )
+
+
+class InstallScriptFailed(BuildError):
+    """A package's own installation script failed."""
+
+    def __init__(self, detail: str, where: str) -> None:
+        super().__init__(
+            f"a package's installation script failed: {detail}",
+            where=where,
+            fix="read the log above that line; an init script or file of the overlay with a syntax error does that too",
+        )
+
+
+class DiskFull(MachineError):
+    """There was no space left in the middle of it."""
+
+    def __init__(self, where: str, detail: str = "") -> None:
+        super().__init__(
+            "no space left on the disk while the image was made" + (f": {detail}" if detail else ""),
+            where=where,
+            fix="free some space there (./inv clean removes what can be made again), then run it again",
+        )
+
+
+class ImageBuilderFailed(BuildError):
+    """The ImageBuilder failed in a way that is not known here."""
+
+    def __init__(self, command: str, returncode: int, tail: Sequence[str], log: Path) -> None:
+        said = "\n".join(f"         | {line}" for line in tail)
+        super().__init__(
+            f"the ImageBuilder ended with exit code {returncode}" + (f"\n{said}" if said else ""),
+            where=f"log: {log} (command: {command})",
+            fix="read the log from its first error on: the last lines are often only the echo of it",
+        )
+
+
+@dataclass(frozen=True)
+class Context:
+    """What is needed to turn a text into advice. `known` lists the available packages, asked only when needed."""
+
+    where: str
+    device: str
+    devices: tuple[str, ...]
+    rootfs_mib: int
+    known: Callable[[], Sequence[str]]
+
+
+_ALL_PREREQUISITES = (
+    "make", "gawk", "bash", "coreutils", "findutils", "diffutils", "patch", "tar", "gzip", "bzip2", "unzip",
+    "xz-utils", "zstd", "wget", "file", "perl", "python3", "python3-setuptools", "util-linux",
+)  # fmt: skip
+
+# A word in the host check's message → Debian's package of it (openwrt/openwrt include/prereq-build.mk).
+_PREREQUISITES = (
+    ("distutils", "python3-setuptools"),
+    ("gnu 'awk'", "gawk"),
+    ("gawk", "gawk"),
+    ("rsync", "rsync"),
+    ("unzip", "unzip"),
+    ("bzip2", "bzip2"),
+    ("wget", "wget"),
+    ("perl", "perl"),
+    ("python3", "python3"),
+    ("python 3", "python3"),
+    ("python2", "python2"),
+    ("getopt", "util-linux"),
+    ("git ", "git"),
+    ("'file'", "file"),
+    ("'which'", "debianutils"),
+    ("zstd", "zstd"),
+    ("'patch'", "patch"),
+    ("'diff'", "diffutils"),
+    ("'tar'", "tar"),
+    ("gcc", "gcc"),
+    ("g++", "g++"),
+    ("ncurses", "libncurses-dev"),
+    ("gnu make", "make"),
+)
+
+
+def diagnose(text: str, context: Context) -> NdakitError | None:
+    """The error that the output of a run tells of, None if it tells of none that is known."""
+    # opkg says "Cannot install" to every failure and "Unknown package" to some: the specific reasons come first.
+    for recognise in (
+        _prerequisites, _device, _dependencies, _clash, _conflict, _script, _missing, _untrusted, _too_big,
+        _root_small, _disk,
+    ):  # fmt: skip
+        found = recognise(text, context)
+        if found is not None:
+            return found
+    return None
+
+
+def _unique(names: Iterable[str]) -> list[str]:
+    return list(dict.fromkeys(names))
+
+
+def _prerequisites(text: str, context: Context) -> NdakitError | None:
+    if "Prerequisite check failed" not in text and "Preparation failed" not in text:
+        return None
+    wishes = _unique(m.strip() for m in re.findall(r"Build dependency: (.+)", text))
+    packages: list[str] = []
+    for wish in wishes:
+        packages += [package for word, package in _PREREQUISITES if word in wish.lower()][:1]
+    return PrerequisitesMissing(wishes, _unique(packages), context.where)
+
+
+def _device(text: str, context: Context) -> NdakitError | None:
+    found = re.search(r'^Profile "(.*)" does not exist!', text, re.MULTILINE)
+    return DeviceUnknown(found[1], context.devices, context.where) if found else None
+
+
+def _missing(text: str, context: Context) -> NdakitError | None:
+    missing = _unique(
+        [
+            *re.findall(r"Unknown package '([^']+)'", text),
+            *re.findall(r"opkg_install_cmd: Cannot install package ([^\s]+?)\.?$", text, re.MULTILINE),
+            *re.findall(r"^ *([^\s(]+) \(no such package\):", text, re.MULTILINE),
+        ]
+    )
+    if not missing:
+        return None
+    known = list(context.known())
+    near = {name: difflib.get_close_matches(name, known, 3, 0.7) for name in missing}
+    failed = bool(re.search(r"Failed to download|wget returned|unable to fetch|temporary error", text))
+    return PackagesMissing(missing, near, context.where, feeds_failed=failed)
+
+
+def _dependencies(text: str, context: Context) -> NdakitError | None:
+    found: dict[str, list[str]] = {}
+    for need, package in re.findall(r"cannot find dependency (\S+) for (\S+)", text):
+        found.setdefault(package, []).append(need)
+    old = r"[Cc]annot satisfy the following dependencies for ([^\s:]+):\n((?: \*[^\n]*\t[^\n]*\n?)+)"
+    for match in re.finditer(old, text):
+        found.setdefault(match[1], []).extend(re.findall(r"\t\s*([a-z0-9][a-z0-9+._-]*)", match[2]))
+    pairs = [(package, tuple(_unique(needs))) for package, needs in found.items()]
+    return DependenciesMissing(pairs, context.where) if pairs else None
+
+
+def _conflict(text: str, context: Context) -> NdakitError | None:
+    pairs: list[tuple[str, tuple[str, ...]]] = []
+    # opkg writes the names behind one another on one line, each behind a tab.
+    for match in re.finditer(r"The following packages conflict with ([^\s:]+):\n([^\n]*)", text):
+        pairs.append((match[1], tuple(re.findall(r"\t\s*([a-z0-9][a-z0-9+._-]*)", match[2]))))
+    for match in re.finditer(r"^ +([a-z0-9][^\s:]*):\n +conflicts: ([^\n]+)", text, re.MULTILINE):
+        pairs.append((_apk_name(match[1]), tuple(_apk_name(w.partition("[")[0]) for w in match[2].split())))
+    return PackagesConflict(pairs, context.where) if pairs else None
+
+
+def _apk_name(text: str) -> str:
+    """`haproxy-3.0.5-r1` → `haproxy`: apk names the versions along."""
+    return re.sub(r"-[0-9][a-z0-9._~]*(?:-r[0-9]+)?$", "", text)
+
+
+def _clash(text: str, context: Context) -> NdakitError | None:
+    clashes = [
+        (m[1], _rooted(m[2]), m[3])
+        for m in re.finditer(
+            r"check_data_file_clashes: Package ([^\s]+) wants to install file ([^\s]+)\n"
+            r"[\s*]*But that file is already provided by package\s+\*?\s*([^\s]+)",
+            text,
+        )
+    ]
+    clashes += [
+        (_apk_name(m[1]), _rooted(m[2]), _apk_name(m[3]))
+        for m in re.finditer(r"ERROR: ([^\s:]+): trying to overwrite ([^\s]+) owned by ([^\s]+?)\.?$", text, re.M)
+    ]
+    return FilesClash(clashes, context.where) if clashes else None
+
+
+def _rooted(path: str) -> str:
+    """The path on the appliance: opkg names it below the folder where the root file system is put together."""
+    path = re.sub(r"^.*/root-[^/]+/", "/", path)
+    return path if path.startswith("/") else f"/{path}"
+
+
+def _untrusted(text: str, context: Context) -> NdakitError | None:
+    names = _unique(re.findall(r"([^\s]+): UNTRUSTED signature", text))
+    names += _unique(re.findall(r"[Ss]ignature check failed(?: for)? ?([^\s.]*)", text))
+    names = [name or "a package list" for name in names]
+    return PackagesUntrusted(names, context.where) if names else None
+
+
+def _too_big(text: str, context: Context) -> NdakitError | None:
+    found = re.search(r"(?:WARNING: )?Image file (\S+) is too big: (\d+) > (\d+)", text)
+    if found:
+        size, limit = int(found[2]), int(found[3])
+        return ImageTooBig(f"{Path(found[1]).name} has {size} bytes, {size - limit} more than {limit}", context.where)
+    found = re.search(r"images are too big by (\d+) bytes", text)
+    return ImageTooBig(f"{found[1]} bytes too much", context.where) if found else None
+
+
+def _root_small(text: str, context: Context) -> NdakitError | None:
+    found = re.search(r"failed to allocate (\d+) blocks, out of space\?", text)
+    if found:
+        detail = f"no room for {found[1]} more blocks"
+    elif "make_file: failed to allocate inode" in text:
+        detail = "no room for more files"
+    elif found := re.search(r"^.*(?:is too big|out of space\?).*$", text, re.MULTILINE):
+        detail = found[0].strip()
+    else:
+        return None
+    return RootTooSmall(detail, context.rootfs_mib, context.where)
+
+
+def _script(text: str, context: Context) -> NdakitError | None:
+    found = re.search(r"postinst script \S+ has failed with exit code \d+", text) or re.search(
+        r'package "[^"]+" postinst script returned status \d+', text
+    )
+    return InstallScriptFailed(found[0], context.where) if found else None
+
+
+def _disk(text: str, context: Context) -> NdakitError | None:
+    found = re.search(r"^.*(?:No space left on device|Disk quota exceeded).*$", text, re.MULTILINE)
+    return DiskFull(context.where, found[0].strip()[:160]) if found else None
