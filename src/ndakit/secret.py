@@ -11,6 +11,7 @@ import os
 import stat
 from collections.abc import Mapping
 from pathlib import Path
+from shlex import quote
 
 from ndakit import process
 from ndakit.errors import InputError
@@ -29,7 +30,7 @@ class SecretMissing(InputError):
         super().__init__(
             f"the secret '{show(name)}' of profile {profile} is nowhere",
             where=f"neither {variable} in the environment nor {path}",
-            fix=f"write it: mkdir -p -m 700 {path.parent} && (umask 077; cat > {path})",
+            fix=f"write it: mkdir -p -m 700 {quote(str(path.parent))} && (umask 077; cat > {quote(str(path))})",
         )
 
 
@@ -99,12 +100,14 @@ def look_up(
             raise SecretUnreadable("it is not a file", path)
         if facts.st_mode & 0o077:
             raise SecretExposed(
-                f"others can read the secret (its mode is {stat.S_IMODE(facts.st_mode):04o})", path, f"chmod 600 {path}"
+                f"others can read the secret (its mode is {stat.S_IMODE(facts.st_mode):04o})",
+                path,
+                f"chmod 600 {quote(str(path))}",
             )
         if _tracked(path):
             raise SecretExposed(
                 "git tracks the secret, so it is in everyone's copy", path,
-                f"git rm --cached {path}, add secrets/ to .gitignore, and change the secret: it is exposed",
+                f"git rm --cached {quote(str(path))}, add secrets/ to .gitignore, and change the secret: it is exposed",
             )  # fmt: skip
         value = source.read(SECRET_MAX + 1)
     if len(value) > SECRET_MAX:

@@ -73,6 +73,11 @@ def _pattern(alias: Any) -> str:
 _BY_PATTERN = {_pattern(getattr(names, n)): facts for n, facts in _PATTERNS.items()}
 
 
+def kind_of_pattern(pattern: str) -> str:
+    """Which of the constrained names a pattern belongs to."""
+    return _BY_PATTERN[pattern][0]
+
+
 def mistake(path: KeyPath, facts: Facts, tree: MapNode, at: Location) -> ProfileMistake:
     """What is wrong at `path`, from pydantic's facts about it."""
     node = _node(tree, path)

@@ -153,7 +153,7 @@ def _text(value: str) -> str:
     return value
 
 
-Text = Annotated[str, AfterValidator(_text)]
+Text = Annotated[str, AfterValidator(_text), WithJsonSchema({"type": ["string", "number", "boolean"]})]
 """One line of free text for people, at most 200 characters; never interpreted by a program."""
 
 

@@ -52,6 +52,8 @@ class Image(Model):
 class Access(Model):
     """Who may administer the appliance, and from where."""
 
+    planned_values: ClassVar = {"luci": {"true": "the web interface"}}
+
     ssh_keys: Annotated[dict[Name, SshKey], Field(min_length=1)]
     """SSH public keys of root by name of their owner; at least one, for passwords are refused."""
     sources: Annotated[

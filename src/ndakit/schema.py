@@ -1,0 +1,139 @@
+"""The JSON Schema of profiles, for completion and hints in editors.
+
+Made from the model; the loader is stricter than any schema can be. A profile that extends others, and a fragment, may
+leave required keys out and take inherited ones away with `null`: the second half of the schema is for them.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from ndakit import shapes
+from ndakit.model import Attachment, Model, Profile
+
+DRAFT = "https://json-schema.org/draft/2020-12/schema"
+_EXTENDS = {
+    "description": "Fragments or profiles merged below this one, left to right.",
+    "anyOf": [{"type": "string"}, {"type": "array", "items": {"type": "string"}}],
+}
+
+Schema = dict[str, Any]
+
+
+def schema() -> Schema:
+    """The whole schema, draft 2020-12."""
+    made: Schema = copy.deepcopy(Profile.model_json_schema())
+    strict: dict[str, Schema] = dict(made.pop("$defs"))
+    strict["Profile"] = made
+    for name, model in models().items():
+        _complete(strict[name], model)
+    strict["Profile"]["properties"] |= {"extends": _EXTENDS}
+    strict["Profile"]["patternProperties"] = {"^x-": {"description": "Yours: a place for anchors."}}
+    parts = {name: _tidy(part) for name, part in sorted(strict.items())}
+    partial = {f"Partial{name}": _lenient(part, top=name == "Profile") for name, part in parts.items()}
+    return {
+        "$schema": DRAFT,
+        "title": "ndakit profile",
+        "description": "One YAML file per balancer pair; docs/profile.md explains every key.",
+        "if": {"required": ["name"], "not": {"required": ["extends"]}},
+        "then": {"$ref": "#/$defs/Profile"},
+        "else": {"$ref": "#/$defs/PartialProfile"},
+        "$defs": parts | partial,
+    }
+
+
+def models() -> Mapping[str, type[Model]]:
+    """Every class of the model by name, in the order in which a profile meets them."""
+    found: dict[str, type[Model]] = {}
+
+    def visit(model: type[Model]) -> None:
+        if model.__name__ not in found:
+            found[model.__name__] = model
+            for key in model.model_fields:
+                for inner in _classes(shapes.field_type(model, key)):
+                    visit(inner)
+
+    visit(Profile)
+    return found
+
+
+def _classes(annotation: Any) -> Iterator[type[Model]]:
+    """The model classes in a type, if a profile writes them as mappings."""
+    for member in shapes.alternatives(annotation):
+        if isinstance(member, type) and issubclass(member, Model):
+            if member is not Attachment:
+                yield member
+            continue
+        for part in (shapes.step(member, "x"), shapes.step(member, 0)):
+            if part is not None:
+                yield from _classes(part)
+
+
+def _complete(part: Schema, model: type[Model]) -> None:
+    """Add the short forms that only the validators know."""
+    body = next((b for b in part.get("anyOf", ()) if "properties" in b), part)
+    for key, found in body["properties"].items():
+        annotation = shapes.field_type(model, key)
+        if "minLength" in found and found.get("type") == "array":
+            found["minItems"] = found.pop("minLength")
+        if shapes.takes_single(annotation) and found.get("type") == "array":
+            array = {k: found.pop(k) for k in ("type", "items", "minItems") if k in found}
+            found["anyOf"] = [array["items"], array]
+        if any(
+            getattr(m, "func", None) is not None and m.func.__name__ == "_bridge" for m in shapes.metadata(annotation)
+        ):
+            found["anyOf"].insert(0, {"type": "boolean"})
+
+
+def _tidy(part: Any) -> Any:
+    """Without pydantic's titles, its nulls for absent keys and the defaults of whole objects; maps are closed."""
+    if isinstance(part, list):
+        return [_tidy(p) for p in part]
+    if not isinstance(part, dict):
+        return part
+    found = {}
+    for key, value in part.items():
+        if key == "title" and isinstance(value, str):
+            continue
+        if key == "default" and (value is None or isinstance(value, dict)):
+            continue
+        found[key] = {k: _tidy(v) for k, v in value.items()} if key == "properties" else _tidy(value)
+    if isinstance(found.get("anyOf"), list):
+        kept = [p for p in found["anyOf"] if p != {"type": "null"}]
+        if len(kept) == 1:
+            del found["anyOf"]
+            found = kept[0] | found
+        else:
+            found["anyOf"] = kept
+    if "patternProperties" in found and "additionalProperties" not in found:
+        found["additionalProperties"] = False
+    return found
+
+
+def _lenient(part: Any, *, top: bool = False) -> Any:
+    """The same with nothing required, and with `null` taken for every key."""
+    if isinstance(part, list):
+        return [_lenient(p) for p in part]
+    if not isinstance(part, dict):
+        return part
+    found: Schema = {}
+    for key, value in part.items():
+        if key in ("required", "minProperties"):
+            continue
+        if key == "$ref":
+            found[key] = value.replace("#/$defs/", "#/$defs/Partial")
+        elif key in ("properties", "patternProperties"):
+            found[key] = {
+                k: _or_null(_lenient(v)) if k not in ("extends", "^x-", "name") else v for k, v in value.items()
+            }
+        else:
+            found[key] = _lenient(value)
+    return found
+
+
+def _or_null(part: Schema) -> Schema:
+    notes: Schema = {k: part.pop(k) for k in ("description", "default") if k in part}
+    kinds = part["anyOf"] if set(part) == {"anyOf"} else [part]
+    return {**notes, "anyOf": [*kinds, {"type": "null"}]}
