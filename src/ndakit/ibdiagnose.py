@@ -158,6 +158,10 @@ class DiskFull(MachineError):
         )
 
 
+class MachineLacking(MachineError):
+    """The lab's ImageBuilder says itself what this machine lacks."""
+
+
 class ImageBuilderFailed(BuildError):
     """The ImageBuilder failed in a way that is not known here."""
 
@@ -218,7 +222,7 @@ def diagnose(text: str, context: Context) -> NdakitError | None:
     """The error that the output of a run tells of, None if it tells of none that is known."""
     # opkg says "Cannot install" to every failure and "Unknown package" to some: the specific reasons come first.
     for recognise in (
-        _prerequisites, _device, _dependencies, _clash, _conflict, _script, _missing, _untrusted, _too_big,
+        _spoken, _prerequisites, _device, _dependencies, _clash, _conflict, _script, _missing, _untrusted, _too_big,
         _root_small, _disk,
     ):  # fmt: skip
         found = recognise(text, context)
@@ -229,6 +233,11 @@ def diagnose(text: str, context: Context) -> NdakitError | None:
 
 def _unique(names: Iterable[str]) -> list[str]:
     return list(dict.fromkeys(names))
+
+
+def _spoken(text: str, _: Context) -> NdakitError | None:
+    found = re.search(r"^error: (.+)\n  where: (.+)\n  fix:   (.+)$", text, re.MULTILINE)
+    return MachineLacking(found[1], where=found[2], fix=found[3]) if found else None
 
 
 def _prerequisites(text: str, context: Context) -> NdakitError | None:

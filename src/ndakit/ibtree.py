@@ -52,6 +52,11 @@ def files(root: Path, skip: Callable[[str], bool]) -> Iterator[tuple[str, os.Dir
     yield from walk(str(root), "")
 
 
+def is_leftover(path: str) -> bool:
+    """True for what a run of make left behind in an ImageBuilder; `path` is relative to it."""
+    return _LEFTOVERS.fullmatch(path) is not None
+
+
 def private_copy(source: Path, target: Path) -> None:
     """Copy an ImageBuilder without what earlier runs left, keeping modes, times and symbolic links.
 
@@ -65,7 +70,7 @@ def private_copy(source: Path, target: Path) -> None:
             found = list(entries)
         for entry in found:
             path = prefix + entry.name
-            if _LEFTOVERS.fullmatch(path):
+            if is_leftover(path):
                 continue
             if entry.is_symlink():
                 (target / path).symlink_to(Path(entry.path).readlink())
@@ -77,6 +82,18 @@ def private_copy(source: Path, target: Path) -> None:
                 _copy(Path(entry.path), target / path)
 
     copy(str(source), "")
+
+
+def merge_packages(source: Path, target: Path) -> None:
+    """Put package files of one download folder into another that lacks them; each appears whole or not at all."""
+    if not source.is_dir():
+        return
+    target.mkdir(parents=True, exist_ok=True)
+    for package in sorted(source.iterdir()):
+        if package.name.endswith(_SHARED_SUFFIXES) and package.is_file() and not (target / package.name).exists():
+            partial = target / f".{package.name}.{os.getpid()}"
+            share(package, partial)
+            partial.replace(target / package.name)
 
 
 def share(source: Path, target: Path) -> None:
@@ -107,7 +124,7 @@ def fingerprint(root: Path, cache: Path | None = None, skip: Callable[[str], boo
     The same in every place and on every machine for the same material, whatever make has left there. `cache` is a file
     that keeps the hash of each file with its size, times and inode, so that a second call reads no contents.
     """
-    left_out = skip or (lambda p: bool(_LEFTOVERS.fullmatch(p) or _DERIVED.fullmatch(p)))
+    left_out = skip or (lambda p: is_leftover(p) or _DERIVED.fullmatch(p) is not None)
     known: dict[str, list[int | str]] = {}
     if cache is not None:
         with contextlib.suppress(OSError, ValueError):

@@ -9,7 +9,6 @@ Interface: openwrt/openwrt `target/imagebuilder/files/Makefile`, `include/image.
 from __future__ import annotations
 
 import functools
-import hashlib
 import re
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -20,6 +19,7 @@ from ndakit import diskimage, ibdiagnose, ibparse, ibrequest, process
 from ndakit.errors import BuildError, InputError
 from ndakit.ibrequest import ImageRequest
 from ndakit.release import Release
+from ndakit.workspace import file_sha256
 
 IMAGE_TIMEOUT_S = 1800.0
 QUERY_TIMEOUT_S = 900.0
@@ -276,12 +276,6 @@ class ImageBuilder:
             umask=_UMASK,
         )
         return process.Done(tuple(argv), done.returncode, done.stdout, done.stderr, done.elapsed_s)
-
-
-def file_sha256(path: Path) -> str:
-    """SHA-256 of a file's content, in hex."""
-    with path.open("rb") as source:
-        return hashlib.file_digest(source, "sha256").hexdigest()
 
 
 def _from_name(name: str) -> ibparse.Listed:

@@ -7,7 +7,10 @@ Nothing assumes that the workspace is the clone.
 from __future__ import annotations
 
 import contextlib
+import ctypes
+import errno
 import fcntl
+import hashlib
 import json
 import os
 import shutil
@@ -238,3 +241,34 @@ def write_atomic(path: Path, content: bytes, *, mode: int = 0o644) -> None:
         with contextlib.suppress(OSError):
             Path(name).unlink()
         raise
+
+
+def swap_folder(new: Path, folder: Path) -> None:
+    """Put the folder `new` in the place of `folder` in one step; the old one ends up in the place of `new`.
+
+    Both lie on one file system. Where that cannot exchange names (renameat2(2), RENAME_EXCHANGE) it takes two steps.
+    """
+    if not folder.exists():
+        new.rename(folder)
+        return
+    libc = ctypes.CDLL(None, use_errno=True)
+    at_cwd, exchange = -100, 2  # AT_FDCWD, RENAME_EXCHANGE
+    if libc.renameat2(at_cwd, os.fsencode(new), at_cwd, os.fsencode(folder), exchange) == 0:
+        return
+    code = ctypes.get_errno()
+    if code not in (errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP):
+        raise OSError(code, os.strerror(code), str(folder))
+    old = new.parent / f"{new.name}.old"
+    folder.rename(old)
+    try:
+        new.rename(folder)
+    except OSError:
+        old.rename(folder)
+        raise
+    old.rename(new)
+
+
+def file_sha256(path: Path) -> str:
+    """SHA-256 of a file's content, in hex."""
+    with path.open("rb") as source:
+        return hashlib.file_digest(source, "sha256").hexdigest()

@@ -1,0 +1,224 @@
+"""Built images on disk: `images/<profile>/<node>/` with the image files, `manifest`, `sha256sums` and `record.json`.
+
+Owns the record, the names in such a folder, how it comes to be (whole or not at all) and how it is read and verified.
+What goes into an image is the business of `pipeline`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from ndakit.errors import BuildError, NdakitError
+from ndakit.workspace import Workspace, file_sha256, swap_folder
+
+RECORD, MANIFEST, SUMS = "record.json", "manifest", "sha256sums"
+RECORD_FORMAT = 1
+
+
+class ImageNotBuilt(BuildError):
+    """There is no image of this node yet."""
+
+    def __init__(self, profile: str, node: str, folder: Path) -> None:
+        super().__init__(
+            f"there is no image of {profile}'s node {node} yet",
+            where=str(folder),
+            fix=f"build it: ./inv build {profile}",
+        )
+
+
+class RecordBroken(BuildError):
+    """The record beside an image cannot be read."""
+
+    def __init__(self, path: Path, detail: str) -> None:
+        super().__init__(
+            f"the record of this image cannot be used: {detail}",
+            where=str(path),
+            fix=f"remove the folder and build again: rm -r {path.parent}",
+        )
+
+
+class ImageChanged(BuildError):
+    """A file is not what the record says: cut off, changed or gone."""
+
+    def __init__(self, path: Path, detail: str) -> None:
+        super().__init__(
+            f"{path.name} is not the file that was built: {detail}",
+            where=str(path),
+            fix="do not flash it; build it again (./inv build finds out by itself that it has to)",
+        )
+
+
+@dataclass(frozen=True)
+class ImageFile:
+    """An image file: `kind` as OpenWrt names it (combined-efi, sysupgrade, …), size and hash of the file as it is."""
+
+    name: str
+    kind: str
+    filesystem: str
+    size_bytes: int
+    sha256: str
+    disk_bytes: int | None = None
+    """Unpacked size; None for what is no disk."""
+    root_capacity_bytes: int | None = None
+    root_used_bytes: int | None = None
+    mtime_ns: int = 0
+
+
+@dataclass(frozen=True)
+class Record:
+    """What is known about a build. `id` is the hash of `inputs` and of nothing else: no time, path or user is in it."""
+
+    id: str
+    inputs: Mapping[str, Any]
+    profile: str
+    node: str
+    hostname: str
+    release: str
+    target: str
+    device: str
+    builder: str
+    imagebuilder: str
+    revision: str
+    warning: str | None
+    """Words, if the image is not for flashing."""
+    argv: tuple[str, ...]
+    overlay: str
+    """Digest of the files laid over the root."""
+    packages: Mapping[str, str]
+    images: tuple[ImageFile, ...]
+    sources: Mapping[str, str]
+    """Hashes of the files that were read, to say later what changed; not part of the id."""
+    warnings: tuple[str, ...]
+    tools: Mapping[str, str]
+    built_at: str
+    elapsed_s: float
+    verify: tuple[str, ...]
+    format: int = RECORD_FORMAT
+
+    def text(self) -> str:
+        """As it stands in record.json."""
+        return json.dumps(asdict(self), indent=1, sort_keys=True, ensure_ascii=False) + "\n"
+
+
+def identity(inputs: Mapping[str, Any]) -> str:
+    """The image's id: SHA-256 over the inputs as canonical JSON."""
+    text = json.dumps(inputs, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def folder_of(workspace: Workspace, profile: str, node: str) -> Path:
+    """Where the image of a node lies."""
+    return workspace.images / profile / node
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """A built image of one node, with its record."""
+
+    folder: Path
+    record: Record
+
+    @classmethod
+    def load(cls, folder: Path) -> Artifact:
+        """Read a finished build. Raises ImageNotBuilt, RecordBroken; says nothing yet about the images' contents."""
+        path = folder / RECORD
+        try:
+            data = json.loads(path.read_text())
+        except FileNotFoundError as cause:
+            raise ImageNotBuilt(folder.parent.name, folder.name, folder) from cause
+        except (OSError, ValueError) as cause:
+            raise RecordBroken(path, str(cause)) from cause
+        try:
+            if data["format"] != RECORD_FORMAT:
+                raise RecordBroken(path, f"it has format {data['format']}, this version writes {RECORD_FORMAT}")
+            data["images"] = tuple(ImageFile(**i) for i in data["images"])
+            for key in ("argv", "warnings", "verify"):
+                data[key] = tuple(data[key])
+            record = Record(**data)
+        except (KeyError, TypeError) as cause:
+            raise RecordBroken(path, f"it is incomplete ({cause})") from cause
+        return cls(folder, record)
+
+    @property
+    def id(self) -> str:
+        """The image's id."""
+        return self.record.id
+
+    @property
+    def image(self) -> Path:
+        """The image to boot or to flash first."""
+        return self.folder / self.record.images[0].name
+
+    def suspicious(self) -> list[NdakitError]:
+        """What is evidently not as it was built, without reading the images: gone, another size, touched since."""
+        found: list[NdakitError] = []
+        for image in self.record.images:
+            path = self.folder / image.name
+            try:
+                facts = path.stat()
+            except OSError:
+                found.append(ImageChanged(path, "it is not there"))
+                continue
+            if facts.st_size != image.size_bytes:
+                found.append(ImageChanged(path, f"it has {facts.st_size} bytes instead of {image.size_bytes}"))
+            elif facts.st_mtime_ns != image.mtime_ns and (bad := _differs(path, image.sha256)):
+                found.append(bad)
+        return found
+
+    def verify(self) -> list[NdakitError]:
+        """Read every file and compare it with the hashes; what is wrong. Empty means whole and unchanged."""
+        found = self.suspicious()
+        suspected = {Path(e.where).name for e in found}
+        for image in self.record.images:
+            if image.name not in suspected and (bad := _differs(self.folder / image.name, image.sha256)):
+                found.append(bad)
+        return found
+
+
+def _differs(path: Path, sha256: str) -> NdakitError | None:
+    now = file_sha256(path)
+    return None if now == sha256 else ImageChanged(path, f"its SHA-256 is {now[:16]}… instead of {sha256[:16]}…")
+
+
+def store(record: Record, images: Sequence[Path], folder: Path, scratch: Path) -> Artifact:
+    """Make the finished folder from what lies in scratch, and put it in its place in one step.
+
+    The image files are moved, not copied, where both lie on one file system. What was there before is gone afterwards.
+    """
+    new = scratch / "finished"
+    new.mkdir()
+    for image in images:
+        _move(image, new / image.name)
+    lines = [f"{name} - {version}\n" for name, version in sorted(record.packages.items())]
+    (new / MANIFEST).write_text("".join(lines))
+    sums = [f"{i.sha256}  {i.name}\n" for i in record.images] + [f"{file_sha256(new / MANIFEST)}  {MANIFEST}\n"]
+    (new / SUMS).write_text("".join(sorted(sums, key=lambda line: line.split()[1])))
+    (new / RECORD).write_text(record.text())
+    for path in (new, *new.iterdir()):
+        path.chmod(0o755 if path.is_dir() else 0o644)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    if new.stat().st_dev != folder.parent.stat().st_dev:
+        near = folder.parent / f".{folder.name}.partial"
+        shutil.rmtree(near, ignore_errors=True)
+        shutil.copytree(new, near)
+        new = near
+    swap_folder(new, folder)
+    with contextlib.suppress(OSError):
+        shutil.rmtree(new)
+    return Artifact.load(folder)
+
+
+def _move(source: Path, target: Path) -> None:
+    try:
+        source.rename(target)
+    except OSError:
+        shutil.copyfile(source, target)
+        shutil.copystat(source, target)
+        source.unlink()

@@ -1,0 +1,225 @@
+"""Where ImageBuilders come from: the lab's stand-in, or an OpenWrt ImageBuilder that the user unpacked.
+
+Owns what differs between the two: how a private working copy is made, and a cheap hash of what each contributes to an
+image. Driving the copy is the business of `imagebuilder`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import re
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar, Literal, Protocol
+
+from ndakit import ibtree, process
+from ndakit.errors import InputError, MachineError
+from ndakit.ibrequest import usable_path
+from ndakit.imagebuilder import ImageBuilder, ImageBuilderBroken
+from ndakit.model import Profile
+from ndakit.workspace import Workspace, cache
+
+Kind = Literal["lab", "openwrt"]
+
+LAB_WARNING = (
+    "A lab image: made of Debian's kernel and programs with a stand-in for OpenWrt's base system, for testing only."
+    " Never flash it."
+)
+_LAB_PARTS = ("debian.py", "imagebuilder", "base")
+_INSTANTIATE_TIMEOUT_S = 600.0
+_COPY_SPARE_MIB = 512
+_LAB_SPARE_MIB = 256
+
+
+class ImageBuilderNeeded(InputError):
+    """An image to flash needs an OpenWrt ImageBuilder, and none was named."""
+
+    def __init__(self, profile: Profile) -> None:
+        archive = f"openwrt-imagebuilder-{profile.release}-{profile.target.replace('/', '-')}"
+        super().__init__(
+            "building with OpenWrt needs an ImageBuilder",
+            where="--builder openwrt without --imagebuilder",
+            fix=f"unpack {archive}….Linux-x86_64.tar.… and name its folder: --imagebuilder DIR;"
+            " for an image to try: --builder lab",
+        )
+
+
+class BuilderUnknown(InputError):
+    """There is no such builder."""
+
+    def __init__(self, kind: str) -> None:
+        super().__init__(
+            f"there is no builder {kind!r}", where="--builder", fix="write --builder lab or --builder openwrt"
+        )
+
+
+class BuilderContradiction(InputError):
+    """The lab's ImageBuilder is its own; another one cannot be named for it."""
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(
+            "--imagebuilder is for OpenWrt's ImageBuilder, and the lab's was asked for",
+            where=f"--builder lab --imagebuilder {folder}",
+            fix="leave --imagebuilder out, or write --builder openwrt",
+        )
+
+
+class LabUnavailable(InputError):
+    """The lab has no stand-in for this release or target."""
+
+
+class LabFailed(MachineError):
+    """The lab's ImageBuilder cannot be made on this machine."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """What a builder needs to provide an ImageBuilder: for which profile, where, and who hears about it."""
+
+    profile: Profile
+    folder: Path
+    """A private folder; the ImageBuilder is made inside."""
+    log: Path
+    on_line: Callable[[str], None] | None = None
+
+
+class Builder(Protocol):
+    """A source of ImageBuilders."""
+
+    kind: ClassVar[Kind]
+    warning: ClassVar[str | None]
+    """Words for the record if its images are not for flashing."""
+
+    def fingerprint(self, profile: Profile) -> str:
+        """A hash of what this builder contributes to the profile's images; cheap when nothing changed."""
+
+    def label(self) -> str:
+        """Which ImageBuilder it is, for people; without paths of this machine."""
+
+    def space_mib(self, profile: Profile) -> int:
+        """Free space that building one node takes, in MiB."""
+
+    def provide(self, job: Job) -> AbstractContextManager[ImageBuilder]:
+        """A private ImageBuilder, ready to be driven; when the block ends well, downloads are kept for the next one."""
+
+
+class LabBuilder:
+    """The stand-in ImageBuilder that lies in lab/, made of Debian packages."""
+
+    kind: ClassVar[Kind] = "lab"
+    warning: ClassVar[str | None] = LAB_WARNING
+
+    def __init__(self, workspace: Workspace) -> None:
+        self._lab = workspace.lab
+
+    def fingerprint(self, profile: Profile) -> str:
+        """A hash over the lab's sources, the release and the target."""
+
+        def other(path: str) -> bool:
+            parts = path.split("/")
+            return parts[0] not in _LAB_PARTS or "__pycache__" in parts or path.endswith((".md", ".pyc"))
+
+        sources = ibtree.fingerprint(self._lab, _fingerprint_cache(self._lab), other)
+        return hashlib.sha256(f"lab {profile.release} {profile.target} {sources}".encode()).hexdigest()
+
+    def label(self) -> str:
+        """Its name for people."""
+        return "the lab's stand-in ImageBuilder"
+
+    def space_mib(self, profile: Profile) -> int:
+        """Free space that building one node takes, in MiB."""
+        return 2 * profile.image.rootfs_mib + _LAB_SPARE_MIB
+
+    @contextlib.contextmanager
+    def provide(self, job: Job) -> Iterator[ImageBuilder]:
+        """Instantiate it. Raises LabUnavailable for a release or target it does not have, LabFailed."""
+        usable_path(job.folder)
+        target = job.folder / "imagebuilder"
+        argv: list[str | Path] = [sys.executable, "-B", self._lab / "imagebuilder" / "instantiate.py"]
+        argv += ["--release", str(job.profile.release), "--target", job.profile.target]
+        argv += ["--cache", cache() / "lab", "--into", target]
+        done = process.run(
+            argv, timeout_s=_INSTANTIATE_TIMEOUT_S, log=job.log, check=False, on_line=job.on_line, umask=0o022
+        )
+        if done.returncode in (2, 3):
+            kind = LabUnavailable if done.returncode == 2 else LabFailed
+            what, where, fix = _three_lines(done.stdout)
+            raise kind(what, where=where or f"log: {job.log}", fix=fix or "read the log")
+        if done.returncode != 0:
+            raise process.ProcessFailed(done, log=job.log)
+        yield ImageBuilder(target, job.profile.release, log=job.log, on_line=job.on_line)
+
+
+class OpenWrtBuilder:
+    """An OpenWrt ImageBuilder that the user unpacked; its folder is only read."""
+
+    kind: ClassVar[Kind] = "openwrt"
+    warning: ClassVar[str | None] = None
+
+    def __init__(self, folder: Path) -> None:
+        """Raises ImageBuilderBroken for a folder that is none."""
+        self._folder = folder.expanduser().absolute()
+        for name in ("Makefile", ".config", "include", "staging_dir"):
+            if not (self._folder / name).exists():
+                raise ImageBuilderBroken(self._folder, f"there is no {name} in it")
+
+    def fingerprint(self, profile: Profile) -> str:
+        """A hash over the ImageBuilder's material, the same wherever and whenever it was unpacked."""
+        return ibtree.fingerprint(self._folder, _fingerprint_cache(self._folder))
+
+    def label(self) -> str:
+        """The folder's name; the archive's unpacks to one that says release and target."""
+        return self._folder.name
+
+    def space_mib(self, profile: Profile) -> int:
+        """Free space that building one node takes, in MiB: a copy, the root twice, the images."""
+        copied = sum(
+            entry.stat(follow_symlinks=False).st_size for _, entry in ibtree.files(self._folder, ibtree.is_leftover)
+        )
+        return copied // (1024 * 1024) + 3 * profile.image.rootfs_mib + _COPY_SPARE_MIB
+
+    @contextlib.contextmanager
+    def provide(self, job: Job) -> Iterator[ImageBuilder]:
+        """Copy it, with the packages that earlier builds downloaded."""
+        usable_path(job.folder)
+        target = job.folder / "imagebuilder"
+        ibtree.private_copy(self._folder, target)
+        kept = cache() / "openwrt" / f"{job.profile.release}-{job.profile.target.replace('/', '-')}"
+        ibtree.merge_packages(kept, target / "dl")
+        yield ImageBuilder(target, job.profile.release, log=job.log, on_line=job.on_line)
+        ibtree.merge_packages(target / "dl", kept)
+
+
+def choose(kind: str, folder: Path | None, workspace: Workspace, profile: Profile) -> Builder:
+    """The builder for `--builder KIND --imagebuilder DIR`.
+
+    Raises BuilderUnknown, BuilderContradiction, ImageBuilderNeeded, ImageBuilderBroken.
+    """
+    if kind == "lab":
+        if folder is not None:
+            raise BuilderContradiction(folder)
+        return LabBuilder(workspace)
+    if kind == "openwrt":
+        if folder is None:
+            raise ImageBuilderNeeded(profile)
+        return OpenWrtBuilder(folder)
+    raise BuilderUnknown(kind)
+
+
+def _fingerprint_cache(folder: Path) -> Path:
+    name = hashlib.sha256(os.fsencode(folder.resolve())).hexdigest()[:16]
+    return cache() / "fingerprints" / f"{name}.json"
+
+
+def _three_lines(text: str) -> tuple[str, str, str]:
+    """What, where and fix of a message in the house's form; the last line of the text for any other."""
+    found = re.search(r"^error: (.+)\n  where: (.+)\n  fix:   (.+)$", text, re.MULTILINE)
+    if found:
+        return found[1], found[2], found[3]
+    lines = [line for line in text.splitlines() if line.strip()]
+    return (lines[-1] if lines else "the lab's ImageBuilder could not be made"), "", ""
