@@ -118,6 +118,7 @@ class _Reader:
         for number, entry in enumerate(entries):
             at = with_key(entry.at, f"extends[{number}]" if isinstance(named, ListNode) else "extends")
             if not isinstance(entry, Scalar) or not entry.strip():
+                self.whole = False
                 self.mistakes.append(
                     ProfileMistake(
                         "extends",

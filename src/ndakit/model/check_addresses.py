@@ -103,8 +103,32 @@ def _placed(profile: Profile) -> Iterator[tuple[KeyPath, str, Address, str, bool
             yield path, f"the router {route.via}", route.via, name, True
 
 
+def _wrong_subnets(profile: Profile) -> dict[Subnet, tuple[str, KeyPath]]:
+    """Subnets that hold none of their network's addresses (two or more): then it is the subnet that is wrong."""
+    outside: dict[Subnet, set[Address]] = {}
+    held: set[Subnet] = set()
+    owners: dict[Subnet, tuple[str, KeyPath]] = {}
+    for name, net in profile.networks.items():
+        for number, subnet in enumerate(net.subnet):
+            owners[subnet] = (name, ("networks", name, "subnet", number))
+    for _, _, address, network, _ in _placed(profile):
+        found = profile.networks[network].subnet_of(address.version) if network in profile.networks else None
+        if found is not None and address in found:
+            held.add(found)
+        elif found is not None and not address.is_link_local:
+            outside.setdefault(found, set()).add(address)
+    return {s: owners[s] for s, addresses in outside.items() if len(addresses) > 1 and s not in held}
+
+
 def outside_subnet(profile: Profile) -> Iterator[Finding]:
     """Addresses outside their networks, and the ones that a subnet keeps for itself."""
+    wrong = _wrong_subnets(profile)
+    for subnet, (name, at) in wrong.items():
+        yield error(
+            "subnet-holds-nothing", f"network {name}'s subnet {subnet} holds none of the addresses stated for it", at,
+            "correct the subnet; or, if it is right, the addresses of nodes, VIPs and gateways there",
+            also=(("nodes",), ("vips",)),
+        )  # fmt: skip
     for path, words, address, network, link_local in _placed(profile):
         net = profile.networks.get(network)
         if net is None or (link_local and isinstance(address, IPv6Address) and address.is_link_local):
@@ -122,6 +146,8 @@ def outside_subnet(profile: Profile) -> Iterator[Finding]:
                 f"add the subnet to networks.{network}.subnet, or take the address out",
                 other=other,
             )
+        elif subnet in wrong:
+            continue
         elif address not in subnet:
             elsewhere = next((n for n, o in profile.networks.items() if any(address in s for s in o.subnet)), None)
             hint = f" ({elsewhere} has a subnet that holds it)" if elsewhere else ""

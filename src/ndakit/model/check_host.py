@@ -41,7 +41,7 @@ def cards(profile: Profile) -> Iterator[Finding]:
                 "bond-of-one", f"network {name}'s bond has one card", (*path, "bond"),
                 "name the second card in nics, or delete bond", other=(*path, "nics"),
             )  # fmt: skip
-        if net.bridge is not None and len(net.nics) > 1 and not net.bridge.stp and several:
+        if net.bridge is not None and net.bond is None and len(net.nics) > 1 and not net.bridge.stp and several:
             yield error(
                 "bridge-loop",
                 f"network {name} is bridged on {len(profile.nodes)} nodes without spanning tree: that is a loop",

@@ -48,4 +48,5 @@ def unknown(kind: str, name: str, known: Iterable[str], at: KeyPath, table: str)
     near = guess(name, names)
     there = f"{table} here: {listing(names)}" if names else f"this profile has no {table}"
     fix = (f"did you mean '{near}'? " if near else "") + f"{there}; or add {table}.{name}"
-    return error(f"unknown-{kind}", f"there is no {kind} '{name}'", at, fix, also=((table, name),))
+    what = f"there is no {'VIP' if kind == 'vip' else kind} '{name}'"
+    return error(f"unknown-{kind}", what, at, fix, also=((table, name),))

@@ -1,0 +1,118 @@
+"""Every profile in invalid/ is refused with exactly the text beside it; every one in valid/ loads with its warnings.
+
+After a change of wording: `python tests/test_load_corpus.py --accept` rewrites the texts; read the difference.
+"""
+
+from __future__ import annotations
+
+import ast
+import sys
+from pathlib import Path
+
+import pytest
+
+from ndakit import load
+from ndakit.errors import ErrorGroup, InputError, NdakitError
+from ndakit.mistakes import ProfileMistake
+from ndakit.workspace import Workspace
+
+HERE = Path(__file__).parent
+WORKSPACE = Workspace(HERE)
+INVALID = sorted(p for p in (HERE / "invalid").glob("*.yaml") if not p.name.startswith("_"))
+VALID = sorted(p for p in (HERE / "valid").glob("*.yaml") if not p.name.startswith("_"))
+CHECKS = sorted((HERE.parent / "src/ndakit/model").glob("check_*.py"))
+
+
+def refusal(path: Path) -> InputError | ErrorGroup:
+    with pytest.raises(NdakitError) as caught:
+        load.load(WORKSPACE, str(path))
+    assert isinstance(caught.value, InputError | ErrorGroup)
+    return caught.value
+
+
+def warnings_of(path: Path) -> str:
+    return "".join(f"{w.text()}\n\n" for w in load.load(WORKSPACE, str(path)).warnings)
+
+
+@pytest.mark.parametrize("path", INVALID, ids=lambda p: p.stem)
+def test_an_invalid_profile_is_refused_with_this_text(path: Path) -> None:
+    assert refusal(path).text() + "\n" == path.with_suffix(".txt").read_text()
+    assert refusal(path).exit_code == 2
+
+
+@pytest.mark.parametrize("path", VALID, ids=lambda p: p.stem)
+def test_a_valid_profile_loads_with_these_warnings(path: Path) -> None:
+    expected = path.with_suffix(".txt")
+    assert warnings_of(path) == (expected.read_text() if expected.exists() else "")
+
+
+@pytest.mark.parametrize("path", INVALID, ids=lambda p: p.stem)
+def test_no_word_of_the_libraries_reaches_the_user(path: Path) -> None:
+    text = refusal(path).text().lower()
+    for word in ("pydantic", "libyaml", "traceback", "validation", "input should", "extra inputs", "str_type"):
+        assert word not in text
+
+
+def codes_in_the_sources() -> set[str]:
+    """Every code that a cross-check can give, read from the source."""
+    found: set[str] = set()
+    for path in CHECKS:
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in ("error", "warning"):
+                first = node.args[0]
+                if isinstance(first, ast.Constant):
+                    found.add(str(first.value))
+                elif isinstance(first, ast.JoinedStr):
+                    found |= {f"{kind}-outside-subnet" for kind in ("vip", "node", "gateway", "route")}
+            if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "unknown":
+                assert isinstance(node.args[0], ast.Constant)
+                found.add(f"unknown-{node.args[0].value}")
+    return found
+
+
+def codes_in_the_corpus() -> set[str]:
+    found: set[str] = set()
+    for path in INVALID:
+        error = refusal(path)
+        found |= {e.code for e in (error.errors if isinstance(error, ErrorGroup) else (error,))}
+    for path in VALID:
+        found |= {w.code for w in load.load(WORKSPACE, str(path)).warnings}
+    return found
+
+
+def test_every_cross_check_has_a_profile_that_fails_it() -> None:
+    assert len(codes_in_the_sources()) > 50
+    assert codes_in_the_sources() - codes_in_the_corpus() == set()
+
+
+def test_every_place_in_the_corpus_exists_in_its_file() -> None:
+    for path in INVALID:
+        error = refusal(path)
+        for one in error.errors if isinstance(error, ErrorGroup) else (error,):
+            assert isinstance(one, ProfileMistake)
+            assert one.location is not None
+            lines = (HERE / one.location.file).read_text().split("\n")
+            assert one.location.line <= len(lines)
+            if one.location.line:
+                assert one.location.column <= len(lines[one.location.line - 1]) + 1
+
+
+def accept() -> None:
+    for path in INVALID:
+        try:
+            load.load(WORKSPACE, str(path))
+        except NdakitError as error:
+            path.with_suffix(".txt").write_text(error.text() + "\n")
+        else:
+            raise SystemExit(f"{path} is not refused")
+    for path in VALID:
+        text = warnings_of(path)
+        target = path.with_suffix(".txt")
+        if text:
+            target.write_text(text)
+        else:
+            target.unlink(missing_ok=True)
+
+
+if __name__ == "__main__" and "--accept" in sys.argv:
+    accept()
