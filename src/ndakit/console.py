@@ -1,0 +1,424 @@
+"""The serial console of an OpenWrt-like guest, used as an admin uses it: wait, press Enter, run commands.
+
+Owns the stream of one console (a connected unix socket), finding the root shell on it, and carrying commands; nothing
+is assumed about the guest but BusyBox ash. How commands survive the wire is the business of `console_protocol`. One
+thread per console reads all the time, for a guest stands still when nobody takes its output.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import re
+import secrets
+import shlex
+import socket
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from testinfra.backend.base import BaseBackend, CommandResult
+
+from ndakit.console_errors import (
+    CommandTimeout,
+    ConsoleClosed,
+    ConsoleLocked,
+    ConsoleNotActive,
+    ConsoleSilent,
+    FileUnreadable,
+    GuestPanicked,
+    GuestRestarted,
+    OutputDamaged,
+    short,
+)
+from ndakit.console_protocol import Answer, Damaged, Session, without_noise
+from ndakit.deadline import Deadline
+
+_ASK_FIRST = "Please press Enter to activate this console"  # procd, utils/askfirst.c
+_READY = re.compile(rb"Please press Enter to activate this console|login: *$|[^\r\n]*[#$] (?:\x1b\[6n)?$")
+_PASSWORD = re.compile(rb"Password: *$", re.I)
+_PANIC = b"Kernel panic - not syncing"
+_KEPT_BYTES = 16 << 20
+_TAIL_LINES = 12
+_NUDGE_S = 8.0  # a console silent for so long is asked with Enter whether a shell is there already
+_STEP_S = 4.0
+_GRACE_S = 20.0  # beyond a command's own time, before the guest is taken for dead: a busy TCG guest is slow
+_QUIET_S = 1.0
+_RESENDS = 6
+# QEMU hands a serial port's output on byte by byte: gather a little, or each byte wakes everybody who waits.
+_SMALL, _GATHER_S = 512, 0.002
+
+
+@dataclass(frozen=True)
+class Ran:
+    """What a command in the guest came to."""
+
+    rc: int
+    stdout_bytes: bytes
+    stderr_bytes: bytes
+
+    @property
+    def stdout(self) -> str:
+        """Its output as text."""
+        return self.stdout_bytes.decode(errors="replace")
+
+    @property
+    def stderr(self) -> str:
+        """Its complaints as text."""
+        return self.stderr_bytes.decode(errors="replace")
+
+
+class Console:
+    """The console of one guest; `log` is the file that keeps its stream, `facts` completes errors with its state."""
+
+    def __init__(self, name: str, *, log: Path, facts: Callable[[], str] = lambda: "") -> None:
+        self.name = name
+        self.log = log
+        self._facts = facts
+        self._changed = threading.Condition()
+        self._data = bytearray()
+        self._base = 0  # bytes that were dropped in front of _data
+        self._position = 0  # how far wait_for has got
+        self._last_byte_s = time.monotonic()
+        self._closed = True
+        self._socket: socket.socket | None = None
+        self._reader: threading.Thread | None = None
+        self._session: Session | None = None
+        self._command_lock = threading.RLock()
+        self._listeners: list[Callable[[bytes], None]] = []
+
+    @classmethod
+    def connect(cls, name: str, path: Path, *, log: Path) -> Console:
+        """The console behind a unix stream socket. Raises OSError if nobody listens there."""
+        wire = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        try:
+            wire.connect(str(path))
+        except OSError:
+            wire.close()
+            raise
+        console = cls(name, log=log)
+        console.attach(wire)
+        return console
+
+    def attach(self, wire: socket.socket) -> None:
+        """Take a connected stream; after a restart of the machine, its new one. The console owns and closes it."""
+        self.close()
+        with self._changed:
+            self._socket, self._closed, self._session = wire, False, None
+            self._position = self._end
+            self._last_byte_s = time.monotonic()
+        self._reader = threading.Thread(target=self._read, args=(wire,), name=f"console-{self.name}", daemon=True)
+        self._reader.start()
+
+    def close(self) -> None:
+        """End reading; what was read stays readable."""
+        wire, self._socket = self._socket, None
+        if wire is not None:
+            with contextlib.suppress(OSError):
+                wire.shutdown(socket.SHUT_RDWR)
+        if self._reader is not None:
+            self._reader.join()
+            self._reader = None
+        if wire is not None:
+            wire.close()
+
+    @property
+    def active(self) -> bool:
+        """True once `activate` has opened the shell, until the machine is started anew."""
+        return self._session is not None and not self._closed
+
+    @property
+    def text(self) -> str:
+        """What the console has shown so far (the last 16 MiB)."""
+        with self._changed:
+            return self._data.decode(errors="replace")
+
+    def tail(self, lines: int = _TAIL_LINES) -> str:
+        """The last lines it has shown."""
+        with self._changed:
+            recent = bytes(self._data[-8192:])
+        text = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", recent.decode(errors="replace"))
+        return "\n".join([line for line in text.replace("\r", "").splitlines() if line.strip()][-lines:])
+
+    def listen(self, listener: Callable[[bytes], None]) -> Callable[[], None]:
+        """Have `listener` called with every piece that arrives, from the reading thread; the result ends that."""
+        self._listeners = [*self._listeners, listener]
+
+        def end() -> None:
+            self._listeners = [known for known in self._listeners if known is not listener]
+
+        return end
+
+    def send(self, data: bytes) -> None:
+        """Type something. Raises ConsoleClosed."""
+        wire = self._socket
+        try:
+            if wire is None:
+                raise OSError("closed")
+            wire.sendall(data)
+        except OSError as cause:
+            raise self._ended() from cause
+
+    def wait_for(self, wanted: str | re.Pattern[str], deadline: Deadline) -> re.Match[str]:
+        """Wait until a text or pattern is shown, after what the last call found; lines of the kernel do not break it.
+
+        Raises ConsoleSilent, ConsoleClosed, GuestPanicked.
+        """
+        pattern = re.compile(re.escape(wanted)) if isinstance(wanted, str) else wanted
+        with self._changed:
+            start = max(self._position, self._base)
+        while True:
+            end, data, closed = self._since(start)
+            for candidate in (data, without_noise(data)):
+                found = pattern.search(candidate.decode(errors="replace"))
+                if found is not None:
+                    self._position = end
+                    return found
+            self._check_panic(start)
+            if closed:
+                raise self._ended()
+            self._wait_for_more(end, deadline, deadline.what)
+
+    def activate(self, deadline: Deadline) -> None:
+        """Wait until the guest has booted, press Enter, and open the root shell there.
+
+        A shell that is open already is found as well. Raises ConsoleSilent, ConsoleClosed, ConsoleLocked and
+        GuestPanicked.
+        """
+        with self._command_lock:
+            if self.active:
+                return
+            self._find_shell(deadline)
+            session = Session(secrets.token_hex(5))
+            while not self._set_up(session, deadline):
+                session = Session(secrets.token_hex(5))
+            self._session = session
+
+    def run(self, command: str, timeout_s: float = 30.0) -> Ran:
+        """Run a shell command in the guest; its exit code, stdout and stderr, byte for byte.
+
+        Its stdin is empty, its folder that of a login, variables do not last. After `timeout_s` (guest's clock, whole
+        seconds) it is killed with what it started. Raises CommandTimeout, ConsoleSilent, ConsoleClosed,
+        ConsoleNotActive, GuestRestarted, GuestPanicked, OutputDamaged, and ValueError for a NUL in the command.
+        """
+        with self._command_lock:
+            session = self._session
+            if session is None:
+                raise ConsoleNotActive(self.name, self.log)
+            for _ in range(3):
+                answer = self._attempt(session, command, timeout_s)
+                if answer is None:
+                    continue  # the terminal lost characters on the way there
+                if answer.rc is None:
+                    output = (answer.stdout + answer.stderr).decode(errors="replace")
+                    raise CommandTimeout(self.name, command, timeout_s, self.log, output[-2000:])
+                return Ran(answer.rc, answer.stdout, answer.stderr)
+            raise OutputDamaged(self.name, command, self.log)
+
+    def read_file(self, path: str, timeout_s: float = 30.0) -> bytes:
+        """The content of a file in the guest, byte for byte. Raises FileUnreadable and what `run` raises."""
+        ran = self.run(f"cat {shlex.quote(path if not path.startswith('-') else './' + path)}", timeout_s)
+        if ran.rc != 0:
+            raise FileUnreadable(self.name, path, ran.stderr.strip() or f"cat ended with exit code {ran.rc}")
+        return ran.stdout_bytes
+
+    def release(self) -> None:
+        """Leave the shell as a person would find it: at its prompt. `activate` opens it for commands again."""
+        with self._command_lock:
+            if self._session is not None:
+                self._session = None
+                self.send(b"x\n")
+
+    def forget(self) -> None:
+        """The guest is about to start anew: its shell is no more; what is shown from now on counts."""
+        with self._command_lock, self._changed:
+            self._session = None
+            self._position = self._end
+
+    # -- opening the shell ---------------------------------------------------------------------------------------------
+
+    def _find_shell(self, deadline: Deadline) -> None:
+        """Wait for the sign of a shell, or of one to be had for an Enter."""
+        with self._changed:
+            start = max(self._position, self._base)
+        nudged_s = time.monotonic()
+        while True:
+            end, data, closed = self._since(start)
+            found = _READY.search(without_noise(data)[-4096:])
+            if found is not None:
+                self._position = end
+                if found[0].startswith(b"login"):
+                    self.send(b"root\n")
+                    self._check_password(deadline)
+                else:
+                    self.send(b"\n")
+                return
+            self._check_panic(start)
+            if closed:
+                raise self._ended()
+            if time.monotonic() - max(nudged_s, self._last_byte_s) > _NUDGE_S:
+                nudged_s = time.monotonic()
+                self.send(b"\n")
+            self._wait_for_more(end, deadline, f"'{_ASK_FIRST}' or a shell's prompt")
+
+    def _check_password(self, deadline: Deadline) -> None:
+        """After the user's name: a shell, or the question for a password."""
+        start, limit_s = self._end, time.monotonic() + min(_STEP_S, deadline.remaining_s)
+        while time.monotonic() < limit_s:
+            end, data, _ = self._since(start)
+            if _PASSWORD.search(without_noise(data)):
+                raise ConsoleLocked(self.name, self.log)
+            self._wait(end, 0.2)
+
+    def _set_up(self, session: Session, deadline: Deadline) -> bool:
+        """Bring the command loop into the shell; False if it has to be tried again from the start."""
+        for line, answer in session.setup():
+            begun, start = time.monotonic(), self._end
+            self.send(line.encode() + b"\n")
+            while True:
+                end, data, closed = self._since(start)
+                if session.started(data) or (answer[0] == "=" and answer.encode() in without_noise(data)):
+                    break
+                self._check_panic(start)
+                if closed:
+                    raise self._ended()
+                if time.monotonic() - begun > _STEP_S:
+                    self.send(b"\x03\n")
+                    return False
+                self._wait_for_more(end, deadline, "an answer of the root shell")
+        return True
+
+    # -- commands ------------------------------------------------------------------------------------------------------
+
+    def _attempt(self, session: Session, command: str, timeout_s: float) -> Answer | None:
+        """Send a command and wait for its answer; None if it did not arrive whole."""
+        number, start = session.next_number(), self._end
+        for line, ack in session.lines(command, number, timeout_s):
+            self.send(line.encode() + b"\n")
+            limit_s = time.monotonic() + _GRACE_S
+            while ack:
+                end, data, _ = self._since(start)
+                if ack in without_noise(data):
+                    break
+                self._check_state(start, limit_s, command, timeout_s=_GRACE_S)
+                self._wait(end, 0.2)
+        limit_s = time.monotonic() + timeout_s + _GRACE_S
+        mark, seen, resends, asked = session.end_mark(number), start, 0, start
+        while True:
+            end, data, _ = self._since(asked)
+            quiet = time.monotonic() - self._last_byte_s > _QUIET_S
+            if quiet or mark in data[max(0, seen - asked - 64) :]:
+                try:
+                    answer = session.answer(data, number)
+                except Damaged:
+                    if resends == _RESENDS:
+                        raise OutputDamaged(self.name, command, self.log) from None
+                    answer, resends, asked = None, resends + 1, end
+                    self.send(b"?\n" if resends == 1 else b"#\n")
+                if answer is not None:
+                    return answer
+                if session.lost(data, number):
+                    return None
+                seen = end
+            self._check_state(start, limit_s, command, timeout_s=timeout_s + _GRACE_S)
+            self._wait(end, 0.2)
+
+    def _check_state(self, start: int, limit_s: float, command: str, *, timeout_s: float) -> None:
+        """Raise when no answer can come any more."""
+        _, data, closed = self._since(start)
+        self._check_panic(start)
+        if closed:
+            raise self._ended()
+        if data.rfind(_ASK_FIRST.encode()) > data.rfind(b"\n@"):  # after the last line that the loop wrote
+            self._session = None
+            raise GuestRestarted(self.name, self.log)
+        if time.monotonic() > limit_s:
+            self._session = None
+            wanted = f"the answer to '{short(command)}'"
+            raise ConsoleSilent(self.name, timeout_s, wanted, self.log, self.tail(), self._facts())
+
+    # -- the stream ----------------------------------------------------------------------------------------------------
+
+    @property
+    def _end(self) -> int:
+        return self._base + len(self._data)
+
+    def _read(self, wire: socket.socket) -> None:
+        """The reading thread."""
+        while True:
+            try:
+                piece = wire.recv(65536)
+            except OSError:
+                piece = b""
+            with self._changed:
+                if piece:
+                    self._data += piece
+                    self._last_byte_s = time.monotonic()
+                    if len(self._data) > _KEPT_BYTES:
+                        del self._data[: _KEPT_BYTES // 2]
+                        self._base += _KEPT_BYTES // 2
+                else:
+                    self._closed = True
+                self._changed.notify_all()
+            for listener in self._listeners:
+                listener(piece)
+            if not piece:
+                return
+            if len(piece) < _SMALL:
+                time.sleep(_GATHER_S)
+
+    def _since(self, start: int) -> tuple[int, bytes, bool]:
+        """Where the stream ends, what came since `start`, and whether it is closed."""
+        with self._changed:
+            return self._end, bytes(self._data[max(0, start - self._base) :]), self._closed
+
+    def _wait(self, end: int, timeout_s: float) -> None:
+        """Wait until the stream goes on beyond `end`, or closes."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._end > end or self._closed, timeout_s)
+
+    def _wait_for_more(self, end: int, deadline: Deadline, wanted: str) -> None:
+        """The same, bounded by a deadline. Raises ConsoleSilent when that is over."""
+        if deadline.expired:
+            raise ConsoleSilent(self.name, deadline.timeout_s, wanted, self.log, self.tail(), self._facts())
+        self._wait(end, min(0.5, max(deadline.remaining_s, 0.01)))
+
+    def _check_panic(self, start: int) -> None:
+        """Raise GuestPanicked if the kernel gave up since `start`."""
+        _, data, _ = self._since(start)
+        at = data.find(_PANIC)
+        if at >= 0 and b"\n" in data[at:]:
+            self._position = start + at + len(_PANIC)
+            self._session = None
+            message = data[at + len(_PANIC) :].splitlines()[0].decode(errors="replace").strip(" :")
+            raise GuestPanicked(self.name, message, self.log)
+
+    def _ended(self) -> ConsoleClosed:
+        return ConsoleClosed(self.name, self._facts(), self.log, self.tail())
+
+
+class ConsoleBackend(BaseBackend):  # type: ignore[misc]  # testinfra ships no types
+    """pytest-testinfra over a console: `testinfra.host.Host(ConsoleBackend(console))`."""
+
+    NAME = "console"
+
+    def __init__(self, console: Console, *, timeout_s: float = 30.0) -> None:
+        super().__init__(console.name)
+        self.console = console
+        self.timeout_s = timeout_s
+
+    def run(self, command: str, *args: str, **kwargs: Any) -> CommandResult:
+        """Run a command with its arguments quoted into it; `timeout_s` may be given by name."""
+        line = self.get_command(command, *args)
+        ran = self.console.run(line, float(kwargs.get("timeout_s", self.timeout_s)))
+        return self.result(ran.rc, line.encode(errors="surrogateescape"), ran.stdout_bytes, ran.stderr_bytes)
+
+    def get_encoding(self) -> str:
+        """UTF-8: OpenWrt has no locales, and asking a guest's Python would be in vain."""
+        return "utf-8"
+
+    def decode(self, data: bytes) -> str:
+        """As UTF-8; a byte that is none becomes a replacement character."""
+        return data.decode(errors="replace")
