@@ -18,7 +18,7 @@ _FILE_KEYWORDS = {"errorfile": 2, "crt": 1, "ca-file": 1, "lua-load": 1}
 _KEPT = ("/etc/config/", "/etc/sysctl.conf", "/etc/sysupgrade.conf", "/etc/rc.local", "/etc/dropbear/")
 """What a sysupgrade keeps by itself (openwrt.md, 8)."""
 _SYSCTL_KEYS = re.compile(
-    r"net\.ipv[46]\.conf\.[a-z0-9/-]+\.(accept_redirects|promote_secondaries|forwarding|arp_ignore|arp_announce|rp_filter)"
+    r"net\.ipv[46]\.conf\.[a-z0-9/-]+\.(accept_redirects|send_redirects|promote_secondaries|forwarding|arp_ignore|arp_announce|rp_filter)"
     r"|net\.ipv[46]\.ip_nonlocal_bind|net\.ipv4\.(ip_forward|ip_local_port_range|ip_local_reserved_ports)"
     r"|net\.ipv4\.(tcp_max_syn_backlog|tcp_fin_timeout|tcp_syncookies)|net\.core\.(somaxconn|netdev_max_backlog)"
     r"|net\.netfilter\.nf_conntrack_max|net\.ipv4\.vs\.[a-z_]+|vm\.[a-z_]+"

@@ -139,7 +139,7 @@ def interfaces(subject: Subject) -> Iterator[LintFinding]:
 
 
 def addresses(subject: Subject) -> Iterator[LintFinding]:
-    """One bad address takes all of its interface's; a VIP with a subnet's prefix is lost with the node's own address."""
+    """One bad address takes all of its interface's; a VIP with a subnet's prefix goes with the node's own address."""
     vips = {a for v in subject.profile.vips.values() for a in v.address}
     for section in subject.sections("network", "interface"):
         onlink: list[IPv4Network | IPv6Network] = []

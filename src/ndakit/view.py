@@ -293,11 +293,17 @@ class NodeView:
         """Keys that keep ICMP redirects out. Without forwarding each card's own key counts as well (ip-sysctl), and
         switching forwarding off sets it."""
         cards = () if self.forwards else self.profile.nics
-        return [
+        found = [
             KernelValue(f"net.ipv{v}.conf.{place}.accept_redirects", "0", "no ICMP redirect leads traffic elsewhere")
             for v in ("4", "6")
             for place in ("all", "default", *cards)
         ]
+        if self.forwards:
+            # Either of all and the card's own switches it on (ip-sysctl); devices made later take the default.
+            why = "servers are not told to go past us, where nothing changes their source address"
+            for place in ("all", "default", *self.profile.nics):
+                found.append(KernelValue(f"net.ipv4.conf.{place}.send_redirects", "0", why))
+        return found
 
 
 def unsupported(profile: Profile) -> list[NdakitError]:

@@ -1,0 +1,175 @@
+"""What the real daemons say about rendered files, without booting anything.
+
+HAProxy, keepalived, nft and the shell are Debian's own, unpacked by the lab into a cached root; they run in it as root
+of a user namespace with interfaces of the right names, and see nothing of this machine's network. Their versions are
+close to the newest OpenWrt's, not the same: a finding here is certain, silence is not. Rules that the daemons swallow
+are lint's.
+"""
+
+from __future__ import annotations
+
+import re
+import shlex
+from collections.abc import Iterator
+from pathlib import Path, PurePosixPath
+
+from ndakit import daemontext, process
+from ndakit.errors import BuildError, Location, MachineError, NdakitError
+from ndakit.render import Tree
+from ndakit.workspace import Workspace, scratch_folder
+
+PACKAGES = ("haproxy", "keepalived", "nftables", "iproute2", "busybox", "shellcheck")
+_TIMEOUT_S = 60.0
+_DOWNLOAD_TIMEOUT_S = 600.0
+HAPROXY, KEEPALIVED = "/etc/haproxy.cfg", "/etc/keepalived/keepalived.conf"
+_HAPROXY_MESSAGE = re.compile(
+    r"\[(?:ALERT|WARNING)\]\s*\(\d+\) : config : (?:parsing \[(?P<file>[^:\]]+):(?P<line>\d+)\] : )?(?P<text>.*)"
+)
+_KEEPALIVED_MESSAGE = re.compile(r"\((?P<file>/[^:]*): Line (?P<line>\d+)\) (?P<text>.*)")
+_SHELL_MESSAGE = re.compile(r"(?P<file>/[^:]*):(?: line )?(?P<line>\d+):(?P<text>.*)")
+_OLD_HTTPCHK = re.compile(rb"^(\s*option httpchk .* HTTP/1\.1)\\r\\nHost:.*$", re.MULTILINE)
+"""The only form of an http check with a Host that HAProxy before 2.2 has (OpenWrt up to 19.07); today's refuses it, so
+that it sees the line without the Host."""
+
+
+class DaemonRefuses(BuildError):
+    """A daemon does not take a rendered file, or takes it with a warning."""
+
+    def __init__(self, program: str, message: str, path: str, line: int, source: str) -> None:
+        super().__init__(
+            f"{program}: {message}",
+            where=Location(path, line, 1) if line else Location(path),
+            fix=f"mend {source}",
+        )
+        self.program = program
+
+
+class NamespacesRefused(MachineError):
+    """This machine does not let us make user namespaces."""
+
+
+def check(tree: Tree, cache: Path, *, lab: Path | None = None) -> list[NdakitError]:
+    """What the daemons find in a tree; empty if they take all of it.
+
+    `cache` holds the daemons' root (downloaded and unpacked on first use), `lab` is the folder with debian.py.
+    Raises ProcessFailed or MachineError if the root cannot be made, NamespacesRefused.
+    """
+    debian = (lab or Workspace(Path.cwd()).lab) / "debian.py"
+    made = process.run(
+        ["python3", debian, "root", "--cache", cache, "--name", "daemons", *PACKAGES], timeout_s=_DOWNLOAD_TIMEOUT_S
+    )
+    base = Path(made.stdout.strip().splitlines()[-1])
+    with scratch_folder(cache / "validators", "tree") as scratch:
+        root = scratch / "root"
+        # Hard links: the files are shared with the cached root, so each one of ours replaces its link.
+        process.run(["cp", "-al", base, root], timeout_s=_TIMEOUT_S)
+        for file in tree.values():
+            target = root / file.path.lstrip("/")
+            target.parent.mkdir(parents=True, exist_ok=True)
+            target.unlink(missing_ok=True)
+            target.write_bytes(_OLD_HTTPCHK.sub(rb"\1", file.content) if file.path == HAPROXY else file.content)
+            target.chmod(file.mode)
+        return [*_haproxy(tree, root), *_keepalived(tree, root), *_nft(tree, root), *_shell(tree, root)]
+
+
+def chroot_argv(root: Path, script: str) -> list[str]:
+    """The command that runs a shell script as root inside `root`, with a network of its own."""
+    quoted = shlex.quote(str(root))
+    inside = (
+        f"mount --rbind /dev {quoted}/dev && mount --rbind /proc {quoted}/proc"
+        f" && exec chroot {quoted} /bin/busybox sh -c {shlex.quote(script)}"
+    )
+    return ["unshare", "-Urnm", "sh", "-c", inside]
+
+
+def _run(root: Path, script: str) -> process.Done:
+    process.require("unshare", package="util-linux", reason="to run the daemons apart from this machine")
+    done = process.run(chroot_argv(root, script), timeout_s=_TIMEOUT_S, check=False)
+    if re.search(r"^(unshare|mount): ", done.stderr, re.MULTILINE):
+        raise NamespacesRefused(
+            f"no user namespace can be made: {done.tail(1)[0]}",
+            where=f"command: {done.command()}",
+            fix="run it as root, or allow it: sysctl kernel.unprivileged_userns_clone=1"
+            " (Ubuntu: kernel.apparmor_restrict_unprivileged_userns=0)",
+        )
+    return done
+
+
+def _haproxy(tree: Tree, root: Path) -> Iterator[DaemonRefuses]:
+    if HAPROXY not in tree:
+        return
+    done = _run(root, f"haproxy -c -dW -f {HAPROXY}")
+    if done.returncode == 0:
+        return
+    found = [m for line in done.stderr.splitlines() if (m := _HAPROXY_MESSAGE.match(line))]
+    places = [m for m in found if m["file"]] or [m for m in found if "found in configuration" not in m["text"]]
+    for match in places:
+        path = match["file"] or HAPROXY
+        yield DaemonRefuses("haproxy", match["text"], path, int(match["line"] or 0), _source(tree, path))
+    if not places:
+        yield DaemonRefuses("haproxy", " ".join(done.tail(3)), HAPROXY, 0, _source(tree, HAPROXY))
+
+
+def _keepalived(tree: Tree, root: Path) -> Iterator[DaemonRefuses]:
+    if KEEPALIVED not in tree:
+        return
+    names = [n for n in interfaces(tree[KEEPALIVED].text) if n != "lo"]
+    links = "".join(
+        f"ip link add {shlex.quote(n)} type veth peer name ndapeer{i} && ip link set {shlex.quote(n)} up && "
+        for i, n in enumerate(names)
+    )
+    done = _run(root, f"{links}keepalived -t -f {KEEPALIVED}")
+    said = [line for line in (done.stdout + done.stderr).splitlines() if line.strip()]
+    if done.returncode == 0 and not said:
+        return
+    for line in said or [f"exit code {done.returncode}"]:
+        match = _KEEPALIVED_MESSAGE.search(line)
+        path, number, text = (match["file"], int(match["line"]), match["text"]) if match else (KEEPALIVED, 0, line)
+        yield DaemonRefuses("keepalived", text.strip(), path, number, _source(tree, path))
+
+
+def interfaces(text: str) -> list[str]:
+    """The interface names that a keepalived.conf mentions."""
+    try:
+        root = daemontext.keepalived(text)
+    except daemontext.TextError:
+        return []
+    found: list[str] = []
+    stack = [root]
+    while stack:
+        block = stack.pop()
+        stack.extend(block.blocks)
+        for line in block.lines:
+            for before, word in zip(line.words, line.words[1:], strict=False):
+                if before in ("interface", "dev") and word not in found:
+                    found.append(word)
+    return found
+
+
+def _nft(tree: Tree, root: Path) -> Iterator[DaemonRefuses]:
+    for path in (p for p in tree if p.endswith(".nft")):
+        # fw4 reads these inside its own table (openwrt.md, 1.3).
+        (root / "check.nft").write_text(f'table inet fw4 {{\n\tinclude "{path}"\n}}\n')
+        done = _run(root, "nft -c -f /check.nft")
+        if done.returncode != 0:
+            match = re.search(rf"{re.escape(path)}:(\d+):[\d-]+: Error: (.*)", done.stderr)
+            number, text = (int(match[1]), match[2]) if match else (0, " ".join(done.tail(3)))
+            yield DaemonRefuses("nft", text, path, number, _source(tree, path))
+
+
+def _shell(tree: Tree, root: Path) -> Iterator[DaemonRefuses]:
+    scripts = [p for p, f in tree.items() if f.content.startswith(b"#!/bin/sh")]
+    if not scripts:
+        return
+    words = " ".join(map(shlex.quote, scripts))
+    done = _run(root, f"for s in {words}; do busybox sh -n $s; done; shellcheck -s busybox -f gcc {words}")
+    for line in (done.stdout + done.stderr).splitlines():
+        if match := _SHELL_MESSAGE.search(line):
+            path = match["file"]
+            yield DaemonRefuses("shell", match["text"].strip(), path, int(match["line"]), _source(tree, path))
+        elif line.strip():
+            yield DaemonRefuses("shell", line.strip(), scripts[0], 0, _source(tree, scripts[0]))
+
+
+def _source(tree: Tree, path: str) -> str:
+    return tree[path].source if path in tree else str(PurePosixPath(path))
