@@ -66,7 +66,7 @@ def codes_in_the_sources() -> set[str]:
                     found |= {f"{kind}-outside-subnet" for kind in ("vip", "node", "gateway", "route")}
             if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "unknown":
                 assert isinstance(node.args[0], ast.Constant)
-                found.add(f"unknown-{node.args[0].value}")
+                found.add(f"unknown-{node.args[0].value!s}")
     return found
 
 

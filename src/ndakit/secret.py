@@ -94,10 +94,11 @@ def look_up(
         raise SecretMissing(profile, name, key, path) from None
     except OSError as cause:
         raise SecretUnreadable(cause.strerror or "unknown reason", path) from None
+    facts = os.fstat(fd)
+    if not stat.S_ISREG(facts.st_mode):
+        os.close(fd)
+        raise SecretUnreadable("it is not a file", path)
     with os.fdopen(fd, "rb") as source:
-        facts = os.fstat(source.fileno())
-        if not stat.S_ISREG(facts.st_mode):
-            raise SecretUnreadable("it is not a file", path)
         if facts.st_mode & 0o077:
             raise SecretExposed(
                 f"others can read the secret (its mode is {stat.S_IMODE(facts.st_mode):04o})",

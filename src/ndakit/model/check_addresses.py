@@ -123,9 +123,9 @@ def _wrong_subnets(profile: Profile) -> dict[Subnet, tuple[str, KeyPath]]:
 def outside_subnet(profile: Profile) -> Iterator[Finding]:
     """Addresses outside their networks, and the ones that a subnet keeps for itself."""
     wrong = _wrong_subnets(profile)
-    for subnet, (name, at) in wrong.items():
+    for odd, (name, at) in wrong.items():
         yield error(
-            "subnet-holds-nothing", f"network {name}'s subnet {subnet} holds none of the addresses stated for it", at,
+            "subnet-holds-nothing", f"network {name}'s subnet {odd} holds none of the addresses stated for it", at,
             "correct the subnet; or, if it is right, the addresses of nodes, VIPs and gateways there",
             also=(("nodes",), ("vips",)),
         )  # fmt: skip
