@@ -1,0 +1,129 @@
+"""What lies in an Ethernet frame, as far as the lab's switch tells traffic apart: MACs, VLAN, protocol, VRRP adverts.
+
+Pure decoding of bytes; malformed frames give None or the little that is known, never an exception.
+"""
+
+from __future__ import annotations
+
+import struct
+from dataclasses import dataclass
+from ipaddress import IPv4Address, IPv6Address
+
+VLAN_TAGS = frozenset({0x8100, 0x88A8})
+IPV4, ARP, IPV6 = 0x0800, 0x0806, 0x86DD
+VRRP = 112
+_ETHERTYPES = {IPV4: "ipv4", ARP: "arp", IPV6: "ipv6", 0x8809: "lacp", 0x88CC: "lldp"}
+_PROTOCOLS = {1: "icmp", 2: "igmp", 4: "ipip", 6: "tcp", 17: "udp", 58: "icmpv6", VRRP: "vrrp"}
+_IPV6_EXTENSIONS = frozenset({0, 43, 60})  # hop-by-hop, routing, destination options: each tells its length
+
+
+def mac_text(mac: bytes) -> str:
+    """`52:54:00:00:00:01`."""
+    return mac.hex(":")
+
+
+def mac_bytes(mac: str) -> bytes:
+    """The opposite."""
+    return bytes.fromhex(mac.replace(":", ""))
+
+
+def ethertype_at(frame: bytes) -> tuple[int, int, int]:
+    """The frame's Ethertype behind its VLAN tags, where the payload begins, and the outermost VLAN id (0: none)."""
+    at, vlan = 12, 0
+    kind = int.from_bytes(frame[12:14], "big")
+    while kind in VLAN_TAGS and len(frame) >= at + 6:
+        vlan = vlan or (frame[at + 2] & 0x0F) << 8 | frame[at + 3]
+        at += 4
+        kind = int.from_bytes(frame[at : at + 2], "big")
+    return kind, at + 2, vlan
+
+
+def protocol_of(frame: bytes) -> tuple[int, int]:
+    """Ethertype and IP protocol number (-1 where there is none): what traffic is counted by."""
+    kind, at, _ = ethertype_at(frame)
+    if kind == IPV4 and len(frame) > at + 9:
+        return kind, frame[at + 9]
+    if kind == IPV6 and len(frame) > at + 6:
+        return kind, _ipv6_payload(frame, at)[0]
+    return kind, -1
+
+
+def protocol_name(ethertype: int, protocol: int) -> str:
+    """`arp`, `ipv4/tcp`, `ipv6/vrrp`, `ipv4/132`, `0x88b5`."""
+    name = _ETHERTYPES.get(ethertype, f"0x{ethertype:04x}")
+    return name if protocol < 0 else f"{name}/{_PROTOCOLS.get(protocol, protocol)}"
+
+
+@dataclass(frozen=True)
+class VrrpAdvert:
+    """One VRRP advertisement (version 2: RFC 3768, version 3: RFC 5798). Priority 0 means: I resign."""
+
+    source_mac: str
+    source: IPv4Address | IPv6Address
+    destination: IPv4Address | IPv6Address
+    vlan: int
+    ttl: int
+    version: int
+    vrid: int
+    priority: int
+    interval_s: float
+    addresses: tuple[IPv4Address | IPv6Address, ...]
+
+
+def decode_vrrp(frame: bytes) -> VrrpAdvert | None:
+    """The VRRP advertisement in a frame (multicast or unicast), None if there is none."""
+    kind, at, vlan = ethertype_at(frame)
+    source: IPv4Address | IPv6Address
+    destination: IPv4Address | IPv6Address
+    if kind == IPV4 and len(frame) >= at + 20 and frame[at + 9] == VRRP:
+        body = at + (frame[at] & 0x0F) * 4
+        end = min(at + int.from_bytes(frame[at + 2 : at + 4], "big"), len(frame))
+        ttl, source, destination = (
+            frame[at + 8],
+            IPv4Address(frame[at + 12 : at + 16]),
+            IPv4Address(frame[at + 16 : at + 20]),
+        )
+        width = 4
+    elif kind == IPV6 and len(frame) >= at + 40:
+        protocol, body = _ipv6_payload(frame, at)
+        if protocol != VRRP:
+            return None
+        end = min(at + 40 + int.from_bytes(frame[at + 4 : at + 6], "big"), len(frame))
+        ttl, source, destination = (
+            frame[at + 7],
+            IPv6Address(frame[at + 8 : at + 24]),
+            IPv6Address(frame[at + 24 : at + 40]),
+        )
+        width = 16
+    else:
+        return None
+    if end - body < 8:
+        return None
+    first, vrid, priority, count, spaced = struct.unpack_from("!BBBBH", frame, body)
+    version, message = first >> 4, first & 0x0F
+    if message != 1 or version not in (2, 3) or end < body + 8 + count * width:
+        return None
+    # Version 2: authentication type, seconds. Version 3: four bits reserved, twelve bits of hundredths of a second.
+    interval_s = float(spaced & 0xFF) if version == 2 else (spaced & 0x0FFF) / 100
+    make = IPv4Address if width == 4 else IPv6Address
+    places = range(body + 8, body + 8 + count * width, width)
+    return VrrpAdvert(
+        source_mac=mac_text(frame[6:12]),
+        source=source,
+        destination=destination,
+        vlan=vlan,
+        ttl=ttl,
+        version=version,
+        vrid=vrid,
+        priority=priority,
+        interval_s=interval_s,
+        addresses=tuple(make(frame[p : p + width]) for p in places),
+    )
+
+
+def _ipv6_payload(frame: bytes, at: int) -> tuple[int, int]:
+    """Protocol and place of an IPv6 packet's payload behind its extension headers."""
+    protocol, body = frame[at + 6], at + 40
+    while protocol in _IPV6_EXTENSIONS and len(frame) >= body + 2:
+        protocol, body = frame[body], body + (frame[body + 1] + 1) * 8
+    return protocol, body
