@@ -12,8 +12,11 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from invoke import Collection, Config, FilesystemLoader, Program
+from invoke.collection import Collection
+from invoke.config import Config
 from invoke.exceptions import Exit, ParseError
+from invoke.loader import FilesystemLoader
+from invoke.program import Program
 
 from ndakit import __version__
 from ndakit.terminal import note, say
@@ -23,7 +26,7 @@ TERMINATED = 143
 USAGE = 2
 
 
-class Front(Program):  # type: ignore[misc]  # Invoke has no type information
+class Front(Program):
     """Invoke's program with usage mistakes as exit code 2 and one ending for Ctrl-C."""
 
     def run(self, argv: list[str] | None = None, exit: bool = True) -> None:
@@ -71,11 +74,11 @@ def main(argv: list[str] | None = None) -> Any:
         if not words[1].startswith("-") and {"--help", "-h"} & set(words[2:]):
             # Invoke would take the word for the value of a missing positional argument.
             words[1:] = ["--help", words[1]]
-        namespace = None
+        namespace: Collection | None = None
         if not _tasks_here():
             from ndakit.tasks import namespace as shipped
 
-            namespace = Collection.from_module(shipped) if not isinstance(shipped, Collection) else shipped
+            namespace = shipped
         program = Front(
             name="ndakit",
             binary="inv",

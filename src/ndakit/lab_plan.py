@@ -12,6 +12,7 @@ import hashlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from ipaddress import ip_address, ip_network
+from pathlib import Path
 from typing import Literal
 
 from ndakit.model import Address, Profile, Subnet
@@ -71,6 +72,14 @@ class Seat:
     def address(self, version: int) -> Address | None:
         """The address of an IP version."""
         return next((a for a in self.addresses if a.version == version), None)
+
+
+@dataclass(frozen=True)
+class BootImage:
+    """A balancer's disk as it was built."""
+
+    path: Path
+    firmware: Literal["efi", "bios"]
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from invoke import Collection, Context, Exit, task
+from invoke.collection import Collection
+from invoke.context import Context
+from invoke.exceptions import Exit
+from invoke.tasks import task
 
 from ndakit import terminal
 from ndakit.errors import NdakitError
@@ -48,11 +51,10 @@ def list_profiles(c: Context) -> None:
 @shown
 def show(c: Context, profile: str, origin: bool = False) -> None:
     """Show a profile as it is after `extends` and defaults."""
-    from ndakit import load
+    from ndakit.front import show_text
     from ndakit.workspace import Workspace
 
-    loaded = load.load(Workspace.at(), profile)
-    terminal.say("\n".join(load.origin_lines(loaded)) if origin else load.dump(loaded).rstrip())
+    terminal.say(show_text(Workspace.at(), profile, origin=origin))
 
 
 @task(
@@ -115,7 +117,7 @@ def build(
 @shown
 def boot(c: Context, profile: str, node: str | None = None) -> None:
     """Boot a built image on a throw-away disk, with its console here."""
-    from ndakit.front import boot_node
+    from ndakit.booting import boot_node
     from ndakit.workspace import Workspace
 
     boot_node(Workspace.at(), profile, node)
@@ -135,7 +137,7 @@ def verify(
     c: Context, profile: str, only: str | None = None, json: str | None = None, identity: str | None = None
 ) -> None:
     """Boot the built images in a lab network and prove what the profile says."""
-    from ndakit.front import verify_profile
+    from ndakit.trying import verify_profile
     from ndakit.workspace import Workspace
 
     code = verify_profile(
@@ -149,7 +151,7 @@ def verify(
 @shown
 def demo(c: Context) -> None:
     """Build apache-pair, boot it, kill servers and balancers, and show what happens."""
-    from ndakit.front import demo_pair
+    from ndakit.trying import demo_pair
     from ndakit.workspace import Workspace
 
     raise Exit(code=demo_pair(Workspace.at()))

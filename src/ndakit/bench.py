@@ -1,0 +1,186 @@
+"""The figures that ndakit promises, measured on this machine: rendering, building, failover.
+
+Everything happens in a private workspace, so that nothing of the user's is built or changed. Commands are timed as a
+user runs them, process start included.
+"""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ndakit import builders, lab_host, load, pipeline, process, render, terminal
+from ndakit.booting import boot_images, images_of
+from ndakit.claims.failover import poll_target
+from ndakit.lab_network import LabNetwork
+from ndakit.report import write_json
+from ndakit.workspace import Workspace, cache, scratch_folder
+
+BASE = "apache-pair"
+ADVERTS_S = (1.0, 0.1)
+LIMITS_MS = {1.0: 4000.0, 0.1: 800.0}
+WARM_ROUNDS = 200
+
+_PROFILE = """\
+# Written by ./inv bench: {base} without preemption, so that every failover kills whoever is master.
+extends: [{base}]
+name: {name}
+vrrp: {{prefer: lb1, preempt: false, preempt_delay_s: null, advert_interval_s: {advert_s:g}}}
+"""
+
+
+@dataclass(frozen=True)
+class Figure:
+    """One measured value and its limit (None: measured for comparison only)."""
+
+    name: str
+    value: float
+    unit: str
+    limit: float | None
+    note: str = ""
+
+    @property
+    def ok(self) -> bool:
+        """True if it keeps its limit."""
+        return self.limit is None or self.value <= self.limit
+
+
+def bench(workspace: Workspace, *, runs: int, json: Path | None) -> int:
+    """Measure everything, show it, and write it as JSON; 0 if every limit is kept, else 5."""
+    figures: list[Figure] = []
+    samples: dict[str, list[float]] = {}
+
+    def add(figure: Figure) -> None:
+        figures.append(figure)
+        limit = f"(limit {figure.limit:g} {figure.unit})" if figure.limit is not None else ""
+        word = (
+            ""
+            if figure.limit is None
+            else terminal.paint("ok  " if figure.ok else "MISS", "green" if figure.ok else "red")
+        )
+        terminal.say(f"{word:4} {figure.name}: {figure.value:.4g} {figure.unit} {limit} {figure.note}".rstrip())
+
+    base = workspace.state / "scratch"
+    with scratch_folder(base, "bench") as folder:
+        private = _private(workspace, folder)
+        _bench_render(private, add)
+        _bench_build(private, add)
+        for advert_s in ADVERTS_S if runs else ():
+            gaps = _bench_failover(private, advert_s, runs)
+            samples[f"gap_ms_at_{advert_s:g}_s"] = gaps
+            add(_gap_figure(advert_s, gaps))
+    path = json or workspace.images / "bench.json"
+    facts: dict[str, Any] = {"figures": [{**f.__dict__, "ok": f.ok} for f in figures], "samples": samples}
+    write_json(path, facts)
+    terminal.say(f"figures: {path}")
+    return 0 if all(f.ok for f in figures) else 5
+
+
+def _gap_figure(advert_s: float, gaps: list[float]) -> Figure:
+    good = sum(g <= LIMITS_MS[advert_s] for g in gaps)
+    note = f"median {statistics.median(gaps):.0f} ms, {good} of {len(gaps)} runs within the limit"
+    return Figure(f"failover, adverts every {advert_s:g} s, longest gap", max(gaps), "ms", LIMITS_MS[advert_s], note)
+
+
+def _private(workspace: Workspace, folder: Path) -> Workspace:
+    """A workspace with the shipped pair and its variants."""
+    profiles = folder / "profiles"
+    profiles.mkdir()
+    for source in (workspace.shipped / "profiles").iterdir():
+        if source.is_file():
+            (profiles / source.name).write_bytes(source.read_bytes())
+    for advert_s in ADVERTS_S:
+        name = _name(advert_s)
+        (profiles / f"{name}.yaml").write_text(_PROFILE.format(base=BASE, name=name, advert_s=advert_s))
+    return Workspace(folder)
+
+
+def _name(advert_s: float) -> str:
+    return f"bench-{round(advert_s * 1000)}ms"
+
+
+def _timed(action: Callable[[], object], rounds: int) -> list[float]:
+    """Seconds of each of some rounds."""
+    found = []
+    for _ in range(rounds):
+        started_s = time.perf_counter()
+        action()
+        found.append(time.perf_counter() - started_s)
+    return found
+
+
+def _command(private: Workspace, *words: str) -> Callable[[], object]:
+    """A task as a user runs it, process start included."""
+    argv = [str(private.shipped / "inv"), *words]
+    return lambda: process.run(argv, timeout_s=600, cwd=private.root)
+
+
+def _bench_render(private: Workspace, add: Callable[[Figure], None]) -> None:
+    took_s = _timed(_command(private, "render", BASE), 5)
+    add(Figure("render, process start included", statistics.median(took_s), "s", 0.5))
+    profile = load.load(private, BASE).profile
+
+    def pair() -> None:
+        for node in profile.nodes:
+            render.render(profile, node, private.templates)
+
+    pair()
+    add(Figure("rendering a pair, warm", statistics.median(_timed(pair, WARM_ROUNDS)) * 1000, "ms", 10))
+    try:
+        from netjsonconfig import OpenWrt
+    except ImportError:
+        return
+    config = {
+        "general": {"hostname": "lb1", "timezone": "UTC"},
+        "interfaces": [
+            {
+                "name": f"eth{n}",
+                "type": "ethernet",
+                "addresses": [{"address": a, "mask": 24, "proto": "static", "family": "ipv4"}],
+            }
+            for n, a in enumerate(("203.0.113.11", "192.168.0.11"))
+        ],
+    }
+    OpenWrt(config).render()
+    other = statistics.median(_timed(lambda: OpenWrt(config).render(), 50)) * 1000
+    add(Figure("netjsonconfig, one node's network only, warm", other, "ms", None, "for comparison"))
+
+
+def _bench_build(private: Workspace, add: Callable[[Figure], None]) -> None:
+    loaded = load.load(private, BASE)
+    builder = builders.choose("lab", None, private, loaded.profile)
+    pipeline.build(private, loaded, ["lb1"], builder)  # fills the package cache, and is not counted
+    (result,) = pipeline.build(private, loaded, ["lb2"], builder)
+    add(Figure("lab image of one node, packages cached", result.elapsed_s, "s", 6))
+    took_s = _timed(_command(private, "build", BASE), 5)
+    add(Figure("unchanged build, process start included", statistics.median(took_s), "s", 0.6))
+
+
+def _bench_failover(private: Workspace, advert_s: float, runs: int) -> list[float]:
+    """Cut the master's power `runs` times; the gap each time, in ms, for a client that asks every 20 ms."""
+    loaded = load.load(private, _name(advert_s))
+    profile = loaded.profile
+    builder = builders.choose("lab", None, private, profile)
+    pipeline.build(private, loaded, [], builder)
+    built = images_of(private, loaded, tuple(profile.nodes))
+    image = lab_host.image.build(private.lab, cache() / "lab", tell=terminal.note)
+    gaps: list[float] = []
+    run_dir = private.logs(f"bench-{profile.name}")
+    with LabNetwork(profile, boot_images(profile, built), run_dir, image, tell=lambda text: None) as lab:
+        for number in range(1, runs + 1):
+            master = lab.master()
+            with lab.poller(poll_target(profile)) as poll:
+                time.sleep(0.5)
+                lab.power_off(master)
+                moved = lab.wait_master(lambda m, old=master: m not in ("", old), timeout_s=20)
+                time.sleep(1.0)
+                gap_ms = poll.stop().gap_ms
+            gaps.append(round(gap_ms, 1))
+            terminal.say(f"     run {number}: {master} → {moved or 'nobody'}, gap {gap_ms:.0f} ms")
+            lab.power_on(master)
+            lab.settle()
+    return gaps

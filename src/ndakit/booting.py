@@ -1,0 +1,92 @@
+"""Built images, found whole and brought to life one at a time: the console of a node in the user's terminal."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import select
+import sys
+import termios
+import tty
+from collections.abc import Iterator, Sequence
+
+from ndakit import accelerator, artifacts, terminal
+from ndakit.artifacts import Artifact
+from ndakit.errors import ErrorGroup
+from ndakit.front import nodes_of, read
+from ndakit.lab_plan import BootImage, mac_of
+from ndakit.load import Loaded
+from ndakit.model import Profile
+from ndakit.vm import launch
+from ndakit.vmspec import Disk, Nic, VmSpec
+from ndakit.workspace import Workspace
+
+ESCAPE = b"\x1d"
+"""Ctrl-], as telnet and virsh have it."""
+
+
+def images_of(workspace: Workspace, loaded: Loaded, nodes: Sequence[str]) -> dict[str, Artifact]:
+    """The built images, whole and unchanged. Raises ImageNotBuilt, RecordBroken, ImageChanged."""
+    name = loaded.profile.name
+    found = {node: Artifact.load(artifacts.folder_of(workspace, name, node)) for node in nodes}
+    errors = [error for artifact in found.values() for error in artifact.verify()]
+    if errors:
+        raise ErrorGroup(errors)
+    return found
+
+
+def boot_images(profile: Profile, built: dict[str, Artifact]) -> dict[str, BootImage]:
+    """How each node is booted: an efi image boots both ways, so the first node takes EFI and the others BIOS."""
+    found = {}
+    for number, (node, artifact) in enumerate(built.items()):
+        efi = profile.image.firmware == "efi" and number == 0
+        found[node] = BootImage(artifact.image, "efi" if efi else "bios")
+    return found
+
+
+def boot_node(workspace: Workspace, profile: str, node: str | None) -> None:
+    """One node on a throw-away disk, its console in this terminal."""
+    loaded = read(workspace, profile)
+    name = nodes_of(loaded, node)[0]
+    built = images_of(workspace, loaded, (name,))[name]
+    nics = tuple(Nic(n, mac_of(loaded.profile.name, name, n)) for n in loaded.profile.nics)
+    image = boot_images(loaded.profile, {name: built})[name]
+    spec = VmSpec(name=name, memory_mib=256, disks=(Disk(image.path),), nics=nics, firmware=image.firmware)
+    run_dir = workspace.logs(f"boot-{loaded.profile.name}")
+    chosen = accelerator.probe()
+    terminal.note(f"booting {name} ({chosen.name}: {chosen.reason})")
+    terminal.note("its cables are not plugged in, its disk is thrown away; Ctrl-] ends it")
+    with launch(spec, run_dir, chosen) as machine, _raw_terminal():
+        out = sys.stdout.buffer
+
+        def show(data: bytes) -> None:
+            out.write(data)
+            out.flush()
+
+        stop = machine.console.listen(show)
+        try:
+            while machine.alive:
+                ready, _, _ = select.select([sys.stdin], [], [], 0.2)
+                if not ready:
+                    continue
+                typed = os.read(sys.stdin.fileno(), 1024)
+                if not typed or ESCAPE in typed:
+                    break
+                machine.console.send(typed)
+        finally:
+            stop()
+    terminal.note(f"\n{name} is gone; its console's log: {machine.console_log}")
+
+
+@contextlib.contextmanager
+def _raw_terminal() -> Iterator[None]:
+    """Every key goes to the guest, if this is a terminal."""
+    if not sys.stdin.isatty():
+        yield
+        return
+    before = termios.tcgetattr(sys.stdin)
+    try:
+        tty.setraw(sys.stdin)
+        yield
+    finally:
+        termios.tcsetattr(sys.stdin, termios.TCSADRAIN, before)

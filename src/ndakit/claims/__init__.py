@@ -1,0 +1,92 @@
+"""What is claimed about a running pair, each with its figure: made from the model alone, tried on a lab network.
+
+A claim never looks at rendered files: the profile says what should be, the lab's hosts and the nodes' consoles say what
+is. Each one leaves the lab as it found it. Order, display and record are the business of `verify` and `report`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import partial
+
+from ndakit.claims import failover, firewall, node, traffic
+from ndakit.claims.base import Claim, Outcome, front
+from ndakit.model import Profile
+
+__all__ = ["Claim", "Outcome", "all_claims"]
+
+
+def all_claims(profile: Profile) -> tuple[Claim, ...]:
+    """Every claim that a profile makes, in the order in which they are tried: the harmless ones first."""
+    return (
+        *_about_nodes(profile),
+        *_about_services(profile),
+        *_about_networks(profile),
+        *_about_pools(profile),
+        *_about_failover(profile),
+        *(
+            Claim(f"quiet/{n}", f"nothing on {n} crashed, and its log has no alarm", partial(node.quiet, node=n))
+            for n in profile.nodes
+        ),
+    )
+
+
+def _about_nodes(profile: Profile) -> Iterator[Claim]:
+    for n in profile.nodes:
+        host = profile.hostname(n)
+        yield Claim(f"identity/{n}", f"{n} is {host} on OpenWrt {profile.release}", partial(node.identity, node=n))
+        text = f"{n} has its own addresses, with their prefixes, and no others"
+        yield Claim(f"addresses/{n}", text, partial(node.addresses, node=n))
+        text = f"{n} runs what the profile needs, under procd"
+        yield Claim(f"daemons/{n}", text, partial(node.daemons, node=n))
+        text = f"SSH to {n} is open to access.sources only, and takes keys only"
+        yield Claim(f"ssh/{n}", text, partial(node.ssh, node=n))
+        if profile.services:
+            text = f"the statistics page of {n} is open to access.sources only"
+            yield Claim(f"statistics/{n}", text, partial(node.statistics, node=n))
+
+
+def _about_services(profile: Profile) -> Iterator[Claim]:
+    if profile.vips:
+        text = "every VIP is held by exactly one node, those of a group by the same"
+        yield Claim("vips/one-holder", text, traffic.one_holder)
+    for name, service in profile.services.items():
+        text = f"{name} answers on its VIP, and every server gets its share"
+        yield Claim(f"service/{name}", text, partial(traffic.service, name=name))
+        if service.protocol == "http":
+            text = f"servers of {name} learn the client's address, and clients cannot forge it"
+            yield Claim(f"client-address/{name}", text, partial(traffic.client_address, name=name))
+
+
+def _about_networks(profile: Profile) -> Iterator[Claim]:
+    for name, network in profile.networks.items():
+        text = f"from {name} exactly what the profile opens can be reached"
+        yield Claim(f"firewall/{name}", text, partial(firewall.firewall, network=name))
+        if network.egress != "none" and firewall.egress_way(profile, name):
+            text = f"servers in {name} get out, and are seen as the address the profile says"
+            yield Claim(f"egress/{name}", text, partial(firewall.egress, network=name))
+
+
+def _about_pools(profile: Profile) -> Iterator[Claim]:
+    for name, pool in profile.pools.items():
+        if not profile.services_of(name):
+            continue
+        if sum(1 for s in pool.servers.values() if s.weight) > 1:
+            text = f"a dead server of {name} leaves the pool, nobody notices, and it comes back"
+            yield Claim(f"check/{name}", text, partial(traffic.check, name=name))
+        if pool.sorry is not None and front(profile, name):
+            text = f"with all servers of {name} dead, clients get what the profile says"
+            yield Claim(f"sorry/{name}", text, partial(traffic.sorry, name=name))
+
+
+def _about_failover(profile: Profile) -> Iterator[Claim]:
+    if profile.standalone or not profile.vips or not profile.services:
+        return
+    text = "a master whose HAProxy stops hands the VIPs over"
+    yield Claim("failover/haproxy-stopped", text, failover.haproxy_stopped)
+    yield Claim("failover/power-off", "a master that loses power is replaced in time", failover.power_off)
+    if profile.vrrp.preempt:
+        text = f"{profile.preferred()} takes the VIPs back when it returns (preempt: true)"
+    else:
+        text = "a node that returns leaves the VIPs where they are (preempt: false)"
+    yield Claim("failover/return", text, failover.power_on, needs=("failover/power-off",))

@@ -1,0 +1,57 @@
+"""What a claim and its outcome are, and the small questions that several claims ask of the model."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from ndakit.lab_network import LabNetwork
+from ndakit.lab_plan import Seat
+from ndakit.model import Address, Endpoint, Profile
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What came of a claim: does it hold, its figure for people, more words if not, and values for scripts."""
+
+    ok: bool
+    figure: str
+    detail: str = ""
+    values: dict[str, float | int | str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Claim:
+    """One statement about the pair. `name` is group/subject; `text` a sentence; `try_it` finds out."""
+
+    name: str
+    text: str
+    try_it: Callable[[LabNetwork], Outcome]
+    needs: tuple[str, ...] = ()
+    """Claims that have to be tried, and hold, before this one."""
+
+
+def targets(profile: Profile, service: str) -> list[tuple[Endpoint, int]]:
+    """A service's endpoints with the ports that are tried: both ends of every range."""
+    return [(e, p) for e in profile.endpoints(service) for low, high in e.ports for p in dict.fromkeys((low, high))]
+
+
+def front(profile: Profile, pool: str) -> tuple[str, Endpoint, int] | None:
+    """A service in front of a pool, with an address and port to try."""
+    for name, found in profile.services.items():
+        if found.pool == pool:
+            endpoint, port = targets(profile, name)[0]
+            return name, endpoint, port
+    return None
+
+
+def reachable_addresses(lab: LabNetwork, node: str, seat: Seat) -> list[Address]:
+    """The node's own addresses in the network in which a host of the lab sits."""
+    own = lab.profile.nodes[node].addresses.get(lab.plan.hosts[seat.host].network, ())
+    return [a for a in own if seat.address(a.version) is not None]
+
+
+def share_text(shares: dict[str, int]) -> str:
+    """`web1 67 %, web2 33 %`."""
+    total = sum(shares.values()) or 1
+    return ", ".join(f"{n} {100 * c / total:.0f} %" for n, c in sorted(shares.items())) or "no answer"

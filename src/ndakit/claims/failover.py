@@ -1,0 +1,96 @@
+"""Claims about what clients notice when the master fails, and when it returns."""
+
+from __future__ import annotations
+
+import time
+
+from ndakit.claims.base import Outcome, targets
+from ndakit.lab_network import LabNetwork
+from ndakit.model import Endpoint, Profile
+
+GAP_SLACK_S = 0.45
+"""Beyond VRRP's own time (3 adverts and the skew): GARP, the client's 20 ms polling, emulation."""
+
+
+def gap_bound_s(profile: Profile, survivor: str) -> float:
+    """The longest gap a client may see: three adverts and the survivor's skew (RFC 5798, 6.1), and some slack."""
+    advert_s = profile.vrrp.advert_interval_s
+    return 3 * advert_s + (256 - profile.priority(survivor)) / 256 * advert_s + GAP_SLACK_S
+
+
+def poll_target(profile: Profile) -> tuple[str, Endpoint, int]:
+    """The service that is asked during a failover: the first one, on its first address and port."""
+    name = next(iter(profile.services))
+    endpoint, port = targets(profile, name)[0]
+    return name, endpoint, port
+
+
+def haproxy_stopped(lab: LabNetwork) -> Outcome:
+    """`/etc/init.d/haproxy stop` on the master's console."""
+    master = lab.master()
+    bound_s = 8.0 + gap_bound_s(lab.profile, master)
+    with lab.poller(poll_target(lab.profile)) as poll:
+        lab.run(master, "/etc/init.d/haproxy stop")
+        moved = lab.wait_master(lambda m: m not in ("", master), timeout_s=bound_s + 10)
+        time.sleep(1.0)
+        gap_s = poll.stop().gap_ms / 1000
+        lab.run(master, "/etc/init.d/haproxy start")
+    lab.settle()
+    wrong = [] if moved else [f"the VIPs stayed on {master}"]
+    if gap_s > bound_s:
+        wrong.append(f"the gap was longer than {bound_s:.1f} s")
+    figure = f"gap {gap_s * 1000:.0f} ms, then {moved or 'nobody'}"
+    return Outcome(
+        not wrong, figure, "; ".join(wrong), {"gap_ms": round(gap_s * 1000), "bound_ms": round(bound_s * 1000)}
+    )
+
+
+def power_off(lab: LabNetwork) -> Outcome:
+    """The master's power is cut, in the middle of a client's requests."""
+    master = lab.master()
+    survivors = sorted((n for n in lab.profile.nodes if n != master and lab.is_up(n)), key=lab.profile.priority)
+    bound_s = gap_bound_s(lab.profile, survivors[-1])
+    with lab.poller(poll_target(lab.profile)) as poll:
+        time.sleep(0.5)
+        lab.power_off(master)
+        moved = lab.wait_master(lambda m: m not in ("", master), timeout_s=bound_s + 10)
+        time.sleep(1.0)
+        gap_s = poll.stop().gap_ms / 1000
+    wrong = [] if moved else ["no other node took the VIPs"]
+    if gap_s > bound_s:
+        wrong.append(f"the gap was longer than {bound_s * 1000:.0f} ms")
+    figure = f"gap {gap_s * 1000:.0f} ms (limit {bound_s * 1000:.0f} ms), then {moved or 'nobody'}"
+    values: dict[str, float | int | str] = {
+        "gap_ms": round(gap_s * 1000),
+        "bound_ms": round(bound_s * 1000),
+        "master_after": moved,
+    }
+    return Outcome(not wrong, figure, "; ".join(wrong), values)
+
+
+def power_on(lab: LabNetwork) -> Outcome:
+    """The node that lost power boots again."""
+    off = [n for n in lab.profile.nodes if not lab.is_up(n)]
+    if not off:
+        return Outcome(False, "not tried", "no node was off: failover/power-off has to come before")
+    node, holder = off[0], lab.master()
+    with lab.poller(poll_target(lab.profile)) as poll:
+        boot_s = lab.power_on(node)
+        wanted = lab.profile.preferred() if lab.profile.vrrp.preempt else holder
+        wait_s = lab.profile.vrrp.preempt_delay_s + 20
+        moved = lab.wait_master(lambda m: m == wanted, timeout_s=wait_s)
+        time.sleep(1.0 if lab.profile.vrrp.preempt else 3 * lab.profile.vrrp.advert_interval_s + 2)
+        now = lab.master()
+        gap_s = poll.stop().gap_ms / 1000
+    lab.settle()
+    bound_s = gap_bound_s(lab.profile, wanted)
+    wrong = [] if moved and now == wanted else [f"the VIPs are on {now or 'no node'}, expected {wanted}"]
+    if gap_s > bound_s:
+        wrong.append(f"clients saw a gap longer than {bound_s * 1000:.0f} ms")
+    figure = f"up after {boot_s:.1f} s, VIPs on {now or 'no node'}, gap {gap_s * 1000:.0f} ms"
+    return Outcome(
+        not wrong,
+        figure,
+        "; ".join(wrong),
+        {"gap_ms": round(gap_s * 1000), "boot_s": round(boot_s, 1), "master_after": now},
+    )

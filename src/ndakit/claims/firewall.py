@@ -1,0 +1,90 @@
+"""Claims about what can be reached from where, and about the servers' way out."""
+
+from __future__ import annotations
+
+from ndakit.claims.base import Outcome, reachable_addresses
+from ndakit.lab_network import LabNetwork
+from ndakit.lab_plan import OUTSIDE, Seat
+from ndakit.model import Address, Profile
+
+WATCHED_PORTS = (21, 22, 23, 25, 53, 80, 111, 179, 443, 3306, 8080, 8404, 9090, 10000)
+"""Ports tried from every network besides those the profile opens."""
+
+
+def firewall(lab: LabNetwork, network: str) -> Outcome:
+    """A list of ports tried from a client, a stranger and the servers' network, against what the model opens."""
+    seats = {f"client-{network}": lab.plan.clients.get(network), f"stranger-{network}": lab.plan.strangers.get(network)}
+    wrong: list[str] = []
+    tried = 0
+    for who, seat in seats.items():
+        if seat is None:
+            continue
+        for target, allowed in expected_open(lab, seat, network).items():
+            ports = sorted({*WATCHED_PORTS, *allowed})
+            for port, state in lab.scan(seat, target, ports).items():
+                tried += 1
+                if (state == "open") != (port in allowed):
+                    wrong.append(
+                        f"{who} finds {target}:{port} {state}, the profile says {'open' if port in allowed else 'shut'}"
+                    )
+    return Outcome(not wrong and tried > 0, f"{tried} ports tried", "; ".join(wrong[:6]), {"tried": tried})
+
+
+def expected_open(lab: LabNetwork, seat: Seat, network: str) -> dict[Address, set[int]]:
+    """Address → ports that somebody in a network may find open there, from the model alone."""
+    profile = lab.profile
+    found: dict[Address, set[int]] = {}
+    for node in profile.nodes:
+        for target in reachable_addresses(lab, node, seat):
+            source = seat.address(target.version)
+            admin = source is not None and any(source in s for s in profile.sources(target.version))
+            own = {22} | ({profile.monitoring.statistics.port} if profile.services else set())
+            found[target] = own if admin else set()
+    for vip in profile.vips.values():
+        for address in vip.address:
+            source = seat.address(address.version)
+            if source is None or vip.network != network:
+                continue
+            admin = any(source in s for s in profile.sources(address.version))
+            found[address] = {22} if admin else set()
+    for name in profile.services:
+        for endpoint in profile.endpoints(name):
+            if endpoint.address in found:
+                found[endpoint.address] |= {p for p in profile.services[name].ports if p in _sampled(profile, name)}
+    return found
+
+
+def _sampled(profile: Profile, name: str) -> set[int]:
+    """The ports of a service that are tried: both ends of every range, and the watched ones."""
+    service_ports = set(profile.services[name].ports)
+    return {p for pair in profile.services[name].port for p in pair} | (service_ports & set(WATCHED_PORTS))
+
+
+# -- egress ------------------------------------------------------------------------------------------------------------
+
+
+def egress_way(profile: Profile, network: str) -> str | None:
+    """The network through whose gateway servers of `network` get out; None without gateway VIP, server or gateway."""
+    has_gateway = any(v.network == network and v.role == "gateway" and v.address_of(4) for v in profile.vips.values())
+    servers = [a for pool in profile.pools.values() for s in pool.servers.values() for a in s.address if a.version == 4]
+    has_server = any(profile.network_of(a) == network for a in servers)
+    out = next((n for n, net in profile.networks.items() if n != network and net.gateway_of(4)), None)
+    return out if has_gateway and has_server else None
+
+
+def egress(lab: LabNetwork, network: str) -> Outcome:
+    """A server asks a web server beyond the gateway, which says whom it saw."""
+    way = egress_way(lab.profile, network)
+    seats = [s for s in lab.plan.servers.values() if lab.plan.hosts[s.host].network == network and s.address(4)]
+    server = next((s for s in seats if lab.plan.hosts[s.host].role == "server"), None)
+    if way is None or server is None:
+        return Outcome(False, "not tried", f"no server in {network} to try it from")
+    kind = lab.profile.networks[network].egress
+    if kind == "node":
+        expected = {str(lab.profile.node_address(n, way, 4)) for n in lab.profile.nodes}
+    else:
+        expected = {str(lab.profile.vips[kind].address_of(4))}
+    seen = str(lab.get(server, OUTSIDE[4][0], 80).seen.get("client", ""))
+    return Outcome(
+        seen in expected, f"seen as {seen or 'nobody: no answer'}", f"expected {' or '.join(sorted(expected))}"
+    )

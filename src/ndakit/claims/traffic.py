@@ -1,0 +1,156 @@
+"""Claims about VIPs, services and pools: who holds, who answers, what servers and clients see, what dead servers do."""
+
+from __future__ import annotations
+
+from ndakit.claims.base import Outcome, front, share_text, targets
+from ndakit.deadline import Deadline
+from ndakit.lab_network import LabNetwork, LoadResult
+from ndakit.model import Profile
+
+REQUESTS = 60
+"""Requests per measurement of shares: a multiple of small weights, and quick enough under emulation."""
+
+SHARE_TOLERANCE = 0.05
+"""Round robin is exact but for the checks' and retries' requests: five points."""
+
+
+def one_holder(lab: LabNetwork) -> Outcome:
+    """Who has the VIPs, asked on every node's console."""
+    Deadline(30, "one node to hold the VIPs", where="the nodes' consoles").wait_until(
+        lambda: all(len(nodes) == 1 for nodes in lab.vip_holders().values()), every_s=0.5
+    )
+    holders = lab.vip_holders()
+    wrong = [f"{vip} is on {', '.join(nodes) or 'no node'}" for vip, nodes in holders.items() if len(nodes) != 1]
+    for group in lab.profile.groups:
+        nodes = {n for vip, found in holders.items() if lab.profile.vips[vip].group == group for n in found}
+        if len(nodes) > 1:
+            wrong.append(f"group {group} is split over {', '.join(sorted(nodes))}")
+        if lab.profile.vrrp.preempt and not lab.profile.standalone and nodes != {lab.profile.preferred()}:
+            wrong.append(f"group {group} is on {', '.join(sorted(nodes))}, preferred is {lab.profile.preferred()}")
+    figure = ", ".join(f"{vip}: {'+'.join(nodes) or 'nobody'}" for vip, nodes in holders.items())
+    return Outcome(not wrong, figure, "; ".join(wrong))
+
+
+def service(lab: LabNetwork, name: str) -> Outcome:
+    """Requests to every address of the service (first and last port of each range), and who answered them."""
+    found = lab.profile.services[name]
+    wrong: list[str] = []
+    shares: dict[str, int] = {}
+    total = 0
+    for endpoint, port in targets(lab.profile, name):
+        seat = lab.client_for(endpoint)
+        result = lab.load(seat, endpoint.address, port, found.pool, found.protocol, REQUESTS)
+        total += result.total
+        if result.failures:
+            wrong.append(
+                f"{result.failures} of {result.total} to {endpoint.address}:{port} failed ({result.first_error})"
+            )
+        wrong += [f"{endpoint.address}:{port}: {w}" for w in share_errors(lab.profile, found.pool, result)]
+        for server, count in result.shares.items():
+            shares[server] = shares.get(server, 0) + count
+    figure = share_text(shares) + f" of {total} requests"
+    return Outcome(
+        not wrong and total > 0,
+        figure,
+        "; ".join(wrong),
+        {"requests": total, **{f"share_{s}": c for s, c in shares.items()}},
+    )
+
+
+def share_errors(profile: Profile, pool_name: str, result: LoadResult) -> list[str]:
+    """What is wrong with the shares of one client's requests, by the pool's way of choosing."""
+    pool = profile.pools[pool_name]
+    answered = sum(result.shares.values())
+    weights = {n: s.weight for n, s in pool.servers.items()}
+    strangers = set(result.shares) - set(weights)
+    if not answered or strangers:
+        return [f"answered by {', '.join(sorted(strangers))}, which is not in pool {pool_name}"] if strangers else []
+    if pool.balance in ("source", "first", "uri"):
+        # One client asking for one path is sent to one server by all three.
+        return (
+            []
+            if len(result.shares) == 1
+            else [f"balance {pool.balance} spread one client over {len(result.shares)} servers"]
+        )
+    tolerance = SHARE_TOLERANCE if pool.balance == "roundrobin" else 4 * SHARE_TOLERANCE
+    wrong = []
+    for name, weight in weights.items():
+        share, wanted = result.shares.get(name, 0) / answered, weight / pool.total_weight
+        if abs(share - wanted) > tolerance:
+            wrong.append(f"{name} got {share:.0%} instead of {wanted:.0%}")
+    return wrong
+
+
+def client_address(lab: LabNetwork, name: str) -> Outcome:
+    """X-Forwarded-For and -Proto, with forged ones sent along."""
+    wrong: list[str] = []
+    seen = ""
+    for endpoint, port in targets(lab.profile, name):
+        seat = lab.client_for(endpoint)
+        own = str(seat.address(endpoint.address.version))
+        forged = {"X-Forwarded-For": "192.0.2.66", "X-Forwarded-Proto": "https"}
+        answer = lab.get(seat, endpoint.address, port, headers=forged)
+        seen = answer.seen_header("x-forwarded-for") or ""
+        if seen != own:
+            wrong.append(f"X-Forwarded-For is '{seen}', the client is {own}")
+        proto = answer.seen_header("x-forwarded-proto")
+        if proto != "http":
+            wrong.append(f"X-Forwarded-Proto is '{proto}'")
+    return Outcome(not wrong, f"X-Forwarded-For: {seen}", "; ".join(wrong))
+
+
+def check(lab: LabNetwork, name: str) -> Outcome:
+    """Kill one server's program, watch it leave, ask for the others, start it again, watch it return."""
+    pool = lab.profile.pools[name]
+    ahead = front(lab.profile, name)
+    victim = next(n for n, s in pool.servers.items() if s.weight)
+    slack_s = 2.0
+    with lab.server_down(name, victim):
+        left_s = lab.wait_server(name, victim, up=False, timeout_s=pool.check.detection_s + slack_s)
+        without = lab.ask(ahead) if ahead else None
+    back_s = lab.wait_server(name, victim, up=True, timeout_s=pool.check.recovery_s + slack_s)
+    after = lab.ask(ahead) if ahead else None
+    wrong = []
+    if left_s is None:
+        wrong.append(f"{victim} was still in the pool after {pool.check.detection_s + slack_s:.0f} s")
+    if back_s is None:
+        wrong.append(f"{victim} was not back in the pool after {pool.check.recovery_s + slack_s:.0f} s")
+    if without is not None and (without.failures or victim in without.shares):
+        wrong.append(
+            f"while {victim} was out: {without.failures} failures, {without.shares.get(victim, 0)} answers of its own"
+        )
+    if after is not None and (after.failures or (pool.balance == "roundrobin" and victim not in after.shares)):
+        wrong.append(f"after its return: {after.failures} failures, {after.shares.get(victim, 0)} answers of {victim}")
+    figure = f"{victim} out after {_s(left_s)}, back after {_s(back_s)}"
+    return Outcome(not wrong, figure, "; ".join(wrong), {"out_s": left_s or -1, "back_s": back_s or -1})
+
+
+def _s(value_s: float | None) -> str:
+    return "never" if value_s is None else f"{value_s:.1f} s"
+
+
+def sorry(lab: LabNetwork, name: str) -> Outcome:
+    """All servers of a pool at once."""
+    pool = lab.profile.pools[name]
+    ahead = front(lab.profile, name)
+    if ahead is None or pool.sorry is None:
+        return Outcome(False, "not tried", "no service in front of the pool")
+    service_name, endpoint, port = ahead
+    seat = lab.client_for(endpoint)
+    with lab.pool_down(name):
+        for server in pool.servers:
+            lab.wait_server(name, server, up=False, timeout_s=pool.check.detection_s + 2)
+        if pool.sorry.page is not None:
+            answer = lab.get(seat, endpoint.address, port)
+            same = answer.body.strip() == pool.sorry.page.content.decode(errors="replace").strip()
+            figure = f"status {answer.status}, {'the page' if same else 'another text'}"
+            outcome = Outcome(answer.status == 503 and same, figure, f"expected status 503 with {pool.sorry.page.path}")
+        else:
+            protocol = lab.profile.services[service_name].protocol
+            result = lab.load(seat, endpoint.address, port, name, protocol, REQUESTS // 3)
+            others = set(lab.profile.pools[pool.sorry.pool or ""].servers)
+            good = result.failures == 0 and bool(result.shares) and set(result.shares) <= others
+            outcome = Outcome(good, share_text(result.shares), f"expected answers from pool {pool.sorry.pool} only")
+    for server in pool.servers:
+        lab.wait_server(name, server, up=True, timeout_s=pool.check.recovery_s + 2)
+    return outcome

@@ -1,0 +1,282 @@
+"""What the tasks do: load, call the library, print. Decisions about the product are below this layer.
+
+Everything a person reads goes through `terminal`; everything a script reads is JSON on standard output.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ndakit import load, terminal
+from ndakit.errors import ErrorGroup, InputError, NdakitError
+from ndakit.load import Loaded
+from ndakit.mistakes import ProfileWarning
+from ndakit.workspace import Workspace
+
+LOCK = "build"
+"""One run that writes at a time in a workspace; the same lock as building takes."""
+
+if TYPE_CHECKING:
+    from ndakit.events import Event
+    from ndakit.pipeline import BuildResult
+    from ndakit.render import Tree
+
+
+class NoSuchNode(InputError):
+    """`--node` names no node of the profile."""
+
+    def __init__(self, node: str, loaded: Loaded) -> None:
+        super().__init__(
+            f"profile '{loaded.profile.name}' has no node '{node}'",
+            where="--node",
+            fix=f"use one of: {', '.join(loaded.profile.nodes)}",
+        )
+
+
+def nodes_of(loaded: Loaded, node: str | None) -> tuple[str, ...]:
+    """The nodes to work on. Raises NoSuchNode."""
+    if node is None:
+        return tuple(loaded.profile.nodes)
+    if node not in loaded.profile.nodes:
+        raise NoSuchNode(node, loaded)
+    return (node,)
+
+
+def read(workspace: Workspace, profile: str) -> Loaded:
+    """Load a profile and show its warnings."""
+    loaded = load.load(workspace, profile)
+    for warning in loaded.warnings:
+        terminal.note(warning.text())
+    return loaded
+
+
+# -- list, check, render -----------------------------------------------------------------------------------------------
+
+
+def list_text(workspace: Workspace) -> str:
+    """The profiles with release, device and what they hold; broken ones say so."""
+    rows: list[tuple[str, ...]] = []
+    for name in load.names(workspace):
+        try:
+            found = load.load(workspace, name).profile
+        except NdakitError as error:
+            count = len(error.errors) if isinstance(error, ErrorGroup) else 1
+            rows.append((name, "-", "-", f"{count} mistake(s): ./inv check {name}"))
+            continue
+        what = f"{_count(found.nodes, 'node')}, {_count(found.vips, 'VIP')}, {_count(found.services, 'service')}"
+        rows.append((name, str(found.release), found.device, what + (f"  {found.customer}" if found.customer else "")))
+    if not rows:
+        return "no profiles yet: write profiles/NAME.yaml (docs/profile.md shows the smallest one)"
+    return terminal.table(rows, header=("profile", "release", "device", "holds"))
+
+
+def show_text(workspace: Workspace, profile: str, *, origin: bool) -> str:
+    """The merged profile as YAML; with `origin`, each value's place in a comment (so it is YAML still)."""
+    loaded = load.load(workspace, profile)
+    if not origin:
+        return load.dump(loaded).rstrip()
+    lines = load.origin_lines(loaded)
+    width = min(max(len(line.text) for line in lines), 72)
+    return "\n".join(f"{line.text.ljust(width)}  # {line.origin}" if line.origin else line.text for line in lines)
+
+
+def _count(things: Sequence[Any] | dict[str, Any], noun: str) -> str:
+    return f"{len(things)} {noun}{'' if len(things) == 1 else 's'}"
+
+
+def rendered(workspace: Workspace, loaded: Loaded, node: str) -> Tree:
+    """A node's tree, linted. Raises ErrorGroup of the lint's findings."""
+    from ndakit.lint import lint
+    from ndakit.render import render
+
+    tree = render(loaded.profile, node, workspace.templates)
+    findings = lint(tree, loaded.profile, node)
+    if findings:
+        raise ErrorGroup(findings)
+    return tree
+
+
+def check_profile(workspace: Workspace, profile: str, *, as_json: bool, daemons: bool) -> int:
+    """Check a profile, what is rendered from it, and how it sits beside the others; the exit code."""
+    from ndakit.workspace import cache
+
+    errors: list[NdakitError] = []
+    warnings: list[ProfileWarning] = []
+    asked = ""
+    try:
+        loaded = load.load(workspace, profile)
+        warnings += loaded.warnings
+        warnings += _beside_the_others(workspace, loaded)
+        for node in loaded.profile.nodes:
+            tree = rendered(workspace, loaded, node)
+            asked = _ask_daemons(tree, cache(), errors, download=daemons)
+    except ErrorGroup as group:
+        errors += group.errors
+    except NdakitError as error:
+        errors.append(error)
+    code = errors[0].exit_code if errors else 0
+    if as_json:
+        facts = {
+            "ok": not errors,
+            "errors": [e.as_json() for e in errors],
+            "warnings": [w.as_json() for w in warnings],
+            "daemons": asked,
+        }
+        terminal.show_json(facts)
+        return code
+    for warning in warnings:
+        terminal.note(warning.text())
+    if errors:
+        terminal.show_error(ErrorGroup(errors))
+        return code
+    found = loaded.profile
+    terminal.say(
+        f"{found.name}: right, {len(warnings)} warning(s). OpenWrt {found.release} ({found.release.family}), "
+        f"{', '.join(found.nodes)}; {asked}"
+    )
+    return code
+
+
+def _beside_the_others(workspace: Workspace, loaded: Loaded) -> list[ProfileWarning]:
+    """Warnings about this profile and the other ones of the workspace; broken ones are left out."""
+    others = []
+    for name in load.names(workspace):
+        if name != loaded.profile.name:
+            with contextlib.suppress(NdakitError):
+                others.append(load.load(workspace, name))
+    return [w for w in load.cross_check(workspace, [loaded, *others]) if _concerns(w, loaded)]
+
+
+def _concerns(warning: ProfileWarning, loaded: Loaded) -> bool:
+    files = {warning.where.file, warning.other.file if warning.other else ""}
+    return any(Path(f).name == loaded.path.name for f in files)
+
+
+def _ask_daemons(tree: Tree, cache: Path, errors: list[NdakitError], *, download: bool) -> str:
+    """Have the real daemons read the files; how that went, in words."""
+    from ndakit import validators
+
+    if not download and not validators.ready(cache):
+        return "the daemons were not asked (--daemons downloads them once)"
+    errors += validators.check(tree, cache)
+    return "haproxy, keepalived, nft and sh accept what they get"
+
+
+def render_profile(workspace: Workspace, profile: str, node: str | None, out: Path | None) -> None:
+    """Write the trees and say what changed."""
+    from ndakit import overlay
+
+    loaded = read(workspace, profile)
+    trees = {name: rendered(workspace, loaded, name) for name in nodes_of(loaded, node)}
+    base = out or workspace.overlays / loaded.profile.name
+    with workspace.lock(LOCK, on_wait=terminal.note):
+        for name, tree in trees.items():
+            done = overlay.write(tree, base / name)
+            terminal.say(f"{base / name}: {done.written} written, {done.unchanged} unchanged, {done.removed} removed")
+
+
+def build_profile(
+    workspace: Workspace, profile: str, node: str | None, kind: str, imagebuilder: Path | None, *, as_json: bool
+) -> None:
+    """Build what is not up to date, showing each step."""
+    from ndakit import builders, pipeline
+
+    loaded = read(workspace, profile)
+    builder = builders.choose(kind, imagebuilder, workspace, loaded.profile)
+    steps = Steps(to=terminal.note if as_json else terminal.say)
+    results = pipeline.build(workspace, loaded, nodes_of(loaded, node), builder, steps)
+    if as_json:
+        terminal.show_json([build_facts(r) for r in results])
+        return
+    for result in results:
+        record = result.artifact.record
+        state = f"built in {terminal.seconds(result.elapsed_s)}" if result.built else "up to date, nothing was run"
+        terminal.say(f"{result.node}: {state}")
+        for image in record.images:
+            terminal.say(f"  {result.artifact.folder / image.name}  {image.size_bytes / 2**20:.1f} MiB  {image.kind}")
+        if record.warning:
+            terminal.say(f"  {terminal.paint(record.warning, 'yellow')}")
+
+
+def build_facts(result: BuildResult) -> dict[str, Any]:
+    """A build's result for scripts."""
+    record = result.artifact.record
+    return {
+        "node": result.node,
+        "built": result.built,
+        "reasons": list(result.reasons),
+        "elapsed_s": round(result.elapsed_s, 3),
+        "id": record.id,
+        "folder": str(result.artifact.folder),
+        "images": [{"name": i.name, "kind": i.kind, "bytes": i.size_bytes, "sha256": i.sha256} for i in record.images],
+        "builder": record.builder,
+        "warning": record.warning,
+    }
+
+
+class Steps:
+    """Shows the events of a build as lines."""
+
+    def __init__(self, to: Callable[[str], None]) -> None:
+        self._to = to
+
+    def __call__(self, event: Event) -> None:
+        """Show one event."""
+        from ndakit import events
+
+        match event:
+            case events.Planned(node, False, reasons):
+                self._to(f"{node}: {'; '.join(reasons)}")
+            case events.StepDone(step, node, elapsed_s, note):
+                self._to(f"{node}: {step} {terminal.seconds(elapsed_s)}" + (f", {note}" if note else ""))
+            case events.StepStarted(step, node, what) if step == "image":
+                self._to(f"{node}: {what}")
+            case events.Waiting(what):
+                self._to(what)
+            case events.Warned(node, text):
+                terminal.note(f"warning: {node}: {text}")
+            case _:
+                pass
+
+
+# -- care --------------------------------------------------------------------------------------------------------------
+
+
+def run_tests(*, quick: bool, only: str | None) -> int:
+    """pytest over the clone, in this terminal; its exit code (5 for tests that failed)."""
+    import pytest
+
+    os.chdir(Workspace.at(Path(__file__).resolve().parents[2]).root)
+    words = ["--strict-markers", *(["-m", "not vm"] if quick else []), *(["-k", only] if only else [])]
+    code = int(pytest.main(words))
+    return 0 if code == 0 else 5
+
+
+def clean_workspace(workspace: Workspace, *, cache: bool) -> None:
+    """Remove what can be made again; refuses while another run is at work."""
+    from ndakit.workspace import cache as cache_folder
+
+    with workspace.lock(LOCK, wait_s=0):
+        for base in (workspace.overlays, workspace.images):
+            for entry in sorted(base.iterdir()) if base.is_dir() else ():
+                if entry.name != "README.md":
+                    _remove(entry)
+        for name in ("log", "scratch"):
+            _remove(workspace.state / name)
+        if cache:
+            _remove(cache_folder())
+
+
+def _remove(path: Path) -> None:
+    if not path.exists():
+        return
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink()
+    terminal.say(f"removed {path}")

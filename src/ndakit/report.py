@@ -1,0 +1,98 @@
+"""What a verification found, for scripts (acceptance.json) and for people (a table that survives a mail).
+
+Builds values and text; writing the file is atomic; printing is the tasks' business.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from ndakit.terminal import paint, seconds, table
+from ndakit.verify import Verdict
+from ndakit.workspace import write_atomic
+
+FORMAT = 1
+
+
+@dataclass(frozen=True)
+class Acceptance:
+    """One verification: of what, on what, when, and the verdicts."""
+
+    profile: str
+    customer: str | None
+    release: str
+    builder: str
+    lab_image: bool
+    images: Mapping[str, Mapping[str, Any]]
+    """node → image file's name, its SHA-256 and the image's id."""
+    machine: Mapping[str, str]
+    """QEMU's version, accelerator and why it was chosen."""
+    started_at: str
+    """UTC, ISO 8601."""
+    elapsed_s: float
+    verdicts: tuple[Verdict, ...]
+
+    @property
+    def holds(self) -> bool:
+        """True if there is something to claim and every claim holds."""
+        return bool(self.verdicts) and all(v.ok for v in self.verdicts)
+
+    def as_json(self) -> dict[str, Any]:
+        """The record."""
+        facts = asdict(self)
+        verdicts = facts.pop("verdicts")
+        for claim in verdicts:
+            claim["verdict"] = claim.pop("state")
+        warning = (
+            "These are lab images: real daemons and packets on a stand-in for OpenWrt's base system. They prove the "
+            "configuration, they are never to be flashed."
+        )
+        return {
+            "format": FORMAT,
+            "holds": self.holds,
+            **({"warning": warning} if self.lab_image else {}),
+            **facts,
+            "claims": verdicts,
+        }
+
+
+def write(path: Path, acceptance: Acceptance) -> None:
+    """Write the record as JSON, atomically."""
+    write_json(path, acceptance.as_json())
+
+
+def write_json(path: Path, facts: Mapping[str, Any]) -> None:
+    """Write facts as JSON, atomically."""
+    write_atomic(path, json.dumps(facts, indent=2, ensure_ascii=False).encode() + b"\n")
+
+
+def verdict_word(verdict: Verdict) -> str:
+    """`holds`, `FAILS`, `not tried`, in colour on a terminal."""
+    word, colour = {"holds": ("holds", "green"), "fails": ("FAILS", "red"), "not tried": ("not tried", "yellow")}[
+        verdict.state
+    ]
+    return paint(word.ljust(9), colour)
+
+
+def claims_table(verdicts: Sequence[Verdict]) -> str:
+    """Verdict, claim and figure, one line each; the details of what failed below."""
+    rows = [(verdict_word(v), v.name, v.figure) for v in verdicts]
+    lines = [table(rows)]
+    for verdict in verdicts:
+        if not verdict.ok and verdict.detail:
+            lines += ["", f"{verdict.name}: {verdict.text}", f"  {verdict.detail}"]
+    return "\n".join(lines)
+
+
+def summary(acceptance: Acceptance) -> str:
+    """The closing line."""
+    good = sum(v.ok for v in acceptance.verdicts)
+    total = len(acceptance.verdicts)
+    kind = "lab images, for testing only" if acceptance.lab_image else "the images to flash"
+    took = seconds(acceptance.elapsed_s)
+    how = acceptance.machine.get("accelerator", "?")
+    return f"{acceptance.profile}: {good} of {total} claims hold ({kind}; {took}, {how})"

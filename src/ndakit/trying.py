@@ -1,0 +1,136 @@
+"""Verify and demo: built images in a lab network, and what is shown of it.
+
+Starts from images on disk (`demo` builds them first), ends with verdicts on the terminal and in acceptance.json.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+
+from ndakit import accelerator, claims, lab_host, live, report, terminal, verify
+from ndakit.booting import boot_images, images_of
+from ndakit.claims import Claim
+from ndakit.errors import InputError, NdakitError
+from ndakit.front import build_profile, read
+from ndakit.lab_network import LabNetwork
+from ndakit.load import Loaded
+from ndakit.workspace import Workspace, cache
+
+DEMO = "apache-pair"
+FAILED = 5
+
+
+class IdentityUnusable(InputError):
+    """The private key given by --identity cannot be read."""
+
+    def __init__(self, path: Path, why: str) -> None:
+        super().__init__(
+            f"the private key cannot be used: {why}",
+            where=f"--identity {path}",
+            fix="name the private half (not .pub) of one of the profile's access.ssh_keys, without a passphrase",
+        )
+
+
+# -- verify ------------------------------------------------------------------------------------------------------------
+
+
+def verify_profile(
+    workspace: Workspace, profile: str, *, only: str | None, json: Path | None, identity: Path | None
+) -> int:
+    """Try the claims on the built images; 0 if every one holds."""
+    loaded = read(workspace, profile)
+    return _verify(workspace, loaded, only=only, json=json, identity=_key(identity))
+
+
+def demo_pair(workspace: Workspace) -> int:
+    """Build the worked example with the lab, and verify all of it."""
+    shipped = Workspace(workspace.shipped)
+    build_profile(shipped, DEMO, None, "lab", None, as_json=False)
+    return _verify(shipped, read(shipped, DEMO), only=None, json=None, identity=None)
+
+
+def _key(path: Path | None) -> str | None:
+    if path is None:
+        return None
+    try:
+        text = path.read_text()
+    except (OSError, UnicodeDecodeError) as cause:
+        raise IdentityUnusable(path, str(cause)) from cause
+    if "PRIVATE KEY" not in text:
+        raise IdentityUnusable(path, "it is not a private key")
+    return text
+
+
+def _verify(workspace: Workspace, loaded: Loaded, *, only: str | None, json: Path | None, identity: str | None) -> int:
+    profile = loaded.profile
+    wanted = verify.select(claims.all_claims(profile), only)
+    built = images_of(workspace, loaded, tuple(profile.nodes))
+    started, started_s = datetime.now(UTC), time.monotonic()
+    run_dir = workspace.logs(f"verify-{profile.name}")
+    verdicts: tuple[verify.Verdict, ...] = ()
+    failure: NdakitError | None = None
+    with workspace.lock(f"verify-{profile.name}", on_wait=terminal.note):
+        terminal.say(f"verifying {profile.name}; consoles and logs are in {run_dir}")
+        title = f"{profile.name}: {len(wanted)} claims"
+        with live.show(title, wanted) as show:
+            try:
+                image = lab_host.image.build(workspace.lab, cache() / "lab", tell=show.tell)
+                network = LabNetwork(
+                    profile, boot_images(profile, built), run_dir, image, identity=identity, tell=show.tell
+                )
+                with network as lab:
+                    verdicts = verify.run(lab, wanted, show.claim)
+            except NdakitError as error:
+                if error.exit_code != FAILED:
+                    raise
+                failure = error
+                verdicts = verify.not_tried(wanted, error.what)
+    acceptance = report.Acceptance(
+        profile=profile.name,
+        customer=profile.customer,
+        release=str(profile.release),
+        builder=next(iter(built.values())).record.builder,
+        lab_image=any(a.record.warning for a in built.values()),
+        images={
+            node: {"file": a.image.name, "sha256": a.record.images[0].sha256, "id": a.id} for node, a in built.items()
+        },
+        machine=_machine(),
+        started_at=started.isoformat(timespec="seconds"),
+        elapsed_s=round(time.monotonic() - started_s, 1),
+        verdicts=verdicts,
+    )
+    _finish(workspace, acceptance, wanted, only, json, failure)
+    return 0 if acceptance.holds else FAILED
+
+
+def _machine() -> dict[str, str]:
+    found = accelerator.probe()
+    qemu = accelerator.find_qemu()
+    return {"qemu": qemu.text, "accelerator": found.name, "reason": found.reason, "cpus": str(os.cpu_count())}
+
+
+def _finish(
+    workspace: Workspace,
+    acceptance: report.Acceptance,
+    wanted: Sequence[Claim],
+    only: str | None,
+    json: Path | None,
+    failure: NdakitError | None,
+) -> None:
+    """Write the records and show the table."""
+    paths = [] if only else [workspace.images / acceptance.profile / "acceptance.json"]
+    if json is not None:
+        paths.append(json)
+    terminal.say()
+    terminal.say(report.claims_table(acceptance.verdicts))
+    terminal.say()
+    for path in paths:
+        report.write(path, acceptance)
+        terminal.say(f"record: {path}")
+    if failure is not None:
+        terminal.show_error(failure)
+    terminal.say(report.summary(acceptance))

@@ -1,0 +1,133 @@
+"""The rules of the house: style, types, direction of imports, one owner for processes and printing, quick starts."""
+
+from __future__ import annotations
+
+import ast
+import re
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+SOURCE = ROOT / "src" / "ndakit"
+MODULES = sorted(p for p in SOURCE.rglob("*.py"))
+
+
+def run(*argv: str | Path) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([str(a) for a in argv], cwd=ROOT, capture_output=True, text=True, timeout=300, check=False)
+
+
+def module_name(path: Path) -> str:
+    """`model/host.py` → `model`: a package counts as one module of the house."""
+    return path.relative_to(SOURCE).parts[0].removesuffix(".py")
+
+
+def layers() -> dict[str, int]:
+    """Module → its place in the order that docs/architecture.md lists."""
+    text = (ROOT / "docs" / "architecture.md").read_text()
+    order: list[str] = []
+    for row in re.findall(r"^\| (\d) \| (.+?) \|", text, re.M):
+        order += re.findall(r"`([a-z_]+)`", row[1])
+    return {name: place for place, name in enumerate(order)}
+
+
+def imports_of(path: Path) -> set[str]:
+    """The modules of ndakit that a file imports, wherever in the file."""
+    found: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom) and node.module == "ndakit":
+            found |= {alias.name for alias in node.names if (SOURCE / f"{alias.name}.py").exists()}
+        elif isinstance(node, ast.ImportFrom) and node.module and node.module.startswith("ndakit."):
+            found.add(node.module.split(".")[1])
+        elif isinstance(node, ast.Import):
+            found |= {a.name.split(".")[1] for a in node.names if a.name.startswith("ndakit.")}
+    return found
+
+
+def wrong_imports(name: str, imported: set[str], order: dict[str, int]) -> list[str]:
+    return [f"{name} imports {other}" for other in sorted(imported) if other != name and order[other] >= order[name]]
+
+
+def test_every_module_has_a_place_in_the_architecture() -> None:
+    listed = set(layers())
+    present = {module_name(p) for p in MODULES} - {"__init__", "__main__"}
+    assert present == listed
+
+
+def test_modules_import_only_from_what_stands_before_them() -> None:
+    order = layers()
+    wrong = [
+        line
+        for path in MODULES
+        if (name := module_name(path)) not in ("__init__", "__main__")
+        for line in wrong_imports(name, imports_of(path), order)
+    ]
+    assert wrong == []
+
+
+def test_the_import_test_notices_an_import_against_the_direction() -> None:
+    assert wrong_imports("errors", {"render"}, layers()) == ["errors imports render"]
+
+
+def test_only_process_imports_subprocess() -> None:
+    users = [p.name for p in MODULES if re.search(r"^\s*(import|from) subprocess\b", p.read_text(), re.M)]
+    assert users == ["process.py"]
+
+
+def test_style() -> None:
+    done = run(sys.executable, "-m", "ruff", "check", ".")
+    assert done.returncode == 0, done.stdout
+
+
+def test_format() -> None:
+    done = run(sys.executable, "-m", "ruff", "format", "--check", ".")
+    assert done.returncode == 0, done.stdout
+
+
+def test_types() -> None:
+    done = run(sys.executable, "-m", "mypy")
+    assert done.returncode == 0, done.stdout
+
+
+def shell_files() -> list[Path]:
+    tracked = run("git", "ls-files", "-z", "--cached", "--others", "--exclude-standard").stdout.split("\0")
+    files = [
+        ROOT / name for name in tracked if name and (ROOT / name).is_file() and not name.startswith("tests/golden/")
+    ]
+    return [f for f in files if re.match(rb"#!\s*/(usr/)?bin/(env )?(ba|a|da)?sh\b", f.read_bytes()[:40])]
+
+
+def test_shell_files_pass_shellcheck() -> None:
+    files = shell_files()
+    assert ROOT / "inv" in files
+    done = run("shellcheck", "--external-sources", *files)
+    assert done.returncode == 0, done.stdout
+
+
+def test_the_wrapper_starts_in_half_a_second() -> None:
+    took_s = []
+    for _ in range(3):
+        started_s = time.monotonic()
+        assert run("./inv", "--version").returncode == 0
+        took_s.append(time.monotonic() - started_s)
+    assert min(took_s) < 0.5
+
+
+@pytest.mark.parametrize("name", ["requirements.lock", "README.md", "CONTRIBUTING.md", "inv", "pyproject.toml"])
+def test_no_address_of_a_package_registry_is_in_the_repository(name: str) -> None:
+    text = (ROOT / name).read_text()
+    assert not re.search(r"https?://[^\s)\"']*(pypi|pythonhosted|debian\.org|ubuntu\.com|npmjs)", text)
+
+
+def test_every_pinned_package_has_hashes() -> None:
+    entries = re.split(r"\n(?=[a-z])", (ROOT / "requirements.lock").read_text())
+    assert all("==" in e and "--hash=sha256:" in e for e in entries if e.strip())
+
+
+def test_every_dependency_says_why_it_is_there() -> None:
+    section = re.search(r"^dependencies = \[(.*?)^\]", (ROOT / "pyproject.toml").read_text(), re.M | re.S)
+    assert section
+    assert all("#" in line for line in section[1].splitlines() if line.strip())
