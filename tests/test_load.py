@@ -241,6 +241,29 @@ def test_a_named_file_belongs_to_the_file_that_names_it(workspace: Workspace) ->
     assert house / "pages/sorry.html" in loaded.sources
 
 
+def test_a_parent_that_is_not_there_gets_a_suggestion_and_no_noise_about_what_it_would_have_brought(
+    workspace: Workspace,
+) -> None:
+    write(workspace, "_house", "release: 24.10.8\n")
+    write(workspace, "child", "name: child\nextends: [_hous]\nservices: {a: {pool: b}}\n")
+    assert refused(workspace, "child").text() == (
+        "error: there is no profile or fragment '_hous' to extend\n"
+        "  where: profiles/child.yaml:2:11, extends[0]\n"
+        "  fix:   did you mean '_house'? there are: _house, child"
+    )
+
+
+def test_a_chain_of_too_many_files_is_refused(workspace: Workspace) -> None:
+    for number in range(200):
+        write(workspace, f"p{number}", f"extends: [p{number + 1}]\nname: p{number}\n")
+    assert refused(workspace, "p0").code == "too-many-files"
+
+
+def test_a_file_name_that_is_no_name_is_to_be_changed(workspace: Workspace) -> None:
+    write(workspace, "Bakery", BAKERY)
+    assert refused(workspace, "Bakery").fix == "rename the file to bakery.yaml"
+
+
 def test_an_inherited_mistake_names_the_file_that_wrote_it(workspace: Workspace) -> None:
     write(workspace, "_house", "# a comment\nvrrp: {preempt: yes}\n")
     write(workspace, "child", bakery("child", ("name: child", "extends: [_house]\nname: child")))

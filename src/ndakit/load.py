@@ -9,15 +9,15 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ndakit import extends
 from ndakit.diagnose import diagnose, place
 from ndakit.errors import ErrorGroup, InputError, Location, NdakitError
+from ndakit.loaded import Loaded
 from ndakit.mistakes import KeyPath, ProfileMistake, ProfileWarning, dotted, guess, listing, show
-from ndakit.model import Profile, checks
+from ndakit.model import checks
 from ndakit.model.base import mistake
 from ndakit.names import is_name
 from ndakit.workspace import Workspace
@@ -25,6 +25,17 @@ from ndakit.yamlnodes import SIZE_MAX, ListNode, MapNode, Node, Scalar, with_key
 
 if TYPE_CHECKING:
     from ndakit.dump import OriginLine
+
+__all__ = [
+    "Loaded",
+    "ProfileIsFragment",
+    "ProfileNotFound",
+    "cross_check",
+    "dump",
+    "load",
+    "names",
+    "origin_lines",
+]
 
 MISTAKES_MAX = 100
 
@@ -53,20 +64,6 @@ class ProfileIsFragment(InputError):
             where=path,
             fix=f"name a profile that extends it, or write one: extends: [{stem}]",
         )
-
-
-@dataclass(frozen=True)
-class Loaded:
-    """A profile that is right, and where its values were written."""
-
-    profile: Profile
-    path: Path
-    """The profile's own file."""
-    origins: Mapping[KeyPath, Location]
-    """The place of every value that a file states; values without one are defaults."""
-    warnings: tuple[ProfileWarning, ...]
-    sources: tuple[Path, ...]
-    """Every file that was read: the profile, what it extends, the files it names."""
 
 
 def names(workspace: Workspace) -> tuple[str, ...]:
@@ -109,7 +106,7 @@ def load(workspace: Workspace, what: str) -> Loaded:
         diagnosis.profile,
         path,
         dict(_origins(merged.tree, ())),
-        tuple(warnings),
+        tuple(sorted(warnings, key=lambda w: (w.where, w.what))),
         (*merged.sources.values(), *attachments.contents),
     )
 
@@ -210,12 +207,13 @@ def _name_mistakes(tree: MapNode, path: Path, file: str) -> list[ProfileMistake]
                 fix=f"add a line: name: {show(path.stem)}",
             )
         ]
+    rename = f"rename the file to {written}.yaml"
     return [
         ProfileMistake(
             "name-differs",
-            f"the profile is called '{show(written)}', and its file '{show(path.name)}'",
+            f"the profile is called '{written}', and its file '{show(path.name)}'",
             at=place(tree, ("name",)),
-            fix=f"write name: {show(path.stem)}, or rename the file to {show(written)}.yaml",
+            fix=f"write name: {path.stem}, or {rename}" if is_name(path.stem) else rename,
         )
     ]
 

@@ -10,14 +10,11 @@ import itertools
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from ipaddress import ip_network
-from typing import TYPE_CHECKING
 
 from ndakit.errors import Location
+from ndakit.loaded import Loaded
 from ndakit.mistakes import KeyPath, ProfileWarning, dotted, listing
 from ndakit.model import Address, Subnet
-
-if TYPE_CHECKING:
-    from ndakit.load import Loaded
 
 _PRIVATE = tuple(
     ip_network(n) for n in ("10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16", "100.64.0.0/10", "fc00::/7", "fe80::/10")

@@ -191,25 +191,27 @@ def egress(profile: Profile) -> Iterator[Finding]:
                 f"add a VIP with network: {name}, role: gateway; else their way out dies with one node",
                 also=(("vips",),),
             )  # fmt: skip
-        if not any(o.gateway or o.routes for n, o in profile.networks.items() if n != name):
-            yield warning(
-                "egress-nowhere", f"network {name} has an egress, and no other network has a gateway or a route", path,
-                "add the gateway of the network that leads out", also=(("networks",),),
-            )  # fmt: skip
         if net.egress == "node":
+            if not any(o.gateway or o.routes for o in profile.networks.values()):
+                yield warning(
+                    "egress-nowhere", f"network {name} has an egress, and no network has a gateway or a route", path,
+                    "add the gateway of the network that leads out", also=(("networks",),),
+                )  # fmt: skip
             continue
         vip = profile.vips.get(net.egress)
         if vip is None:
             yield unknown("vip", net.egress, [*profile.vips, "node", "none"], path, "vips")
             continue
         other: KeyPath = ("vips", net.egress)
-        if vip.network == name:
-            yield error(
-                "egress-same-network", f"the egress of network {name} is VIP {net.egress}, which is in {name} itself",
-                path,
-                "name a VIP of the network that leads out", other=(*other, "network"),
+        way = profile.networks.get(vip.network)
+        if way is not None and not (way.gateway or way.routes):
+            yield warning(
+                "egress-nowhere",
+                f"network {name}'s way out is VIP {net.egress}, and its network {vip.network} has neither gateway nor route",
+                path, "add the gateway there, or name a VIP of the network that leads out", other=(*other, "network"),
+                also=(("networks", vip.network),),
             )  # fmt: skip
-        elif not {a.version for a in vip.address} & set(net.families):
+        if not {a.version for a in vip.address} & set(net.families):
             yield error(
                 "egress-other-family", f"VIP {net.egress} and network {name} have no address family in common", path,
                 "name a VIP of the servers' family", other=(*other, "address"),

@@ -263,7 +263,7 @@ def protocols(profile: Profile) -> Iterator[Finding]:
         theirs = {profile.services[s].protocol: s for s in sorted(direct.get(sorry, ()))}
         if ours and theirs and not set(ours) & set(theirs):
             mine, other = next(iter(ours.values())), next(iter(theirs.values()))
-            yield error(
+            yield warning(
                 "sorry-protocol", f"pool {sorry} stands in for {name}, but service {other} there speaks "
                 f"{profile.services[other].protocol}, and service {mine} here {profile.services[mine].protocol}",
                 ("pools", name, "sorry", "pool"), "name a sorry pool of the same protocol",

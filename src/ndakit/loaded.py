@@ -1,0 +1,25 @@
+"""A loaded profile as a value: what it says, and where that was written."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from ndakit.errors import Location
+from ndakit.mistakes import KeyPath, ProfileWarning
+from ndakit.model import Profile
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A profile that is right, and where its values were written."""
+
+    profile: Profile
+    path: Path
+    """The profile's own file."""
+    origins: Mapping[KeyPath, Location]
+    """The place of every value that a file states; values without one are defaults."""
+    warnings: tuple[ProfileWarning, ...]
+    sources: tuple[Path, ...]
+    """Every file that was read: the profile, what it extends, the files it names."""
