@@ -1,6 +1,7 @@
 #!/bin/sh
 # procd's shell interface (openwrt: package/system/procd/files/procd.sh): same functions, own code. The wanted service
 # is collected as records and handed to procd in one call.
+# shellcheck disable=SC2154  # basescript comes from rc.common
 
 _PROCD_RECORDS=
 _procd_us="$(printf '\037')"

@@ -8,7 +8,7 @@ local options = { warnings = {}, unsupported = {} }
 
 function options.warn(text)
 	options.warnings[#options.warnings + 1] = text
-	io.stderr:write("[!] ", text, "\n")
+	if not options.quiet then io.stderr:write("[!] ", text, "\n") end
 end
 
 function options.missing(text) options.unsupported[#options.unsupported + 1] = "firewall " .. text end

@@ -1,0 +1,334 @@
+"""One try at reaching something, from its start to its end: HTTP, TCP, UDP or ICMP echo, each with its own time-out.
+
+A try owns its socket and reports exactly once. Who starts tries, when and how many, is `asking`'s business.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import socket
+import struct
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from guest.loop import READ, WRITE, Loop
+from guest.servers import SERVER_HEADER, plain
+from guest.wire import Malformed, Message
+
+_RESET = struct.pack("ii", 1, 0)
+_WORDS = {
+    errno.ECONNREFUSED: "refused",
+    errno.ECONNRESET: "reset",
+    errno.EPIPE: "reset",
+    errno.EHOSTUNREACH: "unreachable",
+    errno.ENETUNREACH: "unreachable",
+    errno.EACCES: "prohibited",
+    errno.EPERM: "prohibited",
+    errno.ETIMEDOUT: "time-out",
+    errno.EADDRNOTAVAIL: "no-source-port",
+}
+_UNKNOWN_SERVER = ""
+
+
+@dataclass(frozen=True)
+class Target:
+    """What is asked: `kind` is http, tcp, udp or icmp.
+
+    `payload` is what is sent. `lines` (tcp): that many lines make an answer; 0 means that being connected does.
+    `source` binds the client's address. `accept` is the range of statuses that count as an answer.
+    """
+
+    kind: str
+    address: str
+    port: int = 0
+    payload: bytes = b""
+    source: str = ""
+    lines: int = 0
+    head_only: bool = False
+    accept: tuple[int, int] = (0, 999)
+
+    @property
+    def family(self) -> int:
+        """The address family."""
+        return socket.AF_INET6 if ":" in self.address else socket.AF_INET
+
+
+@dataclass
+class Outcome:
+    """How a try went. Times are seconds on the monotonic clock; `error` is "" for an answer."""
+
+    started_s: float
+    ended_s: float = 0.0
+    connected_s: float | None = None
+    error: str = ""
+    status: int = 0
+    server: str = _UNKNOWN_SERVER
+    headers: list[tuple[str, str]] = field(default_factory=list)
+    body: bytes = b""
+    local: tuple[str, int] = ("", 0)
+    reused: bool = False
+
+    def row(self) -> list[object]:
+        """The short form for long lists: start, end, connected (milliseconds), error, status, server."""
+        connected_ms = None if self.connected_s is None else round(self.connected_s * 1000, 3)
+        return [
+            round(self.started_s * 1000, 3),
+            round(self.ended_s * 1000, 3),
+            connected_ms,
+            self.error,
+            self.status,
+            self.server,
+        ]
+
+
+class Try:
+    """The part that is the same for every kind: a socket, a time-out, one report."""
+
+    def __init__(self, loop: Loop, target: Target, timeout_s: float, done: Callable[[Outcome], None]) -> None:
+        self.loop = loop
+        self.target = target
+        self._done = done
+        self.sock: socket.socket | None = None
+        self.outcome = Outcome(time.monotonic())
+        self._timer = loop.at(self.outcome.started_s + timeout_s, self._late)
+
+    def start(self) -> None:
+        """Begin; a failure at once is reported as well."""
+        try:
+            self.open()
+        except OSError as cause:
+            self.fail(cause)
+
+    def open(self) -> None:
+        """Make the socket and send what is sent first."""
+        raise NotImplementedError
+
+    def ready(self, events: int) -> None:
+        """The socket is ready."""
+        raise NotImplementedError
+
+    def make(self, kind: socket.SocketKind, protocol: int = 0) -> socket.socket:
+        """The socket, bound to the source address if there is one."""
+        self.sock = socket.socket(self.target.family, kind, protocol)
+        self.sock.setblocking(False)
+        if self.target.source:
+            # The port is chosen when connecting, so that one source serves many targets (ip(7)).
+            if kind == socket.SOCK_STREAM:
+                self.sock.setsockopt(socket.IPPROTO_IP, _IP_BIND_ADDRESS_NO_PORT, 1)
+            self.sock.bind((self.target.source, 0))
+        return self.sock
+
+    def place(self) -> tuple[object, ...]:
+        """The target's socket address (a link-local one with its interface)."""
+        if "%" in self.target.address:
+            address, _, interface = self.target.address.partition("%")
+            return (address, self.target.port, 0, socket.if_nametoindex(interface))
+        return (self.target.address, self.target.port)
+
+    def fail(self, cause: OSError | str) -> None:
+        """Report a failure."""
+        if isinstance(cause, OSError):
+            cause = _WORDS.get(cause.errno or 0, os.strerror(cause.errno or 0))
+        self.outcome.error = cause
+        self.finish()
+
+    def finish(self, *, keep: bool = False) -> None:
+        """Report; close the socket unless it is kept for a next try."""
+        self.outcome.ended_s = time.monotonic()
+        self._timer.cancel()
+        if self.sock is not None:
+            self.loop.unwatch(self.sock.fileno())
+            if not keep:
+                self.sock.close()
+                self.sock = None
+        self._done(self.outcome)
+
+    def _late(self) -> None:
+        if self.sock is not None:
+            # Nothing of a try that is over may stay on the wire and be answered later.
+            with contextlib.suppress(OSError):
+                self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
+        self.fail("time-out" if self.outcome.connected_s is None else "time-out after connecting")
+
+
+class StreamTry(Try):
+    """TCP: connects, sends, and reads until `take` is content."""
+
+    def __init__(
+        self,
+        loop: Loop,
+        target: Target,
+        timeout_s: float,
+        done: Callable[[Outcome], None],
+        kept: socket.socket | None = None,
+    ) -> None:
+        super().__init__(loop, target, timeout_s, done)
+        self.sock = kept
+        self._out = target.payload
+
+    def open(self) -> None:
+        """Connect, or go on with a kept connection."""
+        if self.sock is not None:
+            self.outcome.reused = True
+            self._connected()
+            return
+        sock = self.make(socket.SOCK_STREAM)
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        code = sock.connect_ex(self.place())
+        if code not in (0, errno.EINPROGRESS):
+            raise OSError(code, os.strerror(code))
+        self.loop.watch(sock.fileno(), WRITE, self.ready)
+
+    def ready(self, events: int) -> None:
+        """Connected, or bytes came."""
+        assert self.sock is not None
+        try:
+            if self.outcome.connected_s is None:
+                if code := self.sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR):
+                    raise OSError(code, os.strerror(code))
+                self._connected()
+            elif self._out:
+                self._send()
+            else:
+                data = self.sock.recv(65536)
+                self.take(data)
+        except BlockingIOError:
+            return
+        except (OSError, Malformed) as cause:
+            self.fail(cause if isinstance(cause, OSError) else str(cause))
+
+    def take(self, data: bytes) -> None:
+        """Bytes came; none means the other side sends no more."""
+        raise NotImplementedError
+
+    def settled(self) -> bool:
+        """True if being connected is all that is wanted."""
+        return False
+
+    def _connected(self) -> None:
+        assert self.sock is not None
+        self.outcome.connected_s = time.monotonic()
+        name = self.sock.getsockname()
+        self.outcome.local = (plain(name[0]), name[1])
+        if self._out:
+            self._send()
+        else:
+            self.loop.watch(self.sock.fileno(), READ, self.ready)
+        if self.settled():
+            self.finish()
+
+    def _send(self) -> None:
+        assert self.sock is not None
+        with contextlib.suppress(BlockingIOError):
+            self._out = self._out[self.sock.send(self._out) :]
+        self.loop.watch(self.sock.fileno(), WRITE if self._out else READ, self.ready)
+
+
+class HttpTry(StreamTry):
+    """One request and its answer."""
+
+    def __init__(
+        self,
+        loop: Loop,
+        target: Target,
+        timeout_s: float,
+        done: Callable[[Outcome], None],
+        kept: socket.socket | None = None,
+        *,
+        keep: bool = False,
+    ) -> None:
+        super().__init__(loop, target, timeout_s, done, kept)
+        self._keep = keep
+        self._message = Message(response=True, bodyless=target.head_only)
+
+    def take(self, data: bytes) -> None:
+        """Collect the answer."""
+        if data:
+            self._message.feed(data)
+        else:
+            self._message.end()
+        if not self._message.complete:
+            return
+        message, outcome = self._message, self.outcome
+        outcome.status = message.status
+        outcome.headers = message.headers
+        outcome.body = bytes(message.body)
+        outcome.server = message.header(SERVER_HEADER.lower())
+        low, high = self.target.accept
+        if not low <= outcome.status <= high:
+            outcome.error = f"status {outcome.status}"
+        self.finish(keep=self._keep and message.keeps_alive)
+
+
+class TcpTry(StreamTry):
+    """A connection, and as many lines as wanted; the first one is taken for the server's name."""
+
+    def settled(self) -> bool:
+        """True if no line is wanted."""
+        return self.target.lines == 0
+
+    def take(self, data: bytes) -> None:
+        """Collect lines."""
+        self.outcome.body += data
+        if self.outcome.body.count(b"\n") >= self.target.lines:
+            self.outcome.server = self.outcome.body.split(b"\n")[0].decode(errors="replace")
+            self.finish()
+        elif not data:
+            self.fail("ended without an answer")
+
+
+class UdpTry(Try):
+    """One datagram and the one that comes back; its first word is taken for the server's name."""
+
+    def open(self) -> None:
+        """Send it."""
+        sock = self.make(socket.SOCK_DGRAM)
+        sock.connect(self.place())
+        self.loop.watch(sock.fileno(), READ, self.ready)
+        sock.send(self.target.payload)
+
+    def ready(self, events: int) -> None:
+        """Something came, or the port is closed."""
+        assert self.sock is not None
+        try:
+            self.outcome.body = self.sock.recv(65536)
+        except BlockingIOError:
+            return
+        except OSError as cause:
+            self.fail(cause)
+            return
+        self.outcome.server = self.outcome.body.split(b" ")[0].decode(errors="replace")
+        self.finish()
+
+
+class IcmpTry(Try):
+    """One echo request through a ping socket: the kernel numbers it and hands us only its own answer (icmp(7))."""
+
+    def open(self) -> None:
+        """Send it."""
+        six = self.target.family == socket.AF_INET6
+        sock = self.make(socket.SOCK_DGRAM, socket.IPPROTO_ICMPV6 if six else socket.IPPROTO_ICMP)
+        sock.connect(self.place())
+        self.loop.watch(sock.fileno(), READ, self.ready)
+        sock.send(struct.pack("!BBHHH", 128 if six else 8, 0, 0, 0, 1) + self.target.payload)
+
+    def ready(self, events: int) -> None:
+        """An answer or an error message came."""
+        assert self.sock is not None
+        try:
+            answer = self.sock.recv(65536)
+        except BlockingIOError:
+            return
+        except OSError as cause:
+            self.fail(cause)
+            return
+        if answer[:1] in (b"\x00", b"\x81"):
+            self.finish()
+
+
+_IP_BIND_ADDRESS_NO_PORT = 24  # ip(7); unnamed in the socket module before Python 3.12
+
+KINDS: dict[str, type[Try]] = {"http": HttpTry, "tcp": TcpTry, "udp": UdpTry, "icmp": IcmpTry}
