@@ -1,0 +1,43 @@
+"""Lab hosts: virtual machines in which many small hosts live, each a network namespace with services and measurements.
+
+`image` builds what such a machine boots, `hosts` talks to one that runs, `measure` holds what it measured.
+"""
+
+from ndakit.lab_host.channel import LabHostLost, LabHostRefused
+from ndakit.lab_host.hosts import (
+    Behaviour,
+    Host,
+    HostSpec,
+    Interface,
+    LabCommandFailed,
+    LabHosts,
+    Service,
+    Web,
+)
+from ndakit.lab_host.measure import Answer, Clock, Gap, Load, Ping, Polled, Ran, SshProbe, Try, WebStats, gaps
+from ndakit.lab_host.poller import Poller
+
+__all__ = [
+    "Answer",
+    "Behaviour",
+    "Clock",
+    "Gap",
+    "Host",
+    "HostSpec",
+    "Interface",
+    "LabCommandFailed",
+    "LabHostLost",
+    "LabHostRefused",
+    "LabHosts",
+    "Load",
+    "Ping",
+    "Polled",
+    "Poller",
+    "Ran",
+    "Service",
+    "SshProbe",
+    "Try",
+    "Web",
+    "WebStats",
+    "gaps",
+]

@@ -1,0 +1,72 @@
+"""A poller that runs in a lab host, as this side sees it."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+from types import TracebackType
+from typing import Any, Self
+
+from ndakit.deadline import Deadline
+from ndakit.lab_host.channel import OWN, Channel
+from ndakit.lab_host.measure import Polled, Try
+
+_QUICK_S = 20.0
+
+
+class Poller:
+    """Asks one target again and again and remembers every try; a context manager that stops at its end.
+
+    A new try begins every `interval_s` over a fresh connection, whatever became of those before; each gives up after
+    `timeout_s` of its own. It runs in a process of its own before everything else on that machine. How a gap is
+    computed is said at measure.gaps, and how finely at Polled.resolution_ms: two intervals and an answer's time.
+    """
+
+    def __init__(self, channel: Channel, who: str, target: dict[str, Any], interval_s: float, timeout_s: float) -> None:
+        self._channel = channel
+        self._who = who
+        self._interval_s = interval_s
+        self._timeout_s = timeout_s
+        self._lock = threading.Lock()
+        self._tries: list[Try] = []
+        self._stopped: Polled | None = None
+        self._number = channel.ask(
+            who, "poll", within_s=_QUICK_S, **target, interval_s=interval_s, timeout_s=timeout_s
+        )["poller"]
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.stop()
+
+    def read(self) -> Polled:
+        """What has been found so far."""
+        with self._lock:
+            return self._stopped or self._fetch("polled")
+
+    def stop(self) -> Polled:
+        """Begin no more tries, wait for those under way, and return everything."""
+        with self._lock:
+            if self._stopped is None:
+                self._stopped = self._fetch("poll_stop")
+                self._channel.ask(OWN, "remove", name=self._who, within_s=_QUICK_S)
+            return self._stopped
+
+    def wait_until(self, condition: Callable[[Polled], bool], deadline: Deadline, *, every_s: float = 0.1) -> Polled:
+        """Read again and again until the condition holds. Raises DeadlineExceeded."""
+        while not condition(polled := self.read()):
+            deadline.check()
+            time.sleep(every_s)
+        return polled
+
+    def _fetch(self, do: str) -> Polled:
+        given = self._channel.ask(
+            self._who, do, within_s=_QUICK_S + self._timeout_s, poller=self._number, since=len(self._tries)
+        )
+        self._tries += [Try.of(row) for row in given.pop("rows")]
+        del given["now_ms"]
+        return Polled(tuple(self._tries), self._interval_s, self._timeout_s, **given)

@@ -1,0 +1,73 @@
+"""What is asked of lab hosts, in the form in which they take it: URLs, headers and bytes as plain JSON values."""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Mapping, Sequence
+from ipaddress import IPv4Address, IPv6Address, ip_address
+from typing import Any
+from urllib.parse import urlsplit
+
+Address = str | IPv4Address | IPv6Address
+Headers = Mapping[str, str] | Sequence[tuple[str, str]]
+
+
+def text(data: bytes) -> str:
+    """Bytes as they travel in JSON."""
+    return base64.b64encode(data).decode()
+
+
+def literal(address: Address) -> str:
+    """An address as it stands in a URL."""
+    return f"[{address}]" if ":" in str(address) else str(address)
+
+
+def target(url: str, source: Address, *, lines: int = 0, payload: bytes = b"") -> dict[str, Any]:
+    """tcp://, udp:// or icmp:// as the lab host wants it."""
+    parts = urlsplit(url)
+    if parts.scheme not in ("tcp", "udp", "icmp") or not parts.hostname:
+        raise ValueError(f"not tcp://, udp:// or icmp:// and an address: {url}")
+    return {
+        "kind": parts.scheme,
+        "address": parts.hostname,
+        "port": parts.port or 0,
+        "source": str(source),
+        "lines": lines,
+        "payload": text(payload),
+    }
+
+
+def http(
+    url: str,
+    method: str,
+    headers: Headers,
+    body: bytes,
+    address: Address | None,
+    source: Address,
+    *,
+    keep_alive: bool = False,
+    accept: tuple[int, int] = (100, 599),
+) -> dict[str, Any]:
+    """An HTTP request as the lab host wants it."""
+    parts = urlsplit(url)
+    if parts.scheme != "http" or not parts.hostname:
+        raise ValueError(f"not http:// and a host: {url}")
+    given = list(headers.items() if isinstance(headers, Mapping) else headers)
+    names = {name.lower() for name, _ in given}
+    if "host" not in names:
+        given.insert(0, ("Host", parts.netloc))
+    if "connection" not in names and not keep_alive:
+        given.append(("Connection", "close"))
+    where = str(address) if address is not None else parts.hostname
+    ip_address(where.partition("%")[0])  # the lab has no name service: a name would fail much later, and unclearly
+    return {
+        "kind": "http",
+        "address": where,
+        "port": parts.port or 80,
+        "path": (parts.path or "/") + (f"?{parts.query}" if parts.query else ""),
+        "method": method,
+        "headers": given,
+        "payload": text(body),
+        "source": str(source),
+        "accept": accept,
+    }
