@@ -17,7 +17,7 @@ from ndakit.diagnose import diagnose, place
 from ndakit.errors import ErrorGroup, InputError, Location, NdakitError
 from ndakit.loaded import Loaded
 from ndakit.mistakes import KeyPath, ProfileMistake, ProfileWarning, dotted, guess, listing, show
-from ndakit.model import checks
+from ndakit.model import Profile, checks
 from ndakit.model.base import mistake
 from ndakit.names import is_name
 from ndakit.workspace import Workspace
@@ -99,6 +99,8 @@ def load(workspace: Workspace, what: str) -> Loaded:
             mistakes.append(ProfileMistake(finding.code, finding.what, at=at, other=other, fix=finding.fix))
         else:
             warnings.append(ProfileWarning(finding.code, finding.what, at, finding.fix, other))
+    if checked is not None:
+        mistakes += _timezone_mistakes(checked, merged.tree)
     if mistakes:
         raise _group(mistakes)
     assert diagnosis.profile is not None
@@ -171,8 +173,11 @@ class _Attachments:
         """The content of the file that a scalar names; a refusal of the model's kind if there is none."""
         folder = self.folders.get(text.at.file, self.main) if isinstance(text, Scalar) else self.main
         path = folder / text
-        if "\0" in text or len(text) > 1024:
-            raise mistake("attachment", "not a path of a file", fix="write the file's name, such as sorry.html")
+        if "\0" in text or len(text) > 1024 or text.startswith("/"):
+            raise mistake(
+                "attachment", "'{got}' is not a relative path", got=text[:60],
+                fix=f"copy the file to {extends.shown(folder, self.workspace)}/, and write its name",
+            )  # fmt: skip
         if path not in self.contents:
             named = extends.shown(path, self.workspace)
             try:
@@ -216,6 +221,18 @@ def _name_mistakes(tree: MapNode, path: Path, file: str) -> list[ProfileMistake]
             fix=f"write name: {path.stem}, or {rename}" if is_name(path.stem) else rename,
         )
     ]
+
+
+def _timezone_mistakes(profile: Profile, tree: MapNode) -> Iterator[ProfileMistake]:
+    """Whether the time zone exists is in a data file, so the model cannot know it."""
+    if profile.system.timezone == "UTC":
+        return
+    from ndakit import timezone
+
+    try:
+        timezone.posix(profile.system.timezone)
+    except timezone.UnknownTimezone as cause:
+        yield ProfileMistake("timezone", cause.what, at=place(tree, ("system", "timezone")), fix=cause.fix)
 
 
 def _group(mistakes: list[ProfileMistake]) -> NdakitError:

@@ -179,6 +179,9 @@ def _pattern_mismatch(path: KeyPath, facts: Facts, node: Node | None, at: Locati
     kind, what, fix = _BY_PATTERN.get(
         str(facts["ctx"]["pattern"]), ("text", "is not taken here", "see docs/profile.md")
     )
+    parts = str(node).replace(",", " ").split()
+    if len(parts) > 1 and shapes.takes_single(shapes.at(path)):
+        fix = f"write a list: [{show(', '.join(parts))}]"
     return ProfileMistake(kind, f"'{show(str(node))}' {what}", at=at, fix=fix)
 
 
@@ -230,6 +233,12 @@ def _wrong_kind(path: KeyPath, facts: Facts, node: Node | None, at: Location) ->
             fix='quote IPv6 addresses inside [ ] and { }: ["fd00::"]',
         )
     single = shapes.takes_single(expected)
+    model = shapes.model_of(expected)
+    if shapes.is_named_map(shapes.at(path[:-1])) and model is not None and key in model.model_fields:
+        return ProfileMistake(
+            "indentation", f"'{key}' stands where the names of {dotted(path[:-1])} stand", at=at,
+            fix="indent it deeper, under the name it belongs to",
+        )  # fmt: skip
     if shapes.is_named_map(expected):
         wanted = "a mapping of names"
     elif shapes.is_mapping(expected):
@@ -238,7 +247,6 @@ def _wrong_kind(path: KeyPath, facts: Facts, node: Node | None, at: Location) ->
         wanted = "one value or a list of them" if single else "a list"
     else:
         wanted = "one value"
-    model = shapes.model_of(expected)
     if key in EXAMPLES:
         fix = f"write {EXAMPLES[key]}"
     elif model is not None:

@@ -180,6 +180,8 @@ def _address(value: Any) -> Any:
                 fix = "leave the prefix length out: the network's subnet has it"
             elif re.fullmatch(r"[a-z0-9-]+(\.[a-z0-9-]+)*", value.lower()) and not value[-1:].isdigit():
                 fix = "names are not looked up: write the address, such as 192.0.2.1"
+            elif re.fullmatch(r"[0-9]{1,3}(\.[0-9]{1,3}){3}", value):
+                fix = "write each number from 0 to 255, without leading zeros"
             raise mistake("address", "'{got}' is not an IP address", got=value[:60], fix=fix) from None
         if isinstance(found, IPv6Address) and found.scope_id:
             raise mistake("address", "'{got}' has a zone", got=value[:60], fix="write the address without %interface")

@@ -207,7 +207,7 @@ def egress(profile: Profile) -> Iterator[Finding]:
         if way is not None and not (way.gateway or way.routes):
             yield warning(
                 "egress-nowhere",
-                f"network {name}'s way out is VIP {net.egress}, and its network {vip.network} has neither gateway nor route",
+                f"network {name}'s way out is VIP {net.egress}, and {vip.network} has neither a gateway nor a route",
                 path, "add the gateway there, or name a VIP of the network that leads out", other=(*other, "network"),
                 also=(("networks", vip.network),),
             )  # fmt: skip

@@ -7,6 +7,7 @@ verification ask the same source. Rules over several objects are in `checks`.
 from __future__ import annotations
 
 import functools
+import re
 import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -14,6 +15,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Field, PlainSerializer, WithJsonSchema
 
+from ndakit.mistakes import guess
 from ndakit.model.base import Address, Model, Subnet, Text, mistake
 from ndakit.model.host import Access, Image, Monitoring, Network, Node, Platform, System, Vip, Vrrp
 from ndakit.model.traffic import Pool, Server, Service
@@ -40,7 +42,12 @@ def _release(value: Any) -> Any:
         try:
             return Release.parse(value)
         except ValueError as cause:
-            raise mistake("release", "'{got}': {why}", got=value[:40], why=str(cause), fix="write 24.10.8") from None
+            fix = "write 24.10.8"
+            if re.fullmatch(r"\d{2}\.\d{2}", value):
+                fix = f"add the point release, such as {value}.0"
+            elif re.fullmatch(r"v\d{2}\.\d{2}\.\d{1,2}", value):
+                fix = f"write {value[1:]}"
+            raise mistake("release", "'{got}': {why}", got=value[:40], why=str(cause), fix=fix) from None
     return value
 
 
@@ -51,9 +58,11 @@ def _device(value: str) -> str:
     parts = target.split("/")
     plain = all(p and all(c.isascii() and (c.isalnum() or c in "_-") for c in p) for p in (*parts, name))
     if not colon or len(parts) != 2 or not plain:
+        near = guess(value.replace("/", "-"), DEVICES)
+        hint = f"did you mean {near}? " if near else ""
         raise mistake(
             "device", "'{got}' is not a device", got=value[:60],
-            fix=f"write one of {', '.join(DEVICES)}, or <target>:<device> such as ath79/generic:tplink_archer-c7-v2",
+            fix=f"{hint}write {', '.join(DEVICES)}, or <target>:<device> such as ath79/generic:tplink_archer-c7-v2",
         )  # fmt: skip
     return value
 

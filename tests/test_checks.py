@@ -1,0 +1,93 @@
+"""What the cross-checks leave alone; what they find is in the corpus (invalid/, valid/)."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from ndakit.model import Profile, checks
+from ndakit.model.findings import Finding
+
+BASE = (Path(__file__).parent / "valid/full.yaml").read_text()
+
+
+def codes(*changes: tuple[str, str]) -> set[str]:
+    text = BASE
+    for old, new in changes:
+        assert old in text
+        text = text.replace(old, new)
+    data: Any = yaml.load(text, Loader=yaml.BaseLoader)
+    return {
+        f.code for f in checks.findings(Profile.model_validate(data, context={"attach": lambda _: b"<p>sorry</p>"}))
+    }
+
+
+SERVICE = "web: {vip: www, port: 80, protocol: http, pool: web}"
+
+
+def test_a_profile_that_is_right_gives_no_finding() -> None:
+    assert codes() == set()
+
+
+GOOD: dict[str, list[tuple[str, str]]] = {
+    "a link-local gateway": [('"2001:db8:0:1::1"]', '"fe80::1"]')],
+    "a wider subnet": [("subnet: 192.168.0.0/24", "subnet: 192.168.0.0/22")],
+    "a server behind the default gateway": [("web1: 192.168.0.21", "web1: 10.1.2.3")],
+    "administrators behind the default gateway": [("noc: 203.0.113.128/25", "vpn: 10.0.0.0/8")],
+    "one family of a VIP": [
+        (SERVICE, f"{SERVICE}\n  v6: {{vip: www, families: [ipv6], port: 81, protocol: http, pool: web}}"),
+        ("{check: http", "{port: 80, check: http"),
+    ],
+    "one port in two families": [
+        (
+            SERVICE,
+            "web: {vip: www, families: [ipv4], port: 80, protocol: http, pool: web}\n"
+            "  v6: {vip: www, families: [ipv6], port: 80, protocol: http, pool: web}",
+        )
+    ],
+    "a tagged and an untagged network on one card": [("nics: [eth1]", "nics: [eth0], vlan: 10")],
+    "a bridge of one card": [("nics: [eth1]", "nics: [eth1], bridge: true")],
+    "routed VIPs outside": [
+        ('address: [203.0.113.10, "2001:db8:0:1::10"]', 'routed: true, address: [198.51.100.10, "2001:db8:9::10"]')
+    ],
+    "two ports of one server": [("web2: 192.168.0.22", "web2: {address: 192.168.0.21, port: 8080}")],
+    "one server drained": [("web1: 192.168.0.21", "web1: {address: 192.168.0.21, weight: 0}")],
+    "an IPv6 server behind an IPv4 VIP": [("web1: 192.168.0.21", 'web1: "2001:db8:0:1::21"')],
+    "two routes with metrics": [
+        (
+            "egress: www",
+            "egress: www, routes: [{to: 10.0.0.0/8, via: 192.168.0.254}, "
+            "{to: 10.0.0.0/8, via: 192.168.0.253, metric: 9}]",
+        )
+    ],
+}
+
+
+@pytest.mark.parametrize("changes", GOOD.values(), ids=GOOD.keys())
+def test_what_works_is_left_alone(changes: list[tuple[str, str]]) -> None:
+    assert codes(*changes) == set()
+
+
+def test_a_slash_31_has_neither_network_nor_broadcast_address() -> None:
+    text = BASE.replace("subnet: 192.168.0.0/24", "subnet: 192.168.0.10/31").replace(
+        "lan: 192.168.0.12", "lan: 192.168.0.10"
+    )
+    data = yaml.load(text, Loader=yaml.BaseLoader)
+    data["vips"].pop("lan-gw")
+    found = {f.code for f in checks.findings(Profile.model_validate(data))}
+    assert "address-of-subnet" not in found
+    assert "node-outside-subnet" not in found
+
+
+def test_every_finding_knows_the_places_it_depends_on() -> None:
+    finding = Finding("x", "error", "x", ("a",), "x", other=("b", 1), also=(("c",),))
+    assert finding.about == (("a",), ("b", 1), ("c",))
+
+
+def test_findings_are_the_same_every_time() -> None:
+    data = yaml.load(BASE.replace("192.168.0.12", "192.168.0.11"), Loader=yaml.BaseLoader)
+    profile = Profile.model_validate(data)
+    assert list(checks.findings(profile)) == list(checks.findings(profile))
