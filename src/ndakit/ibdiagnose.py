@@ -43,7 +43,10 @@ class PackagesMissing(BuildError):
                 " the ImageBuilder's packages/ folder"
             )
         else:
-            fix = "take them out of image.packages, or write the names that this release uses"
+            fix = (
+                "in image.packages write the name that this release uses; what ndakit itself asks for must be in the"
+                " ImageBuilder's feeds or in its packages/ folder"
+            )
         super().__init__(
             f"no such package in this release: {', '.join(missing)}" + (f" ({hints})" if hints else ""),
             where=where,

@@ -217,10 +217,9 @@ def _sources(workspace: Workspace, loaded: Loaded, tree: render.Tree) -> dict[st
 
 
 def _prepare(workspace: Workspace, loaded: Loaded, builder: Builder) -> None:
-    """Refuse at once what would fail late: a path that make cannot work in, EFI for an old release, no space."""
+    """Refuse at once what would fail late: a path that make cannot work in, no space."""
     workspace.state.mkdir(parents=True, exist_ok=True)
     ibrequest.usable_path(workspace.state)
-    ibrequest.check_request(request(loaded, next(iter(loaded.profile.nodes)), Path("files")), loaded.profile.release)
     needed_mib = builder.space_mib(loaded.profile)
     available_mib = shutil.disk_usage(workspace.state).free // _MIB
     if available_mib < needed_mib:

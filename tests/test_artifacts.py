@@ -1,0 +1,139 @@
+"""Built images on disk: the record, what is noticed about changed files, and that nothing half-made looks finished."""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from ndakit import artifacts
+from ndakit.artifacts import Artifact, ImageChanged, ImageFile, ImageNotBuilt, Record, RecordBroken
+from ndakit.workspace import file_sha256
+
+
+def record(image: Path, **changes: object) -> Record:
+    facts = image.stat()
+    file = ImageFile(
+        image.name, "combined-efi", "squashfs", facts.st_size, file_sha256(image), mtime_ns=facts.st_mtime_ns
+    )
+    inputs = {"release": "24.10.8", "files": {"/etc/banner": "0644 abc"}}
+    made = Record(
+        id=artifacts.identity(inputs), inputs=inputs, profile="bakery", node="lb1", hostname="bakery-lb1",
+        release="24.10.8", target="x86/64", device="generic", builder="lab", imagebuilder="the lab's", revision="r1",
+        warning="for testing only", argv=("make", "image"), overlay="d" * 64, packages={"haproxy": "3.0"},
+        images=(file,), sources={"profiles/bakery.yaml": "s" * 64}, warnings=("w",), tools={"ndakit": "0"},
+        built_at="2026-01-01T00:00:00+00:00", elapsed_s=1.0, verify=("sha256sum -c sha256sums",),
+    )  # fmt: skip
+    return replace(made, **changes)  # type: ignore[arg-type]  # each test names fields of the dataclass
+
+
+def stored(tmp: Path, content: bytes = b"disk", **changes: object) -> Artifact:
+    scratch = tmp / "scratch" / os.urandom(4).hex()
+    scratch.mkdir(parents=True)
+    image = scratch / "x.img.gz"
+    image.write_bytes(content)
+    return artifacts.store(record(image, **changes), [image], tmp / "images/bakery/lb1", scratch)
+
+
+def test_what_was_stored_is_read_back_and_verifies(tmp_path: Path) -> None:
+    made = stored(tmp_path)
+    again = Artifact.load(tmp_path / "images/bakery/lb1")
+    assert again.record == made.record
+    assert again.image.read_bytes() == b"disk"
+    assert again.verify() == []
+    assert sorted(p.name for p in again.folder.iterdir()) == ["manifest", "record.json", "sha256sums", "x.img.gz"]
+
+
+def test_sha256sums_is_what_sha256sum_reads_and_covers_image_and_manifest(tmp_path: Path) -> None:
+    folder = stored(tmp_path).folder
+    lines = (folder / "sha256sums").read_text().splitlines()
+    assert lines == [f"{file_sha256(folder / name)}  {name}" for name in ("manifest", "x.img.gz")]
+
+
+def test_a_new_image_takes_the_place_of_the_old_one_whole(tmp_path: Path) -> None:
+    stored(tmp_path, b"old")
+    (tmp_path / "images/bakery/lb1/left-behind").write_text("x")
+    assert stored(tmp_path, b"new").image.read_bytes() == b"new"
+    assert not (tmp_path / "images/bakery/lb1/left-behind").exists()
+    assert [p.name for p in (tmp_path / "images/bakery").iterdir()] == ["lb1"]
+
+
+def test_modes_do_not_depend_on_the_umask(tmp_path: Path) -> None:
+    before = os.umask(0o077)
+    try:
+        folder = stored(tmp_path).folder
+    finally:
+        os.umask(before)
+    assert {oct(p.stat().st_mode & 0o777) for p in folder.iterdir()} == {"0o644"}
+    assert folder.stat().st_mode & 0o777 == 0o755
+
+
+def test_the_id_is_of_the_inputs_alone(tmp_path: Path) -> None:
+    inputs = {"b": 1, "a": {"y": "ü", "x": True}}
+    assert artifacts.identity(inputs) == artifacts.identity(dict(reversed(inputs.items())))
+    assert artifacts.identity(inputs) != artifacts.identity(inputs | {"b": 2})
+    one, other = stored(tmp_path), stored(tmp_path, b"other", built_at="2027", elapsed_s=9.0)
+    assert one.id == other.id
+
+
+def test_no_image_yet_says_how_to_build_it(tmp_path: Path) -> None:
+    with pytest.raises(ImageNotBuilt, match=r"no image of bakery's node lb1 yet(.|\n)*inv build bakery"):
+        Artifact.load(tmp_path / "bakery/lb1")
+
+
+@pytest.mark.parametrize("text", ["", "{half", "[]", "{}", '{"format": 99}'])
+def test_an_unusable_record_is_an_error_not_an_image(text: str, tmp_path: Path) -> None:
+    folder = stored(tmp_path).folder
+    (folder / "record.json").write_text(text)
+    with pytest.raises(RecordBroken):
+        Artifact.load(folder)
+
+
+def test_a_record_with_a_key_missing_is_broken(tmp_path: Path) -> None:
+    path = stored(tmp_path).folder / "record.json"
+    data = json.loads(path.read_text())
+    del data["inputs"]
+    path.write_text(json.dumps(data))
+    with pytest.raises(RecordBroken, match="incomplete"):
+        Artifact.load(path.parent)
+
+
+@pytest.mark.parametrize("harm", ["truncated", "changed", "gone", "touched"])
+def test_a_harmed_image_is_reported_and_a_touched_one_is_not(harm: str, tmp_path: Path) -> None:
+    made = stored(tmp_path)
+    if harm == "truncated":
+        made.image.write_bytes(b"di")
+    elif harm == "changed":
+        made.image.write_bytes(b"disc")
+    elif harm == "gone":
+        made.image.unlink()
+    else:
+        os.utime(made.image)
+    expected = [] if harm == "touched" else [ImageChanged]
+    assert [type(e) for e in made.suspicious()] == expected
+    assert [type(e) for e in made.verify()] == expected
+
+
+def test_a_change_that_keeps_size_and_time_is_found_by_the_full_verification(tmp_path: Path) -> None:
+    made = stored(tmp_path)
+    facts = made.image.stat()
+    made.image.write_bytes(b"disc")
+    os.utime(made.image, ns=(facts.st_atime_ns, facts.st_mtime_ns))
+    assert made.suspicious() == []
+    assert [type(e) for e in made.verify()] == [ImageChanged]
+
+
+def test_a_crash_while_storing_leaves_the_old_image(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    stored(tmp_path, b"old")
+
+    def crash(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("ndakit.artifacts.swap_folder", crash)
+    with pytest.raises(KeyboardInterrupt):
+        stored(tmp_path, b"new")
+    assert Artifact.load(tmp_path / "images/bakery/lb1").verify() == []
+    assert (tmp_path / "images/bakery/lb1/x.img.gz").read_bytes() == b"old"

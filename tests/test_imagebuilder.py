@@ -1,0 +1,342 @@
+"""The driver of ImageBuilders against a fake one: command lines, settings, results, and every failure by its name."""
+
+from __future__ import annotations
+
+import dataclasses
+import errno
+import shutil
+from pathlib import Path
+
+import pytest
+
+from imagebuilder_fakes import driver, fake, request
+from ndakit import diskimage, ibdiagnose, ibparse, ibrequest, ibtree
+from ndakit.errors import NdakitError
+from ndakit.imagebuilder import (
+    ImageBuilder,
+    ImageBuilderBroken,
+    ImageBuilderMismatch,
+    ImageMissing,
+    OutputNotEmpty,
+    ServiceUnknown,
+)
+from ndakit.release import Release
+
+
+def test_image_argv_names_everything_and_the_size_only_where_make_knows_it(tmp_path: Path) -> None:
+    asked = dataclasses.replace(request(tmp_path), files=Path("/f"), disabled_services=("odhcpd", "cron"))
+    argv = ibrequest.image_argv(asked, Release.parse("24.10.8"), Path("/out"))
+    assert argv == [
+        "make", "image", "PROFILE=generic", "PACKAGES=haproxy -ppp", "FILES=/f", "BIN_DIR=/out",
+        "EXTRA_IMAGE_NAME=bakery-lb1", "DISABLED_SERVICES=cron odhcpd", "ROOTFS_PARTSIZE=64",
+    ]  # fmt: skip
+    assert "ROOTFS_PARTSIZE=64" not in ibrequest.image_argv(asked, Release.parse("22.03.7"), Path("/out"))
+
+
+def test_packages_are_named_in_one_order_whatever_the_order_asked(tmp_path: Path) -> None:
+    one = request(tmp_path, add=("b", "a", "a"), remove=("d", "c"))
+    other = request(tmp_path, add=("a", "b"), remove=("c", "d"))
+    assert one.packages == other.packages == "a b -c -d"
+
+
+@pytest.mark.parametrize(
+    ("release", "name"),
+    [
+        ("19.07.10", "openwrt-19.07.10-bakery-lb1-x86-64-combined-squashfs.img.gz"),
+        ("22.03.7", "openwrt-22.03.7-bakery-lb1-x86-64-generic-squashfs-combined.img.gz"),
+        ("25.12.5", "openwrt-25.12.5-bakery-lb1-x86-64-generic-squashfs-combined.img.gz"),
+    ],
+)
+def test_each_family_yields_the_one_image_asked_for_with_its_size(release: str, name: str, tmp_path: Path) -> None:
+    builder = driver(tmp_path, release)
+    device = "Generic" if release.startswith("19") else "generic"
+    built = builder.image(request(tmp_path, device=device, firmware="bios"), tmp_path / "out")
+    assert [i.path.name for i in built.images] == [name]
+    assert built.images[0].disk is not None
+    assert built.images[0].disk.root_capacity == 64 * diskimage.MIB
+    assert built.packages["haproxy"] == "3.0.11-r1"
+    assert "ppp" not in built.packages
+    assert sorted(p.name for p in (tmp_path / "out").glob("*.img.gz")) == [name]
+
+
+def test_efi_means_one_gpt_disk(tmp_path: Path) -> None:
+    built = driver(tmp_path).image(request(tmp_path), tmp_path / "out")
+    assert [(i.kind, i.disk.table if i.disk else "") for i in built.images] == [("combined-efi", "gpt")]
+
+
+def test_ext4_is_made_instead_of_squashfs(tmp_path: Path) -> None:
+    built = driver(tmp_path).image(request(tmp_path, filesystem="ext4"), tmp_path / "out")
+    assert [(i.filesystem, i.disk.filesystem if i.disk else "") for i in built.images] == [("ext4", "ext4")]
+
+
+def test_a_device_that_is_flashed_yields_its_sysupgrade_and_factory_files(tmp_path: Path) -> None:
+    builder = driver(tmp_path, target="kirkwood/generic", device="seagate_dockstar")
+    asked = request(tmp_path, device="seagate_dockstar", target="kirkwood/generic")
+    assert [i.kind for i in builder.image(asked, tmp_path / "out").images] == ["sysupgrade", "factory"]
+
+
+def test_the_overlay_reaches_the_image(tmp_path: Path) -> None:
+    first = driver(tmp_path / "a").image(request(tmp_path / "a"), tmp_path / "out1")
+    asked = request(tmp_path / "b")
+    (asked.files / "etc/banner").write_text("other\n")
+    second = driver(tmp_path / "b").image(asked, tmp_path / "out2")
+    assert first.images[0].sha256 != second.images[0].sha256
+
+
+def test_the_folder_and_the_time_do_not_reach_the_image(tmp_path: Path) -> None:
+    sums = {driver(tmp_path / n).image(request(tmp_path / n), tmp_path / n / "o").images[0].sha256 for n in "ab"}
+    assert len(sums) == 1
+
+
+FAILURES: list[tuple[str, str, dict[str, object], type[NdakitError], str]] = [
+    ("24.10.8", "", {"add": ("hapoxy", "nosuch")}, ibdiagnose.PackagesMissing, "hapoxy, nosuch (for hapoxy there"),
+    ("25.12.5", "", {"add": ("hapoxy", "nosuch")}, ibdiagnose.PackagesMissing, "hapoxy, nosuch"),
+    ("24.10.8", "feeds-gone", {"add": ("nosuch",)}, ibdiagnose.PackagesMissing, "could not be downloaded"),
+    ("24.10.8", "", {"add": ("one", "other")}, ibdiagnose.PackagesConflict, "one conflicts with other"),
+    ("25.12.5", "", {"add": ("one", "other")}, ibdiagnose.PackagesConflict, "one conflicts with other"),
+    ("24.10.8", "", {"add": ("tcpdump", "tcpdump-mini")}, ibdiagnose.FilesClash, "/usr/bin/tcpdump is in tcpdump-mini"),
+    ("25.12.5", "", {"add": ("tcpdump", "tcpdump-mini")}, ibdiagnose.FilesClash, "/usr/bin/tcpdump is in tcpdump-mini"),
+    ("24.10.8", "", {"add": ("needy",)}, ibdiagnose.DependenciesMissing, "needy needs libgone"),
+    ("25.12.5", "", {"add": ("unsigned",)}, ibdiagnose.PackagesUntrusted, "unsigned-1-r1.apk"),
+    ("24.10.8", "", {"add": ("badscript",)}, ibdiagnose.InstallScriptFailed, "badscript"),
+    ("24.10.8", "", {"add": ("big",)}, ibdiagnose.RootTooSmall, "rootfs_mib: 192"),
+    ("24.10.8", "", {"add": ("big",), "filesystem": "ext4"}, ibdiagnose.RootTooSmall, "10604 more blocks"),
+    ("19.07.10", "", {"add": ("big",), "filesystem": "ext4"}, ibdiagnose.RootTooSmall, "more files"),
+    ("24.10.8", "prerequisites", {}, ibdiagnose.PrerequisitesMissing, "apt-get install gawk python3-setuptools"),
+    ("24.10.8", "too-big", {}, ibdiagnose.ImageTooBig, "5 more than"),
+    ("24.10.8", "disk-full", {}, ibdiagnose.DiskFull, "no space left"),
+    ("24.10.8", "crash", {}, ibdiagnose.ImageBuilderFailed, "something new went wrong"),
+    ("24.10.8", "vanished", {}, ImageMissing, "no squashfs combined image"),
+    ("24.10.8", "empty", {}, ImageMissing, "ended without an error"),
+    ("19.07.10", "vanished", {}, ImageMissing, "ended without an error"),
+    ("24.10.8", "truncated", {}, diskimage.DiskImageBroken, "cut off in the middle"),
+    ("24.10.8", "altered", {}, diskimage.DiskImageBroken, "not the one in profiles.json"),
+    ("24.10.8", "ignores-size", {}, diskimage.DiskImageBroken, "104 MiB instead of 64"),
+    ("24.10.8", "no-devices", {}, ImageBuilderBroken, "lists 0 devices"),
+    ("24.10.8", "", {"device": "gneric"}, ibdiagnose.DeviceUnknown, "write <target>:generic"),
+    ("24.10.8", "", {"target": "x86/generic"}, ImageBuilderMismatch, "is for target x86/64"),
+    ("24.10.8", "", {"disabled_services": ("odhcpd",)}, ServiceUnknown, "odhcpd"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("release", "mode", "changes", "kind", "text"), FAILURES)
+def test_each_failure_has_its_own_error(
+    release: str, mode: str, changes: dict[str, object], kind: type[NdakitError], text: str, tmp_path: Path
+) -> None:
+    device = {"device": "Generic"} if release.startswith("19") else {}
+    asked = request(tmp_path, **({"firmware": "bios"} | device | changes))
+    with pytest.raises(kind) as caught:
+        driver(tmp_path, release, mode).image(asked, tmp_path / "out")
+    assert text in caught.value.text()
+
+
+def test_an_unknown_device_is_named_even_if_make_is_the_one_to_notice() -> None:
+    text = 'Profile "gneric" does not exist!\nUse "make info" to get a list of available profile names.\n'
+    context = ibdiagnose.Context("log", "gneric", ("generic",), 64, tuple)
+    assert isinstance(ibdiagnose.diagnose(text, context), ibdiagnose.DeviceUnknown)
+
+
+def test_output_that_tells_of_nothing_known_is_not_guessed_at() -> None:
+    assert ibdiagnose.diagnose("all is well\n", ibdiagnose.Context("log", "d", (), 64, tuple)) is None
+
+
+def test_a_release_that_the_folder_is_not_for_is_refused_before_make_runs(tmp_path: Path) -> None:
+    folder = fake(tmp_path / "ib", "23.05.2")
+    with pytest.raises(ImageBuilderMismatch, match=r"is for release 23\.05\.2, the profile asks for 24\.10\.8"):
+        ImageBuilder(folder, Release.parse("24.10.8"), log=tmp_path / "log")
+
+
+def test_a_release_that_only_the_result_shows_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ImageBuilderMismatch, match=r"24\.10\.7"):
+        driver(tmp_path, says_release="24.10.7").image(request(tmp_path), tmp_path / "out")
+
+
+def test_a_folder_that_is_no_imagebuilder_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ImageBuilderBroken, match="no Makefile"):
+        ImageBuilder(tmp_path, Release.parse("24.10.8"), log=tmp_path / "log")
+
+
+def test_stale_files_in_the_output_folder_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out/openwrt-24.10.8-bakery-lb1-x86-64-generic-squashfs-combined-efi.img.gz").write_bytes(b"old")
+    with pytest.raises(OutputNotEmpty):
+        driver(tmp_path).image(request(tmp_path), tmp_path / "out")
+
+
+def test_efi_for_a_release_without_it_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ibrequest.EfiUnavailable, match="firmware: bios"):
+        driver(tmp_path, "19.07.10").image(request(tmp_path, device="Generic"), tmp_path / "out")
+
+
+def test_a_file_system_that_the_target_does_not_make_is_refused(tmp_path: Path) -> None:
+    builder = driver(tmp_path)
+    (builder.root / ".config").write_text("CONFIG_TARGET_ROOTFS_SQUASHFS=y\nCONFIG_USES_SQUASHFS=y\n")
+    with pytest.raises(ibrequest.FilesystemUnavailable, match="filesystem: squashfs"):
+        builder.image(request(tmp_path, filesystem="ext4"), tmp_path / "out")
+
+
+def test_missing_and_empty_files_are_errors_not_an_image_without_them(tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    builder = driver(tmp_path)
+    for folder, text in ((tmp_path / "nowhere", "does not exist"), (tmp_path / "empty", "is empty")):
+        with pytest.raises(ibrequest.FilesMissing, match=text):
+            builder.image(request(tmp_path, files=folder), tmp_path / "out")
+
+
+def test_files_that_the_imagebuilder_drops_silently_are_errors(tmp_path: Path) -> None:
+    asked = request(tmp_path)
+    for name in ("tmp/x", "boot/y", "etc/.git/z", "etc/.#lock"):
+        (asked.files / name).parent.mkdir(parents=True, exist_ok=True)
+        (asked.files / name).write_text("x")
+    with pytest.raises(ibrequest.FilesDropped) as caught:
+        ibrequest.check_files(asked.files)
+    for name in ("/tmp/x", "/boot/y", "/etc/.git/z", "/etc/.#lock"):
+        assert name in caught.value.what
+
+
+@pytest.mark.parametrize("name", ["with space", "a:b", "a'b", "a$b", "a#b"])
+def test_a_path_that_make_cannot_work_in_is_refused_with_the_reason(name: str, tmp_path: Path) -> None:
+    with pytest.raises(ibrequest.PathUnusable):
+        ibrequest.usable_path(tmp_path / name)
+
+
+def test_an_ordinary_path_is_usable() -> None:
+    assert ibrequest.usable_path(Path("/home/müller/a-b_c.d+e,f@g/1")) is not None
+
+
+def test_a_package_that_stays_in_spite_of_its_removal_is_warned_of(tmp_path: Path) -> None:
+    built = driver(tmp_path).image(request(tmp_path, add=("pppd-user",)), tmp_path / "out")
+    assert built.warnings == ("package ppp was to be left out and is in the image: another package needs it",)
+
+
+def test_little_room_for_changes_is_warned_of(tmp_path: Path) -> None:
+    built = driver(tmp_path).image(request(tmp_path, add=("big",), rootfs_mib=120), tmp_path / "out")
+    assert built.warnings == ("only 11 MiB are left for changes on the appliance; image.rootfs_mib: 192",)
+
+
+def test_a_known_service_is_disabled(tmp_path: Path) -> None:
+    built = driver(tmp_path).image(request(tmp_path, disabled_services=("dropbear",)), tmp_path / "out")
+    assert "DISABLED_SERVICES=dropbear" in built.argv
+
+
+def test_manifest_lists_versions_and_makes_no_image(tmp_path: Path) -> None:
+    builder = driver(tmp_path)
+    found = builder.manifest("generic", ["haproxy"], ["ppp"])
+    assert found["haproxy"] == "3.0.11-r1"
+    assert "ppp" not in found
+    with pytest.raises(ibdiagnose.PackagesMissing):
+        builder.manifest("generic", ["nosuch"])
+
+
+def test_the_log_has_the_commands_and_what_was_said(tmp_path: Path) -> None:
+    driver(tmp_path).image(request(tmp_path), tmp_path / "out")
+    log = (tmp_path / "log").read_text()
+    assert "$ make info\n" in log
+    assert "$ make image PROFILE=generic" in log
+
+
+def test_info_reads_devices_titles_and_packages() -> None:
+    text = (
+        'Current Target: "ath79/generic"\nCurrent Architecture: "mips_24kc"\nCurrent Revision: "r1-abc"\n'
+        "Default Packages: a b\nAvailable Profiles:\n\n"
+        "8dev_carambola2:\n    8devices Carambola2\n    Packages: kmod-usb2\n    hasImageMetadata: 1\n"
+        "    SupportedDevices: 8dev,carambola2 carambola2\nplain:\n    Packages:\n    hasImageMetadata:\n"
+    )
+    found = ibparse.info(text)
+    assert found.target == "ath79/generic"
+    assert found.default_packages == ("a", "b")
+    assert found.devices["8dev_carambola2"].title == "8devices Carambola2"
+    assert found.devices["8dev_carambola2"].supported == ("8dev,carambola2", "carambola2")
+    assert found.devices["plain"].packages == ()
+
+
+def test_manifests_of_both_package_managers_are_read() -> None:
+    assert ibparse.manifest("haproxy - 3.0-r1\nnoise: x\n") == {"haproxy": "3.0-r1"}
+    assert ibparse.manifest("haproxy 3.0-r1\n") == {"haproxy": "3.0-r1"}
+
+
+def test_package_lists_of_both_package_managers_are_read() -> None:
+    assert ibparse.package_names("ip-full - 6.1-1 - 2000 - x\n") == ("ip-full",)
+    assert ibparse.package_names("ip-full-6.15.0-r1 x86_64 {feeds}\n") == ("ip-full",)
+
+
+def test_set_knobs_changes_in_place_appends_and_leaves_no_second_assignment() -> None:
+    text = 'A=1\nCONFIG_X=y\n# CONFIG_Y is not set\nCONFIG_T="5"\nCONFIG_X=m\n'
+    changed = ibparse.set_knobs(text, {"CONFIG_X": False, "CONFIG_Y": True, "CONFIG_T": "1", "CONFIG_N": 7})
+    assert changed == 'A=1\n# CONFIG_X is not set\nCONFIG_Y=y\nCONFIG_T="1"\nCONFIG_N=7\n'
+    assert ibparse.knobs(changed) == {"CONFIG_Y": "y", "CONFIG_T": "1", "CONFIG_N": "7"}
+
+
+def test_the_private_copy_shares_packages_only_and_leaves_out_leftovers(tmp_path: Path) -> None:
+    source = fake(tmp_path / "ib")
+    for name in ("bin/old.img", "tmp/x", ".profiles.mk", "build_dir/target-x/root-x86/etc/x", "dl/haproxy_1.ipk"):
+        (source / name).parent.mkdir(parents=True, exist_ok=True)
+        (source / name).write_text("left by an earlier run")
+    (source / "link").symlink_to("Makefile")
+    (source / "fake.py").chmod(0o755)
+    ibtree.private_copy(source, tmp_path / "copy")
+    copy = tmp_path / "copy"
+    found = {p.relative_to(copy).as_posix() for p in copy.rglob("*") if not p.is_dir() or p.is_symlink()}
+    assert found == {
+        "Makefile", "fake.py", "fake.json", ".config", "include/version.mk", "packages/kernel_1_all.ipk",
+        "dl/haproxy_1.ipk", "link",
+    }  # fmt: skip
+    assert (copy / "packages/kernel_1_all.ipk").stat().st_nlink == 2
+    assert (copy / "Makefile").stat().st_nlink == 1
+    assert (copy / "fake.py").stat().st_mode & 0o777 == 0o755
+    assert (copy / "fake.py").stat().st_mtime_ns == (source / "fake.py").stat().st_mtime_ns
+    assert (copy / "staging_dir/host").is_dir()
+
+
+def test_the_private_copy_works_where_links_are_not_possible(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refused(*_: object) -> None:
+        raise OSError(errno.EXDEV, "Invalid cross-device link")
+
+    monkeypatch.setattr("ndakit.ibtree.os.link", refused)
+    ibtree.private_copy(fake(tmp_path / "ib"), tmp_path / "copy")
+    assert (tmp_path / "copy/packages/kernel_1_all.ipk").read_bytes() == b"a package"
+
+
+def test_the_fingerprint_is_of_the_material_not_of_place_time_or_leftovers(tmp_path: Path) -> None:
+    one = fake(tmp_path / "one")
+    first = ibtree.fingerprint(one)
+    shutil.copytree(one, tmp_path / "two")
+    (tmp_path / "two/tmp").mkdir()
+    (tmp_path / "two/tmp/x").write_text("made by make")
+    (tmp_path / "two/packages/Packages").write_text("an index")
+    assert ibtree.fingerprint(tmp_path / "two") == first
+    (tmp_path / "two/packages/new_1_all.ipk").write_text("a package more")
+    assert ibtree.fingerprint(tmp_path / "two") != first
+
+
+@pytest.mark.parametrize("change", ["content", "mode", "link"])
+def test_the_fingerprint_notices_every_change_also_with_a_cache(change: str, tmp_path: Path) -> None:
+    folder, cache = fake(tmp_path / "ib"), tmp_path / "cache.json"
+    (folder / "link").symlink_to("a")
+    first = ibtree.fingerprint(folder, cache)
+    assert ibtree.fingerprint(folder, cache) == first
+    if change == "content":
+        (folder / "Makefile").write_text((folder / "Makefile").read_text().swapcase())
+    elif change == "mode":
+        (folder / "Makefile").chmod(0o755)
+    else:
+        (folder / "link").unlink()
+        (folder / "link").symlink_to("b")
+    assert ibtree.fingerprint(folder, cache) != first
+
+
+def test_a_damaged_fingerprint_cache_does_no_harm(tmp_path: Path) -> None:
+    folder, cache = fake(tmp_path / "ib"), tmp_path / "cache.json"
+    cache.write_text("{half")
+    assert ibtree.fingerprint(folder, cache) == ibtree.fingerprint(folder)
+
+
+@pytest.mark.parametrize(
+    ("content", "text"),
+    [(b"", "only 0 bytes"), (bytes(40000), "no partition table"), (b"\x1f\x8b" + bytes(100), "damaged")],
+)
+def test_what_is_no_disk_is_refused(content: bytes, text: str, tmp_path: Path) -> None:
+    path = tmp_path / "x.img.gz"
+    path.write_bytes(content)
+    with pytest.raises(diskimage.DiskImageBroken, match=text):
+        diskimage.inspect(path)
