@@ -93,6 +93,7 @@ def test_types() -> None:
 
 
 def shell_files() -> list[Path]:
+    """Every shell script of the repository; rendered ones are in the goldens and have a test of their own."""
     tracked = run("git", "ls-files", "-z", "--cached", "--others", "--exclude-standard").stdout.split("\0")
     files = [
         ROOT / name for name in tracked if name and (ROOT / name).is_file() and not name.startswith("tests/golden/")
@@ -101,9 +102,15 @@ def shell_files() -> list[Path]:
 
 
 def test_shell_files_pass_shellcheck() -> None:
-    files = shell_files()
-    assert ROOT / "inv" in files
-    done = run("shellcheck", "--external-sources", *files)
+    guests = [f for f in shell_files() if f.is_relative_to(ROOT / "lab") or f.is_relative_to(ROOT / "tests")]
+    ours = [f for f in shell_files() if f not in guests]
+    assert ROOT / "inv" in ours
+    assert ROOT / "lab/base/packages/base-files/etc/rc.common" in guests
+    done = run("shellcheck", *ours)
+    assert done.returncode == 0, done.stdout
+    # What runs in a guest is BusyBox's ash (as dash, it has `local`). Its libraries are sourced from the guest's root
+    # (SC1091), and rc.common reads variables such as START that its scripts only set (SC2034).
+    done = run("shellcheck", "--shell=dash", "--exclude=SC1091,SC2034", *guests)
     assert done.returncode == 0, done.stdout
 
 

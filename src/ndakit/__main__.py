@@ -40,9 +40,10 @@ class Front(Program):
             self.update_config()
             self.execute()
         except ParseError as mistake:
-            note(
-                f"error: {mistake}\n  where: the command line\n  fix:   ./inv TASK --help says what it takes, ./inv lists all"
-            )
+            fix = "./inv TASK --help says what it takes, ./inv lists all"
+            note(f"error: {mistake}
+  where: the command line
+  fix:   {fix}")
             sys.exit(USAGE)
         except Exit as ending:
             if ending.message:

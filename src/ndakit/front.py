@@ -114,7 +114,7 @@ def check_profile(workspace: Workspace, profile: str, *, as_json: bool, daemons:
         warnings += _beside_the_others(workspace, loaded)
         for node in loaded.profile.nodes:
             tree = rendered(workspace, loaded, node)
-            asked = _ask_daemons(tree, cache(), errors, download=daemons)
+            asked = _ask_daemons(tree, cache() / "lab", errors, download=daemons)
     except ErrorGroup as group:
         errors += group.errors
     except NdakitError as error:

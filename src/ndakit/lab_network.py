@@ -288,6 +288,10 @@ class LabNetwork:
                 return ""
             time.sleep(MASTER_POLL_S)
 
+    def wait_other_master(self, old: str, timeout_s: float) -> str:
+        """Wait until another node than `old` holds the VIPs; its name, "" if that does not come about in time."""
+        return self.wait_master(lambda found: found not in ("", old), timeout_s)
+
     def settle(self, timeout_s: float = SETTLE_TIMEOUT_S) -> None:
         """Wait until every running node sees every server up, and every VIP has one holder. Raises LabNotReady."""
         end_s = time.monotonic() + timeout_s

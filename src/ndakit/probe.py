@@ -1,7 +1,8 @@
 """Facts about a running balancer, as an admin finds them out on its console: addresses, services, identity, trouble.
 
-testinfra carries the commands; this module knows OpenWrt (procd, ubus, BusyBox without stat). Only what an OpenWrt image
-has anyway is used, so that it works for real images and for the lab's. What a fact should be is the business of `claims`.
+testinfra carries the commands; this module knows OpenWrt (procd, ubus, BusyBox without stat). Only what an OpenWrt
+image has anyway is used, so that it works for real images and for the lab's. What a fact should be is the business of
+`claims`.
 """
 
 from __future__ import annotations

@@ -210,5 +210,5 @@ def overview() -> str:
     ]
     for title, tasks in GROUPS:
         lines += ["", title]
-        lines += [f"  {t.name:8} {(t.__doc__ or '').splitlines()[0]}" for t in tasks]
+        lines += [f"  {getattr(t, 'name', ''):8} {(t.__doc__ or '').splitlines()[0]}" for t in tasks]
     return "\n".join(lines)

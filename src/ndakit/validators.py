@@ -48,6 +48,11 @@ class NamespacesRefused(MachineError):
     """This machine does not let us make user namespaces."""
 
 
+def ready(cache: Path) -> bool:
+    """True if the daemons' root lies in the cache, so that asking them downloads nothing."""
+    return any((cache / "roots").glob("daemons-*"))
+
+
 def check(tree: Tree, cache: Path, *, lab: Path | None = None) -> list[NdakitError]:
     """What the daemons find in a tree; empty if they take all of it.
 
@@ -61,8 +66,11 @@ def check(tree: Tree, cache: Path, *, lab: Path | None = None) -> list[NdakitErr
     base = Path(made.stdout.strip().splitlines()[-1])
     with scratch_folder(cache / "validators", "tree") as scratch:
         root = scratch / "root"
-        # Hard links: the files are shared with the cached root, so each one of ours replaces its link.
-        process.run(["cp", "-al", base, root], timeout_s=_TIMEOUT_S)
+        # Hard links: the files are shared with the cached root, so each one of ours replaces its link. What no daemon
+        # reads (documentation, most of the files) stays behind.
+        (root / "usr").mkdir(parents=True)
+        for folder, parts in ((root, [p for p in base.iterdir() if p.name != "usr"]), (root / "usr", _programs(base))):
+            process.run(["cp", "-al", "-t", folder, *sorted(parts)], timeout_s=_TIMEOUT_S)
         for file in tree.values():
             target = root / file.path.lstrip("/")
             target.parent.mkdir(parents=True, exist_ok=True)
@@ -70,6 +78,10 @@ def check(tree: Tree, cache: Path, *, lab: Path | None = None) -> list[NdakitErr
             target.write_bytes(_OLD_HTTPCHK.sub(rb"\1", file.content) if file.path == HAPROXY else file.content)
             target.chmod(file.mode)
         return [*_haproxy(tree, root), *_keepalived(tree, root), *_nft(tree, root), *_shell(tree, root)]
+
+
+def _programs(base: Path) -> list[Path]:
+    return [p for p in (base / "usr").iterdir() if p.name not in ("share", "include")]
 
 
 def chroot_argv(root: Path, script: str) -> list[str]:
@@ -104,10 +116,21 @@ def _haproxy(tree: Tree, root: Path) -> Iterator[DaemonRefuses]:
     found = [m for line in done.stderr.splitlines() if (m := _HAPROXY_MESSAGE.match(line))]
     places = [m for m in found if m["file"]] or [m for m in found if "found in configuration" not in m["text"]]
     for match in places:
-        path = match["file"] or HAPROXY
-        yield DaemonRefuses("haproxy", match["text"], path, int(match["line"] or 0), _source(tree, path))
+        path, line = (match["file"], int(match["line"])) if match["file"] else _place(tree[HAPROXY].text, match["text"])
+        yield DaemonRefuses("haproxy", match["text"], path, line, _source(tree, path))
     if not places:
         yield DaemonRefuses("haproxy", " ".join(done.tail(3)), HAPROXY, 0, _source(tree, HAPROXY))
+
+
+def _place(text: str, message: str) -> tuple[str, int]:
+    """The place of a message that does not begin with one: named in it, or the section of a name that it quotes."""
+    if found := re.search(r"\((/[^:()]+):(\d+)\)", message):
+        return found[1], int(found[2])
+    try:
+        sections = {p.name: p.number for p in daemontext.haproxy(text) if p.name}
+    except daemontext.TextError:
+        sections = {}
+    return HAPROXY, next((sections[n] for n in re.findall(r"'([^']+)'", message) if n in sections), 0)
 
 
 def _keepalived(tree: Tree, root: Path) -> Iterator[DaemonRefuses]:

@@ -31,7 +31,7 @@ def haproxy_stopped(lab: LabNetwork) -> Outcome:
     bound_s = 8.0 + gap_bound_s(lab.profile, master)
     with lab.poller(poll_target(lab.profile)) as poll:
         lab.run(master, "/etc/init.d/haproxy stop")
-        moved = lab.wait_master(lambda m: m not in ("", master), timeout_s=bound_s + 10)
+        moved = lab.wait_other_master(master, timeout_s=bound_s + 10)
         time.sleep(1.0)
         gap_s = poll.stop().gap_ms / 1000
         lab.run(master, "/etc/init.d/haproxy start")
@@ -53,7 +53,7 @@ def power_off(lab: LabNetwork) -> Outcome:
     with lab.poller(poll_target(lab.profile)) as poll:
         time.sleep(0.5)
         lab.power_off(master)
-        moved = lab.wait_master(lambda m: m not in ("", master), timeout_s=bound_s + 10)
+        moved = lab.wait_other_master(master, timeout_s=bound_s + 10)
         time.sleep(1.0)
         gap_s = poll.stop().gap_ms / 1000
     wrong = [] if moved else ["no other node took the VIPs"]
