@@ -1,7 +1,8 @@
 """One template filter per syntax: it quotes the value, or refuses what that syntax cannot hold.
 
 Every value in a template goes through one of them: `plain` (the environment's finalizer) stops a value that did not.
-A filter's result is Markup, which is how the template engine knows text that is ready from text that is not.
+A filter's result is `Ready`, which is how text that may be written is told from text that may not; joining it with
+anything makes it a plain text again, which is refused.
 No filter guesses: what cannot be written so that the target reads it back unchanged raises ValueError.
 """
 
@@ -14,7 +15,6 @@ from ipaddress import IPv4Address, IPv4Interface, IPv4Network, IPv6Address, IPv6
 from typing import Any
 
 from jinja2 import Undefined
-from markupsafe import Markup
 
 from ndakit import uci as uci_text
 from ndakit.release import Release
@@ -25,6 +25,12 @@ _SCALARS = (
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ufeff\ud800-\udfff]")
 _WORD = re.compile(r"[A-Za-z0-9_.:/@+,=%~\[\]-]+")
 _HAPROXY_PLAIN = re.compile(r"[A-Za-z0-9_.:/@+,=%~^*\[\]{}()!<>|&?;-]+")
+
+
+class Ready(str):
+    """Text as it may stand in a file of the syntax that its filter is for."""
+
+    __slots__ = ()
 
 
 def text(value: object) -> str:
@@ -50,89 +56,89 @@ def _line(value: object) -> str:
     return found
 
 
-def uci(value: object) -> Markup:
+def uci(value: object) -> Ready:
     """A UCI value in single quotes."""
-    return Markup(uci_text.quote(text(value)))
+    return Ready(uci_text.quote(text(value)))
 
 
-def uci_name(value: object) -> Markup:
+def uci_name(value: object) -> Ready:
     """A UCI section or option name: letters, digits, `_`, without quotes."""
     found = text(value)
     if not re.fullmatch(r"[A-Za-z0-9_]+", found):
         raise ValueError(f"not a UCI name: {found[:60]!r}")
-    return Markup(found)
+    return Ready(found)
 
 
-def shell(value: object) -> Markup:
+def shell(value: object) -> Ready:
     """One word of a POSIX shell."""
-    return Markup(shlex.quote(_line(value)))
+    return Ready(shlex.quote(_line(value)))
 
 
-def haproxy(value: object) -> Markup:
+def haproxy(value: object) -> Ready:
     """One word of haproxy.cfg: plain where that is safe, else in strong quotes (configuration manual, 2.2)."""
     found = _line(value)
     if _HAPROXY_PLAIN.fullmatch(found):
-        return Markup(found)
-    return Markup("'" + found.replace("'", "'\"'\"'") + "'")
+        return Ready(found)
+    return Ready("'" + found.replace("'", "'\"'\"'") + "'")
 
 
-def word(value: object) -> Markup:
+def word(value: object) -> Ready:
     """One word of a syntax without quoting (keepalived.conf, sysctl.conf): refused unless it is harmless there."""
     found = _line(value)
     if not _WORD.fullmatch(found):
         raise ValueError(f"{found[:60]!r} cannot be written without quotes")
-    return Markup(found)
+    return Ready(found)
 
 
-def comment(value: object) -> Markup:
+def comment(value: object) -> Ready:
     """The rest of a comment line, or of a line that only people read."""
-    return Markup(_line(value))
+    return Ready(_line(value))
 
 
-def seconds(value: object) -> Markup:
+def seconds(value: object) -> Ready:
     """A time in seconds for haproxy.cfg: `2s`, `500ms`."""
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise ValueError(f"{type(value).__name__} is no time")
     milliseconds = round(value * 1000)
     if milliseconds <= 0:
         raise ValueError(f"{value} s is no time to wait")
-    return Markup(f"{milliseconds // 1000}s" if milliseconds % 1000 == 0 else f"{milliseconds}ms")
+    return Ready(f"{milliseconds // 1000}s" if milliseconds % 1000 == 0 else f"{milliseconds}ms")
 
 
-def decimal(value: object) -> Markup:
+def decimal(value: object) -> Ready:
     """A number with at most two decimals, as keepalived takes it: `1`, `0.1`."""
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise ValueError(f"{type(value).__name__} is no number")
-    return Markup(f"{value:.2f}".rstrip("0").rstrip("."))
+    return Ready(f"{value:.2f}".rstrip("0").rstrip("."))
 
 
-def words(value: object) -> Markup:
+def words(value: object) -> Ready:
     """Several words of a syntax without quoting, a blank between two."""
-    if isinstance(value, str) or not isinstance(value, Iterable):
+    if isinstance(value, str | bytes | Mapping) or not isinstance(value, Iterable):
         raise ValueError("a list of words is needed")
     found = [word(item) for item in value]
     if not found:
         raise ValueError("an empty list")
-    return Markup(" ").join(found)
+    return Ready(" ".join(found))
 
 
-def authorized_key(value: object) -> Markup:
+def authorized_key(value: object) -> Ready:
     """One line of authorized_keys: type, data, comment."""
     found = _line(value)
     if not re.match(r"[a-z0-9@.-]+ [A-Za-z0-9+/]+=*( |$)", found):
         raise ValueError("not an SSH public key")
-    return Markup(found)
+    return Ready(found)
 
 
 def plain(value: Any) -> Any:
     """The environment's finalizer: refuse a value that no filter has seen."""
     if isinstance(value, Undefined):
         value._fail_with_undefined_error()
-    if isinstance(value, Markup):
+    if isinstance(value, Ready):
         return value
     raise ValueError(f"{value!r:.60} was not put through a filter (| uci, | haproxy, | word, …)")
 
 
-FILTERS: Mapping[str, Callable[[object], Markup]] = {
+FILTERS: Mapping[str, Callable[[object], Ready]] = {
     f.__name__: f for f in (uci, uci_name, shell, haproxy, word, words, comment, seconds, decimal, authorized_key)
 }

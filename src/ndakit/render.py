@@ -259,7 +259,7 @@ def _environment() -> Environment:
         loader=_Loader(),
         undefined=StrictUndefined,
         finalize=plain,
-        autoescape=True,  # so that what a filter or macro made (Markup) can be told from what none has seen
+        autoescape=False,  # no HTML here: `plain` sees to it that every value went through a filter
         extensions=[OnlyIf],
         trim_blocks=True,
         lstrip_blocks=True,

@@ -23,7 +23,7 @@ _TIMEOUT_S = 60.0
 _DOWNLOAD_TIMEOUT_S = 600.0
 HAPROXY, KEEPALIVED = "/etc/haproxy.cfg", "/etc/keepalived/keepalived.conf"
 _HAPROXY_MESSAGE = re.compile(
-    r"\[(?:ALERT|WARNING)\]\s*\(\d+\) : config : (?:parsing \[(?P<file>[^:\]]+):(?P<line>\d+)\] : )?(?P<text>.*)"
+    r"\[(?:ALERT|WARNING)\]\s*\(\d+\) : config : (?:parsing \[(?P<file>[^:\]]+):(?P<line>\d+)\]\s*: )?(?P<text>.*)"
 )
 _KEEPALIVED_MESSAGE = re.compile(r"\((?P<file>/[^:]*): Line (?P<line>\d+)\) (?P<text>.*)")
 _SHELL_MESSAGE = re.compile(r"(?P<file>/[^:]*):(?: line )?(?P<line>\d+):(?P<text>.*)")

@@ -1,0 +1,84 @@
+"""The golden overlays: what is rendered for the example profiles, kept as files for a person to read.
+
+    .venv/bin/python -m tests.goldens --accept        rewrite tests/golden/ after a wanted change; read the diff
+
+`tests/golden/<profile>/<node>/` holds the tree; MODES beside it the modes (git keeps only one bit of them), PACKAGES
+the package plan with its reasons.
+"""
+
+from __future__ import annotations
+
+import functools
+import shutil
+import sys
+from pathlib import Path
+
+import yaml
+
+from ndakit import packages
+from ndakit.model import Profile
+from ndakit.render import Tree, render
+
+ROOT = Path(__file__).resolve().parents[1]
+TEMPLATES = (ROOT / "templates",)
+GOLDEN = ROOT / "tests" / "golden"
+PROFILES = {
+    path.stem: path
+    for path in (
+        ROOT / "profiles" / "bakery.yaml",
+        ROOT / "profiles" / "apache-pair.yaml",
+        *sorted((ROOT / "tests" / "profiles").glob("*.yaml")),
+    )
+}
+ALL_NODES = ("apache-pair", "dual-stack")
+"""Profiles of which every node is kept; of the others the first one."""
+
+
+def parse(text: str, folder: Path = ROOT / "profiles") -> Profile:
+    """A profile from YAML text, without the loader (which has tests of its own)."""
+    found = yaml.load(text, yaml.BaseLoader)
+    return Profile.model_validate(found, context={"attach": lambda name: (folder / name).read_bytes()})
+
+
+@functools.cache
+def profile(name: str) -> Profile:
+    """An example profile."""
+    path = PROFILES[name]
+    return parse(path.read_text(), path.parent)
+
+
+@functools.cache
+def tree(name: str, node: str = "") -> Tree:
+    """The rendered tree of a node, by default of the first."""
+    return render(profile(name), node or next(iter(profile(name).nodes)), TEMPLATES)
+
+
+def cases() -> list[tuple[str, str]]:
+    """Every profile and node that is kept."""
+    return [(n, node) for n in PROFILES for i, node in enumerate(profile(n).nodes) if i == 0 or n in ALL_NODES]
+
+
+def expected(name: str, node: str) -> dict[str, bytes]:
+    """The files of one golden folder, with MODES and PACKAGES, as they should be now."""
+    found = {f"{node}{path}": file.content for path, file in tree(name, node).items()}
+    found[f"{node}.MODES"] = "".join(f"{f.mode:04o} {p}\n" for p, f in tree(name, node).items()).encode()
+    plan = packages.plan(profile(name), node)
+    lines = [f"+{n}: {why}\n" for n, why in plan.add.items()] + [f"-{n}: {why}\n" for n, why in plan.remove.items()]
+    found[f"{node}.PACKAGES"] = "".join(lines).encode()
+    return found
+
+
+def accept() -> None:
+    """Rewrite all golden folders."""
+    shutil.rmtree(GOLDEN, ignore_errors=True)
+    for name, node in cases():
+        for path, content in expected(name, node).items():
+            target = GOLDEN / name / path
+            target.parent.mkdir(parents=True, exist_ok=True)
+            target.write_bytes(content)
+
+
+if __name__ == "__main__":
+    if sys.argv[1:] != ["--accept"]:
+        sys.exit("usage: python -m tests.goldens --accept")
+    accept()

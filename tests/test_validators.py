@@ -1,0 +1,112 @@
+"""The real daemons take what we render, and say where when they do not.
+
+The first run downloads the daemons (the lab's cache); later ones need no network.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+
+import goldens
+from ndakit import process
+from ndakit.errors import NdakitError
+from ndakit.render import RenderedFile, Tree, render
+from ndakit.validators import DaemonRefuses, NamespacesRefused, check, interfaces
+from ndakit.view_haproxy import BUFFER_BYTES
+from ndakit.workspace import cache
+
+HA, KA, SCRIPT = "/etc/haproxy.cfg", "/etc/keepalived/keepalived.conf", "/usr/libexec/ndakit/haproxy-runs"
+
+
+def checked(tree: Tree) -> list[NdakitError]:
+    return check(tree, cache() / "lab")
+
+
+def changed(path: str, old: str, new: str) -> Tree:
+    file = goldens.tree("apache-pair")[path]
+    assert old in file.text
+    broken = dataclasses.replace(file, content=file.text.replace(old, new, 1).encode())
+    return Tree([*(dict(goldens.tree("apache-pair")) | {path: broken}).values()])
+
+
+@pytest.mark.parametrize("name", sorted(goldens.PROFILES))
+def test_the_daemons_take_every_golden_tree(name: str) -> None:
+    assert [e.text() for e in checked(goldens.tree(name))] == []
+
+
+@pytest.mark.parametrize(
+    ("path", "old", "new", "program", "message"),
+    [
+        (HA, "balance roundrobin", "balance roundtobin", "haproxy", "balance only supports"),
+        (HA, "backend apache\n\tmode http", "backend apache\n\tmode tcp", "haproxy", "incompatible tcp backend"),
+        (
+            HA,
+            "\tmode http\n\tbalance",
+            "\tmode tcp\n\tcookie SRV insert\n\tbalance",
+            "haproxy",
+            "cookie will be ignored",
+        ),
+        (HA, "weight 1\n", "weight 1", "haproxy", "Missing LF"),
+        (HA, "sorry-apache", "sorry-other", "haproxy", "sorry-other"),
+        (KA, "advert_int 1", "advert_imt 1", "keepalived", "advert_imt"),
+        (KA, "203.0.113.10/32", "203.0.113.10/33", "keepalived", "203.0.113.10/33"),
+        (KA, "virtual_router_id 114", "virtual_router_id 300", "keepalived", "300"),
+        (SCRIPT, "exec pidof haproxy", "if pidof haproxy", "shell", ""),
+        (SCRIPT, "exec pidof haproxy", "exec pidof $name", "shell", "SC"),
+    ],
+)
+def test_a_daemon_names_the_line_of_what_it_refuses(path: str, old: str, new: str, program: str, message: str) -> None:
+    found = [e for e in checked(changed(path, old, new)) if isinstance(e, DaemonRefuses) and e.program == program]
+    assert found
+    assert any(message in e.what for e in found)
+    assert any(e.location is not None and e.location.file == path and e.location.line for e in found)
+
+
+def test_nft_files_are_read_inside_fw4s_table() -> None:
+    good = RenderedFile("/etc/nftables.d/a.nft", b"chain x {\n\ttcp dport 80 accept\n}\n", 0o644, "a")
+    bad = RenderedFile("/etc/nftables.d/b.nft", b"chain x {\n\ttcp dport http80 accept\n}\n", 0o644, "b")
+    assert checked(Tree([good])) == []
+    (error,) = checked(Tree([bad]))
+    assert error.where == "/etc/nftables.d/b.nft:2:1"
+    assert error.fix == "mend b"
+
+
+def test_a_sorry_page_as_large_as_allowed_is_not_cut_off(tmp_path: Path) -> None:
+    (tmp_path / "large.html").write_bytes(b"x" * BUFFER_BYTES)
+    text = goldens.PROFILES["bakery"].read_text()
+    text = text.replace("{web: {check: http,", "{web: {check: http, sorry: {page: large.html},")
+    tree = render(goldens.parse(text, tmp_path), "lb1", goldens.TEMPLATES)
+    assert checked(tree) == []
+    small = dataclasses.replace(tree[HA], content=tree[HA].content.replace(b"\ttune.bufsize 20480\n", b""))
+    (error,) = checked(Tree([*(dict(tree) | {HA: small}).values()]))
+    assert "payload size does not match the announced content-length" in error.what
+
+
+def test_the_cached_root_stays_as_it_was() -> None:
+    base = next((cache() / "lab" / "roots").glob("daemons-*"))
+    before = {p: p.lstat().st_mtime_ns for p in (base / "etc").rglob("*")}
+    checked(goldens.tree("apache-pair"))
+    assert {p: p.lstat().st_mtime_ns for p in (base / "etc").rglob("*")} == before
+
+
+def test_interfaces_are_those_of_instances_and_vips() -> None:
+    assert sorted(interfaces(goldens.tree("links")[KA].text)) == [
+        "bond-store",
+        "br-dmz-a",
+        "eth6.20",
+        "vlan-officec32f",
+    ]
+
+
+def test_a_machine_without_user_namespaces_gets_a_way_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    refused = process.Done(("unshare",), 1, "", "unshare: unshare failed: Operation not permitted\n", 0.0)
+    real = process.run
+    monkeypatch.setattr(
+        validators.process, "run", lambda argv, **k: refused if argv[0] == "unshare" else real(argv, **k)
+    )
+    with pytest.raises(NamespacesRefused, match="Operation not permitted") as caught:
+        checked(goldens.tree("bakery"))
+    assert caught.value.exit_code == 3
