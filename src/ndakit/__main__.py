@@ -41,9 +41,7 @@ class Front(Program):
             self.execute()
         except ParseError as mistake:
             fix = "./inv TASK --help says what it takes, ./inv lists all"
-            note(f"error: {mistake}
-  where: the command line
-  fix:   {fix}")
+            note(f"error: {mistake}\n  where: the command line\n  fix:   {fix}")
             sys.exit(USAGE)
         except Exit as ending:
             if ending.message:
