@@ -36,7 +36,7 @@ for n in 0 1 2 3; do
     address=$(word "addr$n"); [ -n "$address" ] && ip addr add "$address" dev "eth$n"
     [ -d "/sys/class/net/eth$n" ] && ip link set "eth$n" up
 done
-[ -n "$(word disk)" ] && echo "DISK $(head -c 16 "/dev/$(word disk)" | hexdump -C 2>/dev/null || head -c 16 "/dev/$(word disk)")"
+disk=$(word disk); [ -n "$disk" ] && echo "DISK $(head -c 16 "/dev/$disk")"
 has chatter && (while :; do echo "chatter $RANDOM" >/dev/kmsg; usleep 3000; done) &
 has agent && (while IFS= read -r line; do echo "agent: $line"; done </dev/vport0p1 >/dev/vport0p1) &
 mkdir -p /etc/acpi/PWRF; printf '#!/bin/sh\npoweroff -f\n' >/etc/acpi/PWRF/00000080; chmod +x /etc/acpi/PWRF/*

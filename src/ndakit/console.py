@@ -33,11 +33,12 @@ from ndakit.console_errors import (
     OutputDamaged,
     short,
 )
-from ndakit.console_protocol import Answer, Damaged, Session, without_noise
+from ndakit.console_protocol import Answer, Damaged, Session, place_with_noise, without_noise
 from ndakit.deadline import Deadline
 
 _ASK_FIRST = "Please press Enter to activate this console"  # procd, utils/askfirst.c
-_READY = re.compile(rb"Please press Enter to activate this console|login: *$|[^\r\n]*[#$] (?:\x1b\[6n)?$")
+_READY = re.compile(rb"Please press Enter to activate this console|login: *$|[#$] $")
+_PROMPT = re.compile(rb"[#$] $")
 _PASSWORD = re.compile(rb"Password: *$", re.I)
 _PANIC = b"Kernel panic - not syncing"
 _KEPT_BYTES = 16 << 20
@@ -171,10 +172,12 @@ class Console:
             start = max(self._position, self._base)
         while True:
             end, data, closed = self._since(start)
-            for candidate in (data, without_noise(data)):
-                found = pattern.search(candidate.decode(errors="replace"))
+            for noisy, candidate in ((True, data), (False, without_noise(data))):
+                text = candidate.decode(errors="surrogateescape")
+                found = pattern.search(text)
                 if found is not None:
-                    self._position = end
+                    place = len(text[: found.end()].encode(errors="surrogateescape"))
+                    self._position = start + (place if noisy else place_with_noise(data, place))
                     return found
             self._check_panic(start)
             if closed:
@@ -270,6 +273,8 @@ class Console:
             end, data, _ = self._since(start)
             if _PASSWORD.search(without_noise(data)):
                 raise ConsoleLocked(self.name, self.log)
+            if _PROMPT.search(without_noise(data)):
+                return
             self._wait(end, 0.2)
 
     def _set_up(self, session: Session, deadline: Deadline) -> bool:

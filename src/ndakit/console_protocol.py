@@ -21,7 +21,7 @@ from dataclasses import dataclass
 
 # "[   12.345678] text", with the caller if CONFIG_PRINTK_CALLER is set: lines that the kernel wrote into the stream.
 _KERNEL_LINE = re.compile(rb"\[ *\d+\.\d{6}\](?:\[ *[TC]\d+\])? [^\r\n]*\r*\n")
-_ESCAPE_SEQUENCE = re.compile(rb"\x1b\[[0-9;?]*[A-Za-z]")
+_NOISE = re.compile(rb"\x1b\[[0-9;?]*[A-Za-z]|" + _KERNEL_LINE.pattern)
 _PLAIN = frozenset(range(0x20, 0x7F)) - {0x5C}
 _CHUNK = 900  # a terminal line holds 4095 bytes (termios(3), canonical mode), and two lines may be on their way
 _SETUP_CHUNK = 240  # OpenWrt's BusyBox edits lines of at most 512 bytes
@@ -66,7 +66,16 @@ class Answer:
 
 def without_noise(data: bytes) -> bytes:
     """The stream without the kernel's lines and without a terminal's escape sequences."""
-    return _KERNEL_LINE.sub(b"", _ESCAPE_SEQUENCE.sub(b"", data))
+    return _NOISE.sub(b"", data)
+
+
+def place_with_noise(data: bytes, place: int) -> int:
+    """Where in `data` that is which is at `place` in `without_noise(data)`."""
+    for noise in _NOISE.finditer(data):
+        if noise.start() >= place:
+            break
+        place += len(noise[0])
+    return place
 
 
 def encode_command(command: str) -> str:
