@@ -8,6 +8,7 @@ import pytest
 
 import goldens
 from ndakit.errors import ErrorGroup
+from ndakit.lint import lint
 from ndakit.render import NodeUnknown, RenderedFile, TemplateBroken, TemplateConflict, Tree, mode_of, render
 from ndakit.timezone import UnknownTimezone, posix
 from ndakit.view_haproxy import BUFFER_BYTES, sorry_response
@@ -190,3 +191,23 @@ def test_a_large_sorry_page_gets_larger_buffers(tmp_path: Path) -> None:
     tree = render(goldens.parse(text, tmp_path), "lb1", goldens.TEMPLATES)
     assert "tune.bufsize 20480" in tree["/etc/haproxy.cfg"].text
     assert "tune.bufsize" not in goldens.tree("apache-pair", "lb1")["/etc/haproxy.cfg"].text
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["it's", "$(reboot)", "`id`", "'; option x 'y", '"', "\\", "#", "%s {{ 7 * 7 }} {% raw %}", "Müller 🛒", "x" * 200],
+)
+def test_free_text_reaches_the_banner_only_and_as_it_is(text: str) -> None:
+    profile = goldens.profile("apache-pair").model_copy(update={"customer": text, "description": None})
+    tree = render(profile, "lb1", goldens.TEMPLATES)
+    before = goldens.tree("apache-pair", "lb1")
+    assert [p for p in tree if tree[p].content != before[p].content] == ["/etc/banner"]
+    assert tree["/etc/banner"].text.splitlines()[2] == f"  {text}"
+    assert lint(tree, profile, "lb1") == []
+
+
+@pytest.mark.parametrize("text", ["a\nb", "a\rb", "\x1b]0;x\x07", "a\u2028b", "\0"])
+def test_free_text_that_would_leave_its_line_stops_rendering(text: str) -> None:
+    profile = goldens.profile("apache-pair").model_copy(update={"customer": text})
+    with pytest.raises(TemplateBroken, match="control character"):
+        render(profile, "lb1", goldens.TEMPLATES)

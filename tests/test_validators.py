@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -104,9 +105,11 @@ def test_interfaces_are_those_of_instances_and_vips() -> None:
 def test_a_machine_without_user_namespaces_gets_a_way_out(monkeypatch: pytest.MonkeyPatch) -> None:
     refused = process.Done(("unshare",), 1, "", "unshare: unshare failed: Operation not permitted\n", 0.0)
     real = process.run
-    monkeypatch.setattr(
-        validators.process, "run", lambda argv, **k: refused if argv[0] == "unshare" else real(argv, **k)
-    )
+
+    def run(argv: process.Argv, **options: Any) -> process.Done:
+        return refused if argv[0] == "unshare" else real(argv, **options)
+
+    monkeypatch.setattr("ndakit.process.run", run)
     with pytest.raises(NamespacesRefused, match="Operation not permitted") as caught:
         checked(goldens.tree("bakery"))
     assert caught.value.exit_code == 3
