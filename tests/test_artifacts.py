@@ -137,3 +137,13 @@ def test_a_crash_while_storing_leaves_the_old_image(tmp_path: Path, monkeypatch:
         stored(tmp_path, b"new")
     assert Artifact.load(tmp_path / "images/bakery/lb1").verify() == []
     assert (tmp_path / "images/bakery/lb1/x.img.gz").read_bytes() == b"old"
+
+
+def test_an_image_reaches_another_disk_whole_past_leftovers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ndakit.artifacts._on_one_disk", lambda *_: False)
+    (tmp_path / "images/bakery/.lb1.partial").mkdir(parents=True)
+    (tmp_path / "images/bakery/.lb1.partial/half").write_text("left by a killed run")
+    made = stored(tmp_path)
+    assert made.verify() == []
+    assert sorted(p.name for p in made.folder.iterdir()) == ["manifest", "record.json", "sha256sums", "x.img.gz"]
+    assert [p.name for p in (tmp_path / "images/bakery").iterdir()] == ["lb1"]

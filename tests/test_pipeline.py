@@ -128,8 +128,8 @@ def test_the_users_imagebuilder_is_only_read(place: Place) -> None:
 @pytest.mark.parametrize(
     ("old", "new", "reason"),
     [
-        ("rootfs_mib: 64", "rootfs_mib: 80", "CONFIG_TARGET_ROOTFS_PARTSIZE: 64 → 80"),
-        ("rootfs_mib: 64", "rootfs_mib: 64, filesystem: ext4", "CONFIG_TARGET_ROOTFS_EXT4FS: False → True"),
+        ("rootfs_mib: 64", "rootfs_mib: 80", "image.rootfs_mib: 64 → 80"),
+        ("rootfs_mib: 64", "rootfs_mib: 64, filesystem: ext4", "image.filesystem: squashfs → ext4"),
         ("rootfs_mib: 64", "rootfs_mib: 64, packages: {tcpdump: add}", "packages: +tcpdump"),
         ("release: 24.10.8", "release: 24.10.7", "release: 24.10.8 → 24.10.7"),
         ("192.168.0.22", "192.168.0.23", "profiles/bakery.yaml changed"),
@@ -175,6 +175,8 @@ def test_a_new_version_that_renders_differently_is_named_as_the_reason(place: Pl
     now["files"] = {**now["files"], "/etc/banner": "0644 other"}
     told = pipeline.changes(record, now, record.sources)
     assert told == ["rendered differently than by the version that built it: /etc/banner"]
+    now = {**record.inputs, "settings": {**record.inputs["settings"], "CONFIG_GRUB_TIMEOUT": "3"}}
+    assert pipeline.changes(record, now, record.sources) == ["CONFIG_GRUB_TIMEOUT: 1 → 3"]
 
 
 def test_a_changed_imagebuilder_is_named_as_the_reason(place: Place) -> None:

@@ -204,7 +204,7 @@ def store(record: Record, images: Sequence[Path], folder: Path, scratch: Path) -
     for path in (new, *new.iterdir()):
         path.chmod(0o755 if path.is_dir() else 0o644)
     folder.parent.mkdir(parents=True, exist_ok=True)
-    if new.stat().st_dev != folder.parent.stat().st_dev:
+    if not _on_one_disk(new, folder.parent):
         near = folder.parent / f".{folder.name}.partial"
         shutil.rmtree(near, ignore_errors=True)
         shutil.copytree(new, near)
@@ -213,6 +213,11 @@ def store(record: Record, images: Sequence[Path], folder: Path, scratch: Path) -
     with contextlib.suppress(OSError):
         shutil.rmtree(new)
     return Artifact.load(folder)
+
+
+def _on_one_disk(one: Path, other: Path) -> bool:
+    """True if a rename can get from one to the other."""
+    return one.stat().st_dev == other.stat().st_dev
 
 
 def _move(source: Path, target: Path) -> None:

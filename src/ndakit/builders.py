@@ -146,10 +146,15 @@ class LabBuilder:
         done = process.run(
             argv, timeout_s=_INSTANTIATE_TIMEOUT_S, log=job.log, check=False, on_line=job.on_line, umask=0o022
         )
-        if done.returncode in (2, 3):
-            kind = LabUnavailable if done.returncode == 2 else LabFailed
+        if done.returncode == 2:
+            raise LabUnavailable(
+                _three_lines(done.stdout)[0],
+                where=f"profile {job.profile.name}, release and device (--builder lab)",
+                fix="build it with an ImageBuilder for it: --builder openwrt --imagebuilder DIR",
+            )
+        if done.returncode == 3:
             what, where, fix = _three_lines(done.stdout)
-            raise kind(what, where=where or f"log: {job.log}", fix=fix or "read the log")
+            raise LabFailed(what, where=where or f"log: {job.log}", fix=fix or "read the log")
         if done.returncode != 0:
             raise process.ProcessFailed(done, log=job.log)
         yield ImageBuilder(target, job.profile.release, log=job.log, on_line=job.on_line)

@@ -137,6 +137,12 @@ class ImageBuilder:
             raise ImageBuilderBroken(self.root, detail)
         return found
 
+    @functools.cached_property
+    def make_version(self) -> str:
+        """The version of this machine's make, for the record."""
+        found = re.search(r"\d+(?:\.\d+)+", self._make(["make", "--version"], QUERY_TIMEOUT_S).stdout)
+        return found[0] if found else ""
+
     def check(self, device: str, target: str) -> None:
         """Refuse an ImageBuilder of another target, or one that does not know the device."""
         if self.info.target != target:

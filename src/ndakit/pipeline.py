@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import hashlib
+import platform
 import shutil
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -24,7 +25,7 @@ from ndakit.errors import ErrorGroup, MachineError
 from ndakit.events import Events, Line, Planned, StepDone, StepStarted, Waiting, Warned, ignore
 from ndakit.ibdiagnose import DiskFull
 from ndakit.ibrequest import ImageRequest
-from ndakit.imagebuilder import Built
+from ndakit.imagebuilder import Built, ImageBuilder
 from ndakit.load import Loaded
 from ndakit.workspace import Workspace, file_sha256
 
@@ -147,7 +148,7 @@ def changes(record: Record, inputs: Mapping[str, Any], sources: Mapping[str, str
     """What differs between the record of an image and what it would be made of now, in words."""
     before = record.inputs
     found: list[str] = []
-    words = {"release": "release", "target": "target", "device": "device", "extra_name": "name in the file names"}
+    words = {"release": "release", "target": "target", "device": "device", "extra_name": "host name"}
     for key, word in words.items():
         if before.get(key) != inputs[key]:
             found.append(f"{word}: {before.get(key)} → {inputs[key]}")
@@ -155,8 +156,13 @@ def changes(record: Record, inputs: Mapping[str, Any], sources: Mapping[str, str
         found.append(f"builder: {before.get('builder')} → {inputs['builder']}")
     elif before.get("fingerprint") != inputs["fingerprint"]:
         found.append("the ImageBuilder changed")
-    old, new = before.get("settings", {}), inputs["settings"]
-    found += [f"{k}: {old.get(k)} → {new.get(k)}" for k in sorted(old.keys() | new.keys()) if old.get(k) != new.get(k)]
+    for prefix, key in (("image.", "image"), ("", "settings")):
+        old, new = before.get(key, {}), inputs[key]
+        differ = [k for k in sorted(old.keys() | new.keys()) if old.get(k) != new.get(k)]
+        if differ and (
+            key == "image" or before.get("image") == inputs["image"]
+        ):  # the settings follow from the image's
+            found += [f"{prefix}{k}: {old.get(k)} → {new.get(k)}" for k in differ]
     was, now = set(before.get("packages", "").split()), set(inputs["packages"].split())
     if was != now:
         words_now = [*(f"+{p}" for p in sorted(now - was)), *(f"no longer {p}" for p in sorted(was - now))]
@@ -194,6 +200,11 @@ def _inputs(loaded: Loaded, node: str, builder: Builder, tree: render.Tree) -> d
         "fingerprint": builder.fingerprint(profile),
         "packages": asked.packages,
         "extra_name": asked.extra_name,
+        "image": {
+            "filesystem": asked.filesystem,
+            "firmware": asked.firmware,
+            "rootfs_mib": asked.rootfs_mib,
+        },
         "settings": ibrequest.wanted_knobs(asked),
         "files": {path: f"{f.mode:04o} {hashlib.sha256(f.content).hexdigest()}" for path, f in tree.items()},
     }
@@ -254,7 +265,7 @@ def _make(workspace: Workspace, loaded: Loaded, one: Plan, builder: Builder, eve
         with _step(events, "image", node, f"building OpenWrt {profile.release} for {profile.hostname(node)}") as done:
             built = driver.image(request(loaded, node, files), bin_dir)
             done.append(", ".join(f"{i.path.name}, {i.path.stat().st_size / _MIB:.1f} MiB" for i in built.images))
-        record = _record(workspace, loaded, one, builder, built, driver.info.revision, time.monotonic() - started_s)
+        record = _record(workspace, loaded, one, builder, built, driver, time.monotonic() - started_s)
         with _step(events, "artifact", node, "writing the record") as done:
             folder = artifacts.folder_of(workspace, profile.name, node)
             artifact = artifacts.store(record, [i.path for i in built.images], folder, scratch)
@@ -263,7 +274,13 @@ def _make(workspace: Workspace, loaded: Loaded, one: Plan, builder: Builder, eve
 
 
 def _record(
-    workspace: Workspace, loaded: Loaded, one: Plan, builder: Builder, built: Built, revision: str, elapsed_s: float
+    workspace: Workspace,
+    loaded: Loaded,
+    one: Plan,
+    builder: Builder,
+    built: Built,
+    driver: ImageBuilder,
+    elapsed_s: float,
 ) -> Record:
     profile, node = loaded.profile, one.node
     overlays = (workspace.overlays / profile.name / node).relative_to(workspace.root)
@@ -282,7 +299,7 @@ def _record(
         device=profile.imagebuilder_device,
         builder=builder.kind,
         imagebuilder=builder.label(),
-        revision=revision,
+        revision=driver.info.revision,
         warning=builder.warning,
         argv=tuple(argv),
         overlay=one.tree.digest,
@@ -303,7 +320,7 @@ def _record(
         ),
         sources=one.sources,
         warnings=built.warnings,
-        tools={"ndakit": __version__},
+        tools={"ndakit": __version__, "python": platform.python_version(), "make": driver.make_version},
         built_at=datetime.now(UTC).isoformat(timespec="seconds"),
         elapsed_s=round(elapsed_s, 2),
         verify=("sha256sum -c sha256sums", f"./inv verify {profile.name}"),
