@@ -9,8 +9,10 @@ import pytest
 import goldens
 from ndakit.errors import ErrorGroup
 from ndakit.lint import lint
+from ndakit.release import Release
 from ndakit.render import NodeUnknown, RenderedFile, TemplateBroken, TemplateConflict, Tree, mode_of, render
 from ndakit.timezone import UnknownTimezone, posix
+from ndakit.view import unsupported
 from ndakit.view_haproxy import BUFFER_BYTES, sorry_response
 
 
@@ -106,6 +108,7 @@ def test_what_a_release_cannot_do_is_refused_all_at_once() -> None:
         render(goldens.parse(text), "a", goldens.TEMPLATES)
     found = [e.where.removeprefix("profile links, ") for e in caught.value.errors]
     assert found == [
+        "access.ssh_keys.admin",
         "networks.dmz-a.bridge",
         "networks.office-network-at-the-back.bond",
         "networks.store.bond",
@@ -113,6 +116,18 @@ def test_what_a_release_cannot_do_is_refused_all_at_once() -> None:
         "pools.web.balance",
     ]
     assert {e.code for e in caught.value.errors} == {"not-on-this-release"}
+
+
+@pytest.mark.parametrize(
+    ("kind", "release", "taken"),
+    [("ssh-ed25519", "19.07.10", False), ("ssh-ed25519", "21.02.7", True), ("ssh-rsa", "18.06.9", True),
+     ("ecdsa-sha2-nistp256", "25.12.5", False), ("sk-ecdsa-sha2-nistp256@openssh.com", "25.12.5", False)],
+)  # fmt: skip
+def test_a_key_that_dropbear_does_not_take_is_refused(kind: str, release: str, taken: bool) -> None:
+    profile = goldens.profile("bakery")
+    access = profile.access.model_copy(update={"ssh_keys": {"me": f"{kind} AAAA me"}})
+    refused = unsupported(profile.model_copy(update={"access": access, "release": Release.parse(release)}))
+    assert [e.where for e in refused] == ([] if taken else ["profile bakery, access.ssh_keys.me"])
 
 
 def test_a_vlan_on_a_bridge_is_refused_before_2102() -> None:

@@ -77,6 +77,12 @@ class Release:
         return self.fw4
 
     @property
+    def ssh_key_types(self) -> frozenset[str]:
+        """The key types that root can surely log in with: OpenWrt builds dropbear without ECDSA (openwrt/openwrt#7984,
+        #24685), and dropbear knows ed25519 since 2020.79, which is in 21.02."""
+        return frozenset({"ssh-rsa"} | ({"ssh-ed25519"} if self.branch >= (21, 2) else set()))
+
+    @property
     def generic_device(self) -> str:
         """ImageBuilder's PROFILE for x86: `Generic` up to 19.07, `generic` after."""
         return "Generic" if self.branch < (21, 2) else "generic"

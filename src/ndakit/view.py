@@ -314,6 +314,14 @@ def unsupported(profile: Profile) -> list[NdakitError]:
     def refuse(what: str, key: str, fix: str) -> None:
         found.append(NotOnThisRelease(f"{what} (release {release})", where=f"profile {profile.name}, {key}", fix=fix))
 
+    for name, ssh_key in profile.access.ssh_keys.items():
+        if (kind := ssh_key.split()[0]) not in release.ssh_key_types:
+            refuse(
+                f"OpenWrt's dropbear does not take keys of type {kind}, so that '{name}' could not log in",
+                f"access.ssh_keys.{name}",
+                f"make one of type {' or '.join(sorted(release.ssh_key_types))}: ssh-keygen -t"
+                f" {'ed25519' if 'ssh-ed25519' in release.ssh_key_types else 'rsa -b 3072'}",
+            )
     for name, net in profile.networks.items():
         key = f"networks.{name}"
         if net.bond is not None and not release.native_bonding:
