@@ -5,7 +5,7 @@ Owns the verbs' output and exit codes. Run by make in the ImageBuilder's folder.
 
 from __future__ import annotations
 
-import hashlib
+import functools
 import json
 import os
 import shutil
@@ -33,13 +33,10 @@ class _Folder:
         self.lab = HERE / "lab"
         self.feed = resolve.feed(self.lab / "imagebuilder/packages.toml", self.family)
 
+    @functools.cached_property
     def stamp(self) -> str:
-        """A digest of the lab's sources: a change in any of them makes the cached roots stale."""
-        digest = hashlib.sha256()
-        for path in sorted(self.lab.rglob("*")):
-            if path.is_file() and "__pycache__" not in path.parts and path.suffix != ".md":
-                digest.update(f"{path.relative_to(self.lab)}\0".encode() + path.read_bytes() + b"\0")
-        return digest.hexdigest()
+        """Names the state of the lab's sources in this folder."""
+        return tree.sources_stamp(self.lab)
 
     def packages(self) -> list[resolve.Package]:
         """The packages that PACKAGES asks for. Raises resolve.Unresolvable."""
@@ -132,7 +129,7 @@ def image(folder: _Folder) -> int:
         knobs=knobs,
         partsize_mib=int(partsize),
         epoch=folder.epoch,
-        stamp=folder.stamp(),
+        stamp=folder.stamp,
         say=_say,
     )
     _say("Building images...")
@@ -153,7 +150,7 @@ def package_list(folder: _Folder) -> int:
 
 def _base(folder: _Folder, packages: list[resolve.Package]) -> tree.Base:
     return tree.base(
-        folder.cache, folder.lab, folder.family, packages, tools.Tools(folder.cache), folder.stamp(), folder.epoch
+        folder.cache, folder.lab, folder.family, packages, tools.Tools(folder.cache), folder.stamp, folder.epoch
     )
 
 

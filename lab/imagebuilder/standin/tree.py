@@ -108,6 +108,15 @@ def settle(root: Path, epoch: int) -> None:
     os.utime(root, (epoch, epoch))
 
 
+def sources_stamp(lab: Path) -> str:
+    """A digest of the lab's sources: a change in any of them makes the cached roots stale."""
+    digest = hashlib.sha256()
+    for path in sorted(lab.rglob("*")):
+        if path.is_file() and "__pycache__" not in path.parts and path.suffix != ".md":
+            digest.update(f"{path.relative_to(lab)}\0".encode() + path.read_bytes() + b"\0")
+    return digest.hexdigest()
+
+
 def _install(
     root: Path, lab: Path, family: Family, packages: Sequence[Package], roots: dict[str, Path], kernel: Kernel
 ) -> None:

@@ -1,5 +1,5 @@
 -- JSON, small: encode and decode. Arrays are tables made with json.array or with only positions 1..n.
-local json = {}
+local json = { keep_order = false } -- keep_order: decode notes the order of keys for encode, as __order
 
 local array_mark = {}
 json.null = setmetatable({}, { __tostring = function() return "null" end })
@@ -94,15 +94,17 @@ decode_value = function(s, i)
 	i = skip(s, i)
 	local c = s:sub(i, i)
 	if c == "{" then
-		local t = {}
+		local t, order = {}, {}
 		local at = decode_list(s, i, "}", function(at)
 			if s:sub(at, at) ~= '"' then error("expected a name", 0) end
 			local key, after = decode_string(s, at)
 			after = skip(s, after)
 			if s:sub(after, after) ~= ":" then error("expected :", 0) end
 			t[key], after = decode_value(s, after + 1)
+			order[#order + 1] = key
 			return after
 		end)
+		if json.keep_order then t.__order = order end
 		return t, at
 	elseif c == "[" then
 		local t = json.array()

@@ -231,18 +231,25 @@ local function unescape(value)
 	return (value:sub(2, -2):gsub("'\\''", "'"))
 end
 
--- Split a delta into its lines; a quoted value may span several.
 uci.reader = function(text) return setmetatable({ text = text, at = 1 }, Reader) end
 
+-- Split a delta into its changes, one a line; a quoted value may span several lines.
 local function delta_lines(text)
 	local lines, at = {}, 1
 	while at <= #text do
-		local stop = at
-		while true do
-			stop = text:find("\n", stop, true) or #text + 1
-			local _, quotes = text:sub(at, stop - 1):gsub("'", "")
-			if quotes % 2 == 0 or stop > #text then break end
-			stop = stop + 1
+		local stop = text:find("\n", at, true) or #text + 1
+		local quote = text:sub(at, stop - 1):match("^[^=']*=()'")
+		if quote then
+			local from = at + quote -- behind the opening quote
+			while true do
+				local close = text:find("'", from, true)
+				if not close then return lines end
+				if text:sub(close, close + 3) ~= "'\\''" then
+					stop = close + 1
+					break
+				end
+				from = close + 4
+			end
 		end
 		if stop > at then lines[#lines + 1] = text:sub(at, stop - 1) end
 		at = stop + 1

@@ -11,12 +11,18 @@ function match.quote(text) return '"' .. text:gsub('"', "'") .. '"' end
 
 local function device_name(name) return match.quote((name:gsub("%+$", "*"))) end
 
--- iifname / oifname of a list of devices; "" for none.
+-- iifname / oifname texts for a list of devices: one for all plain names, one for each with a wildcard (nft takes those
+-- in no set); none for an empty list.
 function match.devices(verb, list)
-	local names = {}
-	for _, d in ipairs(list) do names[#names + 1] = device_name(d) end
-	if #names == 0 then return "" end
-	return verb .. " " .. set(names) .. " "
+	local names, texts = {}, {}
+	for _, d in ipairs(list) do
+		if not d:find("%+$") then names[#names + 1] = device_name(d) end
+	end
+	if #names > 0 then texts[1] = verb .. " " .. set(names) .. " " end
+	for _, d in ipairs(list) do
+		if d:find("%+$") then texts[#texts + 1] = verb .. " " .. device_name(d) .. " " end
+	end
+	return texts
 end
 
 local function split(items)

@@ -33,8 +33,9 @@ local function copy(list)
 end
 
 local function jump(z, verb, target, text)
-	if #z.devices == 0 then return nil end
-	return match.devices(verb, z.devices) .. "jump " .. target .. ' comment "!fw4: ' .. text .. '"'
+	local lines = {}
+	for _, devices in ipairs(match.devices(verb, z.devices)) do lines[#lines + 1] = devices .. "jump " .. target .. ' comment "!fw4: ' .. text .. '"' end
+	return table.unpack(lines)
 end
 
 local function define(z)
@@ -107,8 +108,7 @@ local function zone_chains(out, fw, z)
 			if wanted[name] then
 				local verb = direction == "from" and "iifname" or "oifname"
 				local lines = {}
-				if #z.devices > 0 then
-					local devices = match.devices(verb, z.devices)
+				for _, devices in ipairs(match.devices(verb, z.devices)) do
 					if verdict == "accept" and direction == "to" and (z.masq or z.masq6) and not z.masq_allow_invalid then
 						local family = z.masq and not z.masq6 and "meta nfproto ipv4 " or ""
 						with(lines, family .. devices .. 'ct state invalid counter drop comment "!fw4: Prevent NAT leakage"')
@@ -170,9 +170,9 @@ local function raw_and_mangle(out, fw)
 	chain(out, fw, "mangle_output", "type route hook output priority mangle; policy accept;", copy(fw.chains.mangle_output))
 	body = copy(fw.chains.mangle_forward)
 	for _, z in ipairs(fw.zones) do
-		if z.mtu_fix and #z.devices > 0 then
-			for _, side in ipairs({ { "iifname", "ingress" }, { "oifname", "egress" } }) do
-				with(body, match.devices(side[1], z.devices) .. "tcp flags & (fin | syn | rst) == syn tcp option maxseg size set rt mtu"
+		for _, side in ipairs(z.mtu_fix and { { "iifname", "ingress" }, { "oifname", "egress" } } or {}) do
+			for _, devices in ipairs(match.devices(side[1], z.devices)) do
+				with(body, devices .. "tcp flags & (fin | syn | rst) == syn tcp option maxseg size set rt mtu"
 					.. string.format(' comment "!fw4: Zone %s IPv4/IPv6 %s MTU fixing"', z.name, side[2]))
 			end
 		end

@@ -1,7 +1,7 @@
 -- Sections of type rule, forwarding, redirect, nat and ipset as nft rules in the right chains.
 -- Stands for parse_rule and its kin in openwrt/firewall4 root/usr/share/ucode/fw4.uc and templates/rule.uc.
 local match = require("lab.fw4.match")
-local options = require("lab.fw4.options")
+local options = require("lab.fw.options")
 
 local rules = {}
 
@@ -125,7 +125,7 @@ function rules.rule(fw, r)
 	local target = r.target
 	if not target then return skip(r, "has no target specified, defaulting to DROP") end
 	local prefix = ""
-	if r.device then prefix = match.devices(r.direction == "out" and "oifname" or "iifname", { r.device }) end
+	if r.device then prefix = match.devices(r.direction == "out" and "oifname" or "iifname", { r.device })[1] end
 	local chain
 	local fallback = "@rule[" .. r.index .. "]"
 	if target == "notrack" then
@@ -143,9 +143,12 @@ function rules.rule(fw, r)
 		else
 			chain = "mangle_output"
 		end
-		if src and not src.any then prefix = prefix .. match.devices("iifname", src.devices) end
-		if dest and not dest.any then prefix = prefix .. match.devices("oifname", dest.devices) end
-		return emit(fw, r, chain, function() return match.set_mark(r.set_mark, r.set_xmark) end, fallback, prefix)
+		for _, into in ipairs(src and not src.any and match.devices("iifname", src.devices) or { "" }) do
+			for _, out in ipairs(dest and not dest.any and match.devices("oifname", dest.devices) or { "" }) do
+				emit(fw, r, chain, function() return match.set_mark(r.set_mark, r.set_xmark) end, fallback, prefix .. into .. out)
+			end
+		end
+		return
 	end
 	if target ~= "accept" and target ~= "drop" and target ~= "reject" then return options.missing("rule target " .. target) end
 	if src and dest then
@@ -184,7 +187,7 @@ function rules.nat(fw, r)
 	local ok_src, src = zone_of(fw, r, "src")
 	if not ok_src then return end
 	local chain = src and not src.any and "srcnat_" .. src.name or "srcnat"
-	local prefix = r.device and match.devices("oifname", { r.device }) or ""
+	local prefix = r.device and match.devices("oifname", { r.device })[1] or ""
 	local target = r.target or "masquerade"
 	if target == "snat" and not r.snat_ip and not r.snat_port then return skip(r, "must specify either 'snat_ip' or 'snat_port' for target SNAT") end
 	local restricted = r.snat_ip and { r.snat_ip } or nil

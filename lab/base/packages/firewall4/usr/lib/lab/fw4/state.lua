@@ -3,7 +3,7 @@
 local uci = require("lab.uci")
 local bus = require("lab.bus")
 local address = require("lab.address")
-local options = require("lab.fw4.options")
+local options = require("lab.fw.options")
 local rules = require("lab.fw4.rules")
 
 local state = {}

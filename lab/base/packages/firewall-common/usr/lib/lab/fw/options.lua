@@ -1,14 +1,15 @@
 -- Options of /etc/config/firewall: which exist, how their values read, and what fw4 says about wrong ones.
--- Stands for the parsing half of openwrt/firewall4 root/usr/share/ucode/fw4.uc. A wrong value skips the section, an
--- unknown option is only a warning: the rule comes out without it, as with the real one.
+-- Stands for the parsing half of openwrt/firewall4 root/usr/share/ucode/fw4.uc and of openwrt/firewall3 options.c. A wrong
+-- value skips the section, an unknown option is only a warning: the rule comes out without it, as with the real ones.
 local uci = require("lab.uci")
 local address = require("lab.address")
 
-local options = { warnings = {}, unsupported = {} }
+-- style: whose messages and habits, "fw4" or "fw3".
+local options = { warnings = {}, unsupported = {}, style = "fw4" }
 
 function options.warn(text)
 	options.warnings[#options.warnings + 1] = text
-	if not options.quiet then io.stderr:write("[!] ", text, "\n") end
+	if not options.quiet then io.stderr:write(options.style == "fw4" and "[!] " or "Warning: ", text, "\n") end
 end
 
 function options.missing(text) options.unsupported[#options.unsupported + 1] = "firewall " .. text end
@@ -172,42 +173,83 @@ local schemas = {
 	},
 }
 
--- Read one section; nil when fw4 would skip it. `index` counts the sections of its type.
+-- What fw3 takes and fw4 no longer does; and the other way round (fw3 releases before nft).
+local fw3_plain = {
+	defaults = { custom_chains = "bool", disable_ipv6 = "bool" },
+	zone = { custom_chains = "bool" },
+	include = { family = "string", reload = "bool" },
+}
+local fw4_only = { auto_includes = true, fw4_compatible = true, position = true, chain = true, dscp = true, set_dscp = true, counter = true, masq6 = true }
+
+-- fw3: after one value it cannot read, later numbers are "invalid" as well (a stale errno, firewall3 options.c).
+local poisoned = false
+local numbers = { port = true, limit = true, number = true, mark = true }
+
+local function reader_of(s, name)
+	local reader = schemas[s.type][name]
+	if options.style == "fw3" then
+		reader = fw3_plain[s.type] and fw3_plain[s.type][name] or reader
+		if fw4_only[name] then reader = nil end
+		if reader == "old" then reader = "unsupported" end
+	end
+	return reader
+end
+
+local function say_unknown(out, name)
+	options.warn(options.style == "fw4" and out.title .. " specifies unknown option '" .. name .. "'" or "Option " .. out.path .. "." .. name .. " is unknown")
+end
+
+local function say_invalid(out, name, value)
+	options.warn(options.style == "fw4" and out.title .. " option '" .. name .. "' specifies invalid value '" .. value .. "'"
+		or "Option " .. out.path .. "." .. name .. " has invalid value '" .. value .. "'")
+end
+
+-- The values of one option, and whether one of them could not be read.
+local function read_values(out, o, reader, values)
+	local read, bad = {}, false
+	for _, v in ipairs(values) do
+		local value, wrong = readers[reader](v)
+		if options.style == "fw3" and poisoned and numbers[reader] then wrong = true end
+		if options.style == "fw3" and reader == "protocol" and value and not ({ tcp = 1, udp = 1, tcpudp = 1, icmp = 1, ["ipv6-icmp"] = 1, any = 1, esp = 1, ah = 1, sctp = 1, udplite = 1, igmp = 1, gre = 1 })[value.text] and not value.text:match("^%d+$") then
+			wrong = true
+		end
+		if wrong then
+			say_invalid(out, o.name, v)
+			bad, poisoned = true, true
+		else
+			read[#read + 1] = value
+		end
+	end
+	return read, bad
+end
+
+-- Read one section; nil when the real one would skip it. `index` counts the sections of its type.
 function options.read(s, index)
-	local schema = schemas[s.type]
-	local out = { title = title(s, index), index = index }
+	local out = { title = title(s, index), index = index, path = s.anonymous and string.format("@%s[%d]", s.type, index) or s.name }
 	local bad = false
 	for _, o in ipairs(s.options) do
-		local reader = schema[o.name]
+		local reader = reader_of(s, o.name)
 		local many = reader and reader:sub(1, 1) == "*"
 		reader = many and reader:sub(2) or reader
 		if not reader then
-			options.warn(out.title .. " specifies unknown option '" .. o.name .. "'")
+			say_unknown(out, o.name)
 		elseif reader == "old" then
 			options.warn(out.title .. " option '" .. o.name .. "' is not supported by fw4")
 		elseif reader == "unsupported" then
 			options.missing(s.type .. " option " .. o.name)
 		else
 			local values = many and uci.list(s, o.name) or { type(o.value) == "table" and o.value[#o.value] or o.value }
-			local read = {}
-			for _, v in ipairs(values) do
-				local value, wrong = readers[reader](v)
-				if wrong then
-					options.warn(out.title .. " option '" .. o.name .. "' specifies invalid value '" .. v .. "'")
-					bad = true
-				else
-					read[#read + 1] = value
-				end
-			end
+			local read, wrong = read_values(out, o, reader, values)
+			bad = bad or wrong
 			if many then out[o.name] = read else out[o.name] = read[1] end
 		end
 	end
 	if out.enabled == false then
-		options.warn(out.title .. " is disabled, ignoring section")
+		if options.style == "fw4" then options.warn(out.title .. " is disabled, ignoring section") end
 		return nil
 	end
 	if bad then
-		options.warn(out.title .. " skipped due to invalid options")
+		options.warn(options.style == "fw4" and out.title .. " skipped due to invalid options" or "Section " .. out.path .. " skipped due to invalid options")
 		return nil
 	end
 	return out

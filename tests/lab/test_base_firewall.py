@@ -1,0 +1,192 @@
+"""The stand-in's fw4 and fw3: the rules that real nft and iptables hold afterwards, and what is said about mistakes."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+from labrig import LINKS, NETIFD, MakeRoot, Root, Said
+
+UNSUPPORTED = "\necho ==unsupported; cat /tmp/lab-unsupported\n"
+
+
+def _up(root: Root, script: str) -> Said:
+    return root.run(LINKS + NETIFD + script)
+
+
+def _rules(text: str) -> str:
+    return re.sub(r"counter packets \d+ bytes \d+", "counter", re.sub(r' comment "[^"]*"', "", text))
+
+
+def _chain(text: str, name: str) -> list[str]:
+    body = text.split(f"\tchain {name} {{\n", 1)[1].split("\n\t}", 1)[0]
+    return [line.strip() for line in body.splitlines()]
+
+
+def test_a_balancers_rules_are_those_of_the_real_fw4(make_root: MakeRoot) -> None:
+    said = _up(make_root("fw4-lb1"), "fw4 -q start && nft list ruleset" + UNSUPPORTED)
+    assert said.err == ""
+    rules = _rules(said.out)
+    assert _chain(rules, "input")[:5] == [
+        "type filter hook input priority filter; policy drop;",
+        'iifname "lo" accept',
+        "ct state vmap { established : accept, related : accept }",
+        "ip saddr { 192.168.0.250, 203.0.113.128/25 } tcp dport 22 counter accept",
+        "ip6 saddr 2001:db8:113:f::/64 tcp dport 22 counter accept",
+    ]
+    wan = _chain(rules, "input_wan")
+    assert wan[:3] == [
+        "ip daddr 203.0.113.10 tcp dport { 80, 443 } counter accept",
+        "ip6 daddr 2001:db8:113::10 tcp dport { 80, 443 } counter accept",
+        "ip daddr 203.0.113.10 udp dport 5000-5010 counter accept",
+    ]
+    assert "meta l4proto vrrp ip saddr 203.0.113.12 counter accept" in wan
+    assert wan[-1] == "jump drop_from_wan"
+    assert "meta l4proto vrrp ip6 saddr fe80::/10 ip6 daddr ff02::12 counter accept" in _chain(rules, "input_lan")
+    assert _chain(rules, "srcnat_wan") == ["ip saddr 192.168.0.0/24 counter snat ip to 203.0.113.10"]
+    assert _chain(rules, "notrack_wan") == ["ip daddr 203.0.113.10 tcp dport 8081 counter notrack"]
+    assert _chain(rules, "forward_lan") == ["jump accept_to_wan", "jump reject_to_lan"]
+    assert "ip daddr 192.168.0.31 tcp dport 80 counter jump accept_to_lan" in _chain(rules, "forward_wan")
+    assert said.out.endswith("==unsupported\n")
+
+
+def test_variants_and_their_messages(make_root: MakeRoot) -> None:
+    root = make_root("fw4-variants")
+    root.put(
+        "etc/config/firewall",
+        (root.path / "etc/config/firewall").read_text().replace("flow_offloading '1'", "flow_offloading '0'"),
+    )
+    said = _up(root, "fw4 print >/tmp/p; fw4 -q check && fw4 -q start; nft list ruleset" + UNSUPPORTED)
+    rules = _rules(said.out)
+    for line in (
+        "elements = { 198.51.100.7, 203.0.113.128/25 }",
+        "limit rate 5000/second burst 10000 packets return",
+        "tcp flags & (fin | syn | rst | ack) == syn jump syn_flood",
+        "ct state vmap { invalid : drop, established : accept, related : accept }",
+        'iifname "tunl0" jump input_tun',
+        "ip daddr 203.0.113.10 udp dport 53 counter accept",
+        'iifname "gre*" jump input_tun',
+        "tcp dport 853 counter accept",
+        "udp dport 853 counter accept",
+        "tcp dport 8080 limit rate 100/second burst 200 packets counter accept",
+        "ip saddr != 203.0.113.66 ip daddr 203.0.113.10-203.0.113.19 tcp dport { 1000-1010, 1935 } counter accept",
+        'iifname "eth9" udp dport 694 counter accept',
+        "ip saddr @admins tcp dport 22 counter accept",
+        "ct state invalid counter drop",
+        "meta mark set meta mark & 0xfffff05f | 0x00000050",
+        "meta mark set 0x00000060",
+        "ip6 saddr fd00:0:0:1::/64 counter snat ip6 to 2001:db8:113::10",
+        "ip saddr 192.168.0.0/24 ip daddr != 192.168.0.0/16 masquerade",
+        "tcp option maxseg size set rt mtu",
+        "meta l4proto tcp counter accept",
+    ):
+        assert line in rules, line
+    mangle = _chain(rules, "mangle_prerouting")
+    assert (
+        'iifname "eth0" ip daddr 203.0.113.10 tcp dport { 80, 443 } counter '
+        "meta mark set meta mark & 0xfffff05f | 0x00000050" in mangle
+    )
+    for message in (
+        "(badzone) option 'src' specifies invalid value 'dmz'",
+        "(badport) option 'dest_port' specifies invalid value 'https'",
+        "(badport) skipped due to invalid options",
+        "(unknown option) specifies unknown option 'dport'",
+        "(mixed fam) is restricted to IPv4 but referenced addresses are IPv6 only or mixed, skipping",
+        "Section missing specifies unreachable path '/etc/nosuch.nft', ignoring section",
+        "Section legacy option 'fw4_compatible' is not set, ignoring section",
+    ):
+        assert message in said.err, message
+    assert said.out.endswith("==unsupported\n")
+
+
+def test_a_typo_in_an_option_opens_the_port_to_everything_as_on_openwrt(make_root: MakeRoot) -> None:
+    root = make_root("fw4-lb1")
+    root.put("etc/config/firewall", _zones("\toption proto 'tcp'\n\toption dport '4'\n"))
+    said = _up(root, "fw4 print")
+    assert "specifies unknown option 'dport'" in said.err
+    assert 'meta l4proto tcp counter accept comment "!fw4: r"' in said.out
+
+
+def _zones(rule: str) -> str:
+    return (
+        "config zone\n\toption name 'wan'\n\tlist network 'wan'\n\toption input 'DROP'\n\n"
+        f"config rule\n\toption name 'r'\n\toption src 'wan'\n\toption target 'ACCEPT'\n{rule}"
+    )
+
+
+@pytest.mark.parametrize(
+    "rule",
+    ["\toption proto 'tcp'\n\toption dest_port '0'\n", "\toption enabled '0'\n\toption dest_port '4'\n"],
+)
+def test_port_zero_and_disabled_rules_vanish(make_root: MakeRoot, rule: str) -> None:
+    root = make_root("fw4-lb1")
+    root.put("etc/config/firewall", _zones(rule))
+    assert '"!fw4: r"' not in _up(root, "fw4 print").out
+
+
+def test_a_bogus_protocol_or_long_name_makes_nft_refuse_everything_and_the_old_rules_stay(make_root: MakeRoot) -> None:
+    root = make_root("fw4-lb1")
+    said = _up(
+        root,
+        "fw4 -q start; uci add firewall rule >/dev/null; uci set firewall.@rule[-1].src=wan\n"
+        "uci set firewall.@rule[-1].proto=bogus; uci set firewall.@rule[-1].target=ACCEPT; uci commit\n"
+        "fw4 -q check; echo check=$?; fw4 -q reload; echo reload=$?\n"
+        "nft list chain inet fw4 input_wan | grep -c dport\n"
+        "uci set firewall.@rule[-1].proto=tcp; uci set firewall.@rule[-1].name=$(printf '%0130d' 1); uci commit\n"
+        "fw4 -q check; echo long=$?",
+    )
+    assert re.sub(r"Ruleset.*\n", "", said.out) == "check=1\nreload=1\n4\nlong=1\n"
+
+
+def test_without_netifd_the_zones_are_hollow_and_nft_still_accepts(make_root: MakeRoot) -> None:
+    said = make_root("fw4-lb1").run("fw4 print; fw4 check")
+    assert "jump input_wan" not in said.out
+    assert "Ruleset passes nftables check." in said.out
+
+
+@pytest.mark.parametrize(
+    ("overlay", "where"),
+    [("tproxy-a", "tproxy_divert"), ("tproxy-b", "mangle_prerouting"), ("tproxy-c", "mangle_prerouting")],
+)
+def test_the_three_places_for_a_divert_rule(make_root: MakeRoot, overlay: str, where: str) -> None:
+    said = _up(make_root(overlay), "fw4 print | sed 's/socket transparent 1/meta mark 0/' >/tmp/p; fw4 print")
+    if overlay == "tproxy-a":
+        assert 'include "/etc/nftables.d/*.nft"' in said.out
+    else:
+        chain = _chain(said.out, where)
+        assert chain[1].startswith("include ")
+        assert "divert.nft" in chain[1]
+        assert "mark" in chain[2]
+    assert ("Automatically including" in said.err) == (overlay == "tproxy-c")
+
+
+def test_fw3_holds_the_rules_in_iptables_for_both_families(make_root: MakeRoot) -> None:
+    root = make_root("fw3-lb1", release="19.07.10")
+    said = _up(root, "fw3 print" + UNSUPPORTED)
+    v4, v6 = said.out.split("# ip6tables-restore\n")
+    assert (
+        '-A INPUT -p tcp -s 203.0.113.128/25 -m tcp --dport 22 -m comment --comment "!fw3: ssh-admins" -j ACCEPT' in v4
+    )
+    assert "-p tcp -d 203.0.113.10 -m tcp --dport 443" in v4
+    assert "-A zone_wan_input -p 112 -s 203.0.113.12" in v4
+    assert "-A zone_wan_postrouting -s 192.168.0.0/24" in v4 and "-j SNAT --to-source 203.0.113.10" in v4
+    assert ":INPUT DROP" in v6 and "SNAT" not in v6
+    for program, text in (("iptables", v4), ("ip6tables", v6)):
+        root.put("tmp-rules", text.split("==unsupported")[0])
+        tested = root.run(f"{program}-restore --test </tmp-rules")
+        assert tested.code == 0 or "Table does not exist" in tested.err or "can't initialize" in tested.err, tested
+    assert said.out.endswith("==unsupported\n")
+
+
+def test_fw3_poisons_later_numbers_after_one_it_cannot_read(make_root: MakeRoot) -> None:
+    root = make_root("fw3-lb1", release="19.07.10")
+    root.put(
+        "etc/config/firewall",
+        "config zone\n\toption name 'wan'\n\tlist network 'wan'\n\n"
+        "config rule\n\toption name 'first'\n\toption src 'wan'\n\toption dest_port 'ssh'\n\toption target 'ACCEPT'\n\n"
+        "config rule\n\toption name 'second'\n\toption src 'wan'\n\toption dest_port '80'\n\toption target 'ACCEPT'\n",
+    )
+    said = _up(root, "fw3 -4 print")
+    assert "Warning: Option @rule[0].dest_port has invalid value 'ssh'" in said.err
+    assert "Warning: Option @rule[1].dest_port has invalid value '80'" in said.err
+    assert "--dport" not in said.out
