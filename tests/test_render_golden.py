@@ -11,7 +11,9 @@ from pathlib import Path
 import pytest
 
 import goldens
+from ndakit.load import load
 from ndakit.render import render
+from ndakit.workspace import Workspace
 
 
 @pytest.mark.parametrize(("name", "node"), goldens.cases())
@@ -67,3 +69,8 @@ def test_a_pair_renders_in_under_10_ms_once_warm() -> None:
             render(profile, node, goldens.TEMPLATES)
         times.append(time.perf_counter() - started)
     assert min(times) < 0.010
+
+
+@pytest.mark.parametrize("name", sorted(goldens.PROFILES))
+def test_the_loader_takes_every_example(name: str) -> None:
+    assert load(Workspace.at(goldens.ROOT), str(goldens.PROFILES[name])).profile == goldens.profile(name)
