@@ -219,6 +219,18 @@ def test_a_known_service_is_disabled(tmp_path: Path) -> None:
     assert "DISABLED_SERVICES=dropbear" in built.argv
 
 
+def test_a_service_that_cannot_be_looked_for_is_warned_of(tmp_path: Path) -> None:
+    built = driver(tmp_path, mode="no-root").image(request(tmp_path, disabled_services=("cron",)), tmp_path / "out")
+    assert built.warnings == ("whether there are services cron to disable could not be checked",)
+
+
+def test_what_the_labs_imagebuilder_lacks_is_passed_on_in_its_own_words() -> None:
+    text = "Building\nerror: no Debian mirror\n  where: apt's sources\n  fix:   add one\nmake: *** Error 3\n"
+    found = ibdiagnose.diagnose(text, ibdiagnose.Context("log", "d", (), 64, tuple))
+    assert isinstance(found, ibdiagnose.MachineLacking)
+    assert (found.what, found.where, found.fix, found.exit_code) == ("no Debian mirror", "apt's sources", "add one", 3)
+
+
 def test_manifest_lists_versions_and_makes_no_image(tmp_path: Path) -> None:
     builder = driver(tmp_path)
     found = builder.manifest("generic", ["haproxy"], ["ppp"])

@@ -369,6 +369,18 @@ def test_the_lab_refuses_a_target_that_it_does_not_have(place: Place) -> None:
         pipeline.build(place.workspace, loaded, ["lb1"], builder)
 
 
+def test_what_this_machine_lacks_for_the_lab_is_an_error_of_the_machine(place: Place, tmp_path: Path) -> None:
+    script = tmp_path / "shipped/lab/imagebuilder/instantiate.py"
+    script.parent.mkdir(parents=True)
+    said = "error: no space\\n  where: /cache\\n  fix:   make some\\n"
+    script.write_text(f"import sys\nsys.stderr.write('{said}')\nsys.exit(3)\n")
+    shutil.copytree(REPOSITORY / "templates", tmp_path / "shipped/templates")
+    workspace = Workspace(place.workspace.root, tmp_path / "shipped")
+    with pytest.raises(builders.LabFailed, match="no space") as caught:
+        pipeline.build(workspace, load.load(workspace, "bakery"), ["lb1"], builders.LabBuilder(workspace))
+    assert (caught.value.where, caught.value.fix, caught.value.exit_code) == ("/cache", "make some", 3)
+
+
 def test_the_labs_fingerprint_is_of_release_target_and_sources(place: Place, tmp_path: Path) -> None:
     shutil.copytree(
         REPOSITORY / "lab", tmp_path / "shipped/lab", symlinks=True, ignore=shutil.ignore_patterns("__pycache__")

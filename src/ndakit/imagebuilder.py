@@ -181,8 +181,8 @@ class ImageBuilder:
             raise self._failure(done, request.device, request.rootfs_mib)
         images = self._images(done, request, bin_dir)
         packages = self._manifest_of(bin_dir)
-        self._check_services(request.disabled_services)
-        warnings = [*_removed_anyway(request, packages), *_little_room(images, request)]
+        warnings = self._check_services(request.disabled_services)
+        warnings += [*_removed_anyway(request, packages), *_little_room(images, request)]
         return Built(images, packages, tuple(argv), time.monotonic() - started_s, tuple(warnings))
 
     def _configure(self, request: ImageRequest) -> None:
@@ -246,14 +246,16 @@ class ImageBuilder:
             raise ImageMissing("documented", [p.name for p in found] or ["no manifest"], self.log)
         return packages
 
-    def _check_services(self, names: Sequence[str]) -> None:
-        if not names:
-            return
-        roots = [p for p in sorted(self.root.glob("build_dir/*/root-*")) + sorted(self.root.glob("build_dir/root-*"))
-                 if (p / "etc/init.d").is_dir()]  # fmt: skip
+    def _check_services(self, names: Sequence[str]) -> list[str]:
+        """Refuse names that make let pass without a word; a warning if it left no root to look into."""
+        found = sorted(self.root.glob("build_dir/*/root-*")) + sorted(self.root.glob("build_dir/root-*"))
+        roots = [p for p in found if (p / "etc/init.d").is_dir()]
+        if names and not roots:
+            return [f"whether there are services {', '.join(sorted(names))} to disable could not be checked"]
         missing = [n for n in names if not any((r / "etc/init.d" / n).is_file() for r in roots)]
         if missing:
-            raise ServiceUnknown(missing, roots[0] if roots else self.root)
+            raise ServiceUnknown(missing, roots[0])
+        return []
 
     def _failure(self, done: process.Done, device: str, rootfs_mib: int) -> Exception:
         return self._told(done, device, rootfs_mib) or ibdiagnose.ImageBuilderFailed(

@@ -169,8 +169,9 @@ def image() -> int:
     extra = env("EXTRA_IMAGE_NAME").lower().replace("_", "-")
     prefix = f"openwrt-{RELEASE}-{extra}{'-' if extra else ''}{TARGET.replace('/', '-')}"
     root = HERE / "build_dir/target-x/root-x86/etc/init.d"
-    root.mkdir(parents=True, exist_ok=True)
-    (root / "dropbear").write_text("#!/bin/sh /etc/rc.common\n")
+    if MODE != "no-root":
+        root.mkdir(parents=True, exist_ok=True)
+        (root / "dropbear").write_text("#!/bin/sh /etc/rc.common\n")
     partsize = int(config["CONFIG_TARGET_ROOTFS_PARTSIZE"])
     if YEAR_MONTH >= (23, 5) and env("ROOTFS_PARTSIZE"):
         partsize = int(env("ROOTFS_PARTSIZE"))
