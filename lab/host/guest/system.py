@@ -6,18 +6,17 @@ Owns every call of a program (`ip`, whatever a test runs, ssh) and the private f
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import os
 import shlex
-import shutil
 import signal
-import subprocess
-import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 from guest.loop import HANGUP, READ, Loop, Timer
+
+TYPE_CHECKING = False  # what typing says as well; importing it would cost a tenth of the start under emulation
+if TYPE_CHECKING:
+    from typing import Any
 
 _CLONE_NEWNET = 0x40000000
 _OUTPUT_LIMIT = 4 << 20
@@ -38,33 +37,76 @@ class Refused(Exception):
 
 def new_namespace() -> None:
     """Put this process into a network namespace of its own."""
-    _call("unshare", ctypes.c_int(_CLONE_NEWNET))
+    if hasattr(os, "unshare"):
+        os.unshare(_CLONE_NEWNET)
+    else:
+        _call("unshare", _CLONE_NEWNET)
 
 
 def enter_namespace(pid: int) -> None:
     """Put this process into the network namespace of another one."""
     fd = os.open(f"/proc/{pid}/ns/net", os.O_RDONLY)
     try:
-        _call("setns", ctypes.c_int(fd), ctypes.c_int(_CLONE_NEWNET))
+        if hasattr(os, "setns"):
+            os.setns(fd, _CLONE_NEWNET)
+        else:
+            _call("setns", fd, _CLONE_NEWNET)
     finally:
         os.close(fd)
 
 
-def _call(name: str, *arguments: ctypes.c_int) -> None:
-    # os.unshare and os.setns exist from Python 3.12 on.
-    if getattr(ctypes.CDLL(None, use_errno=True), name)(*arguments) != 0:
+def _call(name: str, *arguments: int) -> None:
+    """A function of the C library that Python has from 3.12 on; older ones only run this outside of the lab's image."""
+    import ctypes
+
+    library = ctypes.CDLL(None, use_errno=True)
+    if getattr(library, name)(*map(ctypes.c_int, arguments)) != 0:
         code = ctypes.get_errno()
-        raise Refused(f"{name}: {os.strerror(code)}")
+        raise OSError(code, f"{name}: {os.strerror(code)}")
+
+
+def _spawn(argv: Sequence[str], stdin: bytes) -> tuple[int, int, int]:
+    """Start a program with that input: its process id, and where its two outputs can be read.
+
+    posix_spawn instead of the subprocess module: it neither copies this process nor loads a dozen modules.
+    """
+    feed = os.memfd_create("stdin")
+    while stdin:
+        stdin = stdin[os.write(feed, stdin) :]
+    os.lseek(feed, 0, os.SEEK_SET)
+    out, out_there = os.pipe2(os.O_CLOEXEC)
+    err, err_there = os.pipe2(os.O_CLOEXEC)
+    try:
+        pid = os.posix_spawnp(
+            argv[0],
+            list(argv),
+            _ENVIRONMENT,
+            file_actions=[
+                (os.POSIX_SPAWN_DUP2, there, here) for here, there in enumerate((feed, out_there, err_there))
+            ],
+            setsid=True,
+            setsigdef=[signal.SIGPIPE],
+        )
+    except OSError as cause:
+        os.close(out)
+        os.close(err)
+        raise Refused(f"{argv[0]}: {cause.strerror}") from cause
+    finally:
+        for fd in (feed, out_there, err_there):
+            os.close(fd)
+    return pid, out, err
 
 
 def ip(commands: Sequence[str]) -> None:
     """Run ip(8) commands in one go, in order, up to the first failure."""
-    text = "".join(f"{line}\n" for line in commands)
-    done = subprocess.run(
-        ["ip", "-batch", "-"], input=text, env=_ENVIRONMENT, capture_output=True, text=True, check=False, timeout=30
-    )
-    if done.returncode != 0:
-        raise Refused(f"ip: {' '.join(done.stderr.split())} (commands: {'; '.join(commands)})")
+    pid, out, err = _spawn(["ip", "-batch", "-"], "".join(f"{line}\n" for line in commands).encode())
+    os.close(out)
+    said = b""
+    while chunk := os.read(err, 4096):
+        said += chunk
+    os.close(err)
+    if os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) != 0:
+        raise Refused(f"ip: {' '.join(said.decode(errors='replace').split())} (commands: {'; '.join(commands)})")
 
 
 def interface_of(mac: str) -> str:
@@ -76,7 +118,7 @@ def interface_of(mac: str) -> str:
     raise Refused(f"no network card has the MAC address {mac}")
 
 
-def attach(parent: str, pid: int, name: str, mac: str, vlan: int | None) -> None:
+def attach(parent: str, pid: int, index: int, mac: str, vlan: int | None) -> None:
     """Give the namespace of process `pid` a card of its own on the segment that `parent` is on."""
     commands = [f"link set {parent} up"]
     if vlan is not None:
@@ -85,12 +127,21 @@ def attach(parent: str, pid: int, name: str, mac: str, vlan: int | None) -> None
             commands.append(f"link add link {parent} name {tagged} type vlan id {vlan}")
         commands.append(f"link set {tagged} up")
         parent = tagged
-    commands.append(f"link add link {parent} name {name} address {mac} netns {pid} type macvlan mode bridge")
+    # Its final name may be taken here, so it gets that over there.
+    commands.append(
+        f"link add link {parent} name {_arrival(pid, index)} address {mac} netns {pid} type macvlan mode bridge"
+    )
     ip(commands)
+
+
+def _arrival(pid: int, index: int) -> str:
+    """The name under which card `index` comes into the namespace of process `pid`."""
+    return f"n{pid}c{index}"
 
 
 def configure(spec: Mapping[str, Any]) -> None:
     """Bring up this namespace: sysctls first, then addresses and routes."""
+    ip([f"link set {_arrival(os.getpid(), index)} name eth{index}" for index in range(len(spec["interfaces"]))])
     settings = {
         "net.ipv6.conf.all.accept_dad": "0",
         "net.ipv6.conf.default.accept_dad": "0",
@@ -162,30 +213,17 @@ class Program:
         self._loop = loop
         self._done = done
         self._timed_out = False
-        with tempfile.TemporaryFile() as feed:
-            feed.write(stdin)
-            feed.seek(0)
-            try:
-                self._child = subprocess.Popen(
-                    list(argv),
-                    stdin=feed,
-                    stdout=subprocess.PIPE,
-                    stderr=subprocess.PIPE,
-                    env=_ENVIRONMENT,
-                    start_new_session=True,
-                )
-            except OSError as cause:
-                raise Refused(f"{argv[0]}: {cause.strerror}") from cause
-        assert self._child.stdout is not None
-        assert self._child.stderr is not None
-        self._output = {self._child.stdout.fileno(): bytearray(), self._child.stderr.fileno(): bytearray()}
-        self._fds = list(self._output)
+        self._pid, *self._fds = _spawn(argv, stdin)
+        self._output = {fd: bytearray() for fd in self._fds}
         for fd in self._fds:
             os.set_blocking(fd, False)
-            loop.watch(fd, READ, lambda _events, fd=fd: self._read(fd))  # type: ignore[misc]  # bound per descriptor
-        self._end = os.pidfd_open(self._child.pid)
+            self._watch(fd)
+        self._end = os.pidfd_open(self._pid)
         loop.watch(self._end, READ | HANGUP, self._ended)
         self._timer: Timer = loop.after(timeout_s, self._late)
+
+    def _watch(self, fd: int) -> None:
+        self._loop.watch(fd, READ, lambda _events: self._read(fd))
 
     def _read(self, fd: int) -> None:
         try:
@@ -199,19 +237,17 @@ class Program:
     def _late(self) -> None:
         self._timed_out = True
         with contextlib.suppress(ProcessLookupError):
-            os.killpg(self._child.pid, signal.SIGKILL)
+            os.killpg(self._pid, signal.SIGKILL)
 
     def _ended(self, _events: int) -> None:
         self._timer.cancel()
         self._loop.unwatch(self._end)
         os.close(self._end)
-        code = self._child.wait()
+        code = os.waitstatus_to_exitcode(os.waitpid(self._pid, 0)[1])
         for fd in self._fds:
             self._read(fd)
             self._loop.unwatch(fd)
-        for stream in (self._child.stdout, self._child.stderr):
-            assert stream is not None
-            stream.close()
+            os.close(fd)
         out, err = (bytes(self._output[fd]) for fd in self._fds)
         self._done(
             {
@@ -243,20 +279,19 @@ def ssh_argv(given: Mapping[str, Any], options: Sequence[str]) -> list[str]:
 
 
 def ssh_with_key(loop: Loop, given: Mapping[str, Any], stdin: bytes, done: Callable[[dict[str, Any]], None]) -> None:
-    """Run a command over SSH; the private key lies in a private folder in memory until it has ended."""
-    folder = Path(tempfile.mkdtemp(prefix="key-", dir="/run" if os.access("/run", os.W_OK) else None))
+    """Run a command over SSH; the private key lies in a nameless file in memory until the command has ended."""
+    fd = os.memfd_create("key")
+    os.fchmod(fd, 0o600)
+    os.write(fd, given["key"].rstrip("\n").encode() + b"\n")
 
     def ended(result: dict[str, Any]) -> None:
-        shutil.rmtree(folder, ignore_errors=True)
+        os.close(fd)
         done(result)
 
+    options = ["-i", f"/proc/{os.getpid()}/fd/{fd}", "-o", "PreferredAuthentications=publickey", "-o", "LogLevel=ERROR"]
     try:
-        file = folder / "key"
-        file.touch(mode=0o600)
-        file.write_text(given["key"].rstrip("\n") + "\n")
-        options = ["-i", str(file), "-o", "PreferredAuthentications=publickey", "-o", "LogLevel=ERROR"]
         words = [*ssh_argv(given, options), shlex.join(given["argv"])]
         Program(loop, words, stdin=stdin, timeout_s=given["timeout_s"], done=ended)
     except BaseException:
-        shutil.rmtree(folder, ignore_errors=True)
+        os.close(fd)
         raise

@@ -12,7 +12,6 @@ import socket
 import struct
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
 
 from guest.loop import READ, WRITE, Loop
 from guest.servers import SERVER_HEADER, plain
@@ -30,10 +29,8 @@ _WORDS = {
     errno.ETIMEDOUT: "time-out",
     errno.EADDRNOTAVAIL: "no-source-port",
 }
-_UNKNOWN_SERVER = ""
 
 
-@dataclass(frozen=True)
 class Target:
     """What is asked: `kind` is http, tcp, udp or icmp.
 
@@ -41,14 +38,33 @@ class Target:
     `source` binds the client's address. `accept` is the range of statuses that count as an answer.
     """
 
-    kind: str
-    address: str
-    port: int = 0
-    payload: bytes = b""
-    source: str = ""
-    lines: int = 0
-    head_only: bool = False
-    accept: tuple[int, int] = (0, 999)
+    def __init__(
+        self,
+        kind: str,
+        address: str,
+        port: int = 0,
+        payload: bytes = b"",
+        source: str = "",
+        lines: int = 0,
+        head_only: bool = False,
+        accept: tuple[int, int] = (0, 999),
+    ) -> None:
+        self.kind = kind
+        self.address = address
+        self.port = port
+        self.payload = payload
+        self.source = source
+        self.lines = lines
+        self.head_only = head_only
+        self.accept = accept
+
+    def from_source(self, source: str) -> Target:
+        """The same from another address of the client's."""
+        return Target(**{**vars(self), "source": source})
+
+    def at_port(self, port: int) -> Target:
+        """The same at another port."""
+        return Target(**{**vars(self), "port": port})
 
     @property
     def family(self) -> int:
@@ -56,20 +72,24 @@ class Target:
         return socket.AF_INET6 if ":" in self.address else socket.AF_INET
 
 
-@dataclass
 class Outcome:
     """How a try went. Times are seconds on the monotonic clock; `error` is "" for an answer."""
 
-    started_s: float
-    ended_s: float = 0.0
-    connected_s: float | None = None
-    error: str = ""
-    status: int = 0
-    server: str = _UNKNOWN_SERVER
-    headers: list[tuple[str, str]] = field(default_factory=list)
-    body: bytes = b""
-    local: tuple[str, int] = ("", 0)
-    reused: bool = False
+    __slots__ = (
+        *("body", "connected_s", "ended_s", "error", "headers", "local", "reused", "server", "started_s", "status"),
+    )
+
+    def __init__(self, started_s: float) -> None:
+        self.started_s = started_s
+        self.ended_s = 0.0
+        self.connected_s: float | None = None
+        self.error = ""
+        self.status = 0
+        self.server = ""
+        self.headers: list[tuple[str, str]] = []
+        self.body = b""
+        self.local = ("", 0)
+        self.reused = False
 
     def row(self) -> list[object]:
         """The short form for long lists: start, end, connected (milliseconds), error, status, server."""

@@ -14,6 +14,7 @@ from ndakit.lab_host.hosts import (
     Service,
     Web,
 )
+from ndakit.lab_host.image import LabHostNotMade, LabImage, make_image
 from ndakit.lab_host.measure import Answer, Clock, Gap, Load, Ping, Polled, Ran, SshProbe, Try, WebStats, gaps
 from ndakit.lab_host.poller import Poller
 
@@ -27,8 +28,10 @@ __all__ = [
     "Interface",
     "LabCommandFailed",
     "LabHostLost",
+    "LabHostNotMade",
     "LabHostRefused",
     "LabHosts",
+    "LabImage",
     "Load",
     "Ping",
     "Polled",
@@ -40,4 +43,5 @@ __all__ = [
     "Web",
     "WebStats",
     "gaps",
+    "make_image",
 ]
