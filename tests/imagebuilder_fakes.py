@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import sys
 from pathlib import Path
 
 from ndakit.ibrequest import ImageRequest
@@ -43,8 +44,8 @@ services: {web: {vip: www, port: 80, protocol: http, pool: web}}
 def fake(folder: Path, release: str = "24.10.8", target: str = "x86/64", mode: str = "", **more: str) -> Path:
     """A fake ImageBuilder of a release; `mode` is what goes wrong."""
     folder.mkdir(parents=True)
-    for name in ("Makefile", "fake.py"):
-        shutil.copyfile(SOURCE / name, folder / name)
+    (folder / "Makefile").write_text((SOURCE / "Makefile").read_text().replace("@PYTHON", f"@{sys.executable}"))
+    shutil.copyfile(SOURCE / "fake.py", folder / "fake.py")
     settings = {"release": release, "target": target, "mode": mode, **more}
     (folder / "fake.json").write_text(json.dumps(settings))
     config = CONFIG if tuple(map(int, release.split(".")[:2])) >= (21, 2) else CONFIG.replace("_EFI_", "_NO_")
