@@ -3,6 +3,7 @@
 `image` builds what such a machine boots, `hosts` talks to one that runs, `measure` holds what it measured.
 """
 
+from ndakit.lab_host import image
 from ndakit.lab_host.channel import LabHostLost, LabHostRefused
 from ndakit.lab_host.hosts import (
     Behaviour,
@@ -14,7 +15,7 @@ from ndakit.lab_host.hosts import (
     Service,
     Web,
 )
-from ndakit.lab_host.image import LabHostNotMade, LabImage, make_image
+from ndakit.lab_host.image import LabHostNotMade, LabImage
 from ndakit.lab_host.measure import Answer, Clock, Gap, Load, Ping, Polled, Ran, SshProbe, Try, WebStats, gaps
 from ndakit.lab_host.poller import Poller
 
@@ -43,5 +44,5 @@ __all__ = [
     "Web",
     "WebStats",
     "gaps",
-    "make_image",
+    "image",
 ]

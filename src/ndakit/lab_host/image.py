@@ -52,17 +52,17 @@ class LabImage:
         )
 
 
-def make_image(lab: Path, cache: Path, *, on_line: Callable[[str], None] | None = None) -> LabImage:
+def build(lab: Path, cache: Path, *, tell: Callable[[str], None] = lambda text: None) -> LabImage:
     """What lab hosts boot, made of the sources in `lab` if it is not in `cache` yet (seconds; then at once).
 
-    `on_line` gets the lines of progress. Raises LabHostNotMade (no network, no space, …), process.ProcessFailed.
+    `tell` gets the lines of progress. Raises LabHostNotMade (no network, no space, …), process.ProcessFailed.
     """
     said: list[str] = []
 
     def line(text: str) -> None:
         said.append(text)
-        if on_line is not None and text.startswith("debian: "):
-            on_line(text.removeprefix("debian: "))
+        if text.startswith("debian: "):
+            tell(text.removeprefix("debian: "))
 
     argv: list[str | Path] = [sys.executable, lab / "host/build.py", "--cache", cache]
     done = process.run(argv, timeout_s=_BUILD_S, check=False, on_line=line)
