@@ -7,7 +7,6 @@ namespaces, as the validators do.
 from __future__ import annotations
 
 import functools
-import shutil
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -70,20 +69,18 @@ class Root:
     def __init__(self, folder: Path, *overlays: Path | str, release: str = "24.10.8", packages: str = PACKAGES) -> None:
         """Make it in `folder`. An overlay given by name is one of tests/lab/overlays."""
         self.path = folder / "root"
-        files = folder / "files"
-        files.mkdir(parents=True, exist_ok=True)
+        self.path.mkdir(parents=True)
+        base = _base(release, packages).root
+        tree.link_tree(base, self.path)
         for overlay in overlays:
-            source = OVERLAYS / overlay if isinstance(overlay, str) else overlay
-            shutil.copytree(source, files, dirs_exist_ok=True, symlinks=True)
-        tree.image_root(_base(release, packages), self.path, files, [], EPOCH)
+            tree.lay_over(OVERLAYS / overlay if isinstance(overlay, str) else overlay, self.path)
         # What scripts may write to must not be a hard link into the cache.
-        for place in ("etc", "usr/lib/lab/family"):
-            for path in [self.path / place, *(self.path / place).rglob("*")]:
-                if path.is_file() and not path.is_symlink():
-                    data, mode = path.read_bytes(), path.stat().st_mode
-                    path.unlink()
-                    path.write_bytes(data)
-                    path.chmod(mode & 0o7777)
+        for path in [*(self.path / "etc/config").iterdir(), *(self.path / "etc").iterdir()]:
+            if path.is_file() and not path.is_symlink():
+                data, mode = path.read_bytes(), path.stat().st_mode
+                path.unlink()
+                path.write_bytes(data)
+                path.chmod(mode & 0o7777)
 
     def put(self, name: str, text: str, mode: int = 0o644) -> None:
         """Write a file."""

@@ -246,7 +246,7 @@ def _targz(job: Job) -> None:
 
     with (
         (job.target / name).open("wb") as raw,
-        gzip.GzipFile(fileobj=raw, mode="wb", mtime=0, filename="") as packed,
+        gzip.GzipFile(fileobj=raw, mode="wb", compresslevel=1, mtime=0, filename="") as packed,
         tarfile.open(fileobj=packed, mode="w", format=tarfile.GNU_FORMAT) as tar,
     ):
         for path in sorted(job.root.rglob("*")):

@@ -82,9 +82,9 @@ def image_root(base: Base, into: Path, files: Path | None, disabled: Sequence[st
     """Make the root of one image in `into`: base, FILES, enabled services, settled times. The services' messages."""
     shutil.rmtree(into, ignore_errors=True)
     into.parent.mkdir(parents=True, exist_ok=True)
-    _link_tree(base.root, into)
+    link_tree(base.root, into)
     if files is not None and files.is_dir():  # a folder that does not exist is silently left out, as in rootfs.mk
-        _overlay(files, into)
+        lay_over(files, into)
     said = _enable(into, disabled)
     for name in ("tmp", "boot"):
         shutil.rmtree(into / name, ignore_errors=True)
@@ -250,7 +250,7 @@ def _lay(folder: Path, root: Path) -> None:
             target.chmod(0o755 if script else 0o600 if secret else 0o644)
 
 
-def _link_tree(source: Path, into: Path) -> None:
+def link_tree(source: Path, into: Path) -> None:
     """A copy of a tree whose files are hard links: nothing in it may be written, only replaced."""
     for folder, names, others in os.walk(source):
         here = into / os.path.relpath(folder, source)
@@ -263,7 +263,7 @@ def _link_tree(source: Path, into: Path) -> None:
                 shutil.copy2(os.path.join(folder, name), here / name, follow_symlinks=False)  # noqa: PTH118  # speed
 
 
-def _overlay(files: Path, root: Path) -> None:
+def lay_over(files: Path, root: Path) -> None:
     """Copy FILES over the root: its modes and links as they are, replacing what is there."""
     for path in sorted(files.rglob("*")):
         target = root / path.relative_to(files)

@@ -320,6 +320,7 @@ function service.tick()
 			end
 			local due = instance.wake or instance.kill_at
 			if due then next_due = math.min(next_due, math.max(0, due - now())) end
+			if instance.kill_at then next_due = math.min(next_due, 0.05) end -- it ends any moment
 		end
 	end
 	return next_due

@@ -69,14 +69,14 @@ local function matches(r, family, protocol, restricted, both)
 	local typed = (p == "icmp" or p == "ipv6-icmp") and r.icmp_type and #r.icmp_type > 0
 	if not has_ports and not typed then text = text .. match.protocol({ text = p, negative = protocol.negative }) end
 	text = text .. match.addresses(family, "saddr", r.src_ip) .. match.addresses(family, "daddr", r.dest_ip) .. match.macs(r.src_mac)
+	if r.ipset then
+		local dir = r.ipset.directions:match("dst") and "daddr" or "saddr"
+		text = text .. (family == 4 and "ip " or "ip6 ") .. dir .. (r.ipset.negative and " != @" or " @") .. r.ipset.name .. " "
+	end
 	if has_ports then
 		local a, b = match.ports(p, "sport", r.src_port), match.ports(p, "dport", r.dest_port)
 		if not a or not b then return {} end
 		text = text .. a .. b
-	end
-	if r.ipset then
-		local dir = r.ipset.directions:match("dst") and "daddr" or "saddr"
-		text = text .. (family == 4 and "ip " or "ip6 ") .. dir .. (r.ipset.negative and " != @" or " @") .. r.ipset.name .. " "
 	end
 	text = text .. match.mark(r.mark)
 	if not typed then return { text } end
@@ -98,8 +98,14 @@ local function zone_of(fw, r, option)
 end
 
 local function emit(fw, r, chain, statement, fallback, prefix)
+	if r.ipset then
+		local family = fw.set_families[r.ipset.name]
+		if not family then return skip(r, "references unknown set '" .. r.ipset.name .. "'") end
+		r.family = family
+	end
 	local fams, restricted = families(r, { "src_ip", "dest_ip", "snat_ip" })
 	if not fams then return end
+	restricted = restricted or r.ipset ~= nil
 	local limit = match.limit(r.limit, r.limit_burst)
 	local counter = r.counter == false and "" or "counter "
 	local log = r.log and ('log prefix "' .. (r.log == "1" and (r.name or fallback) .. ": " or r.log .. ": ") .. '" ') or ""
@@ -229,6 +235,7 @@ function rules.ipset(fw, s)
 	if not s then return end
 	if not s.name then return skip(s, "must have a name") end
 	local family = s.family == 6 and 6 or 4
+	fw.set_families[s.name] = family
 	local types, interval = {}, false
 	for _, m in ipairs(s.match or {}) do
 		local what = m:match("([^_]+)$")

@@ -104,7 +104,7 @@ function state.load()
 	local ok, package = pcall(uci.load, "firewall")
 	if not ok then return nil, tostring(package) end
 	if not package then return nil, "Unable to load firewall configuration" end
-	local fw = { zones = {}, by_name = {}, scripts = {}, includes = {}, sets = {}, chains = {}, defaults = {} }
+	local fw = { zones = {}, by_name = {}, scripts = {}, includes = {}, sets = {}, set_families = {}, chains = {}, defaults = {} }
 	local counts = {}
 	local by_type = {}
 	for _, s in ipairs(package.sections) do
