@@ -12,6 +12,7 @@ import contextlib
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
@@ -34,11 +35,13 @@ from ndakit.switch import Switch
 from ndakit.vmspec import Disk, Nic, VmSpec
 
 BALANCER_MEMORY_MIB = 256
-LAB_MEMORY_MIB = 192
+LAB_MEMORY_MIB = 128
+HOST_MEMORY_MIB = 6
 BOOT_TIMEOUT_S = 240.0
 SETTLE_TIMEOUT_S = 120.0
 POLL_INTERVAL_S = 0.02
 POLL_TIMEOUT_S = 0.25
+SCAN_TIMEOUT_S = 1.0
 REQUEST_TIMEOUT_S = 5.0
 MASTER_POLL_S = 0.5
 
@@ -180,17 +183,8 @@ class LabNetwork:
             Nic(f"seg{i}", mac_of(self.profile.name, name, segment), switch.port(segment, f"{name}-{segment}"))
             for i, segment in enumerate(self.plan.segments)
         )
-        image = self._lab_image
-        return VmSpec(
-            name=name,
-            memory_mib=LAB_MEMORY_MIB,
-            disks=(Disk(image.root, read_only=True),),
-            nics=nics,
-            kernel=image.kernel,
-            initrd=image.initrd,
-            append=image.append,
-            agent_serial=True,
-        )
+        hosts = sum(h.role in MACHINES[name] for h in self.plan.hosts.values())
+        return self._lab_image.machine(name, nics, memory_mib=LAB_MEMORY_MIB + HOST_MEMORY_MIB * hosts)
 
     def _populate(self, name: str, machine: vm.Vm) -> None:
         """Make the hosts of one lab machine, and start what they offer."""
@@ -293,7 +287,10 @@ class LabNetwork:
         return self.wait_master(lambda found: found not in ("", old), timeout_s)
 
     def settle(self, timeout_s: float = SETTLE_TIMEOUT_S) -> None:
-        """Wait until every running node sees every server up, and every VIP has one holder. Raises LabNotReady."""
+        """Wait until every running node sees every server up, and every VIP is where it belongs. Raises LabNotReady.
+
+        It belongs on one node; with preemption on the preferred one, if that runs.
+        """
         end_s = time.monotonic() + timeout_s
         while trouble := self._unsettled():
             if time.monotonic() >= end_s:
@@ -310,7 +307,13 @@ class LabNetwork:
                 down = [f"{s.proxy}/{s.server} {s.status}" for s in states if not s.up]
                 if down:
                     return f"{node} sees {', '.join(down)}"
-        wrong = [f"VIP {v} is on {', '.join(n) or 'no node'}" for v, n in self.vip_holders().items() if len(n) != 1]
+        holders = self.vip_holders()
+        wrong = [f"VIP {v} is on {', '.join(n) or 'no node'}" for v, n in holders.items() if len(n) != 1]
+        preferred = self.profile.preferred()
+        if not wrong and self.profile.vrrp.preempt and not self.profile.standalone and self.is_up(preferred):
+            wrong = [
+                f"VIP {v} is not on {preferred}, the preferred node" for v, n in holders.items() if n != (preferred,)
+            ]
         return "; ".join(wrong)
 
     # -- statistics ----------------------------------------------------------------------------------------------------
@@ -431,24 +434,29 @@ class LabNetwork:
         service = self.profile.services[name]
         return self.load(self.client_for(endpoint), endpoint.address, port, service.pool, service.protocol, requests)
 
-    def poller(self, front: tuple[str, Endpoint, int]) -> Poller:
-        """Ask a service every 20 ms over fresh connections, until the context ends."""
+    def poller(self, front: tuple[str, Endpoint, int], interval_s: float = POLL_INTERVAL_S) -> Poller:
+        """Ask a service every 20 ms (or another interval) over fresh connections, until the context ends."""
         name, endpoint, port = front
         seat = self.client_for(endpoint)
         http = self.profile.services[name].protocol == "http"
         url = f"{'http' if http else 'tcp'}://{literal(endpoint.address)}:{port}" + ("/" if http else "")
         return self._host(seat).poller(
             url,
-            interval_s=POLL_INTERVAL_S,
+            interval_s=interval_s,
             timeout_s=POLL_TIMEOUT_S,
             source=self._source(seat, endpoint.address),
             lines=0 if http else 1,
         )
 
     def scan(self, seat: Seat, address: Address, ports: Sequence[int]) -> dict[int, str]:
-        """Port → open, closed, filtered, ….; each twice if it did not answer, for a single frame may be lost."""
+        """Port → open, closed (refused), filtered (nothing came within a second), …."""
         host, source = self._host(seat), self._source(seat, address)
-        return host.scan(address, ports, source=source, timeout_s=1.0)
+        return host.scan(address, ports, source=source, timeout_s=SCAN_TIMEOUT_S)
+
+    def scan_all(self, wanted: Sequence[tuple[Seat, Address, Sequence[int]]]) -> list[dict[int, str]]:
+        """Several scans at once, for each spends its time waiting for ports that keep silent."""
+        with ThreadPoolExecutor(max_workers=max(1, len(wanted))) as pool:
+            return list(pool.map(lambda one: self.scan(*one), wanted))
 
     def ssh_probe(self, seat: Seat, address: Address) -> SshProbe:
         """Banner and ways to authenticate."""

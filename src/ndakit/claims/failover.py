@@ -8,6 +8,9 @@ from ndakit.claims.base import Outcome, targets
 from ndakit.lab_network import LabNetwork
 from ndakit.model import Endpoint, Profile
 
+RETURN_POLL_S = 0.1
+"""A booting node needs the processor; the handover it ends with is no emergency."""
+
 GAP_SLACK_S = 0.45
 """Beyond VRRP's own time (3 adverts and the skew): GARP, the client's 20 ms polling, emulation."""
 
@@ -74,7 +77,7 @@ def power_on(lab: LabNetwork) -> Outcome:
     if not off:
         return Outcome(False, "not tried", "no node was off: failover/power-off has to come before")
     node, holder = off[0], lab.master()
-    with lab.poller(poll_target(lab.profile)) as poll:
+    with lab.poller(poll_target(lab.profile), RETURN_POLL_S) as poll:
         boot_s = lab.power_on(node)
         wanted = lab.profile.preferred() if lab.profile.vrrp.preempt else holder
         wait_s = lab.profile.vrrp.preempt_delay_s + 20

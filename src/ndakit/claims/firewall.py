@@ -12,21 +12,22 @@ WATCHED_PORTS = (21, 22, 23, 25, 53, 80, 111, 179, 443, 3306, 8080, 8404, 9090, 
 
 
 def firewall(lab: LabNetwork, network: str) -> Outcome:
-    """A list of ports tried from a client, a stranger and the servers' network, against what the model opens."""
+    """A list of ports tried from a client and a stranger of the network, against what the model opens."""
     seats = {f"client-{network}": lab.plan.clients.get(network), f"stranger-{network}": lab.plan.strangers.get(network)}
+    wanted = [
+        (who, seat, target, allowed)
+        for who, seat in seats.items()
+        if seat is not None
+        for target, allowed in expected_open(lab, seat, network).items()
+    ]
+    found = lab.scan_all([(seat, target, sorted({*WATCHED_PORTS, *allowed})) for _, seat, target, allowed in wanted])
     wrong: list[str] = []
-    tried = 0
-    for who, seat in seats.items():
-        if seat is None:
-            continue
-        for target, allowed in expected_open(lab, seat, network).items():
-            ports = sorted({*WATCHED_PORTS, *allowed})
-            for port, state in lab.scan(seat, target, ports).items():
-                tried += 1
-                if (state == "open") != (port in allowed):
-                    wrong.append(
-                        f"{who} finds {target}:{port} {state}, the profile says {'open' if port in allowed else 'shut'}"
-                    )
+    for (who, _, target, allowed), states in zip(wanted, found, strict=True):
+        for port, state in states.items():
+            if (state == "open") != (port in allowed):
+                says = "open" if port in allowed else "shut"
+                wrong.append(f"{who} finds {target}:{port} {state}, the profile says {says}")
+    tried = sum(len(states) for states in found)
     return Outcome(not wrong and tried > 0, f"{tried} ports tried", "; ".join(wrong[:6]), {"tried": tried})
 
 

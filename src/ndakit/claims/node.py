@@ -74,12 +74,8 @@ def ssh(lab: LabNetwork, node: str) -> Outcome:
                     wrong.append(f"the key given by --identity does not log in to {target}")
     if not inside:
         wrong.append("nobody in the lab is inside access.sources")
-    outside = 0
-    for network, seat in lab.plan.strangers.items():
-        for target in reachable_addresses(lab, node, seat):
-            outside += 1
-            if lab.scan(seat, target, [22])[22] == "open":
-                wrong.append(f"a stranger on {network} ({seat.address(target.version)}) reaches port 22 of {target}")
+    wrong += intruders(lab, node, 22)
+    outside = sum(len(reachable_addresses(lab, node, seat)) for seat in lab.plan.strangers.values())
     figure = f"{inside} way(s) in, {outside} shut" + (", login by key works" if login else "")
     return Outcome(not wrong, figure, "; ".join(wrong), {"inside": inside, "outside": outside})
 
@@ -95,10 +91,23 @@ def statistics(lab: LabNetwork, node: str) -> Outcome:
             servers = max(servers, len(states))
             if not states:
                 wrong.append(f"{source} does not get it from {target}")
-    for network, seat in lab.plan.strangers.items():
-        wrong += [f"a stranger on {network} reaches it on {t}" for t in reachable_addresses(lab, node, seat)
-                  if lab.scan(seat, t, [port])[port] == "open"]  # fmt: skip
+    wrong += intruders(lab, node, port)
     return Outcome(not wrong and servers > 0, f"{servers} servers listed", "; ".join(wrong))
+
+
+def intruders(lab: LabNetwork, node: str, port: int) -> list[str]:
+    """Which strangers find a port of the node open."""
+    wanted = [
+        (network, seat, target)
+        for network, seat in lab.plan.strangers.items()
+        for target in reachable_addresses(lab, node, seat)
+    ]
+    found = lab.scan_all([(seat, target, [port]) for _, seat, target in wanted])
+    return [
+        f"a stranger on {network} ({seat.address(target.version)}) reaches port {port} of {target}"
+        for (network, seat, target), states in zip(wanted, found, strict=True)
+        if states[port] == "open"
+    ]
 
 
 def quiet(lab: LabNetwork, node: str) -> Outcome:
