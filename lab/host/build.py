@@ -36,6 +36,7 @@ from standin.tools import ToolFailed, Tools  # noqa: E402
 PACKAGES = (
     "linux-image-cloud-amd64",
     "busybox-static",
+    "dropbear-bin",
     "iproute2",
     "iputils-ping",
     "libpython3.13-stdlib",

@@ -36,12 +36,15 @@ _OWN = "-"
 
 
 class Process:
-    """A worker process: its channel, and the requests it has not answered yet."""
+    """A worker process: its channel, its namespace if that is its own, and the requests it has not answered yet."""
 
     def __init__(self, pid: int, lines: Lines) -> None:
         self.pid = pid
         self.lines = lines
         self.pending: set[bytes] = set()
+        self.namespace: int | None = None
+        self.cards = 0
+        self.configuring = b""
 
 
 class Switchboard:
@@ -100,19 +103,25 @@ class Switchboard:
         parents = [system.interface_of(card["nic"]) for card in spec["interfaces"]]
         process = self._start(name, system.new_namespace, urgent=False)
         try:
+            process.namespace = system.namespace_of(process.pid)
             for index, (card, parent) in enumerate(zip(spec["interfaces"], parents, strict=True)):
                 system.attach(parent, process.pid, index, card["mac"], card.get("vlan"))
+                process.cards += 1
         except BaseException:
             self._stop(name)
             raise
+        process.configuring = number
         self._pass_on(name, number, json.dumps({"do": "configure", "spec": spec}).encode())
 
     def do_fork(self, _number: bytes, given: dict[str, Any]) -> dict[str, Any]:
         """Another process in a host's namespace, for what must not wait for anything else there."""
         host = self._processes[given["host"]]
+        namespace = host.namespace
+        if namespace is None:
+            raise system.Refused(f"{given['host']} is not a host")
         self._count += 1
         name = f"{given['host']}/{self._count}"
-        self._start(name, lambda: system.enter_namespace(host.pid), urgent=bool(given.get("urgent")))
+        self._start(name, lambda: system.enter_namespace(namespace), urgent=bool(given.get("urgent")))
         return {"who": name}
 
     def do_remove(self, _number: bytes, given: dict[str, Any]) -> dict[str, Any]:
@@ -156,7 +165,11 @@ class Switchboard:
         return process
 
     def _answered(self, name: str, line: bytes) -> None:
-        self._processes[name].pending.discard(line.partition(b" ")[0])
+        number, _, text = line.partition(b" ")
+        process = self._processes[name]
+        process.pending.discard(number)
+        if number == process.configuring and text.startswith(b'{"error"'):
+            self._stop(name)  # half a host must not be in the way of the next attempt
         self._reply(line)
 
     def _stop(self, name: str) -> None:
@@ -167,6 +180,10 @@ class Switchboard:
         process = self._processes.pop(name)
         process.lines.close()
         os.waitpid(process.pid, 0)
+        if process.namespace is not None:
+            # The kernel would remove the cards as well, but some time later; until then they would answer.
+            system.detach(process.namespace, process.pid, process.cards)
+            os.close(process.namespace)
         for number in process.pending:
             self._answer(number, {"error": f"the process of {name} ended before it answered"})
 
@@ -178,15 +195,15 @@ def _be_worker(fd: int, is_ready: int, into: Callable[[], None], *, urgent: bool
     """What a new process does; it never returns."""
     code = 1
     try:
-        for inherited in map(int, os.listdir("/proc/self/fd")):  # noqa: PTH208  # only the names, and quickly
-            if inherited > 2 and inherited not in (fd, is_ready):
-                with contextlib.suppress(OSError):
-                    os.close(inherited)
         try:
             into()
         except (system.Refused, OSError) as cause:
             os.write(is_ready, str(cause).encode())
             return
+        for inherited in map(int, os.listdir("/proc/self/fd")):  # noqa: PTH208  # only the names, and quickly
+            if inherited > 2 and inherited not in (fd, is_ready):
+                with contextlib.suppress(OSError):
+                    os.close(inherited)
         os.write(is_ready, b"ok")
         os.close(is_ready)
         worker.serve(fd, urgent=urgent)

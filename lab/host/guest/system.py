@@ -43,16 +43,17 @@ def new_namespace() -> None:
         _call("unshare", _CLONE_NEWNET)
 
 
-def enter_namespace(pid: int) -> None:
-    """Put this process into the network namespace of another one."""
-    fd = os.open(f"/proc/{pid}/ns/net", os.O_RDONLY)
-    try:
-        if hasattr(os, "setns"):
-            os.setns(fd, _CLONE_NEWNET)
-        else:
-            _call("setns", fd, _CLONE_NEWNET)
-    finally:
-        os.close(fd)
+def namespace_of(pid: int) -> int:
+    """The network namespace of a process, as a descriptor that keeps it alive."""
+    return os.open(f"/proc/{pid}/ns/net", os.O_RDONLY | os.O_CLOEXEC)
+
+
+def enter_namespace(fd: int) -> None:
+    """Put this process into that network namespace."""
+    if hasattr(os, "setns"):
+        os.setns(fd, _CLONE_NEWNET)
+    else:
+        _call("setns", fd, _CLONE_NEWNET)
 
 
 def _call(name: str, *arguments: int) -> None:
@@ -132,6 +133,21 @@ def attach(parent: str, pid: int, index: int, mac: str, vlan: int | None) -> Non
         f"link add link {parent} name {_arrival(pid, index)} address {mac} netns {pid} type macvlan mode bridge"
     )
     ip(commands)
+
+
+def detach(namespace: int, pid: int, cards: int) -> None:
+    """Remove the cards of a namespace whose process `pid` is gone."""
+    here = namespace_of(os.getpid())
+    try:
+        enter_namespace(namespace)
+        for index in range(cards):
+            for name in (f"eth{index}", _arrival(pid, index)):
+                with contextlib.suppress(Refused):
+                    ip([f"link delete {name}"])
+                    break
+    finally:
+        enter_namespace(here)
+        os.close(here)
 
 
 def _arrival(pid: int, index: int) -> str:
