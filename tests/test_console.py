@@ -451,6 +451,16 @@ def test_a_console_can_be_reached_by_its_path_and_listened_to(tmp_path: Path) ->
         Console.connect("x", tmp_path / "none", log=tmp_path / "log")
 
 
+def test_a_listener_that_fails_stops_nothing_and_its_failure_is_raised(guest: Guest) -> None:
+    def fail(_: bytes) -> None:
+        raise RuntimeError("mine")
+
+    end = guest.console.listen(fail)
+    assert guest.console.run("echo on").stdout == "on\n"
+    with pytest.raises(RuntimeError, match="mine"):
+        end()
+
+
 # -- testinfra ---------------------------------------------------------------------------------------------------------
 
 

@@ -1,9 +1,9 @@
 """A tiny guest for tests of virtual machines: Debian's kernel and BusyBox, behaving on its console as OpenWrt does.
 
-It asks for Enter, then opens a root shell with OpenWrt's prompt; a network card `ethN` gets the address given for it on
-the kernel command line (`guest.addrN=10.0.0.1/24`), `guest.disk=vda` shows the begin of a disk, `guest.chatter` makes
-the kernel talk all the time, `guest.agent` answers lines on the agent's port, `guest.panic` makes the kernel panic,
-`guest.silent` opens no console.
+It asks for Enter, then opens a root shell with OpenWrt's prompt. Words on its kernel command line: `guest.addr0=` an
+address for eth0, `guest.disk=vda` shows the begin of a disk, `guest.chatter` makes the kernel talk all the time,
+`guest.babble` a program, `guest.agent` answers lines on the agent's port, `guest.panic` makes the kernel panic,
+`guest.silent` opens no shell.
 """
 
 from __future__ import annotations
@@ -37,8 +37,10 @@ for n in 0 1 2 3; do
     [ -d "/sys/class/net/eth$n" ] && ip link set "eth$n" up
 done
 disk=$(word disk); [ -n "$disk" ] && echo "DISK $(head -c 16 "/dev/$disk")"
+has babble && (while :; do echo "babble $RANDOM"; usleep 100000; done) &
 has chatter && (while :; do echo "chatter $RANDOM" >/dev/kmsg; usleep 3000; done) &
-has agent && (while IFS= read -r line; do echo "agent: $line"; done </dev/vport0p1 >/dev/vport0p1) &
+agent() { while :; do while IFS= read -r line; do echo "agent: $line"; done; sleep 0.2; done; } # ends if nobody listens
+has agent && agent <>"/dev/$(ls /sys/class/virtio-ports | head -n 1)" >&0 &
 mkdir -p /etc/acpi/PWRF; printf '#!/bin/sh\npoweroff -f\n' >/etc/acpi/PWRF/00000080; chmod +x /etc/acpi/PWRF/*
 acpid -d -c /etc/acpi >/dev/null 2>&1 &
 has silent && while :; do sleep 1000; done

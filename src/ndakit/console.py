@@ -16,6 +16,7 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from io import FileIO
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +48,7 @@ _NUDGE_S = 8.0  # a console silent for so long is asked with Enter whether a she
 _STEP_S = 4.0
 _GRACE_S = 20.0  # beyond a command's own time, before the guest is taken for dead: a busy TCG guest is slow
 _QUIET_S = 1.0
+_AGAIN_S = 3.0  # an answer whose marks were broken is asked for again after so long, then ever more seldom
 _RESENDS = 6
 # QEMU hands a serial port's output on byte by byte: gather a little, or each byte wakes everybody who waits.
 _SMALL, _GATHER_S = 512, 0.002
@@ -72,7 +74,10 @@ class Ran:
 
 
 class Console:
-    """The console of one guest; `log` is the file that keeps its stream, `facts` completes errors with its state."""
+    """The console of one guest; `log` is the file that keeps its stream, `facts` completes errors with its state.
+
+    (QEMU's own `logfile=` doubles bytes whenever the socket is full; seen with 7.2.)
+    """
 
     def __init__(self, name: str, *, log: Path, facts: Callable[[], str] = lambda: "") -> None:
         self.name = name
@@ -110,7 +115,8 @@ class Console:
             self._socket, self._closed, self._session = wire, False, None
             self._position = self._end
             self._last_byte_s = time.monotonic()
-        self._reader = threading.Thread(target=self._read, args=(wire,), name=f"console-{self.name}", daemon=True)
+        work = (wire, self.log.open("ab", buffering=0))
+        self._reader = threading.Thread(target=self._read, args=work, name=f"console-{self.name}", daemon=True)
         self._reader.start()
 
     def close(self) -> None:
@@ -144,12 +150,25 @@ class Console:
         return "\n".join([line for line in text.replace("\r", "").splitlines() if line.strip()][-lines:])
 
     def listen(self, listener: Callable[[bytes], None]) -> Callable[[], None]:
-        """Have `listener` called with every piece that arrives, from the reading thread; the result ends that."""
-        self._listeners = [*self._listeners, listener]
+        """Have `listener` called with every piece that arrives (empty: the end), from the reading thread.
+
+        The result ends that, and raises what the listener raised (it is not called again after that).
+        """
+        failures: list[Exception] = []
+
+        def call(piece: bytes) -> None:
+            if not failures:
+                try:
+                    listener(piece)
+                except Exception as failure:  # noqa: BLE001  # the stream goes on whatever a listener does
+                    failures.append(failure)
 
         def end() -> None:
-            self._listeners = [known for known in self._listeners if known is not listener]
+            self._listeners = [known for known in self._listeners if known is not call]
+            if failures:
+                raise failures[0]
 
+        self._listeners = [*self._listeners, call]
         return end
 
     def send(self, data: bytes) -> None:
@@ -309,24 +328,29 @@ class Console:
                     break
                 self._check_state(start, limit_s, command, timeout_s=_GRACE_S)
                 self._wait(end, 0.2)
-        limit_s = time.monotonic() + timeout_s + _GRACE_S
+        begun_s = time.monotonic()
+        limit_s, again_s = begun_s + timeout_s + _GRACE_S, begun_s + _AGAIN_S
         mark, seen, resends, asked = session.end_mark(number), start, 0, start
         while True:
             end, data, _ = self._since(asked)
-            quiet = time.monotonic() - self._last_byte_s > _QUIET_S
-            if quiet or mark in data[max(0, seen - asked - 64) :]:
+            damaged, now_s = False, time.monotonic()
+            if now_s - self._last_byte_s > _QUIET_S or mark in data[max(0, seen - asked - 64) :] or now_s > again_s:
                 try:
                     answer = session.answer(data, number)
                 except Damaged:
-                    if resends == _RESENDS:
-                        raise OutputDamaged(self.name, command, self.log) from None
-                    answer, resends, asked = None, resends + 1, end
-                    self.send(b"?\n" if resends == 1 else b"#\n")
+                    answer, damaged = None, True
                 if answer is not None:
                     return answer
                 if session.lost(data, number):
                     return None
                 seen = end
+            if damaged or (now_s > again_s and session.stirred(data)):
+                if resends == _RESENDS:
+                    raise OutputDamaged(self.name, command, self.log)
+                resends += 1
+                asked = end if damaged else asked
+                again_s = now_s + _AGAIN_S * 2**resends
+                self.send(b"?\n" if resends == 1 else b"#\n")
             self._check_state(start, limit_s, command, timeout_s=timeout_s + _GRACE_S)
             self._wait(end, 0.2)
 
@@ -350,29 +374,35 @@ class Console:
     def _end(self) -> int:
         return self._base + len(self._data)
 
-    def _read(self, wire: socket.socket) -> None:
+    def _read(self, wire: socket.socket, sink: FileIO) -> None:
         """The reading thread."""
-        while True:
-            try:
-                piece = wire.recv(65536)
-            except OSError:
-                piece = b""
-            with self._changed:
-                if piece:
-                    self._data += piece
-                    self._last_byte_s = time.monotonic()
-                    if len(self._data) > _KEPT_BYTES:
-                        del self._data[: _KEPT_BYTES // 2]
-                        self._base += _KEPT_BYTES // 2
-                else:
-                    self._closed = True
-                self._changed.notify_all()
-            for listener in self._listeners:
-                listener(piece)
-            if not piece:
-                return
-            if len(piece) < _SMALL:
-                time.sleep(_GATHER_S)
+        with sink as log:
+            while self._read_piece(wire, log):
+                pass
+
+    def _read_piece(self, wire: socket.socket, log: FileIO) -> bool:
+        """Take, keep and announce what came; False at the stream's end."""
+        try:
+            piece = wire.recv(65536)
+        except OSError:
+            piece = b""
+        with contextlib.suppress(OSError):  # a full disk must not stop the guest
+            log.write(piece)
+        with self._changed:
+            if piece:
+                self._data += piece
+                self._last_byte_s = time.monotonic()
+                if len(self._data) > _KEPT_BYTES:
+                    del self._data[: _KEPT_BYTES // 2]
+                    self._base += _KEPT_BYTES // 2
+            else:
+                self._closed = True
+            self._changed.notify_all()
+        for listener in self._listeners:
+            listener(piece)
+        if 0 < len(piece) < _SMALL:
+            time.sleep(_GATHER_S)
+        return bool(piece)
 
     def _since(self, start: int) -> tuple[int, bytes, bool]:
         """Where the stream ends, what came since `start`, and whether it is closed."""

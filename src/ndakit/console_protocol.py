@@ -145,6 +145,12 @@ class Session:
         """True if the loop says that a command did not arrive whole."""
         return self._token + b"~%d\n" % number in without_noise(data).replace(b"\r", b"")
 
+    def stirred(self, data: bytes) -> bool:
+        """True if something was written behind the sign that the command has arrived: perhaps an answer, broken."""
+        plain = without_noise(data)
+        taken = plain.rfind(self._token + b"+")
+        return bool(plain[plain.find(b"\n", taken) :].strip()) if taken >= 0 else bool(plain.strip())
+
     def answer(self, data: bytes, number: int) -> Answer | None:
         """The answer to command `number` in the stream, None while it is not complete. Raises Damaged."""
         ended = False

@@ -216,12 +216,14 @@ class Vm:
 
     def facts(self) -> str:
         """The machine's state in words, for error texts."""
-        child = self._child
-        if child is None or not child.running:
-            if child is None or child.returncode == 0:
-                return "switched off"
-            return f"QEMU ended with exit code {child.returncode}: {child.log_tail(1).strip() or 'it said nothing'}"
-        state = self.status()
+        child, state = self._child, self.status()
+        if child is None:
+            return "switched off"
+        if state == "off":
+            code = child.wait(2.0)  # its sockets close a moment before it has ended
+            if code is not None:
+                said = child.log_tail(1).strip() or "it said nothing"
+                return "switched off" if code == 0 else f"QEMU ended with exit code {code}: {said}"
         words = [f"QEMU {state}, {self.accelerator.name}"]
         if state == "internal-error" and self.accelerator.name == "kvm":
             accelerators.distrust_kvm(f"{self.spec.name} stopped with an internal error of KVM", program=self._program)
@@ -264,7 +266,6 @@ class Vm:
             disks=tuple(files),
             qmp_fd=-1,
             console_fd=-1,
-            console_log=self.console_log,
             firmware_log=self.firmware_log,
             agent_path=self._agent,
             efi=efi,

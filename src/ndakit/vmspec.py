@@ -144,7 +144,6 @@ class Runtime:
     disks: tuple[DiskFile, ...]
     qmp_fd: int
     console_fd: int
-    console_log: Path
     firmware_log: Path
     agent_path: Path | None = None
     efi: EfiFirmware | None = None
@@ -159,9 +158,7 @@ def qemu_argv(spec: VmSpec, accelerator: Accelerator, runtime: Runtime) -> list[
     argv = [str(runtime.qemu), "-name", spec.name, "-nodefaults", "-no-user-config", "-display", "none"]
     argv += ["-machine", "pc", *accelerator.arguments(), "-m", str(spec.memory_mib), "-smp", "1", "-rtc", "base=utc"]
     argv += ["-chardev", f"socket,id=qmp,fd={runtime.qmp_fd}", "-mon", "chardev=qmp,mode=control"]
-    log = _escape(runtime.console_log)
-    argv += ["-chardev", f"socket,id=console,fd={runtime.console_fd},logfile={log},logappend=on"]
-    argv += ["-serial", "chardev:console"]
+    argv += ["-chardev", f"socket,id=console,fd={runtime.console_fd}", "-serial", "chardev:console"]
     argv += ["-chardev", f"file,id=firmware,path={_escape(runtime.firmware_log)}"]
     argv += [
         "-device",
