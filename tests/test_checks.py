@@ -8,10 +8,17 @@ from typing import Any
 import pytest
 import yaml
 
-from ndakit.model import Profile, checks
+from ndakit.model import Profile, check_release, checks
 from ndakit.model.findings import Finding
+from ndakit.release import Release
 
 BASE = (Path(__file__).parent / "valid/full.yaml").read_text()
+
+
+def right() -> Profile:
+    return Profile.model_validate(
+        yaml.load(BASE, Loader=yaml.BaseLoader), context={"attach": lambda _: b"<p>sorry</p>"}
+    )
 
 
 def codes(*changes: tuple[str, str]) -> set[str]:
@@ -69,6 +76,35 @@ GOOD: dict[str, list[tuple[str, str]]] = {
 @pytest.mark.parametrize("changes", GOOD.values(), ids=GOOD.keys())
 def test_what_works_is_left_alone(changes: list[tuple[str, str]]) -> None:
     assert codes(*changes) == set()
+
+
+@pytest.mark.parametrize(
+    ("kind", "release", "taken"),
+    [("ssh-ed25519", "19.07.10", False), ("ssh-ed25519", "21.02.7", True), ("ssh-rsa", "18.06.9", True),
+     ("ecdsa-sha2-nistp256", "25.12.5", False), ("sk-ecdsa-sha2-nistp256@openssh.com", "25.12.5", False)],
+)  # fmt: skip
+def test_a_key_that_the_release_does_not_take_is_an_error_naming_it(kind: str, release: str, taken: bool) -> None:
+    profile = right()
+    access = profile.access.model_copy(update={"ssh_keys": {"me": f"{kind} AAAA me"}})
+    found = check_release.ssh_keys(profile.model_copy(update={"access": access, "release": Release.parse(release)}))
+    assert [f.at for f in found] == ([] if taken else [("access", "ssh_keys", "me")])
+
+
+def test_every_release_rule_names_the_release_as_the_other_side() -> None:
+    text = (Path(__file__).parent / "invalid/links-of-release.yaml").read_text()
+    found = [f for rule in check_release.RULES for f in rule(Profile.model_validate(yaml.load(text, yaml.BaseLoader)))]
+    assert len(found) == 5
+    assert {f.other for f in found} == {("release",)}
+
+
+def test_an_egress_that_asks_for_no_ipv6_is_left_alone_on_fw3() -> None:
+    old = ("release: 24.10.8", "release: 21.02.7")
+    six = ("subnet: 192.168.0.0/24", 'subnet: [192.168.0.0/24, "fd00::/64"]')
+    assert "egress-of-release" in codes(old, six)
+    assert "egress-of-release" not in codes(
+        old, six, ('address: [203.0.113.10, "2001:db8:0:1::10"]', "address: 203.0.113.10")
+    )
+    assert "egress-of-release" not in codes(old)
 
 
 def test_a_slash_31_has_neither_network_nor_broadcast_address() -> None:

@@ -7,12 +7,9 @@ from pathlib import Path
 import pytest
 
 import goldens
-from ndakit.errors import ErrorGroup
 from ndakit.lint import lint
-from ndakit.release import Release
 from ndakit.render import NodeUnknown, RenderedFile, TemplateBroken, TemplateConflict, Tree, mode_of, render
 from ndakit.timezone import UnknownTimezone, posix
-from ndakit.view import unsupported
 from ndakit.view_haproxy import BUFFER_BYTES, sorry_response
 
 
@@ -95,45 +92,6 @@ def test_an_unknown_node_is_refused_with_the_ones_there_are() -> None:
     with pytest.raises(NodeUnknown, match="no node 'lb9'") as caught:
         render(goldens.profile("bakery"), "lb9", goldens.TEMPLATES)
     assert "lb1, lb2" in caught.value.fix
-
-
-def test_what_a_release_cannot_do_is_refused_all_at_once() -> None:
-    text = goldens.PROFILES["links"].read_text().replace("25.12.5", "18.06.9")
-    text = text.replace("pools:\n  web: {port: 80,", "pools:\n  web: {port: 80, balance: random,")
-    text = text.replace(
-        "nics: [eth6], vlan: 20, subnet: 10.4.0.0/24",
-        'nics: [eth6], vlan: 20, subnet: [10.4.0.0/24, "fd00::/64"], egress: www',
-    )
-    with pytest.raises(ErrorGroup) as caught:
-        render(goldens.parse(text), "a", goldens.TEMPLATES)
-    found = [e.where.removeprefix("profile links, ") for e in caught.value.errors]
-    assert found == [
-        "access.ssh_keys.admin",
-        "networks.dmz-a.bridge",
-        "networks.office-network-at-the-back.bond",
-        "networks.store.bond",
-        "networks.voice.egress",
-        "pools.web.balance",
-    ]
-    assert {e.code for e in caught.value.errors} == {"not-on-this-release"}
-
-
-@pytest.mark.parametrize(
-    ("kind", "release", "taken"),
-    [("ssh-ed25519", "19.07.10", False), ("ssh-ed25519", "21.02.7", True), ("ssh-rsa", "18.06.9", True),
-     ("ecdsa-sha2-nistp256", "25.12.5", False), ("sk-ecdsa-sha2-nistp256@openssh.com", "25.12.5", False)],
-)  # fmt: skip
-def test_a_key_that_dropbear_does_not_take_is_refused(kind: str, release: str, taken: bool) -> None:
-    profile = goldens.profile("bakery")
-    access = profile.access.model_copy(update={"ssh_keys": {"me": f"{kind} AAAA me"}})
-    refused = unsupported(profile.model_copy(update={"access": access, "release": Release.parse(release)}))
-    assert [e.where for e in refused] == ([] if taken else ["profile bakery, access.ssh_keys.me"])
-
-
-def test_a_vlan_on_a_bridge_is_refused_before_2102() -> None:
-    text = goldens.PROFILES["fw3-1907"].read_text().replace("bridge: {stp: true}", "bridge: true, vlan: 5")
-    with pytest.raises(ErrorGroup, match="VLAN on a bridge"):
-        render(goldens.parse(text), "lb1", goldens.TEMPLATES)
 
 
 def test_every_generated_file_says_where_it_comes_from() -> None:

@@ -1,7 +1,7 @@
 """What differs between OpenWrt releases, as facts to ask for.
 
-Owns the families and the capabilities (openwrt.md of the project's reference, sections 1, 2.3 and 6). Templates ask
-`release.…`; nothing else compares version numbers.
+Owns the families and the capabilities (openwrt.md of the project's reference, sections 1, 2.3 and 6). Templates and
+cross-checks ask `release.…`; nothing else compares version numbers.
 """
 
 from __future__ import annotations
@@ -81,6 +81,21 @@ class Release:
         """The key types that root can surely log in with: OpenWrt builds dropbear without ECDSA (openwrt/openwrt#7984,
         #24685), and dropbear knows ed25519 since 2020.79, which is in 21.02."""
         return frozenset({"ssh-rsa"} | ({"ssh-ed25519"} if self.branch >= (21, 2) else set()))
+
+    @property
+    def haproxy_random(self) -> bool:
+        """True if its HAProxy knows `balance random`: new in 1.9 (18.06 has 1.8, 19.07 has 2.0)."""
+        return self.branch >= (19, 7)
+
+    @property
+    def efi_images(self) -> bool:
+        """True if there are EFI images for x86 (21.02)."""
+        return self.branch >= (21, 2)
+
+    @property
+    def armsr(self) -> bool:
+        """True if the target for ARM machines with EFI is called armsr (23.05)."""
+        return self.branch >= (23, 5)
 
     @property
     def generic_device(self) -> str:

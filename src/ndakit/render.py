@@ -22,10 +22,10 @@ from jinja2.ext import Extension
 from jinja2.parser import Parser
 
 from ndakit import packages, timezone, view_firewall, view_haproxy
-from ndakit.errors import BuildError, ErrorGroup, InputError
+from ndakit.errors import BuildError, InputError
 from ndakit.filters import FILTERS, plain
 from ndakit.model import Profile
-from ndakit.view import NodeView, unsupported
+from ndakit.view import NodeView
 
 ROOTFS = "rootfs"
 SUFFIX = ".j2"
@@ -100,10 +100,9 @@ class Tree(Mapping[str, RenderedFile]):
 
 
 def render(profile: Profile, node: str, templates: Sequence[Path]) -> Tree:
-    """The files of one node. `templates` are folders, searched in order.
+    """The files of one node. `templates` are folders, searched in order; the profile has passed the cross-checks.
 
-    Raises NodeUnknown, an ErrorGroup of NotOnThisRelease or PackagesContradict, UnknownTimezone, TemplateBroken,
-    TemplateConflict.
+    Raises NodeUnknown, an ErrorGroup of PackagesContradict, UnknownTimezone, TemplateBroken, TemplateConflict.
     """
     if node not in profile.nodes:
         raise NodeUnknown(
@@ -111,8 +110,6 @@ def render(profile: Profile, node: str, templates: Sequence[Path]) -> Tree:
             where=f"profile {profile.name}, nodes",
             fix=f"take one of {', '.join(profile.nodes)}",
         )
-    if refused := unsupported(profile):
-        raise ErrorGroup(refused)
     found = _sources(tuple(Path(t) for t in templates))
     view = NodeView(profile, node)
     balancer = view_haproxy.haproxy(view)

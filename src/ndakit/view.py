@@ -10,10 +10,10 @@ import functools
 from dataclasses import dataclass
 from ipaddress import IPv4Interface, IPv6Interface, ip_interface
 
-from ndakit.errors import InputError, NdakitError
+from ndakit.errors import InputError
 from ndakit.model import Address, Profile
 from ndakit.model import Route as ProfileRoute
-from ndakit.names import device_name, instance_name, uci_name
+from ndakit.names import instance_name, uci_name
 from ndakit.release import Release
 
 SMALL_DEVICES = ("dockstar",)
@@ -21,10 +21,6 @@ SMALL_DEVICES = ("dockstar",)
 
 EPHEMERAL_LOW = 10240
 """The lowest local port that connections to servers may use."""
-
-
-class NotOnThisRelease(InputError):
-    """The profile asks for something that its OpenWrt release cannot do, or not in a way we know to work."""
 
 
 @dataclass(frozen=True)
@@ -304,54 +300,6 @@ class NodeView:
             for place in ("all", "default", *self.profile.nics):
                 found.append(KernelValue(f"net.ipv4.conf.{place}.send_redirects", "0", why))
         return found
-
-
-def unsupported(profile: Profile) -> list[NdakitError]:
-    """What the profile asks for and its release cannot do, all of it."""
-    found: list[NdakitError] = []
-    release = profile.release
-
-    def refuse(what: str, key: str, fix: str) -> None:
-        found.append(NotOnThisRelease(f"{what} (release {release})", where=f"profile {profile.name}, {key}", fix=fix))
-
-    for name, ssh_key in profile.access.ssh_keys.items():
-        if (kind := ssh_key.split()[0]) not in release.ssh_key_types:
-            refuse(
-                f"OpenWrt's dropbear does not take keys of type {kind}, so that '{name}' could not log in",
-                f"access.ssh_keys.{name}",
-                f"make one of type {' or '.join(sorted(release.ssh_key_types))}: ssh-keygen -t"
-                f" {'ed25519' if 'ssh-ed25519' in release.ssh_key_types else 'rsa -b 3072'}",
-            )
-    for name, net in profile.networks.items():
-        key = f"networks.{name}"
-        if net.bond is not None and not release.native_bonding:
-            refuse("bonds need OpenWrt 22.03 or later", f"{key}.bond", "use a later release, or a single card")
-        if not release.device_sections:
-            if net.bridge is not None and device_name("br", name) != f"br-{uci_name(name)}":
-                refuse(
-                    f"netifd would call the bridge br-{uci_name(name)}, which is not the name the VIPs go to",
-                    f"{key}.bridge",
-                    "give the network a name of at most 12 letters and digits, without -",
-                )
-            if net.vlan is not None and (net.bridge is not None or len(f"{net.nics[0]}.{net.vlan}") > 15):
-                refuse(
-                    "a VLAN on a bridge needs OpenWrt 21.02 or later", f"{key}.vlan", "use a later release, or one card"
-                )
-        if net.egress != "none" and 6 in net.families and not release.fw4:
-            refuse(
-                "a way out with source NAT for IPv6 needs OpenWrt 22.03 or later",
-                f"{key}.egress",
-                "use a later release, or take the IPv6 subnet out",
-            )
-    if release.branch < (19, 7):
-        for name, pool in profile.pools.items():
-            if pool.balance == "random":
-                refuse(
-                    "HAProxy 1.8 does not know the algorithm random",
-                    f"pools.{name}.balance",
-                    "use a later release, or leastconn",
-                )
-    return found
 
 
 def _no_address(profile: Profile, node: str, network: str, version: int) -> InputError:

@@ -1,4 +1,4 @@
-"""Cross-checks: network cards, VRRP, who may administer, release and device."""
+"""Cross-checks: network cards, VRRP, who may administer, time, device."""
 
 from __future__ import annotations
 
@@ -252,13 +252,6 @@ def access(profile: Profile) -> Iterator[Finding]:
                 "ssh-key-twice", f"{first} and {name} have the same SSH key", ("access", "ssh_keys", name),
                 "delete one, or paste the right key", other=("access", "ssh_keys", first),
             )  # fmt: skip
-    if profile.release.branch < (21, 2) and not any(k.startswith("ssh-rsa ") for k in profile.access.ssh_keys.values()):
-        yield error(
-            "ssh-key-too-new",
-            f"the SSH server of OpenWrt {profile.release} knows RSA keys only, so nobody could log in",
-            ("access", "ssh_keys"), "add an RSA key (ssh-keygen -t rsa -b 3072), or use release 21.02 or later",
-            other=("release",),
-        )  # fmt: skip  # dropbear 2019.78 and older; Ed25519 came with 2020.79
 
 
 def time_servers(profile: Profile) -> Iterator[Finding]:
@@ -284,19 +277,8 @@ def _is_address(text: str) -> bool:
     return True
 
 
-def release_and_device(profile: Profile) -> Iterator[Finding]:
-    """What a release or a device does not have."""
-    x86 = profile.target.startswith("x86/")
-    if x86 and profile.image.firmware == "efi" and profile.release.branch < (21, 2):
-        yield error(
-            "no-efi", f"OpenWrt {profile.release} has no EFI images", ("image", "firmware"),
-            "write image: {firmware: bios}, or use release 21.02 or later", other=("release",),
-        )  # fmt: skip
-    if profile.target.startswith("armsr/") and profile.release.branch < (23, 5):
-        yield error(
-            "device-too-new", f"OpenWrt {profile.release} has no target {profile.target}", ("device",),
-            "use release 23.05 or later", other=("release",),
-        )  # fmt: skip
+def device(profile: Profile) -> Iterator[Finding]:
+    """What a device does not have."""
     if profile.target.startswith("kirkwood/"):
         if profile.platform != "bare":
             yield error(
@@ -329,6 +311,6 @@ RULES: tuple[Callable[[Profile], Iterator[Finding]], ...] = (
     egress,
     access,
     time_servers,
-    release_and_device,
+    device,
     ntp_twice,
 )
