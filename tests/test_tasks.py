@@ -1,0 +1,200 @@
+"""The tasks as a user runs them: what they print, what they write, and their exit codes."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture
+def workspace(tmp_path: Path) -> Path:
+    """A private workspace beside the clone, with the shipped profiles."""
+    shutil.copytree(ROOT / "profiles", tmp_path / "profiles")
+    return tmp_path
+
+
+def inv(folder: Path, *words: str, env: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [str(ROOT / "inv"), *words], cwd=folder, capture_output=True, text=True, timeout=120, check=False,
+        env={**os.environ, **(env or {})}, stdin=subprocess.DEVNULL,
+    )  # fmt: skip
+
+
+def test_without_a_task_the_tasks_are_listed_by_what_people_do(workspace: Path) -> None:
+    done = inv(workspace)
+    assert done.returncode == 0
+    for word in ("look", "make", "try", "care", "check", "verify", "demo"):
+        assert word in done.stdout
+
+
+def test_every_task_has_help(workspace: Path) -> None:
+    for name in ("list", "show", "check", "render", "build", "boot", "verify", "demo", "test", "bench", "clean"):
+        done = inv(workspace, name, "--help")
+        assert done.returncode == 0, name
+        assert "Docstring:" in done.stdout, name
+
+
+def test_list_names_every_profile_and_the_broken_ones(workspace: Path) -> None:
+    (workspace / "profiles" / "broken.yaml").write_text("name: broken\n")
+    done = inv(workspace, "list")
+    assert done.returncode == 0
+    assert "apache-pair" in done.stdout
+    assert "./inv check broken" in done.stdout
+
+
+def test_show_origin_is_yaml_with_the_place_of_every_value(workspace: Path) -> None:
+    done = inv(workspace, "show", "bakery", "--origin")
+    assert done.returncode == 0
+    line = next(x for x in done.stdout.splitlines() if x.startswith("release:"))
+    assert line.split("#")[1].strip() == "profiles/bakery.yaml:4"
+
+
+def test_check_of_a_right_profile_is_exit_0(workspace: Path) -> None:
+    done = inv(workspace, "check", "apache-pair")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.startswith("apache-pair: right")
+
+
+def test_check_of_a_wrong_profile_shows_every_mistake_and_is_exit_2(workspace: Path) -> None:
+    path = workspace / "profiles" / "bakery.yaml"
+    path.write_text(path.read_text().replace("port: 80", "prot: 80").replace("192.168.0.12", "192.168.9.12"))
+    done = inv(workspace, "check", "bakery")
+    assert done.returncode == 2
+    assert done.stdout == ""
+    assert done.stderr.count("error:") >= 2
+    assert "did you mean 'port'?" in done.stderr
+    assert "profiles/bakery.yaml:9" in done.stderr
+
+
+def test_check_json_is_for_scripts(workspace: Path) -> None:
+    path = workspace / "profiles" / "bakery.yaml"
+    path.write_text(path.read_text().replace("protocol: http", "protocol: htp"))
+    done = inv(workspace, "check", "bakery", "--json")
+    facts = json.loads(done.stdout)
+    assert done.returncode == 2
+    assert facts["ok"] is False
+    assert facts["errors"][0]["key"] == "services.web.protocol"
+    assert facts["errors"][0]["line"] == 12
+
+
+def test_a_profile_that_is_not_there_is_exit_2_with_the_near_one(workspace: Path) -> None:
+    done = inv(workspace, "render", "backery")
+    assert done.returncode == 2
+    assert "did you mean 'bakery'?" in done.stderr
+    assert not (workspace / "overlays").exists()
+
+
+def test_a_folder_without_profiles_is_no_workspace(tmp_path: Path) -> None:
+    done = inv(tmp_path, "list")
+    assert done.returncode == 2
+    assert "no workspace here" in done.stderr
+
+
+def test_render_writes_a_tree_and_the_second_time_nothing(workspace: Path) -> None:
+    first = inv(workspace, "render", "apache-pair", "--node", "lb1", "--out", "out")
+    assert first.returncode == 0, first.stderr
+    assert (workspace / "out/lb1/etc/haproxy.cfg").is_file()
+    assert not (workspace / "out/lb2").exists()
+    second = inv(workspace, "render", "apache-pair", "--node", "lb1", "--out", "out")
+    assert " 0 written" in second.stdout
+
+
+def test_an_unknown_node_is_exit_2_with_the_right_ones(workspace: Path) -> None:
+    done = inv(workspace, "render", "apache-pair", "--node", "lb3")
+    assert done.returncode == 2
+    assert "use one of: lb1, lb2" in done.stderr
+
+
+def test_an_unknown_task_or_option_is_exit_2(workspace: Path) -> None:
+    assert inv(workspace, "biuld").returncode == 2
+    assert inv(workspace, "list", "--colour").returncode == 2
+
+
+def test_verify_without_an_image_says_how_to_get_one(workspace: Path) -> None:
+    done = inv(workspace, "verify", "bakery")
+    assert done.returncode == 4
+    assert "./inv build bakery" in done.stderr
+
+
+def test_an_openwrt_build_without_an_imagebuilder_says_what_to_give(workspace: Path) -> None:
+    done = inv(workspace, "build", "bakery", "--builder", "openwrt")
+    assert done.returncode == 2
+    assert "--imagebuilder" in done.stderr
+
+
+def test_clean_removes_what_can_be_made_again_and_nothing_else(workspace: Path) -> None:
+    assert inv(workspace, "render", "bakery").returncode == 0
+    (workspace / "overlays" / "README.md").write_text("mine")
+    done = inv(workspace, "clean")
+    assert done.returncode == 0
+    assert not (workspace / "overlays/bakery").exists()
+    assert (workspace / "overlays/README.md").exists()
+    assert (workspace / "profiles/bakery.yaml").exists()
+
+
+def test_colours_are_for_terminals_only(workspace: Path) -> None:
+    done = inv(workspace, "check", "nothing-like-it", env={"FORCE_COLOR": "1"})
+    assert "\033" not in done.stdout + done.stderr
+
+
+def test_a_reader_that_goes_away_is_no_error(workspace: Path) -> None:
+    line = f"{ROOT / 'inv'} show apache-pair | head -n 1"
+    done = subprocess.run(
+        ["bash", "-o", "pipefail", "-c", line], cwd=workspace, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0
+    assert done.stderr == ""
+
+
+HOLDER = """
+import sys, time
+from pathlib import Path
+from ndakit.workspace import Workspace
+with Workspace(Path(sys.argv[1])).lock("build"):
+    print("held", flush=True)
+    time.sleep(60)
+"""
+
+
+@contextlib.contextmanager
+def held(workspace: Path) -> Iterator[int]:
+    """Another process holds the workspace's lock; its process id."""
+    argv = [sys.executable, "-c", HOLDER, str(workspace)]
+    with subprocess.Popen(argv, stdout=subprocess.PIPE, text=True) as holder:
+        assert holder.stdout is not None
+        assert holder.stdout.readline() == "held\n"
+        try:
+            yield holder.pid
+        finally:
+            holder.kill()
+
+
+def test_clean_refuses_while_another_run_is_at_work_and_says_who(workspace: Path) -> None:
+    with held(workspace) as pid:
+        done = inv(workspace, "clean")
+        assert done.returncode == 3
+        assert f"process {pid}" in done.stderr
+    assert inv(workspace, "clean").returncode == 0  # the lock died with its holder
+
+
+def test_ctrl_c_while_waiting_ends_at_once_with_130(workspace: Path) -> None:
+    argv = [str(ROOT / "inv"), "render", "bakery"]
+    with held(workspace), subprocess.Popen(argv, cwd=workspace, stderr=subprocess.PIPE, text=True) as waiting:
+        assert waiting.stderr is not None
+        assert any("waiting for process" in line for line in iter(waiting.stderr.readline, ""))
+        waiting.send_signal(signal.SIGINT)
+        started_s = time.monotonic()
+        assert waiting.wait(10) == 130
+        assert time.monotonic() - started_s < 5

@@ -1,0 +1,266 @@
+"""Selecting and trying claims, judging shares and gaps, reading a node's answers: without any machine."""
+
+from __future__ import annotations
+
+import json
+from ipaddress import ip_interface
+from pathlib import Path
+from typing import Any, cast
+
+import pytest
+
+from ndakit import load, report, verify
+from ndakit.claims import Claim, Outcome, all_claims
+from ndakit.claims.failover import gap_bound_s
+from ndakit.claims.firewall import expected_open
+from ndakit.claims.traffic import share_errors
+from ndakit.deadline import DeadlineExceeded
+from ndakit.lab_network import LabNetwork, LoadResult
+from ndakit.lab_plan import plan
+from ndakit.model import Profile
+from ndakit.probe import NodeFacts, OutputNotUnderstood, parse_addresses, parse_statistics
+from ndakit.report import Acceptance
+from ndakit.verify import NoSuchClaim, Tried, Trying, Verdict
+from ndakit.workspace import Workspace
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture(scope="module")
+def pair() -> Profile:
+    return load.load(Workspace(ROOT), "apache-pair").profile
+
+
+@pytest.fixture(scope="module")
+def bakery() -> Profile:
+    return load.load(Workspace(ROOT), "bakery").profile
+
+
+def claim(name: str, ok: bool = True, needs: tuple[str, ...] = ()) -> Claim:
+    return Claim(name, f"{name} is so", lambda lab: Outcome(ok, "3 of 3", "two were missing"), needs)
+
+
+NO_LAB = cast(LabNetwork, None)
+
+
+def test_the_pair_makes_these_claims(pair: Profile) -> None:
+    assert [c.name for c in all_claims(pair)] == [
+        *(f"{what}/lb1" for what in ("identity", "addresses", "daemons", "ssh", "statistics")),
+        *(f"{what}/lb2" for what in ("identity", "addresses", "daemons", "ssh", "statistics")),
+        "vips/one-holder",
+        "service/www",
+        "client-address/www",
+        "firewall/wan",
+        "firewall/lan",
+        "egress/lan",
+        "check/apache",
+        "sorry/apache",
+        "failover/haproxy-stopped",
+        "failover/power-off",
+        "failover/return",
+        "quiet/lb1",
+        "quiet/lb2",
+    ]
+
+
+def test_a_profile_without_a_way_out_does_not_claim_one(bakery: Profile) -> None:
+    assert not [c for c in all_claims(bakery) if c.name.startswith("egress/")]
+
+
+def test_only_takes_a_claim_a_group_and_what_they_build_on(pair: Profile) -> None:
+    claims = all_claims(pair)
+    assert [c.name for c in verify.select(claims, "ssh, vips/one-holder")] == ["ssh/lb1", "ssh/lb2", "vips/one-holder"]
+    assert [c.name for c in verify.select(claims, "failover/return")] == ["failover/power-off", "failover/return"]
+    assert verify.select(claims, None) == claims
+
+
+def test_only_with_a_wrong_name_lists_the_right_ones(pair: Profile) -> None:
+    with pytest.raises(NoSuchClaim, match="no claim of this profile is, or begins with, 'shh'") as caught:
+        verify.select(all_claims(pair), "shh")
+    assert "ssh/lb1" in caught.value.fix
+    assert caught.value.exit_code == 2
+
+
+def test_a_claim_that_fails_is_reported_with_its_detail_and_the_run_goes_on() -> None:
+    seen: list[Trying | Tried] = []
+    first, second = verify.run(NO_LAB, [claim("a/x", ok=False), claim("b/x")], seen.append)
+    assert (first.state, first.detail, second.state) == ("fails", "two were missing", "holds")
+    assert [type(e) for e in seen] == [Trying, Tried, Trying, Tried]
+
+
+def test_an_error_of_the_lab_fails_the_claim_and_the_run_goes_on() -> None:
+    def broken(lab: LabNetwork) -> Outcome:
+        raise DeadlineExceeded("waited 30 s for a prompt, in vain", where="lb1.console.log", fix="look")
+
+    first, second = verify.run(NO_LAB, [Claim("a/x", "a", broken), claim("b/x")], lambda event: None)
+    assert first.state == "fails"
+    assert "waited 30 s" in first.detail
+    assert "lb1.console.log" in first.detail
+    assert second.ok
+
+
+def test_a_bug_in_a_claim_stays_a_traceback() -> None:
+    def bug(lab: LabNetwork) -> Outcome:
+        raise KeyError("lb3")
+
+    with pytest.raises(KeyError):
+        verify.run(NO_LAB, [Claim("a/x", "a", bug)], lambda event: None)
+
+
+def test_a_claim_is_not_tried_when_what_it_builds_on_failed() -> None:
+    _, second = verify.run(NO_LAB, [claim("a/x", ok=False), claim("b/x", needs=("a/x",))], lambda event: None)
+    assert (second.state, second.detail) == ("not tried", "a/x failed before")
+    assert not second.ok
+
+
+def shares(**counts: int) -> LoadResult:
+    return LoadResult(sum(counts.values()), counts, 0)
+
+
+def test_shares_by_weight_are_right_and_wrong_ones_are_named(pair: Profile) -> None:
+    assert share_errors(pair, "apache", shares(web1=40, web2=20)) == []
+    assert share_errors(pair, "apache", shares(web1=30, web2=30)) == [
+        "web1 got 50% instead of 67%",
+        "web2 got 50% instead of 33%",
+    ]
+    assert share_errors(pair, "apache", shares(web1=60)) == [
+        "web1 got 100% instead of 67%",
+        "web2 got 0% instead of 33%",
+    ]
+
+
+def test_an_answer_from_outside_the_pool_is_named(pair: Profile) -> None:
+    assert share_errors(pair, "apache", shares(web1=40, other=20)) == ["answered by other, which is not in pool apache"]
+
+
+@pytest.mark.parametrize("balance", ["source", "first", "uri"])
+def test_one_client_stays_on_one_server_where_the_balance_says_so(pair: Profile, balance: str) -> None:
+    pool = pair.pools["apache"].model_copy(update={"balance": balance})
+    profile = pair.model_copy(update={"pools": {"apache": pool}})
+    assert share_errors(profile, "apache", shares(web2=60)) == []
+    assert "spread one client over 2 servers" in share_errors(profile, "apache", shares(web1=30, web2=30))[0]
+
+
+@pytest.mark.parametrize(("advert_s", "limit_s"), [(1.0, 4.0), (0.1, 0.8)])
+def test_the_limit_for_a_gap_is_stricter_than_what_is_promised(pair: Profile, advert_s: float, limit_s: float) -> None:
+    profile = pair.model_copy(update={"vrrp": pair.vrrp.model_copy(update={"advert_interval_s": advert_s})})
+    assert 3 * advert_s < gap_bound_s(profile, "lb2") < limit_s
+
+
+class PlannedLab:
+    """As much of a lab as the expectation of open ports needs."""
+
+    def __init__(self, profile: Profile) -> None:
+        self.profile = profile
+        self.plan = plan(profile)
+
+
+def open_ports(profile: Profile, who: str, network: str) -> dict[str, set[int]]:
+    lab = PlannedLab(profile)
+    seat = getattr(lab.plan, who)[network]
+    return {str(a): p for a, p in expected_open(cast(LabNetwork, lab), seat, network).items()}
+
+
+def test_a_stranger_may_reach_services_only(pair: Profile) -> None:
+    found = open_ports(pair, "strangers", "wan")
+    assert found == {"203.0.113.11": set(), "203.0.113.12": set(), "203.0.113.10": {80}}
+
+
+def test_whoever_sits_inside_access_sources_may_reach_ssh_and_statistics(bakery: Profile) -> None:
+    found = open_ports(bakery, "clients", "lan")
+    assert found == {"192.168.0.11": {22, 8404}, "192.168.0.12": {22, 8404}, "192.168.0.10": {22, 80}}
+
+
+ADDRESSES = """\
+1: lo    inet 127.0.0.1/8 scope host lo\\       valid_lft forever preferred_lft forever
+2: eth0    inet 203.0.113.11/24 brd 203.0.113.255 scope global eth0\\       valid_lft forever
+2: eth0    inet 203.0.113.10/32 scope global eth0\\       valid_lft forever preferred_lft forever
+2: eth0    inet6 2001:db8::11/64 scope global \\       valid_lft forever preferred_lft forever
+2: eth0    inet6 fe80::1/64 scope link \\       valid_lft forever preferred_lft forever
+3: eth1.10@eth1    inet 192.168.0.11/24 scope global eth1.10\\       valid_lft forever
+"""
+
+
+def test_addresses_are_read_with_prefixes_and_without_link_local_ones() -> None:
+    found = parse_addresses(ADDRESSES)
+    assert found["eth0"] == {ip_interface(a) for a in ("203.0.113.11/24", "203.0.113.10/32", "2001:db8::11/64")}
+    assert found["eth1.10"] == {ip_interface("192.168.0.11/24")}
+
+
+def test_statistics_name_each_server_and_whether_it_is_up() -> None:
+    text = "# pxname,svname,status\nwww,FRONTEND,OPEN\napache,web1,UP 1/3\napache,web2,DOWN\napache,BACKEND,UP\n"
+    assert [(s.server, s.up) for s in parse_statistics(text)] == [("web1", True), ("web2", False)]
+
+
+def test_a_page_that_is_no_statistics_is_not_understood() -> None:
+    with pytest.raises(OutputNotUnderstood, match="statistics page"):
+        parse_statistics("<html>403</html>")
+
+
+class Typed:
+    """A node's console with prepared answers."""
+
+    def __init__(self, **answers: str) -> None:
+        self.answers = answers
+
+    def run(self, command: str, *args: str) -> Any:
+        word = command.split()[0]
+
+        class Result:
+            rc = 0 if word in self.answers else 127
+            stdout = self.answers.get(word, "")
+
+        return Result()
+
+
+def test_a_service_runs_only_if_procd_says_so() -> None:
+    running = json.dumps({"haproxy": {"instances": {"instance1": {"running": True}}}})
+    ended = json.dumps({"haproxy": {"instances": {"instance1": {"running": False}}}})
+    assert NodeFacts(Typed(ubus=running)).service_running("haproxy")
+    assert not NodeFacts(Typed(ubus=ended)).service_running("haproxy")
+    assert not NodeFacts(Typed(ubus="{}")).service_running("haproxy")
+    assert not NodeFacts(Typed()).service_running("haproxy")
+    with pytest.raises(OutputNotUnderstood):
+        NodeFacts(Typed(ubus="Command failed: Not found")).service_running("haproxy")
+
+
+def test_trouble_in_the_logs_is_found_and_everyday_lines_are_not() -> None:
+    facts = NodeFacts(
+        Typed(dmesg="[1.0] eth0: link up\n[2.0] haproxy[9]: segfault at 0 ip 1\n", logread="all is well\n")
+    )
+    assert facts.trouble() == ["[2.0] haproxy[9]: segfault at 0 ip 1"]
+
+
+def acceptance(*verdicts: Verdict, lab: bool = True) -> Acceptance:
+    return Acceptance(
+        "apache-pair", None, "24.10.8", "lab", lab, {"lb1": {"file": "x.img.gz", "sha256": "00", "id": "11"}},
+        {"accelerator": "tcg"}, "2026-01-01T00:00:00+00:00", 61.5, verdicts,
+    )  # fmt: skip
+
+
+GOOD = Verdict("a/x", "a is so", "holds", "3 of 3", values={"n": 3})
+BAD = Verdict("b/x", "b is so", "fails", "1 of 3", "two were missing")
+
+
+def test_the_record_holds_only_if_every_claim_does(tmp_path: Path) -> None:
+    assert acceptance(GOOD).holds
+    assert not acceptance(GOOD, BAD).holds
+    assert not acceptance().holds
+    report.write(tmp_path / "acceptance.json", acceptance(GOOD, BAD))
+    facts = json.loads((tmp_path / "acceptance.json").read_text())
+    assert facts["holds"] is False
+    assert [c["verdict"] for c in facts["claims"]] == ["holds", "fails"]
+    assert facts["images"]["lb1"]["id"] == "11"
+    assert "never to be flashed" in facts["warning"]
+
+
+def test_the_record_of_real_images_carries_no_lab_warning() -> None:
+    assert "warning" not in acceptance(GOOD, lab=False).as_json()
+
+
+def test_the_table_is_plain_text_with_the_details_of_failures_below() -> None:
+    text = report.claims_table([GOOD, BAD])
+    assert text.splitlines()[0].split() == ["holds", "a/x", "3", "of", "3"]
+    assert "FAILS" in text
+    assert "b/x: b is so\n  two were missing" in text
+    assert "\033" not in text
