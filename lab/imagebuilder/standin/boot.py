@@ -21,7 +21,7 @@ from .tools import Tools
 # What must be there before the root file system is: disks of every platform, and the file systems.
 _EARLY = (
     "virtio_blk", "virtio_scsi", "ahci", "ata_piix", "sd_mod", "hv_storvsc", "xen-blkfront", "vmw_pvscsi",
-    "squashfs", "overlay", "loop",
+    "squashfs", "overlay", "loop", "virtio_rng",
 )  # fmt: skip
 _BIOS_MODULES = [
     "biosdisk",

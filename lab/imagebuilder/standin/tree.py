@@ -147,10 +147,21 @@ def _install(
         variant = lab / "base/packages" / f"{folder}.{'fw4' if family.fw4 else 'fw3'}"
         if variant.is_dir():
             _lay(variant, root)
-    if (root / "usr/lib/lab/installed").parent.is_dir():
-        listed = "".join(f"{p.name}\n" for p in packages if not p.hidden)
-        _write(root / "usr/lib/lab/installed", listed)
-        _write(root / "usr/lib/lab/absent", "".join(f"{p.name}\n" for p in packages if p.absent))
+    _write(root / "usr/lib/lab/installed", "".join(f"{p.name}\n" for p in packages if not p.hidden))
+    _write(root / "usr/lib/lab/absent", "".join(f"{p.name}\n" for p in packages if p.absent))
+    _write(root / "usr/lib/lab/conffiles", _conffiles(root, lab, packages))
+
+
+def _conffiles(root: Path, lab: Path, packages: Sequence[Package]) -> str:
+    """The configuration files that packages brought, with digests: sysupgrade keeps those that have changed since."""
+    lines = []
+    for folder in dict.fromkeys(folder for p in packages for folder in p.base if folder != "base-files"):
+        top = lab / "base/packages" / folder
+        for path in sorted((top / "etc").rglob("*")):
+            relative = path.relative_to(top)
+            if path.is_file() and path.name != ".keep" and relative.parts[1] not in ("init.d", "hotplug.d"):
+                lines.append(f"{hashlib.sha256((root / relative).read_bytes()).hexdigest()}  /{relative}\n")
+    return "".join(lines)
 
 
 def _release_files(root: Path, family: Family) -> None:
