@@ -18,7 +18,7 @@ from pydantic import AfterValidator, BeforeValidator, Field, PlainSerializer, Wi
 from ndakit.mistakes import guess
 from ndakit.model.base import Address, Model, Subnet, Text, mistake
 from ndakit.model.host import Access, Image, Monitoring, Network, Node, Platform, System, Vip, Vrrp
-from ndakit.model.traffic import Pool, Server, Service
+from ndakit.model.traffic import Pool, Server, Service, Timeouts
 from ndakit.names import Name, device_name
 from ndakit.release import Release
 
@@ -257,6 +257,20 @@ class Profile(Model):
         while more := {n for n, p in self.pools.items() if p.sorry and p.sorry.pool in direct} - direct:
             direct |= more
         return tuple(n for n, s in self.services.items() if s.pool in direct)
+
+    def detection_s(self, pool: str) -> float:
+        """The longest time, in seconds, from a server's death to its leaving the pool (one node's view)."""
+        return self.pools[pool].check.detection_s(self._check_connect_s(pool))
+
+    def recovery_s(self, pool: str) -> float:
+        """The longest time, in seconds, from a server's recovery to its return to the pool (one node's view)."""
+        return self.pools[pool].check.recovery_s(self._check_connect_s(pool))
+
+    def _check_connect_s(self, pool: str) -> float:
+        """The time-out for connecting that a pool's checks have: that of the first service that uses the pool, for it
+        makes the backend that checks."""
+        users = self.services_of(pool)
+        return self.services[users[0]].timeouts.connect_s if users else Timeouts().connect_s
 
     def sources(self, version: int) -> tuple[Subnet, ...]:
         """`access.sources` of an IP version."""

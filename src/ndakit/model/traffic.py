@@ -60,7 +60,8 @@ class Check(Model):
     interval_s: Annotated[Number, Between(0.1, 3600, "s")] = 2.0
     """Seconds between two checks of a server, by each node."""
     timeout_s: Annotated[Number, Between(0.1, 600, "s")] = 2.0
-    """Seconds after which a check without an answer has failed."""
+    """http: seconds that a server has for its answer once it is connected. Connecting may take as long as the service's
+    `timeouts.connect_s`, at most `interval_s`, and that is all there is to a tcp check."""
     rise: Annotated[Int, Between(1, 100)] = 2
     """Good checks in a row after which a server is in the pool again."""
     fall: Annotated[Int, Between(1, 100)] = 3
@@ -82,15 +83,27 @@ class Check(Model):
         """http: the path that is asked for."""
         return self.path or "/"
 
-    @property
-    def detection_s(self) -> float:
-        """The longest time, in seconds, from a server's death to its leaving the pool (one node's view)."""
-        return self.fall * (self.interval_s + self.timeout_s)
+    def attempt_s(self, connect_s: float) -> float:
+        """The longest time, in seconds, that one check takes. `connect_s` is the backend's `timeout connect`.
 
-    @property
-    def recovery_s(self) -> float:
-        """The longest time, in seconds, from a server's recovery to its return to the pool (one node's view)."""
-        return (self.rise + 1) * (self.interval_s + self.timeout_s)
+        Connecting may take min(`timeout connect`, `inter`), and `timeout check` comes on top, for the answer once
+        connected (HAProxy's configuration manual, "timeout check"); a tcp check ends with the connection.
+        """
+        return min(connect_s, self.interval_s) + (self.timeout_s if self.type == "http" else 0.0)
+
+    def detection_s(self, connect_s: float) -> float:
+        """The longest time, in seconds, from a server's death to its leaving the pool (one node's view).
+
+        It dies right after a good check; the interval runs from the end of one check to the start of the next.
+        """
+        return self.fall * (self.interval_s + self.attempt_s(connect_s))
+
+    def recovery_s(self, connect_s: float) -> float:
+        """The longest time, in seconds, from a server's recovery to its return to the pool (one node's view).
+
+        It comes back while a check is running that still fails, and `rise` good ones follow.
+        """
+        return self.attempt_s(connect_s) + self.rise * (self.interval_s + self.attempt_s(connect_s))
 
 
 class Sorry(Model):
