@@ -154,9 +154,9 @@ def _own_files(root: Path) -> None:
 
 def _precompile(root: Path) -> None:
     """Run the guest's own Python on this machine, out of its root, through its own loader."""
-    words = [root / "lib64/ld-linux-x86-64.so.2", "--library-path", root / "usr/lib/x86_64-linux-gnu", root / _PYTHON]
+    loader, libraries = root / "lib64/ld-linux-x86-64.so.2", root / "usr/lib/x86_64-linux-gnu"
     done = subprocess.run(
-        [*words, "-s", "-S", "-B", _HERE / "precompile.py", root],
+        [loader, "--library-path", libraries, root / _PYTHON, "-s", "-S", "-B", _HERE / "precompile.py", root],
         env={"PYTHONHOME": str(root / "usr"), "LC_ALL": "C.UTF-8"},
         stdin=subprocess.DEVNULL,
         capture_output=True,

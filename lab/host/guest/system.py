@@ -26,9 +26,9 @@ _ENVIRONMENT = {
     "LC_ALL": "C",
     "TZ": "UTC",
 }
-# A neighbour whose address is not known is asked for every 20 ms, not every second as is usual: otherwise a gap would
-# be measured in whole seconds whenever its end meets an address that has to be resolved anew.
-_NEIGHBOUR_RETRY_MS = 20
+# A neighbour whose address is not known is asked for every 20 ms for half a second, not every second for three as is
+# usual: otherwise a gap would be measured in whole seconds whenever its end meets an address to be resolved anew.
+_NEIGHBOURS = "retrans 20 mcast_probes 25 ucast_probes 25"
 
 
 class Refused(Exception):
@@ -179,8 +179,7 @@ def configure(spec: Mapping[str, Any]) -> None:
     ip(["link set lo up", *(f"address add {a} dev lo{_nodad(a)}" for a in spec.get("loopback", ()))])
     for index in range(len(spec["interfaces"])):
         connect(spec, index)
-        for table in ("arp_cache", "ndisc_cache"):
-            ip([f"ntable change name {table} dev eth{index} retrans {_NEIGHBOUR_RETRY_MS}"])
+        ip([f"ntable change name {table} dev eth{index} {_NEIGHBOURS}" for table in ("arp_cache", "ndisc_cache")])
 
 
 def connect(spec: Mapping[str, Any], index: int) -> None:
