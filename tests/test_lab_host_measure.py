@@ -10,8 +10,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ndakit.lab_host import Answer, Load, Polled, SshProbe, Try, gaps
+from ndakit.lab_host import Answer, LabHostNotMade, LabImage, Load, Polled, SshProbe, Try, gaps, image
 from ndakit.lab_host.request import http, target
+
+ROOT = Path(__file__).resolve().parents[1]
 
 
 def answered(start: float, took: float = 2.0, server: str = "web1") -> Try:
@@ -163,7 +165,7 @@ def test_a_target_without_an_address_is_refused() -> None:
 
 
 def wire() -> ModuleType:
-    path = Path(__file__).resolve().parents[1] / "lab/host/guest/wire.py"
+    path = ROOT / "lab/host/guest/wire.py"
     spec = importlib.util.spec_from_file_location("lab_host_wire", path)
     assert spec is not None
     assert spec.loader is not None
@@ -228,3 +230,19 @@ def test_two_requests_in_one_piece_are_told_apart() -> None:
     assert message.complete
     assert (message.start, bytes(message.body)) == ("POST /a HTTP/1.1", b"hi")
     assert message.rest == b"GET /b HTTP/1.1\r\n\r\n"
+
+
+def test_an_image_that_cannot_be_made_here_is_this_machine_s_failure(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(LabHostNotMade, match="cache cannot be written") as failure:
+        image.build(ROOT / "lab", tmp_path / "file" / "cache")
+    assert failure.value.exit_code == 3
+    assert "XDG_CACHE_HOME" in failure.value.fix
+
+
+def test_a_machine_of_the_image_has_a_control_port_and_never_writes_its_root() -> None:
+    made = LabImage(Path("/c/kernel"), Path("/c/initrd"), Path("/c/root"))
+    spec = made.machine("lab", ())
+    assert spec.agent_serial
+    assert spec.disks[0].read_only
+    assert "clearcpuid=cx16" in spec.append

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import os
+import shutil
+import signal
+import sys
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
 
 import lab_hosts
-from ndakit import accelerator, lab_host, workspace
+from ndakit import accelerator, lab_host, process, workspace
 from ndakit.deadline import Deadline
 from ndakit.lab_host import Host, HostSpec, Interface, LabHostLost, LabHosts, Polled
 from ndakit.switch import Port, Switch
@@ -245,9 +249,50 @@ def test_a_machine_that_ends_is_noticed(image: lab_host.LabImage, tmp_path: Path
                 host.run(["true"])
 
 
-def test_a_machine_without_its_root_file_system_says_so_and_ends(image: lab_host.LabImage, tmp_path: Path) -> None:
-    from dataclasses import replace
+def build_command(cache: Path) -> list[str | Path]:
+    return [sys.executable, lab_hosts.ROOT / "lab/host/build.py", "--cache", cache]
 
+
+def copied_cache(image: lab_host.LabImage, folder: Path) -> Path:
+    """A cache with the downloads of the real one (as hard links) and nothing made of them."""
+    real = image.root.parents[2]
+    for name in ("debs", "requests"):
+        shutil.copytree(real / name, folder / name, copy_function=os.link)
+    return folder
+
+
+def test_the_same_inputs_give_the_same_bytes_and_a_killed_build_leaves_no_finished_one(
+    image: lab_host.LabImage, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    with workspace.scratch_folder(image.root.parents[2] / "scratch", "same") as folder:
+        cache = copied_cache(image, folder)
+        made = cache / "lab-hosts"
+        child = process.spawn(build_command(cache), log=tmp_path_factory.mktemp("log") / "log")
+        Deadline(120, "the build").wait_until(lambda: bool(list(made.glob("*.partial"))), every_s=0.01)
+        os.kill(child.pid, signal.SIGKILL)
+        child.wait(10)
+        assert [p.name for p in made.iterdir() if p.suffix != ".partial"] == ["lock"]
+        old = os.umask(0o077)
+        try:
+            again = lab_host.image.build(lab_hosts.ROOT / "lab", cache)
+        finally:
+            os.umask(old)
+        assert not list(made.glob("*.partial"))
+        for name in ("kernel", "initrd", "root"):
+            assert (again.root.parent / name).read_bytes() == (image.root.parent / name).read_bytes()
+
+
+def test_a_full_disk_is_told_in_three_lines(image: lab_host.LabImage) -> None:
+    cache = image.root.parents[2]
+    script = 'mount -t tmpfs -o size=1m tmpfs "$1/lab-hosts" && shift && exec "$@"'
+    words = ["unshare", "-Urm", "sh", "-c", script, "sh", cache, *build_command(cache)]
+    done = process.run(words, timeout_s=60, check=False)
+    assert done.returncode == 3
+    assert done.stderr.splitlines()[-3].startswith("error: there is no room")
+    assert "free some space" in done.stderr.splitlines()[-1]
+
+
+def test_a_machine_without_its_root_file_system_says_so_and_ends(image: lab_host.LabImage, tmp_path: Path) -> None:
     spec = replace(image.machine("bare", ()), disks=())
     with launch(spec, tmp_path, accelerator.probe()) as vm:
         assert vm.wait_gone(60)

@@ -16,6 +16,7 @@ import fcntl
 import gzip
 import hashlib
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -58,6 +59,7 @@ _LEFT_OUT = (
     *("usr/lib/python3.13/" + name for name in ("ensurepip", "idlelib", "test", "tkinter", "pydoc_data")),
 )
 _PYTHON = "usr/bin/python3.13"
+_FULL = re.compile(r"No space left on device|Disk quota exceeded|Read-only file system|Permission denied")
 _KEPT_S = 7 * 24 * 3600
 _BUSYBOX = "usr/bin/busybox"
 # Names under which the guest's own scripts use busybox.
@@ -195,14 +197,21 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="build.py", description="what a lab host boots")
     parser.add_argument("--cache", type=Path, required=True, help="folder for downloads and results")
     cache = parser.parse_args(argv).cache.absolute()
+    os.umask(0o022)  # the modes of what is made here must not depend on who makes it
     try:
         sys.stdout.write(f"{build(cache)}\n")
     except debian.LabError as failure:
         sys.stderr.write(f"error: {failure}\n")
         return 3
-    except ToolFailed as failure:
-        sys.stderr.write(f"error: a build tool failed: {failure}\n  where: {cache}\n  fix:   remove that folder\n")
-        return 4
+    except (OSError, ToolFailed) as failure:
+        if not _FULL.search(str(failure)):
+            raise
+        sys.stderr.write(
+            f"error: there is no room for what a lab host boots: {_FULL.findall(str(failure))[0]}\n"
+            f"  where: {cache}\n"
+            "  fix:   free some space there (about 500 MB are needed), or choose another folder (XDG_CACHE_HOME)\n"
+        )
+        return 3
     return 0
 
 
