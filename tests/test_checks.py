@@ -56,6 +56,14 @@ GOOD: dict[str, list[tuple[str, str]]] = {
         )
     ],
     "a tagged and an untagged network on one card": [("nics: [eth1]", "nics: [eth0], vlan: 10")],
+    "VLANs on one bond": [
+        ("nics: [eth0],", "nics: [eth0, eth1], bond: {mode: 802.3ad},"),
+        ("nics: [eth1]", "nics: [eth1, eth0], bond: {mode: 802.3ad}, vlan: 10"),
+    ],
+    "VLANs on one bridge": [
+        ("nics: [eth0],", "nics: [eth0, eth1], bridge: {stp: true}, vlan: 9,"),
+        ("nics: [eth1]", "nics: [eth0, eth1], bridge: {stp: true}, vlan: 10"),
+    ],
     "a bridge of one card": [("nics: [eth1]", "nics: [eth1], bridge: true")],
     "routed VIPs outside": [
         ('address: [203.0.113.10, "2001:db8:0:1::10"]', 'routed: true, address: [198.51.100.10, "2001:db8:9::10"]')

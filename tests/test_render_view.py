@@ -10,6 +10,7 @@ import goldens
 from ndakit.daemontext import haproxy, keepalived
 from ndakit.render import render
 from ndakit.uci import Section, read
+from ndakit.view import NodeView
 
 KEY = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIAABAgMEBQYHCAkKCwwNDg8QERITFBUWFxgZGhscHR4f me"
 
@@ -218,6 +219,27 @@ def test_the_statistics_page_is_on_the_nodes_own_addresses_only() -> None:
     proxies = haproxy(goldens.tree("apache-pair", "lb2")["/etc/haproxy.cfg"].text)
     (page,) = [p for p in proxies if p.first("stats", "enable")]
     assert [line.words[1] for line in page.all("bind")] == ["203.0.113.12:8404", "192.168.0.12:8404"]
+
+
+def test_the_statistics_page_is_not_on_addresses_of_a_family_without_sources() -> None:
+    (page,) = (f for f in haproxy(goldens.tree("trunk")["/etc/haproxy.cfg"].text) if f.name == "_statistics")
+    assert [line.words[1] for line in page.all("bind")] == [f"10.{n}.0.11:8404" for n in (1, 2, 3, 4, 5)]
+
+
+def test_networks_with_the_same_cards_and_bond_share_it() -> None:
+    devices = {str(s.get("name")): s for s in sections("trunk", "network", "device")}
+    assert list(devices) == ["bond-outside", "bond-outside.10", "bond-outside.20", "vlan-storagced5", "br-machines",
+                             "br-machines.40"]  # fmt: skip
+    assert {d.get("ifname") for d in devices.values() if d.get("type") == "8021q"} == {"bond-outside", "br-machines"}
+    interfaces = {s.name: s.get("device") for s in sections("trunk", "network", "interface")}
+    assert (interfaces["machines"], interfaces["cameras"]) == ("br-machines", "br-machines.40")
+
+
+def test_a_bond_is_its_first_networks_even_where_another_one_is_untagged() -> None:
+    text = goldens.PROFILES["trunk"].read_text().replace(", vlan: 20", "")
+    node = NodeView(goldens.parse(text), "a")
+    assert [d.name for d in node.devices if d.type == "bonding"] == ["bond-outside"]
+    assert {i.network: i.device for i in node.interfaces}["servers"] == "bond-outside"
 
 
 def test_the_network_file_has_the_form_of_its_release() -> None:

@@ -130,12 +130,14 @@ class _Planner:
             self.used |= {a for s in pool.servers.values() for a in s.address}
 
     def segment(self, network: str) -> str:
-        """The segment of a network: that of its first card; the other ports of a bridge have no cable (no loop)."""
-        return self.profile.networks[network].nics[0]
+        """The segment of a network: that of its first card; the other ports of a bridge have no cable (no loop).
+        VLANs that share a card, bond or bridge share the segment."""
+        return self.profile.networks[self.profile.base_owner(network)].nics[0]
 
     def nics(self, node: str) -> tuple[BalancerNic, ...]:
         plugged: dict[str, str] = {}
-        for name, net in self.profile.networks.items():
+        for name in self.profile.networks:
+            net = self.profile.networks[self.profile.base_owner(name)]
             for nic in net.nics if net.bond is not None else net.nics[:1]:
                 plugged[nic] = self.segment(name)
         wanted = self.profile.nics

@@ -136,9 +136,10 @@ class NodeView:
         found: list[Device] = []
         for name, net in self.profile.networks.items():
             base, top = self.profile.base_device(name), self.profile.l2_device(name)
-            if net.bond is not None:
+            shared = self.profile.base_owner(name) != name  # then the network before has it already
+            if net.bond is not None and not shared:
                 found.append(Device(base, "bonding", net.nics, mode=net.bond.mode))
-            elif net.bridge is not None:
+            elif net.bridge is not None and not shared:
                 found.append(Device(base, "bridge", net.nics, stp=net.bridge.stp))
             if net.vlan is not None:
                 found.append(Device(top, "8021q", (base,), vlan=net.vlan))

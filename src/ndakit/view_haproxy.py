@@ -123,7 +123,8 @@ def haproxy(node: NodeView) -> HaproxyView:
     return HaproxyView(
         frontends=frontends,
         backends=tuple(backends.values()),
-        statistics=tuple(Bind(a, (port, port)) for a in node.addresses),
+        # Only where access.sources can come from: an address of a family without sources would answer nobody.
+        statistics=tuple(Bind(a, (port, port)) for a in node.addresses if profile.sources(a.version)),
         sorry_pages=pages,
         connections_max=node.connections_max,
         buffer_bytes=LARGE_BUFFER_BYTES if large else BUFFER_BYTES,

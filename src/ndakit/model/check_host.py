@@ -50,34 +50,49 @@ def cards(profile: Profile) -> Iterator[Finding]:
 
 
 def cards_shared(profile: Profile) -> Iterator[Finding]:
-    """One card in two networks."""
+    """Cards in two networks: VLANs can share a card, a bond or a bridge, if they say the same about it."""
     users: dict[str, list[str]] = {}
     for name, net in profile.networks.items():
         for nic in dict.fromkeys(net.nics):
             users.setdefault(nic, []).append(name)
+    told: set[tuple[str, str]] = set()
     for nic, names in users.items():
         tags: dict[int | None, str] = {}
+        first = names[0]
+        before = profile.networks[first]
         for name in names:
             net = profile.networks[name]
             path: KeyPath = ("networks", name, "nics")
-            joined = net.bond is not None or net.bridge is not None
-            first = names[0]
-            before = profile.networks[first]
-            if name != first and (joined or before.bond is not None or before.bridge is not None):
-                yield error(
-                    "nic-shared", f"{nic} is in networks {first} and {name}, and one of them is a bond or a bridge",
-                    path,
-                    "give the bond or bridge cards of its own", other=("networks", first, "nics"),
-                )  # fmt: skip
+            joined = any(n.bond is not None or n.bridge is not None for n in (before, net))
+            if joined and profile.base_owner(name) != profile.base_owner(first):
+                if (first, name) not in told:
+                    yield _not_shared(profile, nic, first, name)
+                told.add((first, name))
                 continue
             same = tags.setdefault(net.vlan, name)
-            if same != name:
+            if same != name and (same, name) not in told:
                 what = f"both with VLAN {net.vlan}" if net.vlan else "both without a VLAN"
+                free = 11 if net.vlan == 10 else 10
+                told.add((same, name))
                 yield error(
                     "nic-shared", f"{nic} is in networks {same} and {name}, {what}", path,
-                    "use another card, or tell them apart with vlan: 10 (the switch must send tagged frames)",
-                    other=("networks", same, "nics"),
+                    f"use another card, or tell them apart with vlan: {free} (the switch must send tagged frames)",
+                    other=("networks", same, "nics"), also=(("networks", same, "vlan"), ("networks", name, "vlan")),
                 )  # fmt: skip
+
+
+def _not_shared(profile: Profile, nic: str, first: str, name: str) -> Finding:
+    """A card that two networks join to others in different ways."""
+    before, net = profile.networks[first], profile.networks[name]
+    what = "and one of them is a bond or a bridge"
+    fix = "give it cards of its own, or write the same nics and the same bond or bridge in both, and a vlan in each"
+    if set(before.nics) == set(net.nics):
+        what, fix = "and their bond or bridge differs", "write the same bond or bridge in both, and a vlan in each"
+    return error(
+        "nic-shared", f"{nic} is in networks {first} and {name}, {what}", ("networks", name, "nics"), fix,
+        other=("networks", first, "nics"),
+        also=tuple(("networks", n, key) for n in (first, name) for key in ("bond", "bridge")),
+    )  # fmt: skip
 
 
 def names_collide(profile: Profile) -> Iterator[Finding]:
@@ -95,15 +110,18 @@ def names_collide(profile: Profile) -> Iterator[Finding]:
                 f"call it {name}-vip, for example",
             )  # fmt: skip
     made: dict[tuple[str, str], tuple[KeyPath, str]] = {}
+    vlans: set[tuple[str, int | None]] = set()
     for name, net in profile.networks.items():
         path: KeyPath = ("networks", name)
         results = [("firewall zone", zone_name(name))]
-        if net.bond is not None:
+        if net.bond is not None and profile.base_owner(name) == name:
             results.append(("interface", device_name("bond", name)))
-        if net.bridge is not None:
+        if net.bridge is not None and profile.base_owner(name) == name:
             results.append(("interface", device_name("br", name)))
-        if net.vlan is not None:
+        tagged = (profile.base_device(name), net.vlan)
+        if net.vlan is not None and tagged not in vlans:  # cards_shared says it if one is there twice
             results.append(("interface", profile.l2_device(name)))
+        vlans.add(tagged)
         for kind, result in results:
             first = made.setdefault((kind, result), (path, name))
             if first[0] != path:
@@ -237,7 +255,7 @@ def access(profile: Profile) -> Iterator[Finding]:
                     "access-open", f"{subnet} lets everyone reach SSH and the statistics page", path,
                     "write the subnets of the administrators",
                 )  # fmt: skip
-            elif not reach.way_to_some(subnet):
+            if not reach.way_to_some(subnet):
                 yield error(
                     "source-unreachable",
                     f"no network leads to {subnet}, so nobody there could administer the balancer: it is in no subnet, "

@@ -170,7 +170,8 @@ class Network(Model):
     bridge: Annotated[Bridge | None, BeforeValidator(_bridge)] = None
     """The cards work as one switch: `true`, or `{stp: true}`."""
     vlan: Annotated[Int, Between(1, 4094)] | None = None
-    """The 802.1Q tag on top of the card, bond or bridge."""
+    """The 802.1Q tag on top of the card, bond or bridge. Networks with the same `nics`, `bond` and `bridge` share them,
+    each with a tag of its own; one can be without."""
     subnet: Subnets
     """The network's subnet, at most one per family."""
     gateway: Addresses | None = None

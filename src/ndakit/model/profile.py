@@ -211,10 +211,24 @@ class Profile(Model):
 
     def base_device(self, network: str) -> str:
         """The interface below a network's VLAN, if it has one: card, bond or bridge."""
-        net = self.networks[network]
+        owner = self.base_owner(network)
+        net = self.networks[owner]
         if net.bond is not None:
-            return device_name("bond", network)
-        return device_name("br", network) if net.bridge is not None else net.nics[0]
+            return device_name("bond", owner)
+        return device_name("br", owner) if net.bridge is not None else net.nics[0]
+
+    def base_owner(self, network: str) -> str:
+        """The first network with exactly these cards, bond and bridge: what it has is there once, named after it, and
+        the other networks are VLANs beside it on top."""
+        return self._base_owners[network]
+
+    @functools.cached_property
+    def _base_owners(self) -> dict[str, str]:
+        owners: dict[Any, str] = {}
+        return {
+            name: owners.setdefault((frozenset(net.nics), net.bond, net.bridge), name)
+            for name, net in self.networks.items()
+        }
 
     @property
     def nics(self) -> tuple[str, ...]:
