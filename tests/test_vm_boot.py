@@ -122,9 +122,9 @@ def test_commands_leave_no_processes_behind(one: Vm) -> None:
 
 def test_commands_work_while_a_program_writes_to_the_console_as_well(tmp_path: Path) -> None:
     with launch(machine("one", "guest.babble"), tmp_path, TCG) as vm:
-        for number in range(30):
+        for number in range(15):
             assert ready(vm).console.run(f"seq 1 {number * 20}; exit {number}").stdout.count("\n") == number * 20
-        assert vm.console.text.count("babble") > 10
+        assert vm.console.text.count("babble") > 4
 
 
 def test_testinfra_works_over_a_real_console(one: Vm) -> None:
@@ -237,27 +237,35 @@ def test_reset_power_button_and_the_guest_s_own_poweroff(tmp_path: Path) -> None
 # -- disks -------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    ("form", "bus", "device"),
-    [("raw", "virtio", "vda"), ("raw", "sata", "sda"), ("qcow2", "ide", "sda"), ("vmdk", "virtio", "vda")],
-)
-def test_a_guest_sees_its_disk_and_what_it_writes_is_thrown_away(
-    tmp_path: Path, form: DiskFormat, bus: Bus, device: str
-) -> None:
-    raw = tmp_path / "raw"
+def image_of(tmp_path: Path, form: DiskFormat) -> Path:
+    """A small image with known first words; a raw one packed, with something behind its stream as OpenWrt has it."""
+    raw, image = tmp_path / "raw", tmp_path / "disk.img.gz"
     raw.write_bytes(b"this is the disk" + bytes(1 << 20))
-    image = tmp_path / "disk.img.gz"
     if form == "raw":
         image.write_bytes(gzip.compress(raw.read_bytes()) + b"trailer")
     else:
         process.run(["qemu-img", "convert", "-f", "raw", "-O", form, raw, image], timeout_s=30)
-    before = image.read_bytes()
-    spec = machine("one", f"guest.disk={device}", disks=(Disk(image, form, bus),))
-    with launch(spec, tmp_path / "run", TCG, cache=tmp_path / "cache") as vm:
+    return image
+
+
+@pytest.mark.parametrize(
+    ("form", "bus", "device"),
+    [("raw", "sata", "sda"), ("qcow2", "ide", "sda"), ("vmdk", "virtio", "vda")],
+)
+def test_a_guest_sees_its_disk(tmp_path: Path, form: DiskFormat, bus: Bus, device: str) -> None:
+    disk = Disk(image_of(tmp_path, form), form, bus)
+    with launch(machine("one", f"guest.disk={device}", disks=(disk,)), tmp_path, TCG, cache=tmp_path / "c") as vm:
         vm.console.wait_for("DISK this is the disk", Deadline(BOOT_S, "the disk's first words"))
-        ready(vm).console.run(f"printf changed >/dev/{device}; sync")
+
+
+def test_what_a_guest_writes_lasts_as_long_as_its_machine(tmp_path: Path) -> None:
+    image = image_of(tmp_path, "raw")
+    before = image.read_bytes()
+    spec = machine("one", "guest.disk=vda", disks=(Disk(image),))
+    with launch(spec, tmp_path / "run", TCG, cache=tmp_path / "cache") as vm:
+        ready(vm).console.run("printf changed >/dev/vda; sync")
         vm.power_off()
-        vm.power_on()  # the same machine: it keeps what it wrote
+        vm.power_on()  # the same machine
         vm.console.wait_for("DISK changed", Deadline(BOOT_S, "what was written"))
     assert image.read_bytes() == before
     assert [p.suffix for p in (tmp_path / "run").iterdir() if p.suffix not in (".log", ".lock")] == []
