@@ -16,6 +16,7 @@ from pathlib import Path
 
 import pytest
 from labrig import LAB, OVERLAYS
+from standin import tree
 
 from ndakit.workspace import cache
 
@@ -303,3 +304,16 @@ def test_an_image_with_cached_packages_takes_under_six_seconds(tmp_path: Path, b
     done = _make(folder, "image", f"PACKAGES={LEAN}", f"FILES={OVERLAYS / 'fw4-lb1'}")
     assert done.returncode == 0
     assert time.monotonic() - started_s < 6.0
+
+
+def test_the_cache_forgets_what_nobody_has_used_for_long(tmp_path: Path) -> None:
+    for number in range(12):
+        entry = tmp_path / f"tree{number}"
+        entry.mkdir()
+        (entry / "file").touch()
+        age_s = 10_000 if number % 2 else 10
+        os.utime(entry, (time.time() - age_s - number, time.time() - age_s - number))
+    tree.prune(tmp_path, keep=8)
+    assert sorted(p.name for p in tmp_path.iterdir()) == sorted(
+        [*(f"tree{n}" for n in range(0, 12, 2)), "tree1", "tree3"]
+    )

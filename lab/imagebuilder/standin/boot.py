@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import gzip
 import hashlib
+import os
 import shutil
 import struct
 import tempfile
@@ -17,6 +18,7 @@ from pathlib import Path
 from . import busybox
 from .modules import Kernel
 from .tools import Tools
+from .tree import prune
 
 # What must be there before the root file system is: disks of every platform, and the file systems.
 _EARLY = (
@@ -144,6 +146,7 @@ def fat(
     key = hashlib.sha256("\0".join(words).encode() + (efi or b"")).hexdigest()[:24]
     target = cache / "boot" / f"{key}.fat"
     if target.is_file():
+        os.utime(target)  # in use now
         return target
     target.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=target.parent, suffix=".partial") as scratch:
@@ -172,6 +175,7 @@ def fat(
             place = f"::{file.relative_to(staged)}"
             tools.run("usr/bin/mtools:mcopy", "-i", image, file, place, env=env)
         image.rename(target)
+    prune(target.parent, keep=16)
     return target
 
 

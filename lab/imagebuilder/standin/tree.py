@@ -12,23 +12,19 @@ import re
 import shutil
 import subprocess
 import tempfile
+import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import debian
 
-from . import busybox, elf
+from . import busybox, debian_roots, elf
 from .families import Family
 from .modules import Kernel
 from .resolve import Package
 from .tools import Tools
 
-# One root for what nearly every image needs: unpacked once. Anything else gets a root of its own.
-_BASE_SET = (
-    "linux-image-cloud-amd64", "busybox-static", "lua5.4", "lua-posix", "iproute2", "nftables", "iptables",
-    "dropbear-bin", "haproxy", "keepalived", "ipvsadm", "conntrack", "conntrackd", "curl", "ethtool",
-)  # fmt: skip
 _LIBRARY_FOLDERS = ("usr/lib/x86_64-linux-gnu", "usr/lib")
 _FOLDERS = """bin dev etc/config etc/init.d etc/rc.d etc/uci-defaults etc/modules.d etc/sysctl.d etc/hotplug.d/iface
     lib/upgrade/keep.d mnt overlay proc rom root sbin sys tmp usr/bin usr/sbin usr/lib usr/libexec www"""
@@ -50,8 +46,8 @@ def base(
     cache: Path, lab: Path, family: Family, packages: Sequence[Package], tools: Tools, stamp: str, epoch: int
 ) -> Base:
     """The installed root of a package set, made once per set. `stamp` names the state of the lab's own sources."""
-    main = debian.root(cache, _BASE_SET, name="guest")
-    roots = dict.fromkeys(_BASE_SET, main)
+    main = debian_roots.guest(cache)
+    roots = dict.fromkeys(debian_roots.GUEST_SET, main)
     for package in packages:
         for name in package.debian:
             if name not in roots:
@@ -75,7 +71,23 @@ def base(
                     raise
         finally:
             shutil.rmtree(partial, ignore_errors=True)
+    os.utime(target)  # in use now
+    prune(target.parent)
     return Base(target, main, kernel, versions)
+
+
+def prune(folder: Path, *, keep: int = 8, idle_s: float = 7200.0) -> None:
+    """Remove what nobody has used for `idle_s` from a folder of the cache, but leave the `keep` newest entries.
+
+    What killed runs left half made goes the same way.
+    """
+    used = sorted(folder.iterdir(), key=lambda p: p.lstat().st_mtime, reverse=True)
+    for path in used[keep:]:
+        if time.time() - path.lstat().st_mtime > idle_s:
+            if path.is_dir():
+                shutil.rmtree(path, ignore_errors=True)
+            else:
+                path.unlink(missing_ok=True)
 
 
 def image_root(base: Base, into: Path, files: Path | None, disabled: Sequence[str], epoch: int) -> list[str]:
