@@ -91,6 +91,12 @@ def test_a_late_measuring_machine_makes_the_resolution_worse() -> None:
     busy = Polled(sound.tries, 0.02, 0.25, 2, 0, 3, 70.0, False)
     assert sound.resolution_ms == 42
     assert busy.resolution_ms == 112
+    assert (sound.disturbed, busy.disturbed) == ("", "")
+
+
+def test_a_measuring_machine_that_was_too_busy_says_so() -> None:
+    assert "126 ms late" in Polled((answered(0),), 0.02, 0.25, 1, 0, 6, 126.0, False).disturbed
+    assert "after 1 tries" in Polled((answered(0),), 0.02, 0.25, 1, 0, 0, 1.0, True).disturbed
 
 
 def test_a_load_is_shared_by_those_who_answered() -> None:

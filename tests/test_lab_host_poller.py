@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import time
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -130,3 +131,12 @@ def test_a_stopped_poller_s_process_is_gone_and_its_result_stays(lab: LabHosts) 
     assert poller.read() == poller.stop()
     assert poller.read().under_way == 0
     assert client.run(["sh", "-c", "ps ax | grep -c 'guest --listen'"]).stdout == processes
+
+
+def test_a_failure_while_polling_is_not_hidden_by_a_lab_that_is_gone(tmp_path: Path) -> None:
+    with lab_hosts.running(tmp_path) as path:
+        lab = LabHosts.connect(path, segments=lab_hosts.SEGMENTS)
+        client = lab.add(lab_hosts.spec("client", 2))
+        with pytest.raises(ZeroDivisionError), client.poller("icmp://192.0.2.1"):
+            lab.close()
+            raise ZeroDivisionError

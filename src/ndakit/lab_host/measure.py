@@ -154,6 +154,15 @@ class Polled:
         return 2000 * self.interval_s + (took[len(took) // 2] if took else 0.0) + self.late_ms
 
     @property
+    def disturbed(self) -> str:
+        """Why these figures are not to be trusted, "" if they are: the measuring machine was too busy, or too full."""
+        if self.full:
+            return f"the poller stopped after {self.started} tries for want of room"
+        if self.late_ms > 500 * self.timeout_s:
+            return f"the measuring machine was too busy: a try began {self.late_ms:.0f} ms late"
+        return ""
+
+    @property
     def longest_pause_ms(self) -> float:
         """The longest time between two answers, with failures inside or not (a pause may only delay them)."""
         ends = sorted(t.ended_ms for t in self.tries if t.ok)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
 import time
 from collections.abc import Callable
@@ -9,6 +10,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from ndakit.deadline import Deadline
+from ndakit.errors import NdakitError
 from ndakit.lab_host.channel import OWN, Channel
 from ndakit.lab_host.measure import Polled, Try
 
@@ -19,8 +21,9 @@ class Poller:
     """Asks one target again and again and remembers every try; a context manager that stops at its end.
 
     A new try begins every `interval_s` over a fresh connection, whatever became of those before; each gives up after
-    `timeout_s` of its own. It runs in a process of its own before everything else on that machine. How a gap is
-    computed is said at measure.gaps, and how finely at Polled.resolution_ms: two intervals and an answer's time.
+    `timeout_s` of its own. It runs in a process of its own with three times the others' share of the CPU; whether that
+    was enough is told by Polled.disturbed. How a gap is computed is said at measure.gaps, and how finely at
+    Polled.resolution_ms: two intervals and an answer's time.
     """
 
     def __init__(self, channel: Channel, who: str, target: dict[str, Any], interval_s: float, timeout_s: float) -> None:
@@ -41,7 +44,11 @@ class Poller:
     def __exit__(
         self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self.stop()
+        if kind is None:
+            self.stop()
+        else:  # what went wrong is told, not that the poller could not be stopped after it
+            with contextlib.suppress(NdakitError):
+                self.stop()
 
     def read(self) -> Polled:
         """What has been found so far."""
