@@ -410,6 +410,18 @@ def test_a_guest_that_restarts_during_a_command_is_told_from_a_slow_one(guest: G
     assert not guest.console.active
 
 
+def test_output_with_the_words_of_a_restart_is_output(guest: Guest, tmp_path: Path) -> None:
+    data = ASK.encode() * 3000
+    (tmp_path / "inittab").write_bytes(data)
+
+    def slowly(piece: bytes) -> bytes:  # so that it is looked at while it comes
+        time.sleep(0.002)
+        return piece
+
+    guest.meddle = slowly
+    assert guest.console.read_file(str(tmp_path / "inittab")) == data
+
+
 def test_a_guest_that_hangs_during_a_command_is_an_error(guest: Guest, impatient: None) -> None:
     guest.signal(signal.SIGSTOP)
     with pytest.raises(ConsoleSilent, match="the answer to 'echo x'"):

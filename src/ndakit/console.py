@@ -326,7 +326,7 @@ class Console:
                 end, data, _ = self._since(start)
                 if ack in without_noise(data):
                     break
-                self._check_state(start, limit_s, command, timeout_s=_GRACE_S)
+                self._check_state(session, start, limit_s, command, timeout_s=_GRACE_S)
                 self._wait(end, 0.2)
         begun_s = time.monotonic()
         limit_s, again_s = begun_s + timeout_s + _GRACE_S, begun_s + _AGAIN_S
@@ -344,23 +344,27 @@ class Console:
                 if session.lost(data, number):
                     return None
                 seen = end
-            if damaged or (now_s > again_s and session.stirred(data)):
+            # Only into silence: the echo of what is sent would break the answer that is on its way.
+            silent = now_s - self._last_byte_s > _QUIET_S
+            if silent and (damaged or (now_s > again_s and session.stirred(data))):
                 if resends == _RESENDS:
                     raise OutputDamaged(self.name, command, self.log)
                 resends += 1
                 asked = end if damaged else asked
                 again_s = now_s + _AGAIN_S * 2**resends
                 self.send(b"?\n" if resends == 1 else b"#\n")
-            self._check_state(start, limit_s, command, timeout_s=timeout_s + _GRACE_S)
+            self._check_state(session, start, limit_s, command, timeout_s=timeout_s + _GRACE_S)
             self._wait(end, 0.2)
 
-    def _check_state(self, start: int, limit_s: float, command: str, *, timeout_s: float) -> None:
+    def _check_state(self, session: Session, start: int, limit_s: float, command: str, *, timeout_s: float) -> None:
         """Raise when no answer can come any more."""
         _, data, closed = self._since(start)
         self._check_panic(start)
         if closed:
             raise self._ended()
-        if data.rfind(_ASK_FIRST.encode()) > data.rfind(b"\n@"):  # after the last line that the loop wrote
+        asks = data.rfind(_ASK_FIRST.encode())
+        # Behind the last line that the loop wrote, and not inside an answer that is still coming (a file may say it).
+        if asks > data.rfind(b"\n@") and (time.monotonic() > limit_s or not session.answering(data)):
             self._session = None
             raise GuestRestarted(self.name, self.log)
         if time.monotonic() > limit_s:

@@ -145,6 +145,10 @@ class Session:
         """True if the loop says that a command did not arrive whole."""
         return self._token + b"~%d\n" % number in without_noise(data).replace(b"\r", b"")
 
+    def answering(self, data: bytes) -> bool:
+        """True if an answer has begun in `data`."""
+        return self._token + b"<" in without_noise(data)
+
     def stirred(self, data: bytes) -> bool:
         """True if something was written behind the sign that the command has arrived: perhaps an answer, broken."""
         plain = without_noise(data)
