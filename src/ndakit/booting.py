@@ -14,7 +14,7 @@ from ndakit import accelerator, artifacts, terminal
 from ndakit.artifacts import Artifact
 from ndakit.errors import ErrorGroup
 from ndakit.front import nodes_of, read
-from ndakit.lab_plan import BootImage, mac_of
+from ndakit.lab_plan import BootImage, cards, mac_of
 from ndakit.load import Loaded
 from ndakit.model import Profile
 from ndakit.vm import launch
@@ -49,7 +49,7 @@ def boot_node(workspace: Workspace, profile: str, node: str | None) -> None:
     loaded = read(workspace, profile)
     name = nodes_of(loaded, node)[0]
     built = images_of(workspace, loaded, (name,))[name]
-    nics = tuple(Nic(n, mac_of(loaded.profile.name, name, n)) for n in loaded.profile.nics)
+    nics = tuple(Nic(n, mac_of(loaded.profile.name, name, n)) for n in cards(loaded.profile))
     image = boot_images(loaded.profile, {name: built})[name]
     spec = VmSpec(name=name, memory_mib=256, disks=(Disk(image.path),), nics=nics, firmware=image.firmware)
     run_dir = workspace.logs(f"boot-{loaded.profile.name}")

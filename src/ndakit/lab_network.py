@@ -494,6 +494,7 @@ def _spec(planned: PlannedHost) -> HostSpec:
         name=planned.name,
         interfaces=(card,),
         gateways=tuple(map(str, planned.gateways)),
+        routes=tuple((str(to), str(via)) for to, via in planned.routes),
         loopback=tuple(f"{a}/{a.max_prefixlen}" for a in planned.behind),
         forwarding=planned.role == "router",
     )

@@ -3,27 +3,31 @@
 The lab's hosts are derived from the model: every server of every pool, a client on every network, somebody inside each
 of `access.sources`, a stranger outside of all of them, and a router wherever the profile names a gateway. What lies
 behind a router (servers of other networks, admins far away) is an address on that router's loopback: for a balancer it
-makes no difference, the frames come from the router's MAC. Booting all this is lab_network.
+makes no difference, the frames come from the router's MAC. Where a subnet has no free address, somebody who is there
+already plays the part, or somebody behind the gateway. Booting all this is lab_network.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from ipaddress import ip_address, ip_network
 from pathlib import Path
 from typing import Literal
 
 from ndakit.model import Address, Profile, Subnet
+from ndakit.regions import narrower, take, without
 
 Role = Literal["server", "client", "admin", "stranger", "router"]
 
-OUTSIDE: dict[int, tuple[Address, Address]] = {
-    4: (ip_address("198.18.0.80"), ip_address("198.18.0.66")),
-    6: (ip_address("2001:2:0:1::80"), ip_address("2001:2:0:1::66")),
+FAR: dict[int, tuple[Subnet, ...]] = {
+    4: tuple(ip_network(f"{n}.0/24") for n in ("198.18.0", "198.19.255", "192.0.2", "198.51.100", "203.0.113")),
+    6: tuple(ip_network(f"{n}::/64") for n in ("2001:2:0:1", "2001:2:0:ffff", "2001:db8:ffff:ffff")),
 }
-"""A web server and a stranger far away, per IP version, in the benchmarking ranges (RFC 2544, RFC 5180)."""
+"""Where a web server and a stranger far away are, per IP version: the first range that the profile leaves alone, of
+those for benchmarks (RFC 2544, RFC 5180) and for documentation (RFC 5737, RFC 3849)."""
+FAR_WEB, FAR_STRANGER = 0x50, 0x42
 
 
 @dataclass(frozen=True)
@@ -59,6 +63,8 @@ class PlannedHost:
     behind: tuple[Address, ...] = ()
     """Addresses on its loopback: what lies behind this router."""
     gateways: tuple[Address, ...] = ()
+    routes: tuple[tuple[Address, Address], ...] = ()
+    """(VIP, next hop): what the network's routers would know of VIPs that are routed."""
     ports: tuple[Port, ...] = ()
 
 
@@ -103,9 +109,10 @@ class LabPlan:
     clients: dict[str, Seat] = field(default_factory=dict)
     """network → somebody who uses services from there."""
     admins: dict[str, Seat] = field(default_factory=dict)
-    """source name → somebody inside it."""
+    """source name (with the subnet, if it has several) → somebody inside it."""
     strangers: dict[str, Seat] = field(default_factory=dict)
-    """network → somebody there, or behind its gateway, who is in none of `access.sources`; absent if nobody can be."""
+    """network → somebody there, or behind its routers, who is in none of `access.sources`; absent if nobody can be.
+    Where only one family has strangers on the network itself, the other's are under `<network>, from afar`."""
     outside: dict[str, Seat] = field(default_factory=dict)
     """network → the far side of its gateway, where a web server runs for the servers' way out."""
 
@@ -116,18 +123,42 @@ def mac_of(*words: str) -> str:
     return ":".join(["52", "54", *(digest[i : i + 2] for i in range(0, 8, 2))])
 
 
+def cards(profile: Profile) -> tuple[str, ...]:
+    """The network cards of a balancer's machine: the kernel numbers them without gaps, so that a profile that names
+    only eth1 needs an eth0 before it."""
+    wanted = profile.nics
+    if all(n.startswith("eth") and n[3:].isdigit() for n in wanted):
+        return tuple(f"eth{i}" for i in range(1 + max(int(n[3:]) for n in wanted)))
+    return wanted
+
+
 class _Planner:
     def __init__(self, profile: Profile) -> None:
         self.profile = profile
         self.hosts: dict[str, PlannedHost] = {}
-        self.used: set[Address] = set()
+        self.wishes: dict[str, tuple[Address, ...]] = {}
+        """Host → the default gateways that it would have if it had addresses of their families."""
+        self.on_link = [s for net in profile.networks.values() for s in net.subnet]
+        self.sources = [s for v in (4, 6) for s in profile.sources(v)]
+        self.used: set[Address] = {ip_address(n) for n in profile.system.ntp if _is_address(n)}
         for node in profile.nodes.values():
             self.used |= {a for addresses in node.addresses.values() for a in addresses}
         self.used |= {a for vip in profile.vips.values() for a in vip.address}
         for net in profile.networks.values():
-            self.used |= {*(net.gateway or ()), *(r.via for r in net.routes)}
+            self.used |= {*(net.gateway or ()), *(r.via for r in net.routes), *net.dns}
         for pool in profile.pools.values():
             self.used |= {a for s in pool.servers.values() for a in s.address}
+        self.far = {version: self._far(version) for version in (4, 6)}
+        self.used |= {region[number] for region in self.far.values() for number in (FAR_WEB, FAR_STRANGER)}
+
+    def _far(self, version: int) -> Subnet:
+        """A range that the profile neither has nor routes anywhere."""
+        taken = [*self.on_link, *(r.to for net in self.profile.networks.values() for r in net.routes)]
+
+        def alone(region: Subnet) -> bool:
+            return not any(region.overlaps(s) for s in taken) and not any(a in region for a in self.used)
+
+        return next((r for r in FAR[version] if alone(r)), FAR[version][0])
 
     def segment(self, network: str) -> str:
         """The segment of a network: that of its first card; the other ports of a bridge have no cable (no loop).
@@ -140,61 +171,85 @@ class _Planner:
             net = self.profile.networks[self.profile.base_owner(name)]
             for nic in net.nics if net.bond is not None else net.nics[:1]:
                 plugged[nic] = self.segment(name)
-        wanted = self.profile.nics
-        if all(n.startswith("eth") and n[3:].isdigit() for n in wanted):
-            # The kernel numbers cards without gaps, so a profile that names only eth1 needs an eth0 before it.
-            wanted = tuple(f"eth{i}" for i in range(1 + max(int(n[3:]) for n in wanted)))
-        return tuple(BalancerNic(n, mac_of(self.profile.name, node, n), plugged.get(n)) for n in wanted)
+        return tuple(BalancerNic(n, mac_of(self.profile.name, node, n), plugged.get(n)) for n in cards(self.profile))
 
-    def free(self, region: Subnet, accept: Callable[[Address], bool]) -> Address | None:
-        """A free address of a region, from its end; None if there is none among the last few thousand."""
-        size = region.num_addresses
-        for offset in range(2, min(size, 4096)):
-            found = region[-offset]
-            if found not in self.used and accept(found):
-                self.used.add(found)
-                return found
-        return None
+    # -- addresses -----------------------------------------------------------------------------------------------------
+
+    def free(self, regions: Iterable[Subnet], home: Subnet) -> Address | None:
+        """A free address of some regions of a subnet, taken from now on; None if there is none."""
+        return take(self.used, regions, home)
+
+    def way_to(self, address: Address) -> str | None:
+        """The router through which a balancer reaches an off-link address; None if it has no such route."""
+        ways: list[tuple[int, int, str, Address]] = []
+        for name, net in self.profile.networks.items():
+            ways += [(-r.to.prefixlen, r.metric or 0, name, r.via) for r in net.routes if address in r.to]
+            ways += [(0, 0, name, g) for g in net.gateway or () if g.version == address.version]
+        best = min(ways, key=lambda way: way[:2], default=None)
+        return self.router(best[2], (best[3],)) if best else None
+
+    # -- hosts ---------------------------------------------------------------------------------------------------------
 
     def add(
         self, name: str, role: Role, network: str, addresses: tuple[Address, ...], gateways: tuple[Address, ...] = ()
     ) -> str:
         net = self.profile.networks[network]
-        with_prefix = tuple(
-            Interface(a, s.prefixlen) for a in addresses for s in net.subnet if s.version == a.version and a in s
-        ) + tuple(Interface(a, 64) for a in addresses if a.is_link_local)
         unique, number = name, 2
         while unique in self.hosts:
             unique, number = f"{name}-{number}", number + 1
         mac = mac_of(self.profile.name, "lab", unique)
-        self.hosts[unique] = PlannedHost(
-            unique, role, network, self.segment(network), mac, net.vlan, with_prefix, gateways=gateways
-        )
+        self.hosts[unique] = PlannedHost(unique, role, network, self.segment(network), mac, net.vlan, ())
+        self.wishes[unique] = gateways
+        self.own(unique, addresses)
         return unique
 
-    def router(self, network: str, address: Address) -> str:
-        """The host that owns a gateway address; made when first asked for. Both families' gateways are one router."""
+    def own(self, host: str, addresses: tuple[Address, ...]) -> None:
+        """Give a host further addresses on its network, and with them the gateways and routes that they make usable."""
+        found = self.hosts[host]
+        net = self.profile.networks[found.network]
+        there = {i.address for i in found.addresses}
+        cards_own = list(found.addresses)
+        for address in (a for a in addresses if a not in there):
+            subnet = next((s for s in net.subnet if address in s), None)
+            cards_own.append(Interface(address, subnet.prefixlen if subnet else 64))
+        versions = {i.address.version for i in cards_own}
+        self.hosts[host] = replace(
+            found,
+            addresses=tuple(cards_own),
+            gateways=tuple(g for g in self.wishes[host] if g.version in versions and g not in there | {*addresses}),
+            routes=tuple((vip, hop) for vip, hop in self._routed(found.network) if vip.version in versions),
+        )
+
+    def _routed(self, network: str) -> Iterator[tuple[Address, Address]]:
+        """VIPs of a network that routers send to the balancer, each with the address that they send it to: a VIP of the
+        same group (it moves along), or the one node's own address."""
+        vips = [v for v in self.profile.vips.values() if v.network == network]
+        for vip in (v for v in vips if v.routed):
+            for address in vip.address:
+                beside = (v.address_of(address.version) for v in vips if not v.routed and v.group == vip.group)
+                hop = next((a for a in beside if a is not None), None)
+                if hop is None and self.profile.standalone:
+                    hop = self.profile.node_address(next(iter(self.profile.nodes)), network, address.version)
+                if hop is not None:
+                    yield address, hop
+
+    def router(self, network: str, addresses: tuple[Address, ...]) -> str:
+        """The host that owns gateway addresses of a network; made when first asked for."""
         for host in self.hosts.values():
-            if host.role == "router" and any(i.address == address for i in host.addresses):
+            if host.role == "router" and host.network == network and addresses[0] in _addresses(host):
                 return host.name
-        return self.add(f"router-{network}", "router", network, (address,))
+        made = self.add(f"router-{network}", "router", network, addresses)
+        subnet, six = self.profile.networks[network].subnet_of(6), [a for a in addresses if a.version == 6]
+        if subnet is not None and six and all(a.is_link_local for a in six):
+            # With a link-local address alone it could not answer the nodes' other ones.
+            extra = self.free((subnet,), subnet)
+            self.own(made, (extra,) if extra is not None else ())
+        return made
 
     def behind(self, router: str, address: Address) -> None:
         host = self.hosts[router]
-        if address not in host.behind:
+        if address not in host.behind and address not in _addresses(host):
             self.hosts[router] = replace(host, behind=(*host.behind, address))
-
-    def way_to(self, address: Address) -> tuple[str, str] | None:
-        """(network, router) through which a balancer reaches an off-link address; None if it has no such route."""
-        best: tuple[int, str, Address] | None = None
-        for name, net in self.profile.networks.items():
-            for route in net.routes:
-                if address in route.to and (best is None or route.to.prefixlen > best[0]):
-                    best = (route.to.prefixlen, name, route.via)
-            gateway = net.gateway_of(address.version)
-            if gateway is not None and best is None:
-                best = (0, name, gateway)
-        return (best[1], self.router(best[1], best[2])) if best else None
 
     def server_gateways(self, network: str) -> tuple[Address, ...]:
         """The default gateways of the servers in a network: the gateway VIPs, else the network's own gateway."""
@@ -221,6 +276,14 @@ class _Planner:
             found.setdefault(check.port, Port(check.port, check.type))
         return tuple(found.values())
 
+    def listen(self, host: str, ports: tuple[Port, ...]) -> None:
+        """Let a host answer on further ports; HTTP where two pools differ about one."""
+        merged = {q.number: q for q in self.hosts[host].ports}
+        for port in ports:
+            if port.number not in merged or port.kind == "http":
+                merged[port.number] = port
+        self.hosts[host] = replace(self.hosts[host], ports=tuple(merged.values()))
+
 
 def plan(profile: Profile) -> LabPlan:
     """The lab for a profile; the same for the same profile."""
@@ -228,89 +291,135 @@ def plan(profile: Profile) -> LabPlan:
     balancers = {node: p.nics(node) for node in profile.nodes}
     lab = LabPlan(tuple(dict.fromkeys(p.segment(n) for n in profile.networks)), balancers, p.hosts)
     for name, net in profile.networks.items():
-        for gateway in net.gateway or ():
-            p.router(name, gateway)
+        if net.gateway:
+            p.router(name, net.gateway)
         for route in net.routes:
-            p.router(name, route.via)
+            p.router(name, (route.via,))
     _add_servers(p, lab)
-    _add_people(p, lab)
+    _add_outside(p, lab)
+    for source, subnets in profile.access.sources.items():
+        for subnet in subnets:
+            if seat := _admin(p, source, subnet):
+                lab.admins[source if len(subnets) == 1 else f"{source} {subnet}"] = seat
+    for name in profile.networks:
+        _add_client(p, lab, name)
+    for name in profile.networks:
+        _add_strangers(p, lab, name)
     return lab
 
 
 def _add_servers(p: _Planner, lab: LabPlan) -> None:
-    by_addresses: dict[tuple[Address, ...], str] = {}
+    homes = {a: h.name for h in p.hosts.values() for a in _addresses(h) if not a.is_link_local}
     for pool_name, pool in p.profile.pools.items():
         for name, server in pool.servers.items():
-            ports = p.ports_of(pool_name, name)
-            network = p.profile.network_of(server.address[0])
-            host = by_addresses.get(server.address)
-            if host is None and network is not None:
-                host = p.add(name, "server", network, server.address, p.server_gateways(network))
-            elif host is None:
-                for address in server.address:
-                    if way := p.way_to(address):
-                        host = way[1]
-                        p.behind(host, address)
+            first = server.address[0]
+            network = p.profile.network_of(first)
+            host = homes.get(first)
             if host is None:
-                continue
-            by_addresses[server.address] = host
-            merged = {q.number: q for q in (*p.hosts[host].ports, *ports)}
-            p.hosts[host] = replace(p.hosts[host], ports=tuple(merged.values()))
-            lab.servers[(pool_name, name)] = Seat(host, server.address)
+                host = p.way_to(first) if network is None else None
+                if network is not None:
+                    host = p.add(name, "server", network, (first,), p.server_gateways(network))
+                if host is None:
+                    continue
+            for address in server.address:
+                if homes.get(address, host) != host:
+                    continue
+                if network is None and p.way_to(address) == host:
+                    p.behind(host, address)
+                elif network is not None and p.profile.network_of(address) == network:
+                    p.own(host, (address,))
+                else:
+                    continue
+                homes[address] = host
+            p.listen(host, p.ports_of(pool_name, name))
+            lab.servers[(pool_name, name)] = Seat(host, tuple(a for a in server.address if homes.get(a) == host))
+    for key, seat in lab.servers.items():
+        if p.hosts[seat.host].role == "server":  # the same in every pool, also where one does not name all addresses
+            lab.servers[key] = Seat(seat.host, _addresses(p.hosts[seat.host]))
 
 
-def _add_people(p: _Planner, lab: LabPlan) -> None:
-    everywhere = [s for v in (4, 6) for s in p.profile.sources(v)]
-
-    def is_admin(address: Address) -> bool:
-        return any(address in s for s in everywhere)
-
+def _add_outside(p: _Planner, lab: LabPlan) -> None:
     for name, net in p.profile.networks.items():
-        gateways = tuple(net.gateway or ())
-        own = tuple(a for s in net.subnet if (a := p.free(s, lambda _: True)) is not None)
-        if own:
-            lab.clients[name] = Seat(p.add(f"client-{name}", "client", name, own, gateways), own)
-        for gateway in gateways:
-            far = OUTSIDE[gateway.version]
-            router = p.router(name, gateway)
-            for address in far:
-                p.behind(router, address)
-            before = lab.outside[name].addresses if name in lab.outside else ()
-            lab.outside[name] = Seat(router, (*before, far[0]))
-        if not own and gateways:  # a full subnet: its clients come from outside
-            lab.clients[name] = Seat(lab.outside[name].host, tuple(OUTSIDE[g.version][1] for g in gateways))
-        strangers = [a for s in net.subnet if (a := p.free(s, lambda a: not is_admin(a))) is not None]
-        if strangers:
-            host = p.add(f"stranger-{name}", "stranger", name, tuple(strangers), gateways)
-            lab.strangers[name] = Seat(host, tuple(strangers))
-        elif gateways and not all(is_admin(OUTSIDE[g.version][1]) for g in gateways):
-            outsiders = tuple(OUTSIDE[g.version][1] for g in gateways if not is_admin(OUTSIDE[g.version][1]))
-            lab.strangers[name] = Seat(p.router(name, gateways[0]), outsiders)
-    for source, subnets in p.profile.access.sources.items():
-        for subnet in subnets:
-            if seat := _admin_seat(p, source, subnet):
-                lab.admins[source] = seat
-                break
+        if net.gateway:
+            router = p.router(name, net.gateway)
+            for gateway in net.gateway:
+                for number in (FAR_WEB, FAR_STRANGER):
+                    p.behind(router, p.far[gateway.version][number])
+            lab.outside[name] = Seat(router, tuple(p.far[g.version][FAR_WEB] for g in net.gateway))
 
 
-def _admin_seat(p: _Planner, source: str, subnet: Subnet) -> Seat | None:
-    """Somebody inside a source: on a network that overlaps it, else behind the router that leads there."""
+def _admin(p: _Planner, source: str, subnet: Subnet) -> Seat | None:
+    """Somebody inside a source: on a network that overlaps it, behind the router that leads there, or (where nothing is
+    free) somebody who is there for another reason."""
     for name, net in p.profile.networks.items():
-        for own in net.subnet:
-            if own.version == subnet.version and own.overlaps(subnet):
-                region = subnet if subnet.prefixlen > own.prefixlen else own
-                if (found := p.free(region, lambda _: True)) is not None:
-                    host = p.add(f"admin-{source}", "admin", name, (found,), tuple(net.gateway or ()))
-                    return Seat(host, (found,))
-    address = next(_hosts(subnet))
-    if way := p.way_to(address):
-        p.behind(way[1], address)
-        return Seat(way[1], (address,))
-    return None
+        for own in (s for s in net.subnet if s.version == subnet.version and s.overlaps(subnet)):
+            if (near := p.free((narrower(own, subnet),), own)) is not None:
+                host = p.add(f"admin-{source}", "admin", name, (near,), tuple(net.gateway or ()))
+                return Seat(host, (near,))
+    routed = [r.to for net in p.profile.networks.values() for r in net.routes if r.to.version == subnet.version]
+    regions = [(narrower(to, subnet), p.on_link) for to in routed if to.overlaps(subnet)]
+    for region, gone in (*regions, (subnet, [*p.on_link, *routed])):
+        if (far := p.free(without(region, gone), region)) is not None and (router := p.way_to(far)) is not None:
+            p.behind(router, far)
+            return Seat(router, (far,))
+    there = ((h, a) for h in p.hosts.values() for a in (*_addresses(h), *h.behind) if a in subnet)
+    return next((Seat(host.name, (address,)) for host, address in there), None)
 
 
-def _hosts(subnet: Subnet) -> Iterator[Address]:
-    """The subnet's host addresses; of a default route some documentation address."""
-    if subnet.prefixlen == 0:
-        yield (ip_network("198.51.100.0/24") if subnet.version == 4 else ip_network("2001:db8:ffff::/64"))[10]
-    yield from subnet.hosts()
+def _add_client(p: _Planner, lab: LabPlan, name: str) -> None:
+    net = p.profile.networks[name]
+    gateways = tuple(net.gateway or ())
+    own = tuple(a for s in net.subnet if (a := p.free((s,), s)) is not None)
+    if len(own) < len(gateways):  # a full subnet: its clients come from outside
+        p.used -= {*own}
+        far = tuple(p.far[g.version][FAR_STRANGER] for g in gateways)
+        lab.clients[name] = Seat(p.router(name, gateways), far)
+    elif own:
+        lab.clients[name] = Seat(p.add(f"client-{name}", "client", name, own, gateways), own)
+    else:
+        there = next((h for h in p.hosts.values() if h.network == name), None)
+        if there is not None:
+            lab.clients[name] = Seat(there.name, _addresses(there))
+
+
+def _add_strangers(p: _Planner, lab: LabPlan, name: str) -> None:
+    net = p.profile.networks[name]
+    near = tuple(a for s in net.subnet if (a := p.free(without(s, p.sources), s)) is not None)
+    if near:
+        lab.strangers[name] = Seat(p.add(f"stranger-{name}", "stranger", name, near, tuple(net.gateway or ())), near)
+    versions = {a.version for a in near}
+    afar: dict[str, tuple[Address, ...]] = {}
+    for version in (v for v in net.families if v not in versions):
+        for router, address in _afar(p, name, version):
+            afar[router] = (*afar.get(router, ()), address)
+            break
+    for router, addresses in afar.items():
+        key = f"{name}, from afar" if name in lab.strangers else name
+        lab.strangers.setdefault(key, Seat(router, addresses))
+
+
+def _afar(p: _Planner, name: str, version: int) -> Iterator[tuple[str, Address]]:
+    """Addresses of strangers behind a network's routers, each with the router: beyond the gateway, else on a route."""
+    net = p.profile.networks[name]
+    far = p.far[version][FAR_STRANGER]
+    if net.gateway and net.gateway_of(version) is not None and not any(far in s for s in p.sources):
+        yield p.router(name, net.gateway), far
+    for route in net.routes:
+        if route.to.version == version:
+            found = p.free(without(route.to, [*p.sources, *p.on_link]), route.to)
+            router = p.router(name, (route.via,))
+            if found is not None and p.way_to(found) == router:
+                p.behind(router, found)
+                yield router, found
+
+
+def _addresses(host: PlannedHost) -> tuple[Address, ...]:
+    return tuple(i.address for i in host.addresses)
+
+
+def _is_address(text: str) -> bool:
+    try:
+        ip_address(text)
+    except ValueError:
+        return False
+    return True

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from ndakit.claims.base import Outcome, reachable_addresses
 from ndakit.lab_network import LabNetwork
-from ndakit.lab_plan import OUTSIDE, Seat
+from ndakit.lab_plan import Seat
 from ndakit.model import Address, Profile
 
 WATCHED_PORTS = (21, 22, 23, 25, 53, 80, 111, 179, 443, 3306, 8080, 8404, 9090, 10000)
@@ -78,14 +78,15 @@ def egress(lab: LabNetwork, network: str) -> Outcome:
     way = egress_way(lab.profile, network)
     seats = [s for s in lab.plan.servers.values() if lab.plan.hosts[s.host].network == network and s.address(4)]
     server = next((s for s in seats if lab.plan.hosts[s.host].role == "server"), None)
-    if way is None or server is None:
+    outside = lab.plan.outside[way].address(4) if way in lab.plan.outside else None
+    if way is None or server is None or outside is None:
         return Outcome(False, "not tried", f"no server in {network} to try it from")
     kind = lab.profile.networks[network].egress
     if kind == "node":
         expected = {str(lab.profile.node_address(n, way, 4)) for n in lab.profile.nodes}
     else:
         expected = {str(lab.profile.vips[kind].address_of(4))}
-    seen = str(lab.get(server, OUTSIDE[4][0], 80).seen.get("client", ""))
+    seen = str(lab.get(server, outside, 80).seen.get("client", ""))
     return Outcome(
         seen in expected, f"seen as {seen or 'nobody: no answer'}", f"expected {' or '.join(sorted(expected))}"
     )
