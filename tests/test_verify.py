@@ -11,10 +11,11 @@ import pytest
 
 from ndakit import load, report, verify
 from ndakit.claims import Claim, Outcome, all_claims
-from ndakit.claims.failover import gap_bound_s
+from ndakit.claims.failover import gap_bound_s, precision, too_long
 from ndakit.claims.firewall import expected_open
 from ndakit.claims.traffic import share_errors
 from ndakit.deadline import DeadlineExceeded
+from ndakit.lab_host import Polled, Try
 from ndakit.lab_network import LabNetwork, LoadResult
 from ndakit.lab_plan import plan
 from ndakit.model import Profile
@@ -264,3 +265,19 @@ def test_the_table_is_plain_text_with_the_details_of_failures_below() -> None:
     assert "FAILS" in text
     assert "b/x: b is so\n  two were missing" in text
     assert "\033" not in text
+
+
+def polled(gap_ms: float, late_ms: float) -> Polled:
+    """A poller's findings with one gap of that length; answers took no time."""
+    ends = [0.0, 20.0, 20.0 + gap_ms, 40.0 + gap_ms]
+    tries = [Try(e, e, e, "", 200, "web1") for e in ends]
+    failed = Try(21.0, 271.0, None, "time-out", 0, "")
+    return Polled((*tries, failed), 0.02, 0.25, 5, 0, 0, late_ms, False)
+
+
+def test_a_gap_beyond_the_limit_is_too_long_unless_the_poller_was_late_itself() -> None:
+    assert not too_long(polled(3400, 5), 3.5)
+    assert too_long(polled(3600, 5), 3.5)
+    assert not too_long(polled(3600, 200), 3.5)
+    assert "measured to" in precision(polled(3600, 200))
+    assert precision(polled(3600, 5)) == ""

@@ -1,0 +1,56 @@
+"""Profiles built and booted for tests, each once per session: the product's own path from YAML to a running lab."""
+
+from __future__ import annotations
+
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from ndakit import accelerator, builders, claims, lab_host, load, pipeline
+from ndakit.booting import boot_images, images_of
+from ndakit.claims import Claim, Outcome
+from ndakit.lab_network import LabNetwork
+from ndakit.workspace import Workspace, cache
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+@dataclass
+class Pair:
+    """A running lab, its claims by name, and the workspace it was built in."""
+
+    lab: LabNetwork
+    claims: dict[str, Claim]
+    workspace: Workspace
+
+    def outcome(self, name: str) -> Outcome:
+        """Try one claim."""
+        return self.claims[name].try_it(self.lab)
+
+
+def new_key(folder: Path) -> tuple[str, str]:
+    """A fresh SSH key pair: the public line and the private text."""
+    path = folder / "id_ed25519"
+    argv = ["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C", "test", "-f", str(path)]
+    subprocess.run(argv, check=True, stdin=subprocess.DEVNULL)
+    return path.with_suffix(".pub").read_text().strip(), path.read_text()
+
+
+@contextmanager
+def running(folder: Path, name: str, text: str, identity: str | None = None) -> Iterator[Pair]:
+    """Write a profile into a private workspace, build it with the lab, and boot it."""
+    (folder / "profiles").mkdir(exist_ok=True)
+    (folder / "profiles" / f"{name}.yaml").write_text(text)
+    (folder / "profiles" / "sorry.html").write_bytes((ROOT / "profiles/sorry.html").read_bytes())
+    workspace = Workspace(folder)
+    loaded = load.load(workspace, name)
+    profile = loaded.profile
+    pipeline.build(workspace, loaded, (), builders.choose("lab", None, workspace, profile))
+    built = images_of(workspace, loaded, tuple(profile.nodes))
+    image = lab_host.image.build(ROOT / "lab", cache() / "lab")
+    assert accelerator.probe().name in ("kvm", "tcg")
+    network = LabNetwork(profile, boot_images(profile, built), workspace.logs("vm"), image, identity=identity)
+    with network as lab:
+        yield Pair(lab, {c.name: c for c in claims.all_claims(profile)}, workspace)
