@@ -24,8 +24,8 @@ LEAN = "haproxy keepalived ip-full -dnsmasq -odhcpd-ipv6only -odhcp6c -ppp -ppp-
 
 
 def _instantiate(into: Path, release: str, target: str = "x86/64") -> subprocess.CompletedProcess[str]:
-    words = [sys.executable, "-B", LAB / "imagebuilder/instantiate.py", "--release", release, "--target", target]
-    words += ["--cache", cache() / "lab", "--into", into]
+    words: list[str | Path] = [sys.executable, "-B", LAB / "imagebuilder/instantiate.py", "--release", release]
+    words += ["--target", target, "--cache", cache() / "lab", "--into", into]
     return subprocess.run(words, capture_output=True, text=True, check=False)
 
 
