@@ -80,7 +80,10 @@ def test_ssh_takes_the_admins_key_and_nothing_else(pair: Pair, node: str) -> Non
 
 def test_a_lab_image_says_in_its_banner_and_release_that_it_is_for_testing(pair: Pair) -> None:
     assert "lab stand-in" in pair.lab.run("lb1", "cat /etc/openwrt_release")
-    assert "testing" in pair.lab.run("lb1", "cat /etc/banner")
+    login = pair.lab.run("lb1", "ash -l -c true")
+    assert "Load balancer on OpenWrt" in login
+    assert "for testing only" in login
+    assert "do not flash it" in login
 
 
 def test_nothing_in_the_overlay_is_unknown_to_the_stand_in(pair: Pair) -> None:
