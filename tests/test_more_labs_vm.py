@@ -116,7 +116,7 @@ def test_the_master_without_preemption_is_whoever_took_over(dual: Pair) -> None:
 def test_requests_over_ipv6_reach_the_servers(dual: Pair) -> None:
     lab = dual.lab
     endpoint = next(e for e in lab.profile.endpoints("web") if e.address.version == 6)
-    result = lab.load(lab.client_for(endpoint), endpoint.address, 80, "web", "http", 20)
+    result = lab.load(lab.client_for(endpoint), endpoint.address, 80, "web", 20)
     assert (result.failures, set(result.shares)) == (0, {"web1", "web2"})
 
 

@@ -36,12 +36,10 @@ def images_of(workspace: Workspace, loaded: Loaded, nodes: Sequence[str]) -> dic
 
 
 def boot_images(profile: Profile, built: dict[str, Artifact]) -> dict[str, BootImage]:
-    """How each node is booted: an efi image boots both ways, so the first node takes EFI and the others BIOS."""
-    found = {}
-    for number, (node, artifact) in enumerate(built.items()):
-        efi = profile.image.firmware == "efi" and number == 0
-        found[node] = BootImage(artifact.image, "efi" if efi else "bios")
-    return found
+    """How each node is booted: an efi image boots both ways, so the last node takes EFI and the others BIOS."""
+    last = tuple(built)[-1]
+    efi = profile.image.firmware == "efi"
+    return {n: BootImage(a.image, "efi" if efi and n == last else "bios") for n, a in built.items()}
 
 
 def boot_node(workspace: Workspace, profile: str, node: str | None) -> None:

@@ -401,13 +401,13 @@ class LabNetwork:
         source = self._source(seat, address)
         return self._host(seat).get(url, headers=headers or {}, source=source, timeout_s=REQUEST_TIMEOUT_S)
 
-    def load(self, seat: Seat, address: Address, port: int, pool: str, protocol: str, requests: int) -> LoadResult:
+    def load(self, seat: Seat, address: Address, port: int, pool: str, requests: int) -> LoadResult:
         """Requests one after the other in small batches; who answered, in names of the pool's servers."""
         names = self._names(pool)
         host, source = self._host(seat), self._source(seat, address)
         shares: Counter[str] = Counter()
         errors: list[str] = []
-        if protocol == "http":
+        if self._speaks_http(pool, port):
             url = f"http://{literal(address)}:{port}/"
             for batch in _batches(requests, 20):
                 found: Load = host.load(url, batch, at_once=1, sources=[source], timeout_s=REQUEST_TIMEOUT_S)
@@ -432,13 +432,13 @@ class LabNetwork:
         """Some requests to a service."""
         name, endpoint, port = front
         service = self.profile.services[name]
-        return self.load(self.client_for(endpoint), endpoint.address, port, service.pool, service.protocol, requests)
+        return self.load(self.client_for(endpoint), endpoint.address, port, service.pool, requests)
 
     def poller(self, front: tuple[str, Endpoint, int], interval_s: float = POLL_INTERVAL_S) -> Poller:
         """Ask a service every 20 ms (or another interval) over fresh connections, until the context ends."""
         name, endpoint, port = front
         seat = self.client_for(endpoint)
-        http = self.profile.services[name].protocol == "http"
+        http = self._speaks_http(self.profile.services[name].pool, port)
         url = f"{'http' if http else 'tcp'}://{literal(endpoint.address)}:{port}" + ("/" if http else "")
         return self._host(seat).poller(
             url,
@@ -447,6 +447,14 @@ class LabNetwork:
             source=self._source(seat, endpoint.address),
             lines=0 if http else 1,
         )
+
+    def _speaks_http(self, pool: str, port: int) -> bool:
+        """True if the lab's servers of a pool answer HTTP to what comes in on a service's port (also behind tcp)."""
+        for name, server in self.profile.pools[pool].servers.items():
+            number = self.profile.server_port(pool, server) or port
+            kinds = {p.number: p.kind for p in self.plan.hosts[self.plan.servers[pool, name].host].ports}
+            return kinds.get(number) == "http"
+        return False
 
     def scan(self, seat: Seat, address: Address, ports: Sequence[int]) -> dict[int, str]:
         """Port → open, closed (refused), filtered (nothing came within a second), …."""

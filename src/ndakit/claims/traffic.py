@@ -43,7 +43,7 @@ def service(lab: LabNetwork, name: str) -> Outcome:
     total = 0
     for endpoint, port in targets(lab.profile, name):
         seat = lab.client_for(endpoint)
-        result = lab.load(seat, endpoint.address, port, found.pool, found.protocol, REQUESTS)
+        result = lab.load(seat, endpoint.address, port, found.pool, REQUESTS)
         total += result.total
         if result.failures:
             wrong.append(
@@ -139,7 +139,7 @@ def sorry(lab: LabNetwork, name: str) -> Outcome:
     ahead = front(lab.profile, name)
     if ahead is None or pool.sorry is None:
         return Outcome(False, "not tried", "no service in front of the pool")
-    service_name, endpoint, port = ahead
+    _, endpoint, port = ahead
     seat = lab.client_for(endpoint)
     with lab.pool_down(name):
         for server in pool.servers:
@@ -150,8 +150,7 @@ def sorry(lab: LabNetwork, name: str) -> Outcome:
             figure = f"status {answer.status}, {'the page' if same else 'another text'}"
             outcome = Outcome(answer.status == 503 and same, figure, f"expected status 503 with {pool.sorry.page.path}")
         else:
-            protocol = lab.profile.services[service_name].protocol
-            result = lab.load(seat, endpoint.address, port, name, protocol, REQUESTS // 3)
+            result = lab.load(seat, endpoint.address, port, name, REQUESTS // 3)
             others = set(lab.profile.pools[pool.sorry.pool or ""].servers)
             good = result.failures == 0 and bool(result.shares) and set(result.shares) <= others
             outcome = Outcome(good, share_text(result.shares), f"expected answers from pool {pool.sorry.pool} only")
