@@ -332,7 +332,7 @@ def test_a_dump_loads_as_the_same_profile(path: Path, workspace: Workspace) -> N
 
 def test_every_value_of_a_file_has_its_line_in_the_origins_and_the_rest_is_default() -> None:
     lines = {line.text.strip(): line.origin for line in load.origin_lines(load.load(SHIPPED, "apache-pair"))}
-    assert lines["interval_s: 2"] == "profiles/apache-pair.yaml:40"
+    assert lines["interval_s: 1"] == "profiles/apache-pair.yaml:40"
     assert lines["address: 192.168.0.21"] == "profiles/apache-pair.yaml:43"
     assert lines["unicast: true"] == "default"
     assert lines["pools:"] == ""

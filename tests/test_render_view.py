@@ -53,7 +53,7 @@ def test_without_preemption_nobody_takes_over_a_living_master() -> None:
     root = keepalived(goldens.tree("bakery")["/etc/keepalived/keepalived.conf"].text)
     assert all(b.first("nopreempt") and not b.first("preempt_delay") for b in root.inner("vrrp_instance"))
     root = keepalived(goldens.tree("apache-pair")["/etc/keepalived/keepalived.conf"].text)
-    assert all(b.value("preempt_delay") == "5" and not b.first("nopreempt") for b in root.inner("vrrp_instance"))
+    assert all(b.value("preempt_delay") == "2" and not b.first("nopreempt") for b in root.inner("vrrp_instance"))
 
 
 def test_a_lost_haproxy_is_a_fault_not_a_lower_priority() -> None:
