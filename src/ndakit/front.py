@@ -13,9 +13,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ndakit import load, terminal
-from ndakit.errors import ErrorGroup, InputError, NdakitError
+from ndakit.errors import ErrorGroup, InputError, MachineError, NdakitError
 from ndakit.load import Loaded
 from ndakit.mistakes import ProfileWarning
+from ndakit.process import ProcessFailed
 from ndakit.workspace import Workspace
 
 NO_TESTS = 5  # pytest: nothing was collected, as when --only names tests of one kind
@@ -164,7 +165,12 @@ def _ask_daemons(tree: Tree, cache: Path, errors: list[NdakitError], *, download
 
     if not download and not validators.ready(cache):
         return "the daemons were not asked (--daemons downloads them once)"
-    errors += validators.check(tree, cache)
+    try:
+        errors += validators.check(tree, cache)
+    except (MachineError, ProcessFailed) as cause:
+        if download:
+            raise
+        return f"the daemons could not be asked here ({cause.what.splitlines()[0]})"
     return "haproxy, keepalived, nft and sh accept what they get"
 
 
