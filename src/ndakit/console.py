@@ -49,6 +49,7 @@ _STEP_S = 4.0
 _GRACE_S = 20.0  # beyond a command's own time, before the guest is taken for dead: a busy TCG guest is slow
 _QUIET_S = 1.0
 _AGAIN_S = 3.0  # an answer whose marks were broken is asked for again after so long, then ever more seldom
+_NEVER_SILENT_S = 2.0  # where something writes all the time, asking again waits no longer for silence
 _RESENDS = 6
 # QEMU hands a serial port's output on byte by byte: gather a little, or each byte wakes everybody who waits.
 _SMALL, _GATHER_S = 512, 0.002
@@ -331,6 +332,7 @@ class Console:
         begun_s = time.monotonic()
         limit_s, again_s = begun_s + timeout_s + _GRACE_S, begun_s + _AGAIN_S
         mark, seen, resends, asked = session.end_mark(number), start, 0, start
+        wanted_s: float | None = None  # since when the answer has to be asked for again
         while True:
             end, data, _ = self._since(asked)
             damaged, now_s = False, time.monotonic()
@@ -344,9 +346,14 @@ class Console:
                 if session.lost(data, number):
                     return None
                 seen = end
-            # Only into silence: the echo of what is sent would break the answer that is on its way.
+            if not damaged and not (now_s > again_s and session.stirred(data)):
+                wanted_s = None
+            elif wanted_s is None:
+                wanted_s = now_s
+            # Into silence if it comes: the echo of what is sent would break an answer that is on its way.
             silent = now_s - self._last_byte_s > _QUIET_S
-            if silent and (damaged or (now_s > again_s and session.stirred(data))):
+            if wanted_s is not None and (silent or now_s - wanted_s > _NEVER_SILENT_S):
+                wanted_s = None
                 if resends == _RESENDS:
                     raise OutputDamaged(self.name, command, self.log)
                 resends += 1

@@ -175,6 +175,8 @@ def test_fw3_filters_with_iptables(tmp_path: Path) -> None:
     with launch(_spec(next(out.glob("*combined-squashfs.img.gz"))), tmp_path, TCG) as vm:
         _ready(vm)
         _wait(vm, "iptables -S zone_lan_dest_ACCEPT | grep -q br-lan")
+        # The firewall is loaded anew when the last interface comes up, table by table.
+        _wait(vm, "iptables -t nat -S | grep -q -- '-j SNAT --to-source 203.0.113.10'")
         said = vm.console.run("iptables -t nat -S; ip6tables -S INPUT; cat /tmp/lab-unsupported").stdout
         assert "-j SNAT --to-source 203.0.113.10" in said
         assert "-P INPUT DROP" in said
