@@ -186,7 +186,7 @@ def test_a_forgeable_client_address_is_found_out(pair: Pair) -> None:
 
 
 def test_servers_that_are_not_checked_are_found_out(pair: Pair) -> None:
-    with on_master(pair, "/ server /s/ check / /"):
+    with on_master(pair, "/server web/s/ check / /"):
         assert_fails(pair, "check/apache", "web1 was still in the pool")
     pair.lab.settle()
 
