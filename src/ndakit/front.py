@@ -260,8 +260,9 @@ def run_tests(*, quick: bool, only: str | None) -> int:
 
     os.chdir(Workspace.at(Path(__file__).resolve().parents[2]).root)
     chosen = ["-k", only] if only else []
-    # Machines are measured one lab at a time; everything else shares the processors.
-    phases = [["-m", "not vm", "-n", "auto", "--dist", "loadfile"], *([] if quick else [["-m", "vm"]])]
+    # Machines are measured one lab at a time; everything else shares the processors, and often waits for a program.
+    workers = str(2 * (os.cpu_count() or 1))
+    phases = [["-m", "not vm", "-n", workers, "--dist", "worksteal"], *([] if quick else [["-m", "vm"]])]
     codes = [int(pytest.main([*words, *chosen])) for words in phases]
     wanted = [c for c in codes if c != NO_TESTS] if only else codes
     return 0 if wanted and not any(wanted) else 5
