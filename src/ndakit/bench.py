@@ -176,8 +176,7 @@ def _bench_failover(private: Workspace, advert_s: float, runs: int) -> list[floa
             with lab.poller(poll_target(profile)) as poll:
                 time.sleep(0.5)
                 lab.power_off(master)
-                moved = lab.wait_other_master(master, timeout_s=20)
-                time.sleep(1.0)
+                moved = lab.taken_over(poll, master, timeout_s=20)
                 gap_ms = poll.stop().gap_ms
             gaps.append(round(gap_ms, 1))
             terminal.say(f"     run {number}: {master} → {moved or 'nobody'}, gap {gap_ms:.0f} ms")

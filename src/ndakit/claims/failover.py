@@ -68,8 +68,7 @@ def power_off(lab: LabNetwork) -> Outcome:
     with lab.poller(poll_target(lab.profile)) as poll:
         time.sleep(0.5)
         lab.power_off(master)
-        moved = lab.wait_other_master(master, timeout_s=bound_s + 10)
-        time.sleep(1.0)
+        moved = lab.taken_over(poll, master, timeout_s=bound_s + 10)
         polled = poll.stop()
     wrong = [] if moved else ["no other node took the VIPs"]
     gap_s = polled.gap_ms / 1000
