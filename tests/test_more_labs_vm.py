@@ -79,6 +79,7 @@ def alone(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pair]:
 
 DUAL_CLAIMS = (
     *("identity/a", "identity/b", "addresses/a", "addresses/b", "daemons/a", "daemons/b", "ssh/a", "ssh/b"),
+    *("vrrp/a", "vrrp/b"),
     *("statistics/a", "statistics/b", "vips/one-holder", "service/web", "client-address/web", "service/mail"),
     *("firewall/lan", "check/web", "sorry/web", "check/mail", "failover/haproxy-stopped", "failover/power-off"),
     *("failover/return", "quiet/a", "quiet/b"),
@@ -95,7 +96,11 @@ def test_a_dual_stack_pair_on_one_arm_keeps_what_it_claims(dual: Pair, name: str
 
 def test_all_claims_of_the_dual_stack_pair_are_tried(dual: Pair) -> None:
     assert tuple(dual.claims) == (
-        *(f"{what}/{node}" for node in "ab" for what in ("identity", "addresses", "daemons", "ssh", "statistics")),
+        *(
+            f"{what}/{node}"
+            for node in "ab"
+            for what in ("identity", "addresses", "daemons", "vrrp", "ssh", "statistics")
+        ),
         *("vips/one-holder", "service/web", "client-address/web", "service/mail", "firewall/lan", "check/web"),
         *("sorry/web", "check/mail", "failover/haproxy-stopped", "failover/power-off", "failover/return"),
         *("quiet/a", "quiet/b"),

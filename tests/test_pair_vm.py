@@ -60,6 +60,7 @@ def broken(pair: Pair, node: str, breaking: str, mending: str) -> Iterator[None]
 
 HARMLESS = (
     *("identity/lb1", "identity/lb2", "addresses/lb1", "addresses/lb2", "daemons/lb1", "daemons/lb2"),
+    *("vrrp/lb1", "vrrp/lb2"),
     *("statistics/lb1", "statistics/lb2", "vips/one-holder", "service/www", "client-address/www"),
     *("firewall/wan", "firewall/lan", "egress/lan", "check/apache", "sorry/apache"),
 )
@@ -118,6 +119,14 @@ def test_a_missing_address_is_found_out(pair: Pair) -> None:
 def test_keepalived_not_running_is_found_out(pair: Pair) -> None:
     with broken(pair, "lb2", "/etc/init.d/keepalived stop", "/etc/init.d/keepalived start"):
         assert_fails(pair, "daemons/lb2", "not running: keepalived")
+        assert_fails(pair, "vrrp/lb2", "keepalived on lb2 tells of 0 of its 2 VRRP instances")
+
+
+def test_a_backup_that_could_not_take_over_is_found_out(pair: Pair) -> None:
+    with broken(pair, "lb2", "ip link set eth1 down", "ip link set eth1 up"):
+        time.sleep(1.0)
+        assert_fails(pair, "vrrp/lb2", "is in FAULT")
+    pair.lab.settle()
 
 
 def test_a_vip_on_both_nodes_is_found_out(pair: Pair) -> None:

@@ -19,7 +19,7 @@ from ndakit.lab_host import Polled, Try
 from ndakit.lab_network import LabNetwork, LoadResult
 from ndakit.lab_plan import plan
 from ndakit.model import Profile
-from ndakit.probe import NodeFacts, OutputNotUnderstood, parse_addresses, parse_statistics
+from ndakit.probe import NodeFacts, OutputNotUnderstood, parse_addresses, parse_statistics, parse_vrrp_states
 from ndakit.report import Acceptance
 from ndakit.verify import NoSuchClaim, Tried, Trying, Verdict
 from ndakit.workspace import Workspace
@@ -46,8 +46,8 @@ NO_LAB = cast(LabNetwork, None)
 
 def test_the_pair_makes_these_claims(pair: Profile) -> None:
     assert [c.name for c in all_claims(pair)] == [
-        *(f"{what}/lb1" for what in ("identity", "addresses", "daemons", "ssh", "statistics")),
-        *(f"{what}/lb2" for what in ("identity", "addresses", "daemons", "ssh", "statistics")),
+        *(f"{what}/lb1" for what in ("identity", "addresses", "daemons", "vrrp", "ssh", "statistics")),
+        *(f"{what}/lb2" for what in ("identity", "addresses", "daemons", "vrrp", "ssh", "statistics")),
         "vips/one-holder",
         "service/www",
         "client-address/www",
@@ -152,10 +152,6 @@ def test_the_limit_for_a_gap_is_stricter_than_what_is_promised(pair: Profile, ba
     assert 0.3 < gap_bound_s(adverts(bakery, 0.1), "lb2") < 0.8
 
 
-def test_instances_on_several_networks_get_time_to_agree(pair: Profile, bakery: Profile) -> None:
-    assert gap_bound_s(pair, "lb2") > gap_bound_s(bakery, "lb2")
-
-
 class PlannedLab:
     """As much of a lab as the expectation of open ports needs."""
 
@@ -199,6 +195,31 @@ def test_addresses_are_read_with_prefixes_and_without_link_local_ones() -> None:
 def test_statistics_name_each_server_and_whether_it_is_up() -> None:
     text = "# pxname,svname,status\nwww,FRONTEND,OPEN\napache,web1,UP 1/3\napache,web2,DOWN\napache,BACKEND,UP\n"
     assert [(s.server, s.up) for s in parse_statistics(text)] == [("web1", True), ("web2", False)]
+
+
+DUMP = """\
+------< VRRP Topology >------
+ VRRP Instance = wan-main
+   VRRP Version = 3
+   State = BACKUP
+ VRRP Instance = lan-main
+   VRRP Version = 3
+   State = FAULT
+------< Interfaces >------
+ Name = lo
+   State = UP, RUNNING, loopback
+"""
+
+
+def test_keepalived_tells_the_state_of_each_instance_and_of_nothing_else() -> None:
+    assert parse_vrrp_states(DUMP) == {"wan-main": "BACKUP", "lan-main": "FAULT"}
+    assert parse_vrrp_states(DUMP[:120]) == {"wan-main": "BACKUP"}
+
+
+def test_a_node_without_keepalived_has_no_vrrp_states() -> None:
+    assert NodeFacts(Typed(cat=DUMP)).vrrp_states(2) == {}
+    there = json.dumps({"keepalived": {"instances": {"instance1": {"running": True, "pid": 420}}}})
+    assert NodeFacts(Typed(ubus=there, cat=DUMP, rm="")).vrrp_states(2)["lan-main"] == "FAULT"
 
 
 def test_a_page_that_is_no_statistics_is_not_understood() -> None:

@@ -297,7 +297,9 @@ class LabNetwork:
         return self.wait_other_master(old, timeout_s=2.0)
 
     def settle(self, timeout_s: float = SETTLE_TIMEOUT_S) -> None:
-        """Wait until every running node sees every server up, and every VIP is where it belongs. Raises LabNotReady.
+        """Wait until every running node sees every server up, can be master, and every VIP is where it belongs.
+
+        Raises LabNotReady.
 
         It belongs on one node; with preemption on the preferred one, if that runs.
         """
@@ -317,6 +319,8 @@ class LabNetwork:
                 down = [f"{s.proxy}/{s.server} {s.status}" for s in states if not s.up]
                 if down:
                     return f"{node} sees {', '.join(down)}"
+            if self.is_up(node) and (trouble := self.vrrp_trouble(node)):
+                return trouble
         holders = self.vip_holders()
         wrong = [f"VIP {v} is on {', '.join(n) or 'no node'}" for v, n in holders.items() if len(n) != 1]
         preferred = self.profile.preferred()
@@ -325,6 +329,20 @@ class LabNetwork:
                 f"VIP {v} is not on {preferred}, the preferred node" for v, n in holders.items() if n != (preferred,)
             ]
         return "; ".join(wrong)
+
+    def vrrp_trouble(self, node: str) -> str:
+        """Why a node is neither master nor ready to become it; empty if it is one of them in all its VRRP instances.
+
+        A node that has just booted holds back (FAULT) until HAProxy has been seen running twice.
+        """
+        count = len(self.profile.instances)
+        if not count:
+            return ""
+        states = self.facts(node).vrrp_states(count)
+        if len(states) < count:
+            return f"keepalived on {node} tells of {len(states)} of its {count} VRRP instances"
+        wrong = [f"{name} is in {state}" for name, state in states.items() if state not in ("MASTER", "BACKUP")]
+        return f"VRRP on {node}: {', '.join(wrong)}" if wrong else ""
 
     # -- statistics ----------------------------------------------------------------------------------------------------
 

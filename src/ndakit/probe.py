@@ -11,6 +11,7 @@ import csv
 import io
 import json
 import re
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from ipaddress import IPv4Interface, IPv6Interface, ip_interface
@@ -18,6 +19,8 @@ from typing import Protocol
 
 from ndakit.errors import VerifyError
 from ndakit.model import Address
+
+KEEPALIVED_DATA = "/tmp/keepalived.data"
 
 
 class OutputNotUnderstood(VerifyError):
@@ -86,14 +89,34 @@ class NodeFacts:
 
     def service_running(self, name: str) -> bool:
         """True if procd runs an instance of the service (ubus, not ps: procd knows what it supervises)."""
+        return any(i.get("running") for i in self._instances(name))
+
+    def _instances(self, name: str) -> list[dict[str, object]]:
         answer = self.text("ubus call service list %s", json.dumps({"name": name}))
         if not answer.strip():
-            return False
+            return []
         try:
-            instances = json.loads(answer).get(name, {}).get("instances", {})
+            return list(json.loads(answer).get(name, {}).get("instances", {}).values())
         except ValueError as cause:
             raise OutputNotUnderstood("ubus call service list", answer) from cause
-        return any(i.get("running") for i in instances.values())
+
+    def vrrp_states(self, count: int, timeout_s: float = 3.0) -> dict[str, str]:
+        """keepalived's instances and their states (MASTER, BACKUP, FAULT, INIT); empty if it does not answer.
+
+        `count` is how many there should be: SIGUSR1 makes keepalived write /tmp/keepalived.data (keepalived(8)), and
+        only with all of them in it the file is complete.
+        """
+        pids = [str(i["pid"]) for i in self._instances("keepalived") if i.get("running") and i.get("pid")]
+        if not pids:
+            return {}
+        self._host.run(f"rm -f {KEEPALIVED_DATA}; kill -USR1 %s", pids[0])
+        end_s = time.monotonic() + timeout_s
+        while True:
+            states = parse_vrrp_states(self.text(f"cat {KEEPALIVED_DATA}"))
+            if len(states) >= count or time.monotonic() >= end_s:
+                self._host.run(f"rm -f {KEEPALIVED_DATA}")
+                return states
+            time.sleep(0.1)
 
     def default_routes(self) -> set[str]:
         """The gateways of the default routes, of both families."""
@@ -121,6 +144,11 @@ def parse_addresses(text: str) -> dict[str, set[IPv4Interface | IPv6Interface]]:
         if not interface.is_link_local:
             found.setdefault(device, set()).add(interface)
     return found
+
+
+def parse_vrrp_states(text: str) -> dict[str, str]:
+    """Read keepalived's dump: the instances' names and states."""
+    return dict(re.findall(r"^ VRRP Instance = (\S+)\n(?:(?! VRRP Instance).*\n)*?   State = ([A-Z]+)", text, re.M))
 
 
 def parse_statistics(text: str) -> list[ServerState]:

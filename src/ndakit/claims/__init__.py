@@ -39,6 +39,9 @@ def _about_nodes(profile: Profile) -> Iterator[Claim]:
         yield Claim(f"addresses/{n}", text, partial(node.addresses, node=n))
         text = f"{n} runs what the profile needs, under procd"
         yield Claim(f"daemons/{n}", text, partial(node.daemons, node=n))
+        if profile.instances:
+            text = f"{n} is master or ready to become it, by keepalived's own account"
+            yield Claim(f"vrrp/{n}", text, partial(node.vrrp, node=n))
         text = f"SSH to {n} is open to access.sources only, and takes keys only"
         yield Claim(f"ssh/{n}", text, partial(node.ssh, node=n))
         if profile.services:

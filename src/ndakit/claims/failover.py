@@ -9,10 +9,6 @@ from ndakit.lab_host import Polled
 from ndakit.lab_network import LabNetwork
 from ndakit.model import Endpoint, Profile
 
-SYNC_GROUP_S = 0.44
-"""keepalived's instances of a sync group wait for each other before the group becomes master: up to 0.45 s were seen
-between the first one's time-out and the group's first advert, at adverts of 1 s as of 0.1 s."""
-
 RETURN_POLL_S = 0.1
 """A booting node needs the processor; the handover it ends with is no emergency."""
 
@@ -21,15 +17,9 @@ GAP_SLACK_S = 0.45
 
 
 def gap_bound_s(profile: Profile, survivor: str) -> float:
-    """The longest gap a client may see: three adverts and the survivor's skew (RFC 5798, 6.1), and some slack.
-
-    Where a group's VIPs are on several networks, its instances also have to agree.
-    """
+    """The longest gap a client may see: three adverts and the survivor's skew (RFC 5798, 6.1), and some slack."""
     advert_s = profile.vrrp.advert_interval_s
-    group = profile.vips[poll_target(profile)[1].vip].group
-    networks = {i.network for i in profile.instances if i.group == group}
-    agreeing_s = SYNC_GROUP_S if len(networks) > 1 else 0.0
-    return 3 * advert_s + (256 - profile.priority(survivor)) / 256 * advert_s + GAP_SLACK_S + agreeing_s
+    return 3 * advert_s + (256 - profile.priority(survivor)) / 256 * advert_s + GAP_SLACK_S
 
 
 def too_long(polled: Polled, bound_s: float) -> bool:

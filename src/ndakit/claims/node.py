@@ -56,6 +56,15 @@ def daemons(lab: LabNetwork, node: str) -> Outcome:
     )
 
 
+def vrrp(lab: LabNetwork, node: str) -> Outcome:
+    """keepalived's own view: master or backup everywhere, so that it holds the VIPs or can take them over."""
+    wrong = lab.vrrp_trouble(node)
+    count = len(lab.profile.instances)
+    return Outcome(
+        not wrong, f"{count} of {count} instances" if not wrong else "not ready", wrong, {"instances": count}
+    )
+
+
 def ssh(lab: LabNetwork, node: str) -> Outcome:
     """Reachable from inside, not from outside, without passwords; with the user's key if there is one."""
     inside, wrong = 0, []
