@@ -16,7 +16,8 @@ from ndakit.claims.firewall import expected_open
 from ndakit.claims.traffic import share_errors
 from ndakit.deadline import DeadlineExceeded
 from ndakit.lab_host import Polled, Try
-from ndakit.lab_network import LabNetwork, LoadResult
+from ndakit.lab_network import LabNetwork
+from ndakit.lab_people import LoadResult
 from ndakit.lab_plan import plan
 from ndakit.model import Profile
 from ndakit.probe import NodeFacts, OutputNotUnderstood, parse_addresses, parse_statistics, parse_vrrp_states

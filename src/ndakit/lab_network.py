@@ -1,22 +1,19 @@
 """A lab that runs: the balancers' built images, and the servers, clients, admins and routers around them.
 
-Owns booting and ending all machines, and the verbs that claims are made of: ask, load, poll, scan, power off. A
-balancer is booted from its disk image unchanged, with the network cards its profile names and nothing else, and is
-reached as an admin reaches it: serial console, SSH, the statistics page. Which hosts there are is the business of
-`lab_plan`, what is claimed that of `claims`.
+Owns booting and ending all machines, their faults, and what the nodes tell of themselves. A balancer is booted from its
+disk image unchanged, with the network cards its profile names and nothing else, and is reached as an admin reaches it:
+serial console, SSH, the statistics page. Who asks, and how, is the business of `lab_people`, which hosts there are that
+of `lab_plan`, what is claimed that of `claims`.
 """
 
 from __future__ import annotations
 
 import contextlib
 import time
-from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import Literal, Self
+from typing import Self
 
 from testinfra.host import Host as TestinfraHost
 
@@ -24,13 +21,12 @@ from ndakit import vm
 from ndakit.accelerator import Accelerator, probe
 from ndakit.console import ConsoleBackend
 from ndakit.deadline import Deadline, DeadlineExceeded
-from ndakit.errors import VerifyError
-from ndakit.lab_host import Answer, Host, HostSpec, Interface, LabHosts, Load, Polled, Poller, Service, SshProbe, Web
+from ndakit.lab_host import Host, HostSpec, Interface, LabHosts, Polled, Poller
 from ndakit.lab_host.image import LabImage
-from ndakit.lab_host.request import literal
-from ndakit.lab_plan import BootImage, LabPlan, PlannedHost, Seat, mac_of, plan
-from ndakit.model import Address, Endpoint, Profile
-from ndakit.probe import NodeFacts, OutputNotUnderstood, ServerState, parse_statistics
+from ndakit.lab_people import LabNotReady, LabPeople, RunningServer
+from ndakit.lab_plan import BootImage, PlannedHost, Seat, mac_of, plan
+from ndakit.model import Profile
+from ndakit.probe import NodeFacts, ServerState
 from ndakit.switch import Switch
 from ndakit.vmspec import Disk, Nic, VmSpec
 
@@ -39,11 +35,7 @@ LAB_MEMORY_MIB = 128
 HOST_MEMORY_MIB = 6
 BOOT_TIMEOUT_S = 240.0
 SETTLE_TIMEOUT_S = 120.0
-POLL_INTERVAL_S = 0.02
-POLL_TIMEOUT_S = 0.25
-SCAN_TIMEOUT_S = 1.0
 ANSWERS_AFTER_A_GAP = 10
-REQUEST_TIMEOUT_S = 5.0
 MASTER_POLL_S = 0.5
 
 MACHINES: Mapping[str, frozenset[str]] = {
@@ -53,58 +45,7 @@ MACHINES: Mapping[str, frozenset[str]] = {
 """The lab's own machines and the roles of the hosts that live in each: who asks and who answers do not share a CPU."""
 
 
-class LabNotReady(VerifyError):
-    """The lab did not reach the state in which claims can be tried."""
-
-    def __init__(self, what: str, where: str) -> None:
-        super().__init__(
-            what, where=where, fix="read the consoles' logs named above; `./inv boot PROFILE` tries one node by hand"
-        )
-
-
-@dataclass(frozen=True)
-class LoadResult:
-    """Requests through a VIP: how many, who answered (names of servers in the pool), how many failed and why."""
-
-    total: int
-    shares: dict[str, int]
-    failures: int
-    first_error: str = ""
-
-
-@dataclass
-class _Running:
-    """A server's programs in the lab, by port."""
-
-    host: Host
-    label: str
-    address: str
-    ports: dict[int, Literal["http", "tcp"]]
-    services: dict[int, Service] = field(default_factory=dict)
-
-    def start(self) -> None:
-        for port, kind in self.ports.items():
-            service = self.services.get(port)
-            if isinstance(service, Web):
-                service.set(mode="answer")
-            elif service is None:
-                start = self.host.web if kind == "http" else None
-                self.services[port] = (
-                    start(port, address=self.address, name=self.label)
-                    if start
-                    else self.host.tcp(port, address=self.address, banner=self.label)
-                )
-
-    def stop(self) -> None:
-        for port, service in list(self.services.items()):
-            if isinstance(service, Web):
-                service.set(mode="refuse")
-            else:
-                service.stop()
-                del self.services[port]
-
-
-class LabNetwork:
+class LabNetwork(LabPeople):
     """One profile's lab. A context manager: everything it started ends with it."""
 
     def __init__(
@@ -117,10 +58,7 @@ class LabNetwork:
         identity: str | None = None,
         tell: Callable[[str], None] = lambda text: None,
     ) -> None:
-        self.profile = profile
-        self.plan: LabPlan = plan(profile)
-        self.identity = identity
-        self.tell = tell
+        super().__init__(profile, plan(profile), identity, tell)
         self.boot_s: dict[str, float] = {}
         self.accelerator: Accelerator = probe()
         self._images = images
@@ -128,8 +66,6 @@ class LabNetwork:
         self._lab_image = lab_image
         self._stack = contextlib.ExitStack()
         self._nodes: dict[str, vm.Vm] = {}
-        self._hosts: dict[str, Host] = {}
-        self._servers: dict[tuple[str, str], _Running] = {}
 
     # -- life ----------------------------------------------------------------------------------------------------------
 
@@ -195,25 +131,25 @@ class LabNetwork:
         )
         for planned in self.plan.hosts.values():
             if planned.role in MACHINES[name]:
-                self._hosts[planned.name] = hosts.add(_spec(planned))
+                self.hosts[planned.name] = hosts.add(_spec(planned))
         for (pool, server), seat in self.plan.servers.items():
             if self.plan.hosts[seat.host].role in MACHINES[name]:
                 self._start_server(pool, server, seat)
         for seat in self.plan.outside.values():
             if self.plan.hosts[seat.host].role in MACHINES[name]:
                 for address in seat.addresses:
-                    self._hosts[seat.host].web(80, address=address, name="outside")
+                    self.hosts[seat.host].web(80, address=address, name="outside")
 
     def _start_server(self, pool: str, server: str, seat: Seat) -> None:
         host = self.plan.hosts[seat.host]
-        twin = next((r for (p, s), r in self._servers.items() if self.plan.servers[p, s] == seat), None)
+        twin = next((r for (p, s), r in self.servers.items() if self.plan.servers[p, s] == seat), None)
         if twin is None:
             address = "" if host.role == "server" else str(seat.addresses[0])
-            twin = _Running(
-                self._hosts[seat.host], str(seat.addresses[0]), address, {p.number: p.kind for p in host.ports}
+            twin = RunningServer(
+                self.hosts[seat.host], str(seat.addresses[0]), address, {p.number: p.kind for p in host.ports}
             )
             twin.start()
-        self._servers[pool, server] = twin
+        self.servers[pool, server] = twin
 
     # -- the nodes -----------------------------------------------------------------------------------------------------
 
@@ -355,18 +291,6 @@ class LabNetwork:
                     return self.statistics(seat, address)
         return []
 
-    def statistics(self, seat: Seat, address: Address) -> list[ServerState]:
-        """The statistics page of a node's address, as somebody gets it; empty if it does not answer."""
-        port = self.profile.monitoring.statistics.port
-        url = f"http://{literal(address)}:{port}/;csv"
-        answer = self._host(seat).get(url, source=self._source(seat, address), timeout_s=REQUEST_TIMEOUT_S)
-        if answer.status != 200:
-            return []
-        try:
-            return parse_statistics(answer.body)
-        except OutputNotUnderstood:
-            return []
-
     def wait_server(self, pool: str, server: str, *, up: bool, timeout_s: float) -> float | None:
         """Wait until every running node sees a server up (or down); the seconds, None if it does not happen in time."""
         started_s = time.monotonic()
@@ -389,7 +313,7 @@ class LabNetwork:
     @contextlib.contextmanager
     def server_down(self, pool: str, server: str) -> Iterator[None]:
         """A server's programs are stopped for a while (its ports refuse connections)."""
-        running = self._servers[pool, server]
+        running = self.servers[pool, server]
         self.tell(f"{server} stops serving")
         running.stop()
         try:
@@ -408,120 +332,7 @@ class LabNetwork:
 
     def server_host(self, pool: str, server: str) -> Host:
         """The lab host on which a server runs, for faults."""
-        return self._servers[pool, server].host
-
-    # -- asking --------------------------------------------------------------------------------------------------------
-
-    def client_for(self, endpoint: Endpoint) -> Seat:
-        """Somebody who uses a service on an endpoint: in the VIP's network. Raises LabNotReady if nobody can."""
-        seat = self.plan.clients.get(endpoint.network)
-        if seat is None or seat.address(endpoint.address.version) is None:
-            raise LabNotReady(
-                f"there is no free address for a client of {endpoint.address}", f"network {endpoint.network}"
-            )
-        return seat
-
-    def get(
-        self, seat: Seat, address: Address, port: int, *, path: str = "/", headers: Mapping[str, str] | None = None
-    ) -> Answer:
-        """One HTTP request."""
-        url = f"http://{literal(address)}:{port}{path}"
-        source = self._source(seat, address)
-        return self._host(seat).get(url, headers=headers or {}, source=source, timeout_s=REQUEST_TIMEOUT_S)
-
-    def load(self, seat: Seat, address: Address, port: int, pool: str, requests: int) -> LoadResult:
-        """Requests one after the other in small batches; who answered, in names of the pool's servers."""
-        names = self._names(pool)
-        host, source = self._host(seat), self._source(seat, address)
-        shares: Counter[str] = Counter()
-        errors: list[str] = []
-        if self._speaks_http(pool, port):
-            url = f"http://{literal(address)}:{port}/"
-            for batch in _batches(requests, 20):
-                found: Load = host.load(url, batch, at_once=1, sources=[source], timeout_s=REQUEST_TIMEOUT_S)
-                for attempt in found.tries:
-                    if attempt.ok and attempt.status == 200:
-                        shares[names.get(attempt.server, attempt.server or "?")] += 1
-                    else:
-                        errors.append(attempt.error or f"status {attempt.status}")
-                self.tell(f"{address}:{port} " + _bar(shares))
-        else:
-            for _ in range(requests):
-                answer = host.ask(f"tcp://{literal(address)}:{port}", source=source, timeout_s=REQUEST_TIMEOUT_S)
-                if answer.ok:
-                    label = answer.server or answer.body.strip()
-                    shares[names.get(label, label)] += 1
-                else:
-                    errors.append(answer.error)
-            self.tell(f"{address}:{port} " + _bar(shares))
-        return LoadResult(requests, dict(shares), len(errors), errors[0] if errors else "")
-
-    def ask(self, front: tuple[str, Endpoint, int], requests: int = 30) -> LoadResult:
-        """Some requests to a service."""
-        name, endpoint, port = front
-        service = self.profile.services[name]
-        return self.load(self.client_for(endpoint), endpoint.address, port, service.pool, requests)
-
-    def poller(self, front: tuple[str, Endpoint, int], interval_s: float = POLL_INTERVAL_S) -> Poller:
-        """Ask a service every 20 ms (or another interval) over fresh connections, until the context ends."""
-        name, endpoint, port = front
-        seat = self.client_for(endpoint)
-        http = self._speaks_http(self.profile.services[name].pool, port)
-        url = f"{'http' if http else 'tcp'}://{literal(endpoint.address)}:{port}" + ("/" if http else "")
-        return self._host(seat).poller(
-            url,
-            interval_s=interval_s,
-            timeout_s=POLL_TIMEOUT_S,
-            source=self._source(seat, endpoint.address),
-            lines=0 if http else 1,
-        )
-
-    def _speaks_http(self, pool: str, port: int) -> bool:
-        """True if the lab's servers of a pool answer HTTP to what comes in on a service's port (also behind tcp)."""
-        for name, server in self.profile.pools[pool].servers.items():
-            number = self.profile.server_port(pool, server) or port
-            kinds = {p.number: p.kind for p in self.plan.hosts[self.plan.servers[pool, name].host].ports}
-            return kinds.get(number) == "http"
-        return False
-
-    def scan(self, seat: Seat, address: Address, ports: Sequence[int]) -> dict[int, str]:
-        """Port → open, closed (refused), filtered (nothing came within a second), …."""
-        host, source = self._host(seat), self._source(seat, address)
-        return host.scan(address, ports, source=source, timeout_s=SCAN_TIMEOUT_S)
-
-    def scan_all(self, wanted: Sequence[tuple[Seat, Address, Sequence[int]]]) -> list[dict[int, str]]:
-        """Several scans at once, for each spends its time waiting for ports that keep silent."""
-        with ThreadPoolExecutor(max_workers=max(1, len(wanted))) as pool:
-            return list(pool.map(lambda one: self.scan(*one), wanted))
-
-    def ssh_probe(self, seat: Seat, address: Address) -> SshProbe:
-        """Banner and ways to authenticate."""
-        return self._host(seat).ssh_probe(address, source=self._source(seat, address))
-
-    def ssh_run(self, seat: Seat, address: Address, argv: Sequence[str]) -> str:
-        """Log in with the key that the user gave, and run a command; its output, "" if the login fails."""
-        ran = self._host(seat).ssh_run(address, self.identity or "", argv, source=self._source(seat, address))
-        return ran.stdout if ran.returncode == 0 else ""
-
-    def _host(self, seat: Seat) -> Host:
-        return self._hosts[seat.host]
-
-    def _source(self, seat: Seat, address: Address) -> str:
-        found = seat.address(address.version)
-        if found is None:
-            raise LabNotReady(f"{seat.host} has no IPv{address.version} address", f"asking {address}")
-        return str(found)
-
-    def _names(self, pool: str) -> dict[str, str]:
-        """What the lab's servers call themselves → their names, those of this pool first."""
-        everyone = {r.label: f"{p}/{s}" for (p, s), r in self._servers.items()}
-        chain, at = {pool}, self.profile.pools[pool].sorry
-        while at is not None and at.pool is not None and at.pool not in chain:
-            chain.add(at.pool)
-            at = self.profile.pools[at.pool].sorry
-        near = {r.label: s for (p, s), r in self._servers.items() if p in chain and p != pool}
-        own = {r.label: s for (p, s), r in self._servers.items() if p == pool}
-        return everyone | near | own
+        return self.servers[pool, server].host
 
 
 def _answers_again(polled: Polled) -> bool:
@@ -538,15 +349,3 @@ def _spec(planned: PlannedHost) -> HostSpec:
         loopback=tuple(f"{a}/{a.max_prefixlen}" for a in planned.behind),
         forwarding=planned.role == "router",
     )
-
-
-def _batches(total: int, size: int) -> Iterator[int]:
-    while total > 0:
-        yield min(size, total)
-        total -= size
-
-
-def _bar(shares: Counter[str]) -> str:
-    """`web1 ######## 40  web2 #### 20`."""
-    total = sum(shares.values()) or 1
-    return "  ".join(f"{n} {'#' * round(20 * c / total)} {c}" for n, c in sorted(shares.items())) or "no answer"

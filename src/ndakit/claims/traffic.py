@@ -5,7 +5,8 @@ from __future__ import annotations
 import time
 
 from ndakit.claims.base import Outcome, front, share_text, targets
-from ndakit.lab_network import LabNetwork, LoadResult
+from ndakit.lab_network import LabNetwork
+from ndakit.lab_people import LoadResult
 from ndakit.model import Profile
 
 HOLDER_WAIT_S = 8.0

@@ -1,0 +1,223 @@
+"""Who asks in a running lab: clients, admins and strangers, and what they can do.
+
+Owns the questions that claims are made of: a request, a load, a poller, a scan, a login, the statistics page, and the
+names under which servers answer. The machines' lives, faults and the nodes' consoles are the business of `lab_network`.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import Literal
+
+from ndakit.errors import VerifyError
+from ndakit.lab_host import Answer, Host, Load, Poller, Service, SshProbe, Web
+from ndakit.lab_host.request import literal
+from ndakit.lab_plan import LabPlan, Seat
+from ndakit.model import Address, Endpoint, Profile
+from ndakit.probe import OutputNotUnderstood, ServerState, parse_statistics
+
+POLL_INTERVAL_S = 0.02
+POLL_TIMEOUT_S = 0.25
+SCAN_TIMEOUT_S = 1.0
+REQUEST_TIMEOUT_S = 5.0
+
+
+class LabNotReady(VerifyError):
+    """The lab did not reach the state in which claims can be tried."""
+
+    def __init__(self, what: str, where: str) -> None:
+        super().__init__(
+            what, where=where, fix="read the consoles' logs named above; `./inv boot PROFILE` tries one node by hand"
+        )
+
+
+@dataclass(frozen=True)
+class LoadResult:
+    """Requests through a VIP: how many, who answered (names of servers in the pool), how many failed and why."""
+
+    total: int
+    shares: dict[str, int]
+    failures: int
+    first_error: str = ""
+
+
+@dataclass
+class RunningServer:
+    """A server's programs in the lab, by port."""
+
+    host: Host
+    label: str
+    address: str
+    ports: dict[int, Literal["http", "tcp"]]
+    services: dict[int, Service] = field(default_factory=dict)
+
+    def start(self) -> None:
+        for port, kind in self.ports.items():
+            service = self.services.get(port)
+            if isinstance(service, Web):
+                service.set(mode="answer")
+            elif service is None:
+                start = self.host.web if kind == "http" else None
+                self.services[port] = (
+                    start(port, address=self.address, name=self.label)
+                    if start
+                    else self.host.tcp(port, address=self.address, banner=self.label)
+                )
+
+    def stop(self) -> None:
+        for port, service in list(self.services.items()):
+            if isinstance(service, Web):
+                service.set(mode="refuse")
+            else:
+                service.stop()
+                del self.services[port]
+
+
+class LabPeople:
+    """The hosts of a lab as people use them; `hosts` and `servers` are filled when the lab's machines run."""
+
+    def __init__(self, profile: Profile, plan: LabPlan, identity: str | None, tell: Callable[[str], None]) -> None:
+        self.profile = profile
+        self.plan = plan
+        self.identity = identity
+        self.tell = tell
+        self.hosts: dict[str, Host] = {}
+        self.servers: dict[tuple[str, str], RunningServer] = {}
+
+    def statistics(self, seat: Seat, address: Address) -> list[ServerState]:
+        """The statistics page of a node's address, as somebody gets it; empty if it does not answer."""
+        port = self.profile.monitoring.statistics.port
+        url = f"http://{literal(address)}:{port}/;csv"
+        answer = self._host(seat).get(url, source=self._source(seat, address), timeout_s=REQUEST_TIMEOUT_S)
+        if answer.status != 200:
+            return []
+        try:
+            return parse_statistics(answer.body)
+        except OutputNotUnderstood:
+            return []
+
+    def client_for(self, endpoint: Endpoint) -> Seat:
+        """Somebody who uses a service on an endpoint: in the VIP's network. Raises LabNotReady if nobody can."""
+        seat = self.plan.clients.get(endpoint.network)
+        if seat is None or seat.address(endpoint.address.version) is None:
+            raise LabNotReady(
+                f"there is no free address for a client of {endpoint.address}", f"network {endpoint.network}"
+            )
+        return seat
+
+    def get(
+        self, seat: Seat, address: Address, port: int, *, path: str = "/", headers: Mapping[str, str] | None = None
+    ) -> Answer:
+        """One HTTP request."""
+        url = f"http://{literal(address)}:{port}{path}"
+        source = self._source(seat, address)
+        return self._host(seat).get(url, headers=headers or {}, source=source, timeout_s=REQUEST_TIMEOUT_S)
+
+    def load(self, seat: Seat, address: Address, port: int, pool: str, requests: int) -> LoadResult:
+        """Requests one after the other in small batches; who answered, in names of the pool's servers."""
+        names = self._names(pool)
+        host, source = self._host(seat), self._source(seat, address)
+        shares: Counter[str] = Counter()
+        errors: list[str] = []
+        if self._speaks_http(pool, port):
+            url = f"http://{literal(address)}:{port}/"
+            for batch in _batches(requests, 20):
+                found: Load = host.load(url, batch, at_once=1, sources=[source], timeout_s=REQUEST_TIMEOUT_S)
+                for attempt in found.tries:
+                    if attempt.ok and attempt.status == 200:
+                        shares[names.get(attempt.server, attempt.server or "?")] += 1
+                    else:
+                        errors.append(attempt.error or f"status {attempt.status}")
+                self.tell(f"{address}:{port} " + _bar(shares))
+        else:
+            for _ in range(requests):
+                answer = host.ask(f"tcp://{literal(address)}:{port}", source=source, timeout_s=REQUEST_TIMEOUT_S)
+                if answer.ok:
+                    label = answer.server or answer.body.strip()
+                    shares[names.get(label, label)] += 1
+                else:
+                    errors.append(answer.error)
+            self.tell(f"{address}:{port} " + _bar(shares))
+        return LoadResult(requests, dict(shares), len(errors), errors[0] if errors else "")
+
+    def ask(self, front: tuple[str, Endpoint, int], requests: int = 30) -> LoadResult:
+        """Some requests to a service."""
+        name, endpoint, port = front
+        service = self.profile.services[name]
+        return self.load(self.client_for(endpoint), endpoint.address, port, service.pool, requests)
+
+    def poller(self, front: tuple[str, Endpoint, int], interval_s: float = POLL_INTERVAL_S) -> Poller:
+        """Ask a service every 20 ms (or another interval) over fresh connections, until the context ends."""
+        name, endpoint, port = front
+        seat = self.client_for(endpoint)
+        http = self._speaks_http(self.profile.services[name].pool, port)
+        url = f"{'http' if http else 'tcp'}://{literal(endpoint.address)}:{port}" + ("/" if http else "")
+        return self._host(seat).poller(
+            url,
+            interval_s=interval_s,
+            timeout_s=POLL_TIMEOUT_S,
+            source=self._source(seat, endpoint.address),
+            lines=0 if http else 1,
+        )
+
+    def _speaks_http(self, pool: str, port: int) -> bool:
+        """True if the lab's servers of a pool answer HTTP to what comes in on a service's port (also behind tcp)."""
+        for name, server in self.profile.pools[pool].servers.items():
+            number = self.profile.server_port(pool, server) or port
+            kinds = {p.number: p.kind for p in self.plan.hosts[self.plan.servers[pool, name].host].ports}
+            return kinds.get(number) == "http"
+        return False
+
+    def scan(self, seat: Seat, address: Address, ports: Sequence[int]) -> dict[int, str]:
+        """Port → open, closed (refused), filtered (nothing came within a second), …."""
+        host, source = self._host(seat), self._source(seat, address)
+        return host.scan(address, ports, source=source, timeout_s=SCAN_TIMEOUT_S)
+
+    def scan_all(self, wanted: Sequence[tuple[Seat, Address, Sequence[int]]]) -> list[dict[int, str]]:
+        """Several scans at once, for each spends its time waiting for ports that keep silent."""
+        with ThreadPoolExecutor(max_workers=max(1, len(wanted))) as pool:
+            return list(pool.map(lambda one: self.scan(*one), wanted))
+
+    def ssh_probe(self, seat: Seat, address: Address) -> SshProbe:
+        """Banner and ways to authenticate."""
+        return self._host(seat).ssh_probe(address, source=self._source(seat, address))
+
+    def ssh_run(self, seat: Seat, address: Address, argv: Sequence[str]) -> str:
+        """Log in with the key that the user gave, and run a command; its output, "" if the login fails."""
+        ran = self._host(seat).ssh_run(address, self.identity or "", argv, source=self._source(seat, address))
+        return ran.stdout if ran.returncode == 0 else ""
+
+    def _host(self, seat: Seat) -> Host:
+        return self.hosts[seat.host]
+
+    def _source(self, seat: Seat, address: Address) -> str:
+        found = seat.address(address.version)
+        if found is None:
+            raise LabNotReady(f"{seat.host} has no IPv{address.version} address", f"asking {address}")
+        return str(found)
+
+    def _names(self, pool: str) -> dict[str, str]:
+        """What the lab's servers call themselves → their names, those of this pool first."""
+        everyone = {r.label: f"{p}/{s}" for (p, s), r in self.servers.items()}
+        chain, at = {pool}, self.profile.pools[pool].sorry
+        while at is not None and at.pool is not None and at.pool not in chain:
+            chain.add(at.pool)
+            at = self.profile.pools[at.pool].sorry
+        near = {r.label: s for (p, s), r in self.servers.items() if p in chain and p != pool}
+        own = {r.label: s for (p, s), r in self.servers.items() if p == pool}
+        return everyone | near | own
+
+
+def _batches(total: int, size: int) -> Iterator[int]:
+    while total > 0:
+        yield min(size, total)
+        total -= size
+
+
+def _bar(shares: Counter[str]) -> str:
+    """`web1 ######## 40  web2 #### 20`."""
+    total = sum(shares.values()) or 1
+    return "  ".join(f"{n} {'#' * round(20 * c / total)} {c}" for n, c in sorted(shares.items())) or "no answer"
