@@ -59,13 +59,10 @@ class RunningServer:
             service = self.services.get(port)
             if isinstance(service, Web):
                 service.set(mode="answer")
+            elif service is None and kind == "http":
+                self.services[port] = self.host.web(port, address=self.address, name=self.label)
             elif service is None:
-                start = self.host.web if kind == "http" else None
-                self.services[port] = (
-                    start(port, address=self.address, name=self.label)
-                    if start
-                    else self.host.tcp(port, address=self.address, banner=self.label)
-                )
+                self.services[port] = self.host.tcp(port, address=self.address, banner=self.label)
 
     def stop(self) -> None:
         for port, service in list(self.services.items()):
