@@ -74,6 +74,14 @@ def shell(value: object) -> Ready:
     return Ready(shlex.quote(_line(value)))
 
 
+def powershell(value: object) -> Ready:
+    """One value of a PowerShell script, in single quotes; typographic ones end a text there as well."""
+    found = _line(value)
+    if re.search("[\u2018-\u201b]", found):
+        raise ValueError("typographic quotes cannot be written in PowerShell")
+    return Ready("'" + found.replace("'", "''") + "'")
+
+
 def haproxy(value: object) -> Ready:
     """One word of haproxy.cfg: plain where that is safe, else in strong quotes (configuration manual, 2.2)."""
     found = _line(value)
@@ -140,5 +148,6 @@ def plain(value: Any) -> Any:
 
 
 FILTERS: Mapping[str, Callable[[object], Ready]] = {
-    f.__name__: f for f in (uci, uci_name, shell, haproxy, word, words, comment, seconds, decimal, authorized_key)
+    f.__name__: f
+    for f in (uci, uci_name, shell, powershell, haproxy, word, words, comment, seconds, decimal, authorized_key)
 }

@@ -124,7 +124,7 @@ def render(profile: Profile, node: str, templates: Sequence[Path]) -> Tree:
     }
     files = []
     for path, source in found.items():
-        content = _content(source, profile, node, context)
+        content = _content(source, f"{profile.name}, node {node}", context)
         if content is not None:
             files.append(RenderedFile(path, content, mode_of(path), source.name))
     for path, (page, content) in balancer.sorry_pages.items():
@@ -136,6 +136,24 @@ def render(profile: Profile, node: str, templates: Sequence[Path]) -> Tree:
             )
         files.append(RenderedFile(path, content, MODE_FILE, page))
     return Tree(files)
+
+
+def single(templates: Sequence[Path], name: str, subject: str, context: Mapping[str, Any]) -> RenderedFile:
+    """One file that is not part of a node: template `name` (`servers/linux.sh.j2`) of the first folder that has it.
+
+    `subject` says in its header what it is for. Raises TemplateBroken.
+    """
+    for folder in templates:
+        file = folder / name
+        if file.is_file():
+            facts = file.stat()
+            source = _Source(f"{folder.name}/{name}", file, True, (facts.st_mtime_ns, facts.st_size))
+            content = _content(source, subject, context)
+            if content is not None:
+                return RenderedFile(name.removesuffix(SUFFIX), content, MODE_PROGRAM, source.name)
+    raise TemplateBroken(
+        "there is no such template", where=name, fix=f"put it into {' or '.join(str(t) for t in templates)}"
+    )
 
 
 def mode_of(path: str) -> int:
@@ -182,11 +200,11 @@ def _sources(folders: tuple[Path, ...]) -> dict[str, _Source]:
     return found
 
 
-def _content(source: _Source, profile: Profile, node: str, context: Mapping[str, Any]) -> bytes | None:
-    """What becomes of one source; None if it does not apply to this node."""
+def _content(source: _Source, subject: str, context: Mapping[str, Any]) -> bytes | None:
+    """What becomes of one source; None if it does not apply to this node. `subject`: what the file is for."""
     if not source.is_template:
         return source.file.read_bytes()
-    header = f"made by ndakit for {profile.name}, node {node}, from {source.name}: change the profile, not this file"
+    header = f"made by ndakit for {subject}, from {source.name}: change the profile, not this file"
     try:
         template = _template(source)
         rendered: str = template.render({**context, "header": header})
