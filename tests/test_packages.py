@@ -6,7 +6,8 @@ import pytest
 
 import goldens
 from ndakit import packages
-from ndakit.errors import ErrorGroup
+from ndakit.model import Profile, check_packages, needs
+from ndakit.release import Family, Release
 
 
 def plan(name: str) -> packages.PackagePlan:
@@ -51,8 +52,67 @@ def test_the_profiles_own_wishes_come_on_top() -> None:
     assert found.remove["kmod-usb2"] == "the profile asks for it (image.packages)"
 
 
-def test_removing_what_the_profile_needs_is_an_error_for_each() -> None:
-    with pytest.raises(ErrorGroup) as caught:
-        with_packages("{haproxy: remove, keepalived: remove}")
-    assert [e.code for e in caught.value.errors] == ["packages-contradict"] * 2
-    assert "VRRP" in caught.value.errors[1].what
+def codes(profile: Profile) -> list[str]:
+    return [f.code for f in check_packages.removed(profile)] + [f.code for f in check_packages.rivals(profile)]
+
+
+def wishing(text: str, release: str = "24.10.8") -> Profile:
+    source = goldens.PROFILES["bakery"].read_text().replace("24.10.8", release)
+    return goldens.parse(f"{source}image: {{packages: {text}}}\n")
+
+
+@pytest.mark.parametrize("name", ["haproxy", "keepalived", "dropbear", "firewall4", "netifd"])
+def test_what_the_profile_needs_cannot_be_removed(name: str) -> None:
+    assert codes(wishing(f"{{{name}: remove}}")) == ["packages-contradict"]
+
+
+def test_the_firewall_of_another_family_is_not_needed() -> None:
+    assert codes(wishing("{firewall: remove}")) == []
+    assert codes(wishing("{firewall: remove}", "21.02.7")) == ["packages-contradict"]
+    assert codes(wishing("{firewall4: remove, nftables: remove}", "21.02.7")) == []
+
+
+def test_an_haproxy_without_tls_cannot_be_beside_the_one_that_is_needed() -> None:
+    assert codes(wishing("{haproxy-nossl: add}")) == ["packages-conflict"]
+    assert codes(wishing("{haproxy-nossl: remove}")) == []
+
+
+def test_a_need_has_its_names_by_family() -> None:
+    by_hand = needs.by_firewall(fw3=("iptables-mod-tproxy",), fw4=("kmod-nft-tproxy", "kmod-nft-socket"))
+    assert by_hand[Family.FW3_OPKG] == ("iptables-mod-tproxy",)
+    assert by_hand[Family.FW4_APK] == by_hand[Family.FW4_OPKG] == ("kmod-nft-tproxy", "kmod-nft-socket")
+    assert set(needs.everywhere("pen")) == set(Family)
+
+
+def test_no_need_names_a_package_that_its_releases_lack() -> None:
+    newest = {Family.FW3_OPKG: "21.02.7", Family.FW4_OPKG: "24.10.8", Family.FW4_APK: "25.12.5"}
+    wrong = [
+        (name, family)
+        for names in (*(n.packages for n in needs.NEEDS), *(names for names, _ in needs.KEPT))
+        for family, words in names.items()
+        for name in words
+        if packages.lack(Release.parse(newest[family]), name)
+    ]
+    assert wrong == []
+
+
+def test_a_virtual_machine_goes_without_the_driver_of_a_graphics_card() -> None:
+    source = goldens.PROFILES["bakery"].read_text().replace("24.10.8", "25.12.5")
+    assert "kmod-drm-i915" not in packages.plan(goldens.parse(source), "lb1").remove
+    assert "kmod-drm-i915" in packages.plan(goldens.parse(f"{source}platform: kvm\n"), "lb1").remove
+
+
+@pytest.mark.parametrize(
+    ("name", "release", "lacking"),
+    [
+        ("pound", "24.10.8", True),
+        ("firewall", "24.10.8", True),
+        ("firewall", "21.02.7", False),
+        ("kmod-nft-tproxy", "21.02.7", True),
+        ("kmod-nft-tproxy", "22.03.7", False),
+        ("opkg", "25.12.5", True),
+        ("tcpdump", "24.10.8", False),
+    ],
+)
+def test_what_a_release_lacks_is_known(name: str, release: str, lacking: bool) -> None:
+    assert (packages.lack(Release.parse(release), name) is not None) == lacking

@@ -1,7 +1,8 @@
-"""Which packages an image needs beyond its device's own, and which it must not have, each with the reason.
+"""Which packages an image gets beyond its device's own, and which it does not get, each with the reason.
 
-The names are those of OpenWrt's package feeds (openwrt.md of the project's reference, section 6). Whether an
-ImageBuilder has them is imagebuilder's business.
+The tables of needs are in `model.needs`, contradictions are found by `model.check_packages`; here the profile's own
+wishes come on top, and here is what releases do not have under a name that people try. Whether an ImageBuilder has a
+package is the business of `imagebuilder`, what lies in the workspace's packages/ that of `feed`.
 """
 
 from __future__ import annotations
@@ -9,25 +10,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from ndakit.errors import ErrorGroup, InputError, NdakitError
-from ndakit.model import Profile
-from ndakit.view import NodeView
+from ndakit.model import Profile, needs
+from ndakit.release import Release
 
-_NOT_A_ROUTER = {
-    "dnsmasq": "a balancer gives out no addresses and answers no names: in a customer's network, an accident",
-    "odhcpd-ipv6only": "a balancer announces no IPv6 prefixes",
-    "odhcp6c": "all addresses are static",
-    "ppp": "no dial-up",
-    "ppp-mod-pppoe": "no dial-up",
-}
-_AGENTS = {
-    "kvm": ("qemu-ga", "the hypervisor sees addresses and can shut the node down cleanly"),
-    "vmware": ("open-vm-tools", "the hypervisor sees addresses and can shut the node down cleanly"),
-}
-
-
-class PackagesContradict(InputError):
-    """The profile removes a package that it needs itself."""
+WISH = "the profile asks for it (image.packages)"
 
 
 @dataclass(frozen=True)
@@ -44,37 +30,60 @@ class PackagePlan:
 
 
 def plan(profile: Profile, node: str) -> PackagePlan:
-    """The packages of one node. Raises an ErrorGroup of PackagesContradict."""
-    view = NodeView(profile, node)
-    add = {
-        "haproxy": "balances, checks the servers, answers when none is left",
-        "ip-full": "shows VIPs, neighbours and rules completely, and as JSON for the acceptance test",
-    }
-    if view.vrrp:
-        add["keepalived"] = "VRRP: the VIPs move to the other node when this one fails"
-    if any(d.type == "bonding" for d in view.devices):
-        add["kmod-bonding"] = "several cards as one link"
-    if profile.platform == "vmware" and profile.target.startswith("x86/"):
-        add["kmod-vmxnet3"] = "VMware's network card is not in the kernel"
-    if profile.platform in _AGENTS:
-        name, reason = _AGENTS[profile.platform]
-        add[name] = reason
-    remove = dict(_NOT_A_ROUTER)
-    errors: list[NdakitError] = []
+    """The packages of one node of a checked profile: today those of all its nodes."""
+    add = needs.needed(profile)
+    remove = needs.needless(profile)
     for name, wish in profile.image.packages.items():
         if wish == "add":
             remove.pop(name, None)
-            add.setdefault(name, "the profile asks for it (image.packages)")
-        elif name in add:
-            errors.append(
-                PackagesContradict(
-                    f"package '{name}' is to be removed, but this profile needs it: {add[name]}",
-                    where=f"profile {profile.name}, image.packages.{name}",
-                    fix=f"take {name} out of image.packages",
-                )
-            )
+            add.setdefault(name, WISH)
         else:
-            remove.setdefault(name, "the profile asks for it (image.packages)")
-    if errors:
-        raise ErrorGroup(errors)
+            remove.setdefault(name, WISH)
     return PackagePlan(dict(sorted(add.items())), dict(sorted(remove.items())))
+
+
+@dataclass(frozen=True)
+class Lack:
+    """A name that some releases do not have. `instead` completes "use …"; None if there is nothing like it."""
+
+    instead: str | None = None
+    since: tuple[int, int] = (0, 0)
+    """The first release that has it; with `until` the same, none ever had."""
+    until: tuple[int, int] = (99, 99)
+    """The first release that does not have it any more."""
+
+    def of(self, release: Release) -> bool:
+        """True if this release does not have it."""
+        return not self.since <= release.branch < self.until
+
+
+_NEVER = (99, 99)
+LACKS: Mapping[str, Lack] = {
+    "acme": Lack("acme-acmesh", until=(25, 12)),
+    "apk-mbedtls": Lack("opkg", since=(25, 12)),
+    "auc": Lack("owut", until=(24, 10)),
+    "collectd-mod-haproxy": Lack("HAProxy's own exporter, monitoring.prometheus", since=_NEVER),
+    "firewall": Lack("firewall4", until=(22, 3)),
+    "firewall4": Lack("firewall", since=(22, 3)),
+    "iptables-mod-socket": Lack("iptables-mod-tproxy, which has it", since=(22, 3)),
+    "keepalived-sync": Lack(since=(23, 5)),
+    "kmod-ipt-ipvs": Lack("kmod-nf-ipvs, which has xt_ipvs", since=_NEVER),
+    "kmod-nft-socket": Lack("iptables-mod-tproxy", since=(22, 3)),
+    "kmod-nft-tproxy": Lack("iptables-mod-tproxy", since=(22, 3)),
+    "luci-app-opkg": Lack("luci-app-package-manager", until=(24, 10)),
+    "luci-app-package-manager": Lack("luci-app-opkg", since=(24, 10)),
+    "mysql-client": Lack("mariadb-client", since=_NEVER),
+    "nginx": Lack("nginx-ssl", until=(24, 10)),
+    "opkg": Lack("apk-mbedtls", until=(25, 12)),
+    "owut": Lack("auc", since=(24, 10)),
+    "pound": Lack("haproxy or stunnel, which end TLS as well", since=_NEVER),
+    "prometheus-node-exporter-ucode": Lack("prometheus-node-exporter-lua", since=(24, 10)),
+    "varnish": Lack("HAProxy's cache, nginx-ssl or squid", since=_NEVER),
+}
+"""Names that people ask for and that releases do not have, or not any more (openwrt.md, section 6; ASU's table)."""
+
+
+def lack(release: Release, name: str) -> Lack | None:
+    """Why a release has no package of this name; None if it has one, or if nothing is known about it."""
+    found = LACKS.get(name)
+    return found if found is not None and found.of(release) else None
