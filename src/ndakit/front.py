@@ -20,8 +20,6 @@ from ndakit.process import ProcessFailed
 from ndakit.workspace import Workspace
 
 NO_TESTS = 5  # pytest: nothing was collected, as when --only names tests of one kind
-LOCK = "build"
-"""One run that writes at a time in a workspace; the same lock as building takes."""
 
 if TYPE_CHECKING:
     from ndakit.events import Event
@@ -181,7 +179,7 @@ def render_profile(workspace: Workspace, profile: str, node: str | None, out: Pa
     loaded = read(workspace, profile)
     trees = {name: rendered(workspace, loaded, name) for name in nodes_of(loaded, node)}
     base = out or workspace.overlays / loaded.profile.name
-    with workspace.lock(LOCK, on_wait=terminal.note):
+    with workspace.writing(loaded.profile.name, on_wait=terminal.note):
         for name, tree in trees.items():
             done = overlay.write(tree, base / name)
             terminal.say(f"{base / name}: {done.written} written, {done.unchanged} unchanged, {done.removed} removed")
@@ -272,7 +270,7 @@ def clean_workspace(workspace: Workspace, *, cache: bool) -> None:
     """Remove what can be made again; refuses while another run is at work."""
     from ndakit.workspace import cache as cache_folder
 
-    with workspace.lock(LOCK, wait_s=0):
+    with workspace.alone(wait_s=0):
         for base in (workspace.overlays, workspace.images):
             for entry in sorted(base.iterdir()) if base.is_dir() else ():
                 if entry.name != "README.md":

@@ -30,7 +30,6 @@ from ndakit.load import Loaded
 from ndakit.workspace import Workspace, file_sha256
 
 _MIB = 1024 * 1024
-LOCK = "build"
 
 
 class SpaceShort(MachineError):
@@ -110,11 +109,12 @@ def build(
 ) -> tuple[BuildResult, ...]:
     """Make the images of these nodes (all of them if none is named) that are not up to date.
 
-    One build at a time in a workspace; another one waits and is told so by an event. Every node is rendered and checked
+    One build of a profile at a time; another one waits and is told so by an event. Every node is rendered and checked
     before the first image is made. Raises the errors of rendering, lint, the builder and the ImageBuilder, SpaceShort,
     DiskFull, WorkspaceUnwritable.
     """
-    with _disk_errors(workspace), workspace.lock(LOCK, on_wait=lambda who: events(Waiting(who))):
+    name = loaded.profile.name
+    with _disk_errors(workspace), workspace.writing(name, on_wait=lambda who: events(Waiting(who))):
         plans = [plan(workspace, loaded, node, builder) for node in nodes or tuple(loaded.profile.nodes)]
         stale = [p for p in plans if not p.up_to_date]
         for one in plans:

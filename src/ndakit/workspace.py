@@ -26,6 +26,7 @@ import platformdirs
 from ndakit.errors import InputError, MachineError
 
 _SHIPPED = Path(__file__).resolve().parents[2]
+_WRITING = "build"
 
 
 class WorkspaceMissing(InputError):
@@ -122,6 +123,23 @@ class Workspace:
             yield
 
     @contextlib.contextmanager
+    def alone(self, *, wait_s: float = 1800.0, on_wait: Callable[[str], None] | None = None) -> Iterator[None]:
+        """Hold all of overlays and images: no profile is rendered or built meanwhile. See `hold`."""
+        with self.lock(_WRITING, wait_s=wait_s, on_wait=on_wait):
+            yield
+
+    @contextlib.contextmanager
+    def writing(
+        self, profile: str, *, wait_s: float = 1800.0, on_wait: Callable[[str], None] | None = None
+    ) -> Iterator[None]:
+        """Hold one profile's overlays and images; other profiles can be written at the same time. See `hold`."""
+        with (
+            hold(self.state / "lock" / _WRITING, shared=True, wait_s=wait_s, on_wait=on_wait),
+            self.lock(f"{_WRITING}-{profile}", wait_s=wait_s, on_wait=on_wait),
+        ):
+            yield
+
+    @contextlib.contextmanager
     def scratch(self, purpose: str) -> Iterator[Path]:
         """A private folder that is gone afterwards; folders that killed runs left are removed on the way."""
         base = self.state / "scratch"
@@ -156,19 +174,23 @@ def runtime() -> Path:
 
 
 @contextlib.contextmanager
-def hold(path: Path, *, wait_s: float = 1800.0, on_wait: Callable[[str], None] | None = None) -> Iterator[None]:
-    """Hold an exclusive lock file. The kernel drops the lock when its holder dies, however it dies (flock(2)).
+def hold(
+    path: Path, *, shared: bool = False, wait_s: float = 1800.0, on_wait: Callable[[str], None] | None = None
+) -> Iterator[None]:
+    """Hold a lock file, alone or (`shared`) beside others who share it.
 
-    While another process holds it, `on_wait` is told once who that is. Raises WorkspaceBusy after `wait_s`.
+    The kernel drops the lock when its holder dies, however it dies (flock(2)). While it cannot be had, `on_wait` is
+    told once who has it (of several who share it, the last who came). Raises WorkspaceBusy after `wait_s`.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    kind = fcntl.LOCK_SH if shared else fcntl.LOCK_EX
     try:
         started_s = time.monotonic()
         told = False
         while True:
             try:
-                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                fcntl.flock(fd, kind | fcntl.LOCK_NB)
                 break
             except OSError as cause:
                 holder = _holder(path)
