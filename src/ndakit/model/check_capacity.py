@@ -1,0 +1,133 @@
+"""Cross-checks: does what `sizing` expects fit into the machine, the kernel's tables and the servers; `tuning`."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+
+from ndakit.mistakes import KeyPath, guess
+from ndakit.model.capacity import PORTS_FROM_WIDE, PORTS_TO, capacity_of, ports_needed, proxied_pools
+from ndakit.model.findings import Finding, error, warning
+from ndakit.model.profile import Profile
+from ndakit.model.sysctls import KNOWN, general, gone, owner
+
+PORTS_MOST = PORTS_TO - PORTS_FROM_WIDE + 1
+TRACKED_KEY = "net.netfilter.nf_conntrack_max"
+
+
+def memory(profile: Profile) -> Iterator[Finding]:
+    """All limits reached at once must fit into the memory."""
+    found = capacity_of(profile)
+    if found.memory_needed_mib > found.memory_mib:
+        parts = ", ".join(f"{what} {mib} MiB" for what, mib in found.memory if mib)
+        at = _stated(profile, "memory_mib", "sessions_per_second", "session_duration_s")
+        yield error(
+            "sizing-memory",
+            f"{found.sessions_per_second:g} sessions per second of {found.session_duration_s:g} s need "
+            f"{found.memory_needed_mib} MiB, and there are {found.memory_mib}: {parts}",
+            at, f"write memory_mib: {found.memory_needed_mib} or more (and give the machine that much), or lower "
+            "sessions_per_second or session_duration_s",
+            other=("device",), also=(("tuning", "sysctl"), ("services",), ("pools",)),
+        )  # fmt: skip
+    tuned = profile.tuning.sysctl.get(TRACKED_KEY, "")
+    if tuned.isdigit() and int(tuned) < found.tracked_needed:
+        yield warning(
+            "tuning-below-sizing",
+            f"{TRACKED_KEY} is {tuned}, and {found.sessions_per_second:g} sessions per second keep "
+            f"{found.tracked_needed} entries there: when it is full, new connections are dropped",
+            ("tuning", "sysctl", TRACKED_KEY), "delete it, so that it is computed, or lower sessions_per_second",
+            other=_stated(profile, "sessions_per_second"), also=(("device",),),
+        )  # fmt: skip
+
+
+def ports(profile: Profile) -> Iterator[Finding]:
+    """Source ports towards one server: one for each session, and for a minute after it (TIME_WAIT)."""
+    found = capacity_of(profile)
+    pools = proxied_pools(profile)
+    for pool, server, need in ports_needed(profile, found.sessions_per_second, found.session_duration_s):
+        if need <= PORTS_MOST:
+            continue
+        weights = [s.weight for s in profile.pools[pool].servers.values()]
+        whole = math.ceil(need * (sum(weights) - _lost(weights)) / sum(weights)) if sum(weights) else need
+        lost = "" if whole > PORTS_MOST or len([w for w in weights if w]) == 1 else "with one server lost, "
+        what = (
+            f"{lost}{found.sessions_per_second:g} sessions per second to pool {pool} need {need} source ports towards "
+            f"server {server}, and there are {PORTS_MOST}: each one is taken for the session and 60 s more"
+        )
+        # Sure only where every session goes to this pool, and each one makes a connection of its own: those of http
+        # are used again.
+        sure = not lost and pools == (pool,) and all(
+            profile.services[s].protocol == "tcp" for s in profile.services if profile.services[s].pool == pool
+        )  # fmt: skip
+        say = error if sure else warning
+        yield say(
+            "sizing-ports", what, ("pools", pool, "servers"),
+            "add servers to the pool, or use topology nat or dr, which need no ports, or lower sessions_per_second",
+            other=_stated(profile, "sessions_per_second", "session_duration_s"), also=(("services",), ("device",)),
+        )  # fmt: skip
+
+
+def servers(profile: Profile) -> Iterator[Finding]:
+    """What a pool's servers may take at most, with all of them and with one lost (n+1)."""
+    if profile.sizing.sessions_per_second is None:
+        return
+    found = capacity_of(profile)
+    used = tuple(dict.fromkeys(s.pool for s in profile.services.values() if s.pool in profile.pools))
+    for name in used:
+        limits = {n: s.max_connections for n, s in profile.pools[name].servers.items() if s.weight}
+        if not limits or any(limit is None for limit in limits.values()):
+            continue
+        taken = {n: limit or 0 for n, limit in limits.items()}
+        whole, largest = sum(taken.values()), max(taken, key=lambda n: taken[n])
+        sessions = f"{found.sessions} sessions at once (sessions_per_second × session_duration_s)"
+        path: KeyPath = ("pools", name, "servers")
+        other = _stated(profile, "sessions_per_second")
+        if whole < found.sessions:
+            say = error if used == (name,) else warning
+            yield say(
+                "sizing-servers", f"the servers of pool {name} take {whole} connections, and sizing expects {sessions}",
+                path, "raise their max_connections if they can take more, or add servers", other=other,
+                also=(("services",), ("device",)),
+            )  # fmt: skip
+        elif len(taken) > 1 and whole - taken[largest] < found.sessions:
+            yield warning(
+                "n-plus-one",
+                f"with {largest} lost, the servers of pool {name} take {whole - taken[largest]} connections, and sizing "
+                f"expects {sessions}",
+                path, "add a server, or raise max_connections if they can take more", other=other,
+                also=(("services",), ("device",)),
+            )  # fmt: skip
+
+
+def sysctls(profile: Profile) -> Iterator[Finding]:
+    """Kernel values of one's own: gone ones, unknown ones, and those that another key decides."""
+    for key in profile.tuning.sysctl:
+        path: KeyPath = ("tuning", "sysctl", key)
+        if (owned := owner(key)) is not None:
+            place, how = owned
+            yield error("sysctl-owned", f"{key} cannot be set here: {how}", path, "delete it", other=place)
+        elif (past := gone(key, profile.release)) is not None:
+            why, fix = past
+            yield error("sysctl-gone", f"{key} is of no use: {why}", path, fix, other=("release",))
+        elif general(key) not in KNOWN:
+            near = guess(general(key), KNOWN)
+            hint = f"did you mean {near}? " if near else ""
+            yield warning(
+                "sysctl-unknown",
+                f"{key} is not known to ndakit; if the kernel does not have it, it is ignored without a word", path,
+                f"{hint}look it up on a running node: sysctl {key}",
+            )  # fmt: skip
+
+
+def _stated(profile: Profile, *keys: str) -> KeyPath:
+    """The first of the keys of `sizing` that the profile states, else `sizing`."""
+    found = next((k for k in keys if getattr(profile.sizing, k) is not None), None)
+    return ("sizing", found) if found else ("sizing",)
+
+
+def _lost(weights: list[int]) -> int:
+    """The weight that is gone with the largest of the others lost, as `ports_needed` counts it."""
+    return sorted(weights, reverse=True)[1] if len(weights) > 1 else 0
+
+
+RULES: tuple[Callable[[Profile], Iterator[Finding]], ...] = (memory, ports, servers, sysctls)
