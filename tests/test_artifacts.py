@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
 from dataclasses import replace
 from pathlib import Path
 
@@ -22,20 +23,20 @@ def record(image: Path, **changes: object) -> Record:
     inputs = {"release": "24.10.8", "files": {"/etc/banner": "0644 abc"}}
     made = Record(
         id=artifacts.identity(inputs), inputs=inputs, profile="bakery", node="lb1", hostname="bakery-lb1",
-        release="24.10.8", target="x86/64", device="generic", builder="lab", imagebuilder="the lab's", revision="r1",
-        warning="for testing only", argv=("make", "image"), overlay="d" * 64, packages={"haproxy": "3.0"},
+        release="24.10.8", target="x86/64", device="generic", builder="lab", imagebuilder="the lab's", source={"fingerprint": "f" * 64}, revision="r1",
+        warning="for testing only", argv=("make", "image"), overlay="d" * 64, packages={"haproxy": "3.0"}, lock={},
         images=(file,), sources={"profiles/bakery.yaml": "s" * 64}, warnings=("w",), tools={"ndakit": "0"},
-        built_at="2026-01-01T00:00:00+00:00", elapsed_s=1.0, verify=("sha256sum -c sha256sums",),
+        built_at="2026-01-01T00:00:00+00:00", elapsed_s=1.0, verify=("sha256sum -c SHA256SUMS",),
     )  # fmt: skip
     return replace(made, **changes)  # type: ignore[arg-type]  # each test names fields of the dataclass
 
 
-def stored(tmp: Path, content: bytes = b"disk", **changes: object) -> Artifact:
+def stored(tmp: Path, content: bytes = b"disk", beside: dict[str, str] | None = None, **changes: object) -> Artifact:
     scratch = tmp / "scratch" / os.urandom(4).hex()
     scratch.mkdir(parents=True)
     image = scratch / "x.img.gz"
     image.write_bytes(content)
-    return artifacts.store(record(image, **changes), [image], tmp / "images/bakery/lb1", scratch)
+    return artifacts.store(record(image, **changes), [image], tmp / "images/bakery/lb1", scratch, beside)
 
 
 def test_what_was_stored_is_read_back_and_verifies(tmp_path: Path) -> None:
@@ -44,13 +45,32 @@ def test_what_was_stored_is_read_back_and_verifies(tmp_path: Path) -> None:
     assert again.record == made.record
     assert again.image.read_bytes() == b"disk"
     assert again.verify() == []
-    assert sorted(p.name for p in again.folder.iterdir()) == ["manifest", "record.json", "sha256sums", "x.img.gz"]
+    assert sorted(p.name for p in again.folder.iterdir()) == ["SHA256SUMS", "manifest", "record.json", "x.img.gz"]
 
 
-def test_sha256sums_is_what_sha256sum_reads_and_covers_image_and_manifest(tmp_path: Path) -> None:
-    folder = stored(tmp_path).folder
-    lines = (folder / "sha256sums").read_text().splitlines()
-    assert lines == [f"{file_sha256(folder / name)}  {name}" for name in ("manifest", "x.img.gz")]
+def test_sha256sums_covers_every_file_and_sha256sum_agrees(tmp_path: Path) -> None:
+    folder = stored(tmp_path, beside={"FLASH.md": "how to\n"}).folder
+    lines = (folder / "SHA256SUMS").read_text().splitlines()
+    names = ("FLASH.md", "manifest", "record.json", "x.img.gz")
+    assert lines == [f"{file_sha256(folder / name)}  {name}" for name in names]
+    assert {p.name for p in folder.iterdir()} == {*names, "SHA256SUMS"}
+    done = subprocess.run(["sha256sum", "-c", "SHA256SUMS"], cwd=folder, capture_output=True, text=True, check=False)
+    assert done.returncode == 0
+    assert done.stdout.count(": OK") == 4
+
+
+@pytest.mark.parametrize("name", ["manifest", "record.json", "FLASH.md", "SHA256SUMS"])
+def test_a_small_file_that_was_changed_or_lost_is_reported(name: str, tmp_path: Path) -> None:
+    made = stored(tmp_path, beside={"FLASH.md": "how to\n"})
+    assert made.suspicious() == []
+    path = made.folder / name
+    text = path.read_text()
+    path.write_text(text.replace("0", "1") + "\n")
+    assert made.suspicious()
+    path.write_text(text)
+    assert made.suspicious() == []
+    path.unlink()
+    assert [Path(e.where).name for e in made.suspicious()] == [name]
 
 
 def test_a_new_image_takes_the_place_of_the_old_one_whole(tmp_path: Path) -> None:
@@ -145,5 +165,5 @@ def test_an_image_reaches_another_disk_whole_past_leftovers(tmp_path: Path, monk
     (tmp_path / "images/bakery/.lb1.partial/half").write_text("left by a killed run")
     made = stored(tmp_path)
     assert made.verify() == []
-    assert sorted(p.name for p in made.folder.iterdir()) == ["manifest", "record.json", "sha256sums", "x.img.gz"]
+    assert sorted(p.name for p in made.folder.iterdir()) == ["SHA256SUMS", "manifest", "record.json", "x.img.gz"]
     assert [p.name for p in (tmp_path / "images/bakery").iterdir()] == ["lb1"]

@@ -1,7 +1,7 @@
-"""Built images on disk: `images/<profile>/<node>/` with the image files, `manifest`, `sha256sums` and `record.json`.
+"""Built images on disk: `images/<profile>/<node>/` with the image files, `manifest`, `SHA256SUMS` and `record.json`.
 
 Owns the record, the names in such a folder, how it comes to be (whole or not at all) and how it is read and verified.
-What goes into an image is the business of `pipeline`.
+What goes into an image is the business of `pipeline`; texts beside it are made by others and only kept here.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from typing import Any
 from ndakit.errors import BuildError, NdakitError
 from ndakit.workspace import Workspace, file_sha256, swap_folder
 
-RECORD, MANIFEST, SUMS = "record.json", "manifest", "sha256sums"
-RECORD_FORMAT = 1
+RECORD, MANIFEST, SUMS = "record.json", "manifest", "SHA256SUMS"
+RECORD_FORMAT = 2
 
 
 class ImageNotBuilt(BuildError):
@@ -85,6 +85,8 @@ class Record:
     device: str
     builder: str
     imagebuilder: str
+    source: Mapping[str, str]
+    """The ImageBuilder's fingerprint; of one that was fetched also the archive, its SHA-256 and what verified it."""
     revision: str
     warning: str | None
     """Words, if the image is not for flashing."""
@@ -92,6 +94,8 @@ class Record:
     overlay: str
     """Digest of the files laid over the root."""
     packages: Mapping[str, str]
+    lock: Mapping[str, str]
+    """How the packages compare with the lock file (`lockfile` gives the words)."""
     images: tuple[ImageFile, ...]
     sources: Mapping[str, str]
     """Hashes of the files that were read, to say later what changed; not part of the id."""
@@ -170,6 +174,23 @@ class Artifact:
                 found.append(ImageChanged(path, f"it has {facts.st_size} bytes instead of {image.size_bytes}"))
             elif facts.st_mtime_ns != image.mtime_ns and (bad := _differs(path, image.sha256)):
                 found.append(bad)
+        return found + self._beside()
+
+    def _beside(self) -> list[NdakitError]:
+        """What is wrong with the small files: each is in SHA256SUMS and read here."""
+        try:
+            lines = (self.folder / SUMS).read_text().splitlines()
+        except (OSError, UnicodeDecodeError):
+            return [ImageChanged(self.folder / SUMS, "it is not there, or is no text")]
+        images = {image.name for image in self.record.images}
+        listed = {name: sha256 for sha256, _, name in (line.partition("  ") for line in lines)}
+        found: list[NdakitError] = []
+        for name in sorted({MANIFEST, RECORD, *listed} - images):
+            path = self.folder / name
+            if not path.is_file():
+                found.append(ImageChanged(path, "it is not there"))
+            elif bad := _differs(path, listed.get(name, "")):
+                found.append(bad)
         return found
 
     def verify(self) -> list[NdakitError]:
@@ -184,23 +205,29 @@ class Artifact:
 
 def _differs(path: Path, sha256: str) -> NdakitError | None:
     now = file_sha256(path)
+    if not sha256:
+        return ImageChanged(path, f"{SUMS} does not name it")
     return None if now == sha256 else ImageChanged(path, f"its SHA-256 is {now[:16]}… instead of {sha256[:16]}…")
 
 
-def store(record: Record, images: Sequence[Path], folder: Path, scratch: Path) -> Artifact:
+def store(
+    record: Record, images: Sequence[Path], folder: Path, scratch: Path, beside: Mapping[str, str] | None = None
+) -> Artifact:
     """Make the finished folder from what lies in scratch, and put it in its place in one step.
 
-    The image files are moved, not copied, where both lie on one file system. What was there before is gone afterwards.
+    The image files are moved, not copied, where both lie on one file system. `beside` are texts by the names that they
+    get. SHA256SUMS covers every other file. What was there before is gone afterwards.
     """
     new = scratch / "finished"
     new.mkdir()
     for image in images:
         _move(image, new / image.name)
-    lines = [f"{name} - {version}\n" for name, version in sorted(record.packages.items())]
-    (new / MANIFEST).write_text("".join(lines))
-    sums = [f"{i.sha256}  {i.name}\n" for i in record.images] + [f"{file_sha256(new / MANIFEST)}  {MANIFEST}\n"]
-    (new / SUMS).write_text("".join(sorted(sums, key=lambda line: line.split()[1])))
-    (new / RECORD).write_text(record.text())
+    manifest = "".join(f"{name} - {version}\n" for name, version in sorted(record.packages.items()))
+    for name, text in {**(beside or {}), MANIFEST: manifest, RECORD: record.text()}.items():
+        (new / name).write_text(text)
+    known = {image.name: image.sha256 for image in record.images}
+    names = sorted(path.name for path in new.iterdir())
+    (new / SUMS).write_text("".join(f"{known.get(name) or file_sha256(new / name)}  {name}\n" for name in names))
     for path in (new, *new.iterdir()):
         path.chmod(0o755 if path.is_dir() else 0o644)
     folder.parent.mkdir(parents=True, exist_ok=True)

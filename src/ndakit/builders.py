@@ -88,6 +88,19 @@ class Job:
     on_line: Callable[[str], None] | None = None
 
 
+@dataclass(frozen=True)
+class Source:
+    """Which ImageBuilder makes the images, for lock files and records; without paths of this machine."""
+
+    name: str
+    fingerprint: str
+    """What `Builder.fingerprint` says."""
+    archive: str = ""
+    """The archive's name, its SHA-256 and how that was verified; empty for an ImageBuilder that was not fetched."""
+    sha256: str = ""
+    verified_by: str = ""
+
+
 class Builder(Protocol):
     """A source of ImageBuilders."""
 
@@ -100,6 +113,9 @@ class Builder(Protocol):
 
     def label(self) -> str:
         """Which ImageBuilder it is, for people; without paths of this machine."""
+
+    def source(self, profile: Profile) -> Source:
+        """The same for lock files and records."""
 
     def space_mib(self, profile: Profile) -> int:
         """Free space that building one node takes, in MiB."""
@@ -130,6 +146,10 @@ class LabBuilder:
     def label(self) -> str:
         """Its name for people."""
         return "the lab's stand-in ImageBuilder"
+
+    def source(self, profile: Profile) -> Source:
+        """Its name and fingerprint."""
+        return Source(self.label(), self.fingerprint(profile))
 
     def space_mib(self, profile: Profile) -> int:
         """Free space that building one node takes, in MiB."""
@@ -180,6 +200,10 @@ class OpenWrtBuilder:
     def label(self) -> str:
         """The folder's name; the archive's unpacks to one that says release and target."""
         return self._folder.name
+
+    def source(self, profile: Profile) -> Source:
+        """The folder's name and fingerprint."""
+        return Source(self.label(), self.fingerprint(profile))
 
     def space_mib(self, profile: Profile) -> int:
         """Free space that building one node takes, in MiB: a copy, the root twice, the images."""

@@ -13,7 +13,7 @@ import platform
 import shutil
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -299,11 +299,13 @@ def _record(
         device=profile.imagebuilder_device,
         builder=builder.kind,
         imagebuilder=builder.label(),
+        source={key: text for key, text in asdict(builder.source(profile)).items() if text and key != "name"},
         revision=driver.info.revision,
         warning=builder.warning,
         argv=tuple(argv),
         overlay=one.tree.digest,
         packages=built.packages,
+        lock={},
         images=tuple(
             ImageFile(
                 name=i.path.name,
@@ -323,7 +325,7 @@ def _record(
         tools={"ndakit": __version__, "python": platform.python_version(), "make": driver.make_version},
         built_at=datetime.now(UTC).isoformat(timespec="seconds"),
         elapsed_s=round(elapsed_s, 2),
-        verify=("sha256sum -c sha256sums", f"./inv verify {profile.name}"),
+        verify=(f"sha256sum -c {artifacts.SUMS}", f"./inv verify {profile.name}"),
     )
 
 
