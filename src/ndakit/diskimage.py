@@ -1,4 +1,4 @@
-"""What is inside a built disk image: its partitions, and whether the root file system fits into its partition.
+"""What is inside a built image: its partitions, and whether the root file system fits into its partition; archives.
 
 OpenWrt's gen_image_generic.sh writes the root file system behind the partition table without looking at its size: an
 image whose root is larger than its partition is made with exit code 0 and does not work. Reads raw and gzipped images
@@ -9,6 +9,7 @@ ext4 superblock (kernel documentation, filesystems/ext4/super.rst).
 from __future__ import annotations
 
 import struct
+import tarfile
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -19,6 +20,7 @@ from ndakit.errors import BuildError
 SECTOR_BYTES = 512
 MIB = 1024 * 1024
 _CHUNK = 1 << 18
+_PIECE = 1 << 20
 _SUPERBLOCK_BYTES = 4096
 _ROOT_PARTITION = 2  # OpenWrt: 1 is /boot, 2 the root; on GPT 128 is for GRUB
 
@@ -64,14 +66,18 @@ def unpacked(path: Path) -> Iterator[bytes]:
         try:
             while chunk := source.read(_CHUNK):
                 while chunk:
-                    if out := stream.decompress(chunk):
+                    # A few bytes can unpack to a thousand times as many zeros: never more than a piece at once.
+                    if out := stream.decompress(chunk, _PIECE):
                         yield out
                     if not stream.eof:
-                        break
+                        chunk = stream.unconsumed_tail
+                        continue
                     chunk = stream.unused_data or source.read(_CHUNK)
                     if not chunk.startswith(b"\x1f\x8b"):
                         return
                     stream = zlib.decompressobj(wbits=31)
+            while not stream.eof and (out := stream.decompress(b"", _PIECE)):
+                yield out
         except zlib.error as cause:
             raise DiskImageBroken(path, f"its compressed data is damaged ({cause})") from cause
         if not stream.eof:
@@ -101,6 +107,24 @@ def inspect(path: Path) -> DiskFacts:
         raise DiskImageBroken(path, f"it ends at {total // MIB} MiB, before the root partition")
     filesystem, payload = _payload(bytes(head[offset : offset + _SUPERBLOCK_BYTES]))
     return DiskFacts(total, kind, filesystem, offset, capacity, payload)
+
+
+def inspect_archive(path: Path) -> int:
+    """Read a root file system archive to its end; the bytes of its files.
+
+    Raises DiskImageBroken for one that is cut off, damaged, or has no /etc/openwrt_release.
+    """
+    total, names = 0, set()
+    try:
+        with tarfile.open(path, "r|gz") as archive:
+            for entry in archive:
+                total += entry.size
+                names.add(entry.name.removeprefix("./"))
+    except (tarfile.TarError, EOFError, zlib.error) as cause:
+        raise DiskImageBroken(path, f"it is no whole archive ({cause})") from cause
+    if "etc/openwrt_release" not in names:
+        raise DiskImageBroken(path, "there is no /etc/openwrt_release in it")
+    return total
 
 
 def _root_partition(path: Path, head: bytes | bytearray) -> tuple[str, int, int]:

@@ -92,6 +92,8 @@ class ImageRequest:
     filesystem: Literal["squashfs", "ext4"] = "squashfs"
     firmware: Literal["efi", "bios"] = "efi"
     disabled_services: tuple[str, ...] = ()
+    archive: bool = False
+    """Whether the root file system is wanted as an archive as well."""
 
     @property
     def packages(self) -> str:
@@ -137,6 +139,7 @@ def wanted_knobs(request: ImageRequest) -> dict[str, bool | int | str]:
     """The settings of .config with which only the wanted file system and disk format are made."""
     wanted: dict[str, bool | int | str] = {f"CONFIG_TARGET_ROOTFS_{name}": False for name in _FILESYSTEM_KNOBS}
     wanted[f"CONFIG_TARGET_ROOTFS_{KNOB_OF[request.filesystem]}"] = True
+    wanted["CONFIG_TARGET_ROOTFS_TARGZ"] = request.archive
     wanted["CONFIG_TARGET_ROOTFS_PARTSIZE"] = request.rootfs_mib
     wanted["CONFIG_TARGET_IMAGES_GZIP"] = True
     if request.target.startswith("x86/"):
@@ -144,7 +147,9 @@ def wanted_knobs(request: ImageRequest) -> dict[str, bool | int | str]:
             "CONFIG_GRUB_IMAGES": request.firmware == "bios",
             "CONFIG_GRUB_EFI_IMAGES": request.firmware == "efi",
             "CONFIG_GRUB_TIMEOUT": str(GRUB_TIMEOUT_S),
+            "CONFIG_GRUB_CONSOLE": True,  # the screen; the serial console is there either way
         }
+        # Disks of virtual machines are made of the raw one afterwards, by `diskformats`.
         wanted |= {f"CONFIG_{name}_IMAGES": False for name in _OTHER_DISKS}
     return wanted
 

@@ -86,13 +86,17 @@ class ServiceUnknown(BuildError):
 
 @dataclass(frozen=True)
 class BuiltImage:
-    """An image file that was made and looked into; `disk` is None for images that are no disks."""
+    """An image file that was made and looked into; `disk` is None for images that are no disks.
+
+    `format`: `img`, or `rootfs` for an archive; others are made of these by `diskformats`.
+    """
 
     path: Path
     kind: str
     filesystem: str
     sha256: str
     disk: diskimage.DiskFacts | None
+    format: str = "img"
 
 
 @dataclass(frozen=True)
@@ -180,6 +184,8 @@ class ImageBuilder:
         if done.returncode != 0:
             raise self._failure(done, request.device, request.rootfs_mib)
         images = self._images(done, request, bin_dir)
+        if request.archive:
+            images = (*images, self._archive(bin_dir))
         packages = self._manifest_of(bin_dir)
         warnings = self._check_services(request.disabled_services)
         warnings += [*_removed_anyway(request, packages), *_little_room(images, request)]
@@ -205,6 +211,15 @@ class ImageBuilder:
                 f"{request.filesystem} {' or '.join(request.kinds)}", made, self.log
             )
         return tuple(self._looked_into(bin_dir / i.name, i, request) for i in chosen)
+
+    def _archive(self, bin_dir: Path) -> BuiltImage:
+        """The root file system's archive; profiles.json does not list it."""
+        found = sorted(bin_dir.glob("*rootfs.tar.gz"))
+        if not found:
+            made = sorted(p.name for p in bin_dir.iterdir())
+            raise ImageMissing("rootfs.tar.gz", made, self.log)
+        diskimage.inspect_archive(found[0])
+        return BuiltImage(found[0], "rootfs", "tar", file_sha256(found[0]), None, "rootfs")
 
     def _listed(self, bin_dir: Path, device: str) -> list[ibparse.Listed]:
         """The images of profiles.json; before 21.02 there is none, and the names have to tell."""
