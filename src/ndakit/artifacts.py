@@ -57,7 +57,10 @@ class ImageChanged(BuildError):
 
 @dataclass(frozen=True)
 class ImageFile:
-    """An image file: `kind` as OpenWrt names it (combined-efi, sysupgrade, …), size and hash of the file as it is."""
+    """An image file: `kind` as OpenWrt names it (combined-efi, sysupgrade, …), size and hash of the file as it is.
+
+    `format`: as the profile's image.formats has it.
+    """
 
     name: str
     kind: str
@@ -69,6 +72,7 @@ class ImageFile:
     root_capacity_bytes: int | None = None
     root_used_bytes: int | None = None
     mtime_ns: int = 0
+    format: str = "img"
 
 
 @dataclass(frozen=True)

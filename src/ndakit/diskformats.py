@@ -57,6 +57,12 @@ def require(formats: Sequence[str]) -> None:
         _tool()
 
 
+def version() -> str:
+    """qemu-img's version, for the record. Raises ToolMissing, ProcessFailed."""
+    found = re.search(r"\d+(?:\.\d+)+", process.run([_tool(), "--version"], timeout_s=_TIMEOUT_S).stdout)
+    return found[0] if found else ""
+
+
 def make(images: Sequence[BuiltImage], formats: Sequence[str]) -> tuple[BuiltImage, ...]:
     """The images in the formats that are wanted, in their order; disks are made beside the raw one.
 

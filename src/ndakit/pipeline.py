@@ -13,19 +13,19 @@ import platform
 import shutil
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from ndakit import __version__, artifacts, ibrequest, lint, overlay, packages, render
+from ndakit import __version__, artifacts, diskformats, ibrequest, lint, overlay, packages, render
 from ndakit.artifacts import Artifact, ImageFile, Record
 from ndakit.builders import Builder, Job
 from ndakit.errors import ErrorGroup, MachineError
 from ndakit.events import Events, Line, Planned, StepDone, StepStarted, Waiting, Warned, ignore
 from ndakit.ibdiagnose import DiskFull
 from ndakit.ibrequest import ImageRequest
-from ndakit.imagebuilder import Built, ImageBuilder
+from ndakit.imagebuilder import Built, BuiltImage, ImageBuilder
 from ndakit.load import Loaded
 from ndakit.workspace import Workspace, file_sha256
 
@@ -141,6 +141,7 @@ def request(loaded: Loaded, node: str, files: Path) -> ImageRequest:
         rootfs_mib=profile.image.rootfs_mib,
         filesystem=profile.image.filesystem,
         firmware=profile.image.firmware,
+        archive="rootfs" in profile.image.formats,
     )
 
 
@@ -204,7 +205,9 @@ def _inputs(loaded: Loaded, node: str, builder: Builder, tree: render.Tree) -> d
             "filesystem": asked.filesystem,
             "firmware": asked.firmware,
             "rootfs_mib": asked.rootfs_mib,
+            "formats": " ".join(profile.image.formats),
         },
+        "disks": {name: diskformats.OPTIONS[name] for name in diskformats.wanted(profile.image.formats)},
         "settings": ibrequest.wanted_knobs(asked),
         "files": {path: f"{f.mode:04o} {hashlib.sha256(f.content).hexdigest()}" for path, f in tree.items()},
     }
@@ -231,7 +234,9 @@ def _prepare(workspace: Workspace, loaded: Loaded, builder: Builder) -> None:
     """Refuse at once what would fail late: a path that make cannot work in, no space."""
     workspace.state.mkdir(parents=True, exist_ok=True)
     ibrequest.usable_path(workspace.state)
-    needed_mib = builder.space_mib(loaded.profile)
+    image = loaded.profile.image
+    diskformats.require(image.formats)
+    needed_mib = builder.space_mib(loaded.profile) + 2 * len(diskformats.wanted(image.formats)) * image.rootfs_mib
     available_mib = shutil.disk_usage(workspace.state).free // _MIB
     if available_mib < needed_mib:
         raise SpaceShort(workspace.state, needed_mib, available_mib)
@@ -264,13 +269,29 @@ def _make(workspace: Workspace, loaded: Loaded, one: Plan, builder: Builder, eve
             driver = stack.enter_context(builder.provide(job))
         with _step(events, "image", node, f"building OpenWrt {profile.release} for {profile.hostname(node)}") as done:
             built = driver.image(request(loaded, node, files), bin_dir)
-            done.append(", ".join(f"{i.path.name}, {i.path.stat().st_size / _MIB:.1f} MiB" for i in built.images))
+            done.append(_sizes(built.images))
+        built = _in_formats(built, profile.image.formats, node, events)
         record = _record(workspace, loaded, one, builder, built, driver, time.monotonic() - started_s)
         with _step(events, "artifact", node, "writing the record") as done:
             folder = artifacts.folder_of(workspace, profile.name, node)
             artifact = artifacts.store(record, [i.path for i in built.images], folder, scratch)
             done.append(f"image {artifact.id[:12]}")
     return artifact
+
+
+def _in_formats(built: Built, formats: Sequence[str], node: str, events: Events) -> Built:
+    """The images in the formats that are wanted, and no others."""
+    wanted = diskformats.wanted(formats)
+    if not wanted:
+        return replace(built, images=diskformats.make(built.images, formats))
+    with _step(events, "formats", node, f"making {', '.join(wanted)}") as done:
+        images = diskformats.make(built.images, formats)
+        done.append(_sizes([i for i in images if i.format in wanted]))
+    return replace(built, images=images)
+
+
+def _sizes(images: Sequence[BuiltImage]) -> str:
+    return ", ".join(f"{i.path.name}, {i.path.stat().st_size / _MIB:.1f} MiB" for i in images)
 
 
 def _record(
@@ -288,6 +309,9 @@ def _record(
     # Private folders of this run say nothing to a reader: the command names the places where the same lies.
     argv = [f"FILES={overlays}" if a.startswith("FILES=") else a for a in built.argv]
     argv = [f"BIN_DIR={images}" if a.startswith("BIN_DIR=") else a for a in argv]
+    tools = {"ndakit": __version__, "python": platform.python_version(), "make": driver.make_version}
+    if diskformats.wanted(profile.image.formats):
+        tools["qemu-img"] = diskformats.version()
     return Record(
         id=one.image_id,
         inputs=one.inputs,
@@ -311,6 +335,7 @@ def _record(
                 name=i.path.name,
                 kind=i.kind,
                 filesystem=i.filesystem,
+                format=i.format,
                 size_bytes=i.path.stat().st_size,
                 sha256=i.sha256,
                 disk_bytes=i.disk.disk_bytes if i.disk else None,
@@ -322,7 +347,7 @@ def _record(
         ),
         sources=one.sources,
         warnings=built.warnings,
-        tools={"ndakit": __version__, "python": platform.python_version(), "make": driver.make_version},
+        tools=tools,
         built_at=datetime.now(UTC).isoformat(timespec="seconds"),
         elapsed_s=round(elapsed_s, 2),
         verify=(f"sha256sum -c {artifacts.SUMS}", f"./inv verify {profile.name}"),

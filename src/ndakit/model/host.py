@@ -30,15 +30,16 @@ from ndakit.names import Name, NicName, PackageName
 DEFAULT_NTP = tuple(f"{n}.openwrt.pool.ntp.org" for n in range(4))
 
 Platform = Literal["bare", "kvm", "vmware", "hyperv", "virtualbox", "xen"]
+ImageFormat = Literal["img", "qcow2", "vmdk", "vdi", "vhdx", "rootfs"]
 
 
 class Image(Model):
     """What the ImageBuilder makes."""
 
-    planned_values: ClassVar = {"formats": dict.fromkeys(("qcow2", "vmdk", "vdi", "vhdx"), "disks of virtual machines")}
-
-    formats: Annotated[tuple[Literal["img"], ...], BeforeValidator(as_list), Field(min_length=1)] = ("img",)
-    """`img`: a raw disk, gzipped."""
+    formats: Annotated[tuple[ImageFormat, ...], BeforeValidator(as_list), Field(min_length=1)] = ("img",)
+    """The files that are made, the one to start with first. `img`: a raw disk, gzipped, for real machines and for
+    updates. `qcow2`: KVM and Proxmox. `vmdk`: VMware, with an `.ovf` to import it by. `vdi`: VirtualBox. `vhdx`:
+    Hyper-V. `rootfs`: the root file system as a `.tar.gz`, beside one of the others."""
     firmware: Literal["efi", "bios"] = "efi"
     """`efi` also boots on BIOS machines; `bios` has an MBR and boots there only."""
     filesystem: Literal["squashfs", "ext4"] = "squashfs"
