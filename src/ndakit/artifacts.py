@@ -160,9 +160,15 @@ class Artifact:
         return self.record.id
 
     @property
+    def first(self) -> ImageFile:
+        """The image to boot or to flash first: the first disk; where there is none (small devices), the first file."""
+        disks = [image for image in self.record.images if image.disk_bytes is not None]
+        return (disks or list(self.record.images))[0]
+
+    @property
     def image(self) -> Path:
-        """The image to boot or to flash first."""
-        return self.folder / self.record.images[0].name
+        """The file of the first image."""
+        return self.folder / self.first.name
 
     def suspicious(self) -> list[NdakitError]:
         """What is evidently not as it was built, without reading the images: gone, another size, touched since."""

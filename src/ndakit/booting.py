@@ -8,7 +8,7 @@ import select
 import sys
 import termios
 import tty
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 from ndakit import accelerator, artifacts, terminal
 from ndakit.artifacts import Artifact
@@ -17,9 +17,21 @@ from ndakit.front import nodes_of, read
 from ndakit.lab_plan import BootImage, cards, mac_of
 from ndakit.load import Loaded
 from ndakit.model import Profile
+from ndakit.model.host import Platform
 from ndakit.vm import launch
-from ndakit.vmspec import Disk, Nic, VmSpec
+from ndakit.vmspec import Bus, Disk, DiskFormat, Nic, VmSpec
 from ndakit.workspace import Workspace
+
+_FORMATS: Mapping[str, DiskFormat] = {"img": "raw", "qcow2": "qcow2", "vmdk": "vmdk", "vdi": "vdi", "vhdx": "vhdx"}
+# The controllers that `companions` gives the machines of these platforms; Hyper-V's and Xen's own are not in QEMU.
+_BUSES: Mapping[Platform, Bus] = {
+    "bare": "virtio",
+    "kvm": "virtio",
+    "vmware": "sata",
+    "hyperv": "ide",
+    "virtualbox": "sata",
+    "xen": "ide",
+}
 
 ESCAPE = b"\x1d"
 """Ctrl-], as telnet and virsh have it."""
@@ -36,10 +48,17 @@ def images_of(workspace: Workspace, loaded: Loaded, nodes: Sequence[str]) -> dic
 
 
 def boot_images(profile: Profile, built: dict[str, Artifact]) -> dict[str, BootImage]:
-    """How each node is booted: an efi image boots both ways, so the last node takes EFI and the others BIOS."""
+    """How each node is booted: the first disk of image.formats, on its platform's kind of controller.
+
+    An efi image boots both ways, so the last node takes EFI and the others BIOS.
+    """
     last = tuple(built)[-1]
     efi = profile.image.firmware == "efi"
-    return {n: BootImage(a.image, "efi" if efi and n == last else "bios") for n, a in built.items()}
+    bus = _BUSES[profile.platform]
+    return {
+        n: BootImage(a.image, "efi" if efi and n == last else "bios", _FORMATS[a.first.format], bus)
+        for n, a in built.items()
+    }
 
 
 def boot_node(workspace: Workspace, profile: str, node: str | None) -> None:
@@ -49,7 +68,13 @@ def boot_node(workspace: Workspace, profile: str, node: str | None) -> None:
     built = images_of(workspace, loaded, (name,))[name]
     nics = tuple(Nic(n, mac_of(loaded.profile.name, name, n)) for n in cards(loaded.profile))
     image = boot_images(loaded.profile, {name: built})[name]
-    spec = VmSpec(name=name, memory_mib=256, disks=(Disk(image.path),), nics=nics, firmware=image.firmware)
+    spec = VmSpec(
+        name=name,
+        memory_mib=256,
+        disks=(Disk(image.path, image.format, image.bus),),
+        nics=nics,
+        firmware=image.firmware,
+    )
     run_dir = workspace.logs(f"boot-{loaded.profile.name}")
     chosen = accelerator.probe()
     terminal.note(f"booting {name} ({chosen.name}: {chosen.reason})")

@@ -112,7 +112,11 @@ class LabNetwork(LabPeople):
             for nic in self.plan.balancers[node]
         )
         return VmSpec(
-            name=node, memory_mib=BALANCER_MEMORY_MIB, disks=(Disk(image.path),), nics=nics, firmware=image.firmware
+            name=node,
+            memory_mib=BALANCER_MEMORY_MIB,
+            disks=(Disk(image.path, image.format, image.bus),),
+            nics=nics,
+            firmware=image.firmware,
         )
 
     def _lab_machine(self, name: str, switch: Switch) -> VmSpec:

@@ -18,6 +18,7 @@ from typing import Literal
 
 from ndakit.model import Address, Profile, Subnet
 from ndakit.regions import narrower, take, without
+from ndakit.vmspec import Bus, DiskFormat
 
 Role = Literal["server", "client", "admin", "stranger", "router"]
 
@@ -82,10 +83,12 @@ class Seat:
 
 @dataclass(frozen=True)
 class BootImage:
-    """A balancer's disk as it was built."""
+    """A balancer's disk as it was built, and how its platform would start it."""
 
     path: Path
     firmware: Literal["efi", "bios"]
+    format: DiskFormat = "raw"
+    bus: Bus = "virtio"
 
 
 @dataclass(frozen=True)

@@ -95,9 +95,7 @@ def _verify(workspace: Workspace, loaded: Loaded, *, only: str | None, json: Pat
         release=str(profile.release),
         builder=next(iter(built.values())).record.builder,
         lab_image=any(a.record.warning for a in built.values()),
-        images={
-            node: {"file": a.image.name, "sha256": a.record.images[0].sha256, "id": a.id} for node, a in built.items()
-        },
+        images={node: {"file": a.image.name, "sha256": a.first.sha256, "id": a.id} for node, a in built.items()},
         machine=_machine(),
         started_at=started.isoformat(timespec="seconds"),
         elapsed_s=round(time.monotonic() - started_s, 1),
