@@ -88,6 +88,37 @@ class Release:
         return self.branch >= (19, 7)
 
     @property
+    def haproxy_check_sni(self) -> bool:
+        """True if its HAProxy can name the host in a check by TLS (`check-sni`, new in 1.9)."""
+        return self.branch >= (19, 7)
+
+    @property
+    def keepalived_fractions(self) -> bool:
+        """True if keepalived's checkers take fractions of a second (2.0.13) and ranges of HTTP status (2.0.17), and
+        name the host to TLS servers (2.0): 18.06 has 1.4, 19.07 has 2.0.20."""
+        return self.branch >= (19, 7)
+
+    @property
+    def keepalived_ping_udp(self) -> bool:
+        """True if keepalived has PING_CHECK and UDP_CHECK with payloads (2.2.0; 19.07 has 2.0, 21.02 has 2.2)."""
+        return self.branch >= (21, 2)
+
+    @property
+    def ipvs_schedulers(self) -> frozenset[str]:
+        """The schedulers in kmod-nf-ipvs: the kernel's, without mh and twos (openwrt.md, 6)."""
+        return frozenset(("rr", "wrr", "lc", "wlc", "lblc", "lblcr", "dh", "sh", "sed", "nq", "fo", "ovf"))
+
+    @property
+    def track_script_in_group(self) -> bool:
+        """True if keepalived lowers the priority of a whole sync group: new in 2.0 (18.06 has 1.3 or 1.4)."""
+        return self.branch >= (19, 7)
+
+    @property
+    def conntrackd(self) -> bool:
+        """True if there is surely a package conntrackd (21.02; openwrt.md, 6)."""
+        return self.branch >= (21, 2)
+
+    @property
     def efi_images(self) -> bool:
         """True if there are EFI images for x86 (21.02)."""
         return self.branch >= (21, 2)
@@ -101,6 +132,10 @@ class Release:
     def generic_device(self) -> str:
         """ImageBuilder's PROFILE for x86: `Generic` up to 19.07, `generic` after."""
         return "Generic" if self.branch < (21, 2) else "generic"
+
+    def package_version(self, upstream: str, build: int) -> str:
+        """A package's version: `1.2.3-1`, and `1.2.3-r1` from 24.10 on (openwrt.md, section 10)."""
+        return f"{upstream}-{'r' if self.branch >= (24, 10) else ''}{build}"
 
     def __lt__(self, other: Release) -> bool:
         return self._key < other._key

@@ -89,6 +89,12 @@ class Workspace:
         return (own, shipped) if own != shipped and own.is_dir() else (shipped,)
 
     @property
+    def packages(self) -> tuple[Path, ...]:
+        """Folders with OpenWrt packages in search order: the workspace's own, then the shipped one."""
+        own, shipped = self.root / "packages", self.shipped / "packages"
+        return (own, shipped) if own != shipped else (own,)
+
+    @property
     def overlays(self) -> Path:
         """Rendered trees, `overlays/<profile>/<node>/`."""
         return self.root / "overlays"
