@@ -274,7 +274,8 @@ def _make(workspace: Workspace, loaded: Loaded, one: Plan, builder: Builder, eve
         record = _record(workspace, loaded, one, builder, built, driver, time.monotonic() - started_s)
         with _step(events, "artifact", node, "writing the record") as done:
             folder = artifacts.folder_of(workspace, profile.name, node)
-            artifact = artifacts.store(record, [i.path for i in built.images], folder, scratch)
+            beside = {sbom.NAME: sbom.document(record, sbom.package_facts(driver.root))}
+            artifact = artifacts.store(record, [i.path for i in built.images], folder, scratch, beside)
             done.append(f"image {artifact.id[:12]}")
     return artifact
 
