@@ -18,7 +18,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from ndakit import __version__, artifacts, diskformats, ibrequest, lint, overlay, packages, render
+from ndakit import __version__, artifacts, diskformats, ibrequest, lint, overlay, packages, render, sbom
 from ndakit.artifacts import Artifact, ImageFile, Record
 from ndakit.builders import Builder, Job
 from ndakit.errors import ErrorGroup, MachineError
