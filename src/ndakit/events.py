@@ -1,6 +1,6 @@
 """What long-running work tells its caller while it runs: small typed facts, never text for a terminal.
 
-Owns the event types of building. Who shows them, and how, is the caller's business.
+Owns the event types of fetching and building. Who shows them, and how, is the caller's business.
 """
 
 from __future__ import annotations
@@ -46,6 +46,15 @@ class Line:
 
 
 @dataclass(frozen=True)
+class Progress:
+    """How far a download is: bytes that are there and, if known, bytes that there will be."""
+
+    what: str
+    done_bytes: int
+    total_bytes: int | None
+
+
+@dataclass(frozen=True)
 class Waiting:
     """Another run is at work; `what` says who."""
 
@@ -60,7 +69,7 @@ class Warned:
     text: str
 
 
-Event = Planned | StepStarted | StepDone | Line | Waiting | Warned
+Event = Planned | StepStarted | StepDone | Progress | Line | Waiting | Warned
 Events = Callable[[Event], None]
 
 
