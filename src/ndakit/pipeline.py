@@ -18,7 +18,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from ndakit import __version__, artifacts, diskformats, ibrequest, lint, overlay, packages, render, sbom
+from ndakit import __version__, artifacts, diskformats, feed, ibrequest, lint, overlay, packages, render, sbom
 from ndakit.artifacts import Artifact, ImageFile, Record
 from ndakit.builders import Builder, Job
 from ndakit.errors import ErrorGroup, MachineError
@@ -64,6 +64,8 @@ class Plan:
     inputs: Mapping[str, Any]
     sources: Mapping[str, str]
     tree: render.Tree
+    local: tuple[feed.Local, ...]
+    """Packages of packages/ that the image gets."""
 
     @property
     def image_id(self) -> str:
@@ -85,10 +87,11 @@ class BuildResult:
 def plan(workspace: Workspace, loaded: Loaded, node: str, builder: Builder) -> Plan:
     """Compare what an image of this node would be made of with what the one on disk was made of.
 
-    Raises what rendering raises; writes nothing and runs nothing.
+    Raises what rendering and choosing packages raise; writes nothing and runs nothing.
     """
     tree = render.render(loaded.profile, node, workspace.templates)
-    inputs = _inputs(loaded, node, builder, tree)
+    local = feed.choose(workspace, loaded, node)
+    inputs = _inputs(loaded, node, builder, tree, local)
     sources = _sources(workspace, loaded, tree)
     folder = artifacts.folder_of(workspace, loaded.profile.name, node)
     try:
@@ -101,7 +104,7 @@ def plan(workspace: Workspace, loaded: Loaded, node: str, builder: Builder) -> P
         reasons = [error.what for error in there.suspicious()]
         if there.record.id != artifacts.identity(inputs):
             reasons += changes(there.record, inputs, sources) or ["what the image is made of changed"]
-    return Plan(node, not reasons, tuple(reasons), inputs, sources, tree)
+    return Plan(node, not reasons, tuple(reasons), inputs, sources, tree, local)
 
 
 def build(
@@ -168,6 +171,12 @@ def changes(record: Record, inputs: Mapping[str, Any], sources: Mapping[str, str
     if was != now:
         words_now = [*(f"+{p}" for p in sorted(now - was)), *(f"no longer {p}" for p in sorted(was - now))]
         found.append(f"packages: {', '.join(words_now)}")
+    old, new = before.get("local_packages", {}), inputs.get("local_packages", {})
+    found += [
+        f"package {name} of packages/ changed" for name in sorted(old.keys() & new.keys()) if old[name] != new[name]
+    ]
+    found += [f"package {name} comes from packages/ now" for name in sorted(new.keys() - old.keys())]
+    found += [f"package {name} no longer comes from packages/" for name in sorted(old.keys() - new.keys())]
     return found + _file_changes(record, inputs, sources)
 
 
@@ -188,7 +197,9 @@ def _file_changes(record: Record, inputs: Mapping[str, Any], sources: Mapping[st
     return found if set(touched) <= set(templates) else [*found, f"that changes {shown}"]
 
 
-def _inputs(loaded: Loaded, node: str, builder: Builder, tree: render.Tree) -> dict[str, Any]:
+def _inputs(
+    loaded: Loaded, node: str, builder: Builder, tree: render.Tree, local: Sequence[feed.Local]
+) -> dict[str, Any]:
     """Everything that decides an image, and nothing else: no time, no path, no user."""
     profile = loaded.profile
     asked = request(loaded, node, Path("files"))
@@ -200,6 +211,7 @@ def _inputs(loaded: Loaded, node: str, builder: Builder, tree: render.Tree) -> d
         "builder": builder.kind,
         "fingerprint": builder.fingerprint(profile),
         "packages": asked.packages,
+        **({"local_packages": {one.name: f"{one.version} {one.digest}" for one in local}} if local else {}),
         "extra_name": asked.extra_name,
         "image": {
             "filesystem": asked.filesystem,
@@ -267,8 +279,10 @@ def _make(workspace: Workspace, loaded: Loaded, one: Plan, builder: Builder, eve
     with contextlib.ExitStack() as stack:
         with _step(events, "imagebuilder", node, f"preparing {builder.label()}"):
             driver = stack.enter_context(builder.provide(job))
+            feed.deliver(one.local, driver.root, profile.release)
         with _step(events, "image", node, f"building OpenWrt {profile.release} for {profile.hostname(node)}") as done:
             built = driver.image(request(loaded, node, files), bin_dir)
+            feed.prove(one.local, built.packages)
             done.append(_sizes(built.images))
         built = _in_formats(built, profile.image.formats, node, events)
         record = _record(workspace, loaded, one, builder, built, driver, time.monotonic() - started_s)
