@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar, Literal, Protocol
 
-from ndakit import ibtree, process
+from ndakit import ibhost, ibmemory, ibtree, process
 from ndakit.errors import InputError, MachineError
 from ndakit.ibrequest import usable_path
 from ndakit.imagebuilder import ImageBuilder, ImageBuilderBroken
@@ -177,7 +177,8 @@ class LabBuilder:
             raise LabFailed(what, where=where or f"log: {job.log}", fix=fix or "read the log")
         if done.returncode != 0:
             raise process.ProcessFailed(done, log=job.log)
-        yield ImageBuilder(target, job.profile.release, log=job.log, on_line=job.on_line)
+        memory = ibmemory.Memory(self.fingerprint(job.profile))
+        yield ImageBuilder(target, job.profile.release, log=job.log, on_line=job.on_line, memory=memory)
 
 
 class OpenWrtBuilder:
@@ -214,13 +215,21 @@ class OpenWrtBuilder:
 
     @contextlib.contextmanager
     def provide(self, job: Job) -> Iterator[ImageBuilder]:
-        """Copy it, with the packages that earlier builds downloaded."""
+        """Copy it, with the packages that earlier builds downloaded.
+
+        Every build has a copy of its own and what is shared is put in place in one step, so that any number of them,
+        in any number of processes and workspaces, cannot meet. Raises PrerequisitesMissing, before anything is copied.
+        """
         usable_path(job.folder)
+        ibhost.check(str(self._folder))
         target = job.folder / "imagebuilder"
+        fingerprint = self.fingerprint(job.profile)
         ibtree.private_copy(self._folder, target)
+        unchanged = self.fingerprint(job.profile) == fingerprint
+        memory = ibmemory.Memory(fingerprint) if unchanged else None  # else what was copied has no name
         kept = cache() / "openwrt" / f"{job.profile.release}-{job.profile.target.replace('/', '-')}"
         ibtree.merge_packages(kept, target / "dl")
-        yield ImageBuilder(target, job.profile.release, log=job.log, on_line=job.on_line)
+        yield ImageBuilder(target, job.profile.release, log=job.log, on_line=job.on_line, memory=memory)
         ibtree.merge_packages(target / "dl", kept)
 
 

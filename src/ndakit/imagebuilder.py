@@ -3,6 +3,8 @@
 Owns the runs of make and the proof that what was asked for was really made: make's exit code is no proof, and output
 folders keep old images. Works on a private copy (`builders` makes it), never on the user's own folder. What is asked
 for is in `ibrequest`, texts of failures are read by `ibdiagnose`, other texts by `ibparse`, disks by `diskimage`.
+An image is made in two runs, packages first (`ibsteps`): with an `ibmemory.Memory` the installed packages are kept, and
+the next image with the same ones needs the second run only. Without one, or with unknown steps, it is `make image`.
 Interface: openwrt/openwrt `target/imagebuilder/files/Makefile`, `include/image.mk`.
 """
 
@@ -15,7 +17,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from ndakit import diskimage, ibdiagnose, ibparse, ibrequest, process
+from ndakit import diskimage, ibdiagnose, ibhost, ibmemory, ibparse, ibrequest, ibsteps, ibtree, process
 from ndakit.errors import BuildError, InputError
 from ndakit.ibrequest import ImageRequest
 from ndakit.release import Release
@@ -113,16 +115,24 @@ class Built:
 class ImageBuilder:
     """A private ImageBuilder folder for one release.
 
-    `log` gets everything that is said; `on_line` is called with each line while it runs.
+    `log` gets everything that is said; `on_line` is called with each line while it runs; `memory` is where installed
+    packages and answers of this very ImageBuilder are kept.
     """
 
     def __init__(
-        self, root: Path, release: Release, *, log: Path, on_line: Callable[[str], None] | None = None
+        self,
+        root: Path,
+        release: Release,
+        *,
+        log: Path,
+        on_line: Callable[[str], None] | None = None,
+        memory: ibmemory.Memory | None = None,
     ) -> None:
         self.root = ibrequest.usable_path(root)
         self.release = release
         self.log = log
         self._on_line = on_line
+        self._memory = memory
         for name in ("Makefile", ".config"):
             if not (root / name).is_file():
                 raise ImageBuilderBroken(root, f"it has no {name}")
@@ -134,11 +144,16 @@ class ImageBuilder:
     @functools.cached_property
     def info(self) -> ibparse.Info:
         """What `make info` says. Raises ImageBuilderBroken if that names no device: exit code 0 proves nothing."""
+        if self._memory and (known := ibparse.info(self._memory.recall("info"))).devices:
+            return known
         done = self._make(["make", "info"], QUERY_TIMEOUT_S)
         found = ibparse.info(done.stdout)
         if done.returncode != 0 or not found.devices:
             detail = f"`make info` ended with {done.returncode} and lists {len(found.devices)} devices"
             raise ImageBuilderBroken(self.root, detail)
+        if self._memory:
+            self._memory.remember("info", done.stdout)
+            self._memory.remember("profiles", self._text(".profiles.mk"))
         return found
 
     @functools.cached_property
@@ -180,9 +195,7 @@ class ImageBuilder:
         self._configure(request)
         started_s = time.monotonic()
         argv = ibrequest.image_argv(request, self.release, bin_dir)
-        done = self._make(argv, IMAGE_TIMEOUT_S)
-        if done.returncode != 0:
-            raise self._failure(done, request.device, request.rootfs_mib)
+        done = self._steps(request, bin_dir) or self._succeed(argv, request)
         images = self._images(done, request, bin_dir)
         if request.archive:
             images = (*images, self._archive(bin_dir))
@@ -190,6 +203,36 @@ class ImageBuilder:
         warnings = self._check_services(request.disabled_services)
         warnings += [*_removed_anyway(request, packages), *_little_room(images, request)]
         return Built(images, packages, tuple(argv), time.monotonic() - started_s, tuple(warnings))
+
+    def _steps(self, request: ImageRequest, bin_dir: Path) -> process.Done | None:
+        """Make the image step by step, of a kept root if there is one; None if `make image` has to do it."""
+        steps = ibsteps.read(self._text("Makefile")) if self._memory else None
+        if steps is None or self._memory is None:
+            return None
+        if steps.once and not ibhost.restore(self.root, self._memory.recall("host")):
+            self._succeed(ibsteps.once_argv(steps), request)
+            self._memory.remember("host", ibhost.facts(self.root))
+        profile = ibsteps.profile_id(self._memory.recall("profiles"), request.device)
+        key = ibmemory.key(request.device, request.packages, (ibtree.package_digest(self.root),))
+        kept = self._memory.root(key)
+        if kept is None or not ibmemory.unpack(kept, self.root):
+            done = self._succeed(ibsteps.install_argv(steps, request, profile), request)
+            root = ibsteps.root_of(done.stdout)
+            if root is not None and root.is_relative_to(self.root):
+                remote = ibmemory.has_remote_feeds(self.root)
+                self._memory.keep_root(key, self.root, root.relative_to(self.root).as_posix(), remote=remote)
+        return self._succeed(ibsteps.finish_argv(steps, request, profile, bin_dir), request)
+
+    def _text(self, name: str) -> str:
+        path = self.root / name
+        return path.read_text(errors="replace") if path.is_file() else ""
+
+    def _succeed(self, argv: Sequence[str], request: ImageRequest) -> process.Done:
+        """Run make; what its failure means is raised."""
+        done = self._make(argv, IMAGE_TIMEOUT_S)
+        if done.returncode != 0:
+            raise self._failure(done, request.device, request.rootfs_mib)
+        return done
 
     def _configure(self, request: ImageRequest) -> None:
         config = self.root / ".config"

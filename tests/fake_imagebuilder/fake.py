@@ -75,7 +75,7 @@ def profile_known() -> bool:
 
 def packages() -> dict[str, str] | None:
     """Resolve PACKAGES; None after the texts of the package manager of this release."""
-    words = env("PACKAGES").split()
+    words = (env("USER_PACKAGES") or env("PACKAGES")).split()
     removed = {w[1:] for w in words if w.startswith("-")}  # of names that do not exist nothing is said
     names = [w for w in words if not w.startswith("-")] + [d for d in DEFAULTS if d not in removed]
     missing = [n for n in names if n not in FEED]
@@ -142,20 +142,41 @@ def package_list() -> int:
     return 0
 
 
-def image() -> int:
-    if not profile_known():
-        return 1
+def check_profile() -> int:
+    return 0 if profile_known() else 1
+
+
+def prerequisites() -> int:
     if MODE == "prerequisites":
         say("Checking 'gawk'... failed.\n\nBuild dependency: Please install GNU 'awk'")
         say("Build dependency: Please install the Python3 distutils module\n")
         say("Prerequisite check failed. Use FORCE=1 to override.")
         return 1
+    return 0
+
+
+def package_install() -> int:
+    """Install into TARGET_DIR: one file that lists the packages, and a service. Its time is the clock's, as opkg's."""
+    say("Installing packages...")
     found = packages()
     if found is None:
         return 255
+    with (HERE / "fake.log").open("a") as log:
+        log.write("package_install\n")
+    root = Path(env("TARGET_DIR"))
+    (root / "usr/lib/opkg").mkdir(parents=True, exist_ok=True)
+    (root / "usr/lib/opkg/status").write_text(json.dumps(found))
+    if MODE != "no-root":
+        (root / "etc/init.d").mkdir(parents=True)
+        (root / "etc/init.d/dropbear").write_text("#!/bin/sh /etc/rc.common\n")
+    if MODE == "sleep-installing":
+        time.sleep(60)
+    return 0
+
+
+def build_image() -> int:
     if MODE == "sleep":
-        (HERE / "tmp").mkdir(exist_ok=True)
-        say("Installing packages...")
+        say("Building images...")
         time.sleep(60)
     if MODE == "disk-full":
         complain("dd: error writing 'root.squashfs': No space left on device")
@@ -163,18 +184,15 @@ def image() -> int:
     if MODE == "crash":
         complain("something new went wrong")
         return 3
+    found = json.loads((Path(env("TARGET_DIR")) / "usr/lib/opkg/status").read_text())
     config = knobs()
     out = Path(env("BIN_DIR") or "bin")
     out.mkdir(parents=True, exist_ok=True)
     extra = env("EXTRA_IMAGE_NAME").lower().replace("_", "-")
     prefix = f"openwrt-{RELEASE}-{extra}{'-' if extra else ''}{TARGET.replace('/', '-')}"
-    root = HERE / "build_dir/target-x/root-x86/etc/init.d"
-    if MODE != "no-root":
-        root.mkdir(parents=True, exist_ok=True)
-        (root / "dropbear").write_text("#!/bin/sh /etc/rc.common\n")
     partsize = int(config["CONFIG_TARGET_ROOTFS_PARTSIZE"])
-    if YEAR_MONTH >= (23, 5) and env("ROOTFS_PARTSIZE"):
-        partsize = int(env("ROOTFS_PARTSIZE"))
+    if YEAR_MONTH >= (23, 5) and env("CONFIG_TARGET_ROOTFS_PARTSIZE"):
+        partsize = int(env("CONFIG_TARGET_ROOTFS_PARTSIZE"))
     if MODE == "ignores-size":
         partsize = 104
     used = sum(FEED[name][1] for name in found) + 3
@@ -220,7 +238,7 @@ def image() -> int:
             "version_number": SETTINGS.get("says_release", RELEASE), "target": TARGET,
             "profiles": {DEVICE: {"images": listed}},
         }  # fmt: skip
-        (out / "profiles.json").write_text(json.dumps(overview))
+        (HERE / "build_dir/profiles.json").write_text(json.dumps(overview))
     (out / f"{prefix}-generic.manifest").write_text("".join(f"{n} - {v}\n" for n, v in found.items()))
     return 0
 
@@ -232,10 +250,10 @@ def _flash(out: Path, prefix: str, kind: str) -> tuple[str, str, str]:
 
 
 def _files() -> str:
-    """A digest of what is laid over the root. Of a folder that does not exist nothing is said, as in the real one."""
+    """A digest of the root file system: names, modes and contents."""
     digest = hashlib.sha256()
-    folder = Path(env("FILES"))
-    for path in sorted(folder.rglob("*")) if env("FILES") and folder.is_dir() else ():
+    folder = Path(env("TARGET_DIR"))
+    for path in sorted(folder.rglob("*")):
         if path.is_file():
             digest.update(f"{path.relative_to(folder)} {path.stat().st_mode:o}\0".encode() + path.read_bytes())
     return digest.hexdigest()
@@ -268,5 +286,10 @@ def _disk(kind: str, filesystem: str, partsize: int, used: int) -> bytes:
     return packed + b"metadata appended behind the stream"
 
 
+VERBS = {
+    "info": info, "manifest": manifest, "package_list": package_list, "_check_profile": check_profile,
+    "prerequisites": prerequisites, "package_install": package_install, "build_image": build_image,
+}  # fmt: skip
+
 if __name__ == "__main__":
-    sys.exit({"info": info, "manifest": manifest, "image": image, "package_list": package_list}[sys.argv[1]]())
+    sys.exit(VERBS[sys.argv[1]]())
