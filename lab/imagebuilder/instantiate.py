@@ -33,20 +33,22 @@ _EPOCH_BASE = 1767225600  # 2026-01-01; each release gets its own second
 
 def config(family: families.Family) -> str:
     """The .config as such a release ships it, as far as the stand-in honours it."""
+    target = family.target
+    ext4 = [] if target.start == "flash" else ["CONFIG_TARGET_ROOTFS_EXT4FS=y"]
     switches = [
-        "CONFIG_TARGET_ROOTFS_EXT4FS=y",
+        *ext4,
         "CONFIG_TARGET_ROOTFS_SQUASHFS=y",
         "CONFIG_TARGET_ROOTFS_TARGZ=y",
         "CONFIG_TARGET_IMAGES_GZIP=y",
-        "CONFIG_GRUB_IMAGES=y",
-        *(["CONFIG_GRUB_EFI_IMAGES=y"] if family.efi else []),
+        *(["CONFIG_GRUB_IMAGES=y"] if target.x86 else []),
+        *(["CONFIG_GRUB_EFI_IMAGES=y"] if family.efi and target.start != "flash" else []),
         "CONFIG_GRUB_CONSOLE=y",
         'CONFIG_GRUB_TIMEOUT="1"',
         'CONFIG_GRUB_TITLE="OpenWrt"',
         'CONFIG_GRUB_BOOTOPTS=""',
         "CONFIG_GRUB_BAUDRATE=115200",
-        f'CONFIG_{"TARGET" if family.number >= (24, 10) else "GRUB"}_SERIAL="ttyS0"',
-        "CONFIG_TARGET_KERNEL_PARTSIZE=16",
+        f'CONFIG_{"TARGET" if family.number >= (24, 10) else "GRUB"}_SERIAL="{target.serial}"',
+        f"CONFIG_TARGET_KERNEL_PARTSIZE={target.kernel_mib}",
         f"CONFIG_TARGET_ROOTFS_PARTSIZE={family.default_rootfs_mib}",
     ]
     return (
@@ -113,7 +115,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """The command line; see the module's docstring."""
     parser = argparse.ArgumentParser(prog="instantiate.py", description="Make a stand-in ImageBuilder folder")
     parser.add_argument("--release", required=True, help="an exact OpenWrt release, such as 24.10.8")
-    parser.add_argument("--target", required=True, help="target/subtarget; the lab has x86/64")
+    parser.add_argument("--target", required=True, help="target/subtarget, such as x86/64")
     parser.add_argument("--cache", type=Path, required=True, help="folder for Debian packages and what is made of them")
     parser.add_argument("--into", type=Path, required=True, help="the folder to make")
     options = parser.parse_args(argv)

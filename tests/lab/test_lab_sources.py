@@ -9,6 +9,8 @@ from pathlib import Path
 
 from labrig import LAB, MakeRoot
 from standin import busybox, debian_roots, families, resolve
+from standin.targets import TARGETS
+from standin.tools import Tools
 
 from ndakit.workspace import cache
 
@@ -64,19 +66,20 @@ def test_every_dependency_and_component_in_the_table_exists() -> None:
             assert (LAB / "base/packages" / folder).is_dir(), f"{name} wants {folder}"
         assert set(entry.get("autoload", ())) <= set(entry.get("modules", ())), name
         assert entry.get("nothing", "absent") in ("absent", "part of the stand-in"), name
-        useful = {"debian", "files", "modules", "base", "depends", "nothing"} & set(entry)
+        useful = {"debian", "files", "modules", "modules-x86", "base", "depends", "nothing"} & set(entry)
         assert useful, f"{name} stands for nothing and does not say so"
 
 
 def test_every_kernel_module_in_the_table_exists() -> None:
-    kernel = debian_roots.kernel(cache() / "lab")
+    folder = cache() / "lab"
+    kernel = debian_roots.kernel(folder, TARGETS["x86/64"], Tools(folder))
     for release in ("19.07.10", "24.10.8"):
         feed = resolve.feed(LAB / "imagebuilder/packages.toml", families.family(release, "x86/64"))
         kernel.closure(m for p in feed.values() for m in p.modules)
 
 
 def test_busybox_keeps_every_applet_openwrt_has_and_no_other(tmp_path: Path) -> None:
-    program = (debian_roots.guest(cache() / "lab") / "usr/bin/busybox").read_bytes()
+    program = (debian_roots.guest(cache() / "lab", TARGETS["x86/64"]) / "usr/bin/busybox").read_bytes()
     restricted, kept = busybox.restricted(program)
     target = tmp_path / "busybox"
     target.write_bytes(restricted)

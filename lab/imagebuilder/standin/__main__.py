@@ -60,16 +60,17 @@ def _note(line: str) -> None:
 def info(folder: _Folder) -> int:
     """`make info`, in the format ASU and others parse."""
     family = folder.family
-    _say('Current Target: "x86/64"')
+    target = family.target
+    _say(f'Current Target: "{family.info_target}"')
     if family.fw4:
-        _say('Current Architecture: "x86_64"')
+        _say(f'Current Architecture: "{target.architecture}"')
     _say(f'Current Revision: "{tree.REVISION}"')
     _say(f"Default Packages: {' '.join(family.default_packages)}")
     _say("Available Profiles:\n")
-    _say(f"{family.profile}:\n    Generic x86/64\n    Packages: {' '.join(family.profile_packages)}")
+    _say(f"{family.profile}:\n    {target.title}\n    Packages: {' '.join(family.profile_packages)}")
     _say(f"    hasImageMetadata: {'1' if family.l2_devices else ''}")
     if family.l2_devices:
-        _say("    SupportedDevices: generic")
+        _say(f"    SupportedDevices: {' '.join(target.supported)}")
     return 0
 
 
@@ -105,11 +106,11 @@ def image(folder: _Folder) -> int:
     base = _base(folder, packages)
     knobs = images.Knobs.read(HERE / ".config")
     files = HERE / _setting("FILES") if _setting("FILES") else None
-    target = HERE / (_setting("BIN_DIR") or "bin/targets/x86/64")
+    target = HERE / (_setting("BIN_DIR") or f"bin/targets/{folder.family.target.name}")
     target.mkdir(parents=True, exist_ok=True)
     scratch = HERE / "build_dir"
     scratch.mkdir(exist_ok=True)
-    root = scratch / "root-x86"
+    root = scratch / f"root-{folder.family.target.board}"
     for line in tree.image_root(base, root, files, _setting("DISABLED_SERVICES").split(), folder.epoch):
         _say(line)
     partsize = knobs.text("TARGET_ROOTFS_PARTSIZE", str(folder.family.default_rootfs_mib))

@@ -15,16 +15,17 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import debian
+
 from . import busybox
 from .modules import Kernel
+from .targets import Target
 from .tools import Tools
 from .tree import prune
 
 # What must be there before the root file system is: disks of every platform, and the file systems.
-_EARLY = (
-    "virtio_blk", "virtio_scsi", "ahci", "ata_piix", "sd_mod", "hv_storvsc", "xen-blkfront", "vmw_pvscsi",
-    "squashfs", "overlay", "loop", "virtio_rng",
-)  # fmt: skip
+_EARLY = ("virtio_blk", "virtio_scsi", "sd_mod", "squashfs", "overlay", "loop", "virtio_rng", "ext4", "crc32c_generic")
+_EARLY_X86 = ("ahci", "ata_piix", "hv_storvsc", "xen-blkfront", "vmw_pvscsi")
 _BIOS_MODULES = [
     "biosdisk",
     "part_gpt",
@@ -58,7 +59,7 @@ class GrubSettings:
 
 @dataclass(frozen=True)
 class Cores:
-    """GRUB's parts: boot sector, BIOS core for MBR and for GPT, EFI program."""
+    """GRUB's parts: boot sector, BIOS core for MBR and for GPT (empty where there is no BIOS), EFI program."""
 
     boot: bytes
     mbr_core: bytes
@@ -66,12 +67,12 @@ class Cores:
     efi: bytes
 
 
-def initramfs(kernel: Kernel, root: Path, script: Path, epoch: int) -> bytes:
+def initramfs(kernel: Kernel, root: Path, script: Path, epoch: int, target: Target) -> bytes:
     """A compressed newc archive (kernel: Documentation/driver-api/early-userspace/buffer-format.rst)."""
     program, _ = busybox.restricted((root / "usr/bin/busybox").read_bytes())
     with tempfile.TemporaryDirectory() as scratch:
         staged = Path(scratch)
-        kernel.install(_EARLY, staged)
+        kernel.install((*_EARLY, *(_EARLY_X86 if target.x86 else ())), staged)
         entries: list[tuple[str, int, bytes]] = [
             (name, 0o040755, b"") for name in ("bin", "dev", "lib", "lib/modules", "mnt", "new", "proc", "sys", "tmp")
         ]
@@ -89,19 +90,28 @@ def initramfs(kernel: Kernel, root: Path, script: Path, epoch: int) -> bytes:
     return gzip.compress(bytes(archive), 9, mtime=0)
 
 
-def cores(tools: Tools) -> Cores:
+def cores(tools: Tools, cache: Path, target: Target) -> Cores:
     """GRUB's boot sector and cores, made of Debian's modules without grub-install."""
     lib = tools.root / "usr/lib/grub"
+    if not target.x86:
+        lib = debian.root(cache, [f"grub-efi-{target.grub[:-4]}-bin"], arch=target.debian, name="grub") / "usr/lib/grub"
+        with tempfile.TemporaryDirectory() as scratch:
+            efi = Path(scratch) / "efi"
+            tools.run(
+                "usr/bin/grub-mkimage", "-d", lib / target.grub, "-O", target.grub, "-p", "/boot/grub", "-o", efi,
+                *_EFI_MODULES.split(),
+            )  # fmt: skip
+            return Cores(bytes(_SECTOR), b"", b"", efi.read_bytes())
     with tempfile.TemporaryDirectory() as scratch:
         out = Path(scratch)
         made = {}
-        for name, target, prefix, words in (
+        for name, platform, prefix, words in (
             ("mbr", "i386-pc", "(,msdos1)/boot/grub", _BIOS_MODULES),
             ("gpt", "i386-pc", "(,gpt1)/boot/grub", _BIOS_MODULES),
-            ("efi", "x86_64-efi", "/boot/grub", _EFI_MODULES.split()),
+            ("efi", target.grub, "/boot/grub", _EFI_MODULES.split()),
         ):
             tools.run(
-                "usr/bin/grub-mkimage", "-d", lib / target, "-O", target, "-p", prefix, "-o", out / name, *words
+                "usr/bin/grub-mkimage", "-d", lib / platform, "-O", platform, "-p", prefix, "-o", out / name, *words
             )  # fmt: skip
             made[name] = (out / name).read_bytes()
     return Cores((lib / "i386-pc/boot.img").read_bytes(), made["mbr"], made["gpt"], made["efi"])
@@ -121,16 +131,18 @@ def placed_core(core: bytes, lba: int) -> bytes:
     return bytes(moved)
 
 
-def grub_config(settings: GrubSettings, root: str, console: str) -> str:
+def grub_config(settings: GrubSettings, root: str, console: str, target: Target) -> str:
     """grub.cfg with the two entries of OpenWrt's (openwrt/openwrt `target/linux/x86/image/grub*.cfg`)."""
-    unit = settings.serial.removeprefix("ttyS")
-    # clearcpuid: several guests at once crash this kernel in cmpxchg16b under QEMU's emulation.
-    options = f"root={root} rootwait panic=3 {console} console={settings.serial},{settings.baudrate}n8 clearcpuid=cx16"
-    if settings.bootopts:
-        options += f" {settings.bootopts}"
+    words = ("rootwait panic=3", console, f"console={settings.serial},{settings.baudrate}n8", target.kernel_options)
+    options = " ".join(w for w in (f"root={root}", *words, settings.bootopts) if w)
+    terminals = "console"  # where there is no BIOS, the firmware's console is the serial port
+    head = ""
+    if target.x86:
+        unit = settings.serial.removeprefix("ttyS")
+        head = f"serial --unit={unit} --speed={settings.baudrate} --word=8 --parity=no --stop=1\n"
+        terminals = "console serial"
     return (
-        f"serial --unit={unit} --speed={settings.baudrate} --word=8 --parity=no --stop=1\n"
-        "terminal_input console serial\nterminal_output console serial\n\n"
+        f"{head}terminal_input {terminals}\nterminal_output {terminals}\n\n"
         f'set default="0"\nset timeout="{settings.timeout}"\n\n'
         f'menuentry "{settings.title}" {{\n\tlinux /boot/vmlinuz {options}\n\tinitrd /boot/initrd.gz\n}}\n'
         f'menuentry "{settings.title} (failsafe)" {{\n\tlinux /boot/vmlinuz failsafe=true {options}\n'
@@ -139,11 +151,18 @@ def grub_config(settings: GrubSettings, root: str, console: str) -> str:
 
 
 def fat(
-    tools: Tools, kernel: Kernel, initrd: bytes, config: str, efi: bytes | None, size: int, epoch: int, cache: Path
+    tools: Tools,
+    kernel: Kernel,
+    initrd: bytes,
+    config: str,
+    efi: tuple[str, bytes] | None,
+    size: int,
+    epoch: int,
+    cache: Path,
 ) -> Path:
-    """The boot partition as a file of `size` bytes in the cache, labelled `kernel`."""
+    """The boot partition as a file of `size` bytes in the cache, labelled `kernel`; `efi`: a program and its name."""
     words = (kernel.version, hashlib.sha256(initrd).hexdigest(), config, str(bool(efi)), str(size), str(epoch))
-    key = hashlib.sha256("\0".join(words).encode() + (efi or b"")).hexdigest()[:24]
+    key = hashlib.sha256("\0".join(words).encode() + (efi[1] if efi else b"")).hexdigest()[:24]
     target = cache / "boot" / f"{key}.fat"
     if target.is_file():
         os.utime(target)  # in use now
@@ -158,7 +177,7 @@ def fat(
         names = ["boot"]
         if efi is not None:
             (staged / "EFI/BOOT").mkdir(parents=True)
-            (staged / "EFI/BOOT/BOOTX64.EFI").write_bytes(efi)
+            (staged / "EFI/BOOT" / efi[0]).write_bytes(efi[1])
             names.insert(0, "EFI")
         image = staged / "fat.img"
         with image.open("wb") as stream:

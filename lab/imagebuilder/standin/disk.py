@@ -8,13 +8,14 @@ disk is never held in memory whole.
 from __future__ import annotations
 
 import hashlib
-import json
 import struct
 import uuid
 import zlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+
+from . import fwtool
 
 SECTOR = 512
 MIB = 1024 * 1024
@@ -124,12 +125,14 @@ def write(target: Path, parts: Iterable[Part], size: int, *, compress: bool, met
     """
     partial = target.with_name(f".{target.name}.partial")
     digest = hashlib.sha256()
+    crc = 0
     with partial.open("wb") as out:
         for piece in _gzip(parts, size) if compress else _plain(parts, size):
             digest.update(piece)
+            crc = zlib.crc32(piece, crc)
             out.write(piece)
         if compress:
-            trailer = _metadata(metadata)
+            trailer = fwtool.trailer(crc, metadata)
             digest.update(trailer)
             out.write(trailer)
     partial.replace(target)
@@ -182,14 +185,6 @@ def _pieces(parts: Iterable[Part], size: int) -> Iterator[tuple[bytes, bool]]:
                 at += len(piece)
                 yield piece, part.packed
     yield from gap(size)
-
-
-def _metadata(facts: dict[str, object]) -> bytes:
-    """JSON with a trailer that fwtool finds from the end (openwrt/fwtool: magic FWx0, CRC-32, type, size)."""
-    text = json.dumps(facts).encode()
-    size = len(text) + 16
-    head = text + struct.pack(">4sIB3sI", b"FWx0", 0, 1, b"", size)
-    return text + struct.pack(">4sIB3sI", b"FWx0", zlib.crc32(head[:-16]), 1, b"", size)
 
 
 def _record(flag: int, kind: int, first: int, count: int) -> bytes:

@@ -9,6 +9,8 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
+from .targets import TARGETS, Target
+
 _RELEASE = re.compile(r"^(?P<year>\d\d)\.(?P<month>\d\d)\.(?P<point>\d+)(-rc\d+)?$")
 _COMMON = "base-files libc libgcc dnsmasq dropbear logd mtd netifd ppp ppp-mod-pppoe uci urandom-seed urngd"
 _X86_GENERIC = "kmod-bnx2 kmod-e1000e kmod-e1000 kmod-forcedeth kmod-igb kmod-ixgbe kmod-r8169"
@@ -20,10 +22,11 @@ class UnknownRelease(Exception):
 
 @dataclass(frozen=True)
 class Family:
-    """One release as its ImageBuilder shows itself."""
+    """One release of one target as its ImageBuilder shows itself."""
 
     release: str
     number: tuple[int, int]
+    target: Target
 
     @property
     def apk(self) -> bool:
@@ -47,8 +50,8 @@ class Family:
 
     @property
     def profile(self) -> str:
-        """The only profile of x86/64: spelt with a capital before 21.02."""
-        return "generic" if self.number >= (21, 2) else "Generic"
+        """The only device of the target; x86's is spelt with a capital before 21.02."""
+        return "Generic" if self.target.x86 and self.number < (21, 2) else self.target.device
 
     @property
     def rootfs_partsize_variable(self) -> bool:
@@ -61,13 +64,33 @@ class Family:
         return 104 if self.number >= (21, 2) else 256
 
     @property
+    def combined(self) -> str:
+        """What armsr's disk images are called; there never were any but those for EFI."""
+        return "combined-efi" if self.number >= (24, 10) else "combined"
+
+    @property
+    def image_target(self) -> str:
+        """The target as file names have it: kirkwood got a sub-target with 23.05, and was without one before."""
+        if self.target.board == "kirkwood" and self.number < (23, 5):
+            return self.target.board
+        return self.target.name.replace("/", "-")
+
+    @property
+    def info_target(self) -> str:
+        """The target as `make info` and profiles.json name it."""
+        return self.target.board if self.image_target == self.target.board else self.target.name
+
+    @property
     def default_packages(self) -> tuple[str, ...]:
-        """What `make info` lists as default packages of x86/64."""
+        """What `make info` lists as default packages."""
         manager = "apk-mbedtls" if self.apk else "opkg"
         tls = "mbedtls" if self.number >= (23, 5) else "wolfssl"
-        words = f"{_COMMON} {manager} kmod-button-hotplug partx-utils mkf2fs e2fsprogs"
+        words = f"{_COMMON} {manager} {self.target.default_packages}"
+        if self.target.x86:
+            words += " kmod-button-hotplug partx-utils"
         if self.number >= (21, 2):
-            words += f" ca-bundle libustream-{tls} grub2-bios-setup procd procd-ujail uclient-fetch fstools"
+            words += f" ca-bundle libustream-{tls} procd procd-ujail uclient-fetch fstools"
+            words += " grub2-bios-setup" if self.target.x86 else ""
         else:
             words += " procd uclient-fetch fstools busybox"
         if self.fw4:
@@ -78,7 +101,10 @@ class Family:
 
     @property
     def profile_packages(self) -> tuple[str, ...]:
-        """What the x86/64 profile adds."""
+        """What the device adds."""
+        if not self.target.x86:
+            rtc = self.target.start == "flash" and self.number < (24, 10)  # its clock's driver was built in before
+            return () if rtc else tuple(sorted(self.target.device_packages.split()))
         words = _X86_GENERIC
         if self.number >= (21, 2):
             words = f"kmod-amazon-ena kmod-amd-xgbe {words} kmod-fs-vfat kmod-igc kmod-tg3"
@@ -91,12 +117,12 @@ class Family:
     def prefix(self, extra: str) -> str:
         """The first part of every file name; `extra` is EXTRA_IMAGE_NAME, made fit for file names."""
         clean = re.sub(r"[\s_]+", "-", extra.strip().lower())
-        return f"openwrt-{self.release}-{clean + '-' if clean else ''}x86-64"
+        return f"openwrt-{self.release}-{clean + '-' if clean else ''}{self.image_target}"
 
     def image_name(self, extra: str, filesystem: str, kind: str) -> str:
         """The name of an image without its ending. Before 21.02 there is no profile in it, and the type comes first."""
-        if self.number >= (21, 2):
-            return f"{self.prefix(extra)}-generic-{filesystem}-{kind}"
+        if self.number >= (21, 2) or not self.target.x86:
+            return f"{self.prefix(extra)}-{self.target.device}-{filesystem}-{kind}"
         return f"{self.prefix(extra)}-{kind}-{filesystem}"
 
     @property
@@ -121,10 +147,17 @@ def family(release: str, target: str) -> Family:
             "  where: --release\n"
             "  fix:   choose a newer release"
         )
-    if target != "x86/64":
+    if target not in TARGETS:
         raise UnknownRelease(
-            f"the lab has a stand-in for target x86/64 only, not for {target!r}\n"
+            f"the lab has stand-ins for the targets {', '.join(TARGETS)}, not for {target!r}\n"
             "  where: --target\n"
-            "  fix:   choose a platform of target x86/64 for the lab, or give a real ImageBuilder for this target"
+            "  fix:   choose a device of one of these targets for the lab, or give a real ImageBuilder for this target"
         )
-    return Family(release, number)
+    found = TARGETS[target]
+    if found.start == "efi" and number < (23, 5):
+        raise UnknownRelease(
+            f"OpenWrt {release} has no target {target}: it came with 23.05\n"
+            "  where: --release and --target\n"
+            "  fix:   choose release 23.05 or later"
+        )
+    return Family(release, number, found)

@@ -14,7 +14,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from . import boot, disk
+from . import boot, disk, flash
 from .families import Family
 from .modules import Kernel
 from .resolve import Package
@@ -82,6 +82,8 @@ def build(job: Job) -> list[dict[str, object]]:
     records: list[dict[str, object]] = []
     if job.knobs.on("TARGET_ROOTFS_TARGZ"):
         _targz(job)
+    if job.family.target.start == "flash":
+        return _flash(job) if job.knobs.on("TARGET_ROOTFS_SQUASHFS") else []
     kernel_name = f"{job.family.prefix(job.extra)}-{'generic-kernel.bin' if job.family.l2_devices else 'vmlinuz'}"
     shutil.copyfile(job.kernel.image, job.target / kernel_name)
     records.append(_record(job.target / kernel_name, "kernel", None))
@@ -94,12 +96,14 @@ def build(job: Job) -> list[dict[str, object]]:
             continue
         parts = make(job)
         ending = ".img.gz" if job.knobs.on("TARGET_IMAGES_GZIP") else ".img"
-        if job.knobs.on("GRUB_IMAGES") or job.knobs.on("GRUB_EFI_IMAGES"):
+        efi_only = job.family.target.start == "efi"
+        if efi_only or job.knobs.on("GRUB_IMAGES") or job.knobs.on("GRUB_EFI_IMAGES"):
             name = job.family.image_name(job.extra, filesystem, "rootfs") + ending
             rootfs = [disk.Part(p.offset, p.data, p.packed) for p in parts[:1]]
             records.append(_write(job, name, rootfs, _size(parts[0]), "rootfs", filesystem))
-        for wanted, kind, efi in (("GRUB_IMAGES", "combined", False), ("GRUB_EFI_IMAGES", "combined-efi", True)):
-            if job.knobs.on(wanted) and (job.family.efi or not efi):
+        disks = (("GRUB_IMAGES", "combined", False), ("GRUB_EFI_IMAGES", "combined-efi", True))
+        for wanted, kind, efi in (("", job.family.combined, True),) if efi_only else disks:
+            if efi_only or (job.knobs.on(wanted) and (job.family.efi or not efi)):
                 name = job.family.image_name(job.extra, filesystem, kind) + ending
                 head, tail, where = starts.of(efi)
                 shifted = [disk.Part(where.root * disk.SECTOR + p.offset, p.data, p.packed) for p in parts]
@@ -117,7 +121,8 @@ class _Starts:
 
     def of(self, efi: bool) -> tuple[list[disk.Part], list[disk.Part], disk.Layout]:
         job = self._job
-        where = disk.layout(int(job.knobs.text("TARGET_KERNEL_PARTSIZE", "16")), job.partsize_mib)
+        target = job.family.target
+        where = disk.layout(int(job.knobs.text("TARGET_KERNEL_PARTSIZE", str(target.kernel_mib))), job.partsize_mib)
         who = disk.identity(f"{job.epoch} {job.kernel.version}")
         core_lba = 34 if efi else 1
         # The cores do not change with the image: they are kept beside the boot partitions.
@@ -127,22 +132,23 @@ class _Starts:
         settings = boot.GrubSettings(
             timeout=job.knobs.text("GRUB_TIMEOUT", "1"),
             title=job.knobs.text("GRUB_TITLE", "OpenWrt"),
-            serial=job.knobs.text("TARGET_SERIAL", job.knobs.text("GRUB_SERIAL", "ttyS0")),
+            serial=job.knobs.text("TARGET_SERIAL", job.knobs.text("GRUB_SERIAL", target.serial)),
             baudrate=job.knobs.text("GRUB_BAUDRATE", "115200"),
             bootopts=job.knobs.text("GRUB_BOOTOPTS", ""),
         )
         console = "console=tty1" if job.family.number >= (24, 10) else "console=tty0"
         root = disk.gpt_root(who) if efi else disk.mbr_root(who)
-        config = boot.grub_config(settings, root, console if job.knobs.on("GRUB_CONSOLE") else "")
+        config = boot.grub_config(settings, root, console if job.knobs.on("GRUB_CONSOLE") else "", target)
         size = where.boot_size * disk.SECTOR
         try:
             fat = boot.fat(
-                job.tools, job.kernel, self._initrd, config, cores.efi if efi else None, size, job.epoch, job.cache
-            )
+                job.tools, job.kernel, self._initrd, config, (target.efi_name, cores.efi) if efi else None, size,
+                job.epoch, job.cache,
+            )  # fmt: skip
         except ToolFailed as failure:
             raise BuildFailed(f"boot partition of {size // disk.MIB} MiB: {failure}") from failure
         code = boot.boot_sector(cores, core_lba)
-        core = boot.placed_core(cores.gpt_core if efi else cores.mbr_core, core_lba)
+        core = boot.placed_core(cores.gpt_core if efi else cores.mbr_core, core_lba) if target.x86 else b""
         tail: list[disk.Part] = []
         if efi:
             first, last = disk.gpt(code, who, where)
@@ -150,15 +156,21 @@ class _Starts:
             tail = [disk.Part(where.end * disk.SECTOR - len(last), last)]
         else:
             head = [disk.Part(0, disk.mbr(code, who, where))]
-        head += [disk.Part(core_lba * disk.SECTOR, core), disk.Part(where.boot * disk.SECTOR, fat, packed=True)]
+        if target.x86:
+            head.append(disk.Part(core_lba * disk.SECTOR, core))
+        # A large partition is mostly empty: what is behind the last file is left to the gap, which compresses well.
+        data = fat if target.x86 else fat.read_bytes().rstrip(b"\0")
+        head.append(disk.Part(where.boot * disk.SECTOR, data, packed=True))
         return head, tail, where
 
 
 def _cached_cores(job: Job) -> boot.Cores:
-    folder = job.cache / "boot" / f"grub-{job.tools.root.name}"
+    target = job.family.target
+    name = f"grub-{job.tools.root.name}" + ("" if target.x86 else f"-{target.grub}")
+    folder = job.cache / "boot" / name
     names = ("boot", "mbr", "gpt", "efi")
     if not folder.is_dir():
-        made = boot.cores(job.tools)
+        made = boot.cores(job.tools, job.cache, target)
         partial = folder.with_name(f"{folder.name}.{job.scratch.name}.partial")
         partial.mkdir(parents=True, exist_ok=True)
         for name, data in zip(names, (made.boot, made.mbr_core, made.gpt_core, made.efi), strict=True):
@@ -177,18 +189,43 @@ def _cached_initrd(job: Job) -> bytes:
     if not path.is_file():
         path.parent.mkdir(parents=True, exist_ok=True)
         partial = path.with_name(f"{path.name}.{job.scratch.name}.partial")
-        partial.write_bytes(boot.initramfs(job.kernel, job.guest_root, script, job.epoch))
+        partial.write_bytes(boot.initramfs(job.kernel, job.guest_root, script, job.epoch, job.family.target))
         partial.replace(path)
     return path.read_bytes()
 
 
-def _squashfs(job: Job) -> list[disk.Part]:
-    """The root as squashfs, and an empty ext4 behind it (where OpenWrt makes its own at the first boot)."""
+def _flash(job: Job) -> list[dict[str, object]]:
+    """The two images of a device with NAND flash."""
+    family, device = job.family, job.family.profile
+    initrd = _cached_initrd(job)
+    name = f"ARM ndakit lab Linux-{job.kernel.version}"
+    kernel = flash.kernel(job.kernel.image.read_bytes(), initrd, name, job.epoch)
+    parts = flash.Parts(kernel, _mksquashfs(job))
+    records = []
+    for kind, data in (
+        ("factory", flash.factory(job.cache, parts, job.scratch, job.epoch)),
+        ("sysupgrade", flash.sysupgrade(parts, device, job.epoch, _metadata(family))),
+    ):
+        path = job.target / f"{family.image_name(job.extra, 'squashfs', kind)}.bin"
+        partial = path.with_name(f".{path.name}.partial")
+        partial.write_bytes(data)
+        partial.replace(path)
+        records.append(_record(path, kind, "squashfs"))
+    return records
+
+
+def _mksquashfs(job: Job) -> Path:
     image = job.scratch / "root.squashfs"
     image.unlink(missing_ok=True)
     stamp = str(job.epoch)
     times = ("-mkfs-time", stamp, "-all-time", stamp)
     job.tools.run("usr/bin/mksquashfs", job.root, image, *_SQUASHFS, "256k", *times, "-no-progress", "-quiet")
+    return image
+
+
+def _squashfs(job: Job) -> list[disk.Part]:
+    """The root as squashfs, and an empty ext4 behind it (where OpenWrt makes its own at the first boot)."""
+    image = _mksquashfs(job)
     size = image.stat().st_size
     parts = [disk.Part(0, image, packed=True)]
     start = -(-size // _DATA_ALIGN) * _DATA_ALIGN
@@ -234,7 +271,8 @@ def _mke2fs(job: Job, image: Path, size: int, label: str, content: Path | None) 
 
 
 def _targz(job: Job) -> None:
-    name = f"{job.family.prefix(job.extra)}-{'generic-' if job.family.l2_devices else ''}rootfs.tar.gz"
+    device = f"{job.family.target.device}-" if job.family.l2_devices else ""
+    name = f"{job.family.prefix(job.extra)}-{device}rootfs.tar.gz"
 
     def plain(entry: tarfile.TarInfo) -> tarfile.TarInfo:
         entry.uid = entry.gid = 0
@@ -258,18 +296,23 @@ def _write(job: Job, name: str, parts: list[disk.Part], size: int, kind: str, fi
     for part in parts:
         end = part.offset + (len(part.data) if isinstance(part.data, bytes) else part.data.stat().st_size)
         size = max(size, end)
-    facts: dict[str, object] = {
+    ordered = sorted(parts, key=lambda p: p.offset)
+    compress = name.endswith(".gz")
+    digest = disk.write(job.target / name, ordered, size, compress=compress, metadata=_metadata(job.family))
+    return {"type": kind, "filesystem": filesystem, "name": name, "sha256": digest, "sha256_unsigned": digest}
+
+
+def _metadata(family: Family) -> dict[str, object]:
+    """What stands behind an image for sysupgrade (openwrt/openwrt `include/image-commands.mk`, metadata_json)."""
+    return {
         "metadata_version": "1.1",
         "compat_version": "1.0",
-        "supported_devices": ["generic"],
+        "supported_devices": list(family.target.supported) or [family.profile],
         "version": {
-            "dist": "OpenWrt", "version": job.family.release, "revision": REVISION, "target": "x86/64",
-            "board": "generic",
+            "dist": "OpenWrt", "version": family.release, "revision": REVISION, "target": family.info_target,
+            "board": family.profile,
         },
     }  # fmt: skip
-    ordered = sorted(parts, key=lambda p: p.offset)
-    digest = disk.write(job.target / name, ordered, size, compress=name.endswith(".gz"), metadata=facts)
-    return {"type": kind, "filesystem": filesystem, "name": name, "sha256": digest, "sha256_unsigned": digest}
 
 
 def _size(part: disk.Part) -> int:
@@ -286,23 +329,24 @@ def _record(path: Path, kind: str, filesystem: str | None) -> dict[str, object]:
 def describe(job: Job, records: list[dict[str, object]], packages: list[Package], versions: dict[str, str]) -> None:
     """Write the manifest, profiles.json (21.02 and later) and sha256sums."""
     manifest = "".join(f"{name} - {version}\n" for name, version in manifest_lines(packages, versions))
-    (job.target / f"{job.family.prefix(job.extra)}-generic.manifest").write_text(manifest)
+    device = job.family.target.device
+    (job.target / f"{job.family.prefix(job.extra)}-{device}.manifest").write_text(manifest)
     if job.family.l2_devices:
         overview = {
-            "arch_packages": "x86_64",
+            "arch_packages": job.family.target.architecture,
             "default_packages": list(job.family.default_packages),
             "metadata_version": 1,
             "profiles": {
-                "generic": {
+                device: {
                     "device_packages": list(job.family.profile_packages),
-                    "image_prefix": f"{job.family.prefix(job.extra)}-generic",
+                    "image_prefix": f"{job.family.prefix(job.extra)}-{device}",
                     "images": records,
-                    "supported_devices": ["generic"],
-                    "titles": [{"title": "Generic x86/64"}],
+                    "supported_devices": list(job.family.target.supported),
+                    "titles": [{"title": job.family.target.title}],
                 }
             },
             "source_date_epoch": job.epoch,
-            "target": "x86/64",
+            "target": job.family.info_target,
             "version_code": REVISION,
             "version_number": job.family.release,
         }

@@ -56,8 +56,11 @@ def feed(table: Path, family: Family) -> dict[str, Package]:
             continue
         if "before" in entry and family.number >= _number(entry.pop("before")):
             continue
-        lists = {k: tuple(v) for k, v in entry.items() if k != "nothing"}
-        found[name] = Package(name, nothing=entry.get("nothing", ""), **lists)
+        if family.target.x86:
+            entry["modules"] = entry.get("modules", []) + entry.get("modules-x86", [])
+        lists = {k: tuple(v) for k, v in entry.items() if k not in ("nothing", "files", "modules-x86")}
+        files = tuple(line.replace("@triplet@", family.target.triplet) for line in entry.get("files", []))
+        found[name] = Package(name, nothing=entry.get("nothing", ""), files=files, **lists)
     return found
 
 

@@ -28,7 +28,7 @@ class ToolFailed(Exception):
 class Tools:
     """The build tools of one cache folder."""
 
-    def __init__(self, cache: Path) -> None:
+    def __init__(self, cache: Path, packages: Sequence[str] = _PACKAGES, name: str = "tools") -> None:
         """Get the tools (downloaded once). Raises debian.LabError, also on a machine that cannot run them."""
         if platform.machine() != "x86_64":
             raise debian.LabError(
@@ -36,7 +36,7 @@ class Tools:
                 where="this machine",
                 fix="build lab images on an amd64 machine, or use a real ImageBuilder",
             )
-        self.root = debian.root(cache, _PACKAGES, name="tools")
+        self.root = debian.root(cache, packages, name=name)
 
     def run(
         self, program: str, *argv: str | Path, env: Mapping[str, str] | None = None, cwd: Path | None = None

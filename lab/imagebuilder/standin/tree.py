@@ -23,9 +23,9 @@ from . import busybox, debian_roots, elf
 from .families import Family
 from .modules import Kernel
 from .resolve import Package
+from .targets import Target
 from .tools import Tools
 
-_LIBRARY_FOLDERS = ("usr/lib/x86_64-linux-gnu", "usr/lib")
 _FOLDERS = """bin dev etc/config etc/init.d etc/rc.d etc/uci-defaults etc/modules.d etc/sysctl.d etc/hotplug.d/iface
     lib/upgrade/keep.d mnt overlay proc rom root sbin sys tmp usr/bin usr/sbin usr/lib usr/libexec www"""
 _RC_COMMON = b"#!/bin/sh /etc/rc.common"
@@ -46,34 +46,43 @@ def base(
     cache: Path, lab: Path, family: Family, packages: Sequence[Package], tools: Tools, stamp: str, epoch: int
 ) -> Base:
     """The installed root of a package set, made once per set. `stamp` names the state of the lab's own sources."""
-    main = debian_roots.guest(cache)
+    target = family.target
+    main = debian_roots.guest(cache, target)
     roots = dict.fromkeys(debian_roots.GUEST_SET, main)
     for package in packages:
         for name in package.debian:
             if name not in roots:
-                roots[name] = debian.root(cache, [name], name=name)
+                roots[name] = debian.root(cache, [name], arch=target.debian, name=name)
     versions = _versions(cache, packages, family)
-    kernel = Kernel(main, tools)
-    words = [stamp, family.release, str(epoch), *(p.name for p in packages), *sorted({str(r) for r in roots.values()})]
+    kernel = debian_roots.kernel(cache, target, tools)
+    words = [
+        stamp,
+        family.release,
+        target.name,
+        kernel.version,
+        str(epoch),
+        *(p.name for p in packages),
+        *sorted({str(r) for r in roots.values()}),
+    ]
     key = hashlib.sha256("\0".join(words).encode()).hexdigest()[:24]
-    target = cache / "trees" / key
-    if not target.is_dir():
-        target.parent.mkdir(parents=True, exist_ok=True)
-        partial = Path(tempfile.mkdtemp(prefix=f"{key}.", suffix=".partial", dir=target.parent))
+    place = cache / "trees" / key
+    if not place.is_dir():
+        place.parent.mkdir(parents=True, exist_ok=True)
+        partial = Path(tempfile.mkdtemp(prefix=f"{key}.", suffix=".partial", dir=place.parent))
         try:
             _install(partial, lab, family, packages, roots, kernel)
             _release_files(partial, family)
             settle(partial, epoch)
             try:
-                partial.rename(target)
+                partial.rename(place)
             except OSError:
-                if not target.is_dir():  # else another run has made the same one meanwhile
+                if not place.is_dir():  # else another run has made the same one meanwhile
                     raise
         finally:
             shutil.rmtree(partial, ignore_errors=True)
-    os.utime(target)  # in use now
-    prune(target.parent)
-    return Base(target, main, kernel, versions)
+    os.utime(place)  # in use now
+    prune(place.parent)
+    return Base(place, main, kernel, versions)
 
 
 def prune(folder: Path, *, keep: int = 8, idle_s: float = 7200.0) -> None:
@@ -147,7 +156,7 @@ def _install(
                 target = root / (place or source) / relative if source.endswith("/") else root / (place or source)
                 _copy(one, target)
                 programs.append((target, origin))
-    _libraries(root, programs)
+    _libraries(root, programs, family.target)
     _busybox(root, next(r for r in roots.values() if (r / "usr/bin/busybox").is_file()))
     kernel.install([m for p in packages for m in p.modules], root)
     for package in packages:
@@ -159,6 +168,9 @@ def _install(
         variant = lab / "base/packages" / f"{folder}.{'fw4' if family.fw4 else 'fw3'}"
         if variant.is_dir():
             _lay(variant, root)
+    if not family.target.x86:  # no screen, and a serial port of another name
+        lines = (root / "etc/inittab").read_text().replace("ttyS0", family.target.serial).splitlines(keepends=True)
+        _write(root / "etc/inittab", "".join(line for line in lines if not line.startswith("tty1:")))
     _write(root / "usr/lib/lab/installed", "".join(f"{p.name}\n" for p in packages if not p.hidden))
     _write(root / "usr/lib/lab/absent", "".join(f"{p.name}\n" for p in packages if p.absent))
     _write(root / "usr/lib/lab/conffiles", _conffiles(root, lab, packages))
@@ -182,8 +194,8 @@ def _release_files(root: Path, family: Family) -> None:
         "DISTRIB_ID": "OpenWrt",
         "DISTRIB_RELEASE": family.release,
         "DISTRIB_REVISION": REVISION,
-        "DISTRIB_TARGET": "x86/64",
-        "DISTRIB_ARCH": "x86_64",
+        "DISTRIB_TARGET": family.target.name,
+        "DISTRIB_ARCH": family.target.architecture,
         "DISTRIB_DESCRIPTION": family.vendor_words,
         "DISTRIB_TAINTS": "no-all",
     }
@@ -212,8 +224,9 @@ def _copy(source: Path, target: Path) -> None:
     target.chmod(0o755 if source.stat().st_mode & 0o111 else 0o644)
 
 
-def _libraries(root: Path, programs: Sequence[tuple[Path, Path]]) -> None:
+def _libraries(root: Path, programs: Sequence[tuple[Path, Path]], target: Target) -> None:
     """Copy the libraries that the programs need, and their loader, to where the loader looks by itself."""
+    library = f"usr/lib/{target.triplet}"
     queue = list(programs)
     seen: set[str] = set()
     while queue:
@@ -223,14 +236,15 @@ def _libraries(root: Path, programs: Sequence[tuple[Path, Path]]) -> None:
             if name in seen:
                 continue
             seen.add(name)
-            found = next((origin / f / name for f in _LIBRARY_FOLDERS if (origin / f / name).exists()), None)
+            found = next((origin / f / name for f in (library, "usr/lib") if (origin / f / name).exists()), None)
             if found is None:
                 raise FileNotFoundError(f"{name}, needed by {program.name}, is in no library folder of {origin}")
-            target = root / "usr/lib/x86_64-linux-gnu" / name
-            _copy(found, target)
-            queue.append((target, origin))
-    (root / "lib64").mkdir(exist_ok=True)
-    (root / "lib64/ld-linux-x86-64.so.2").symlink_to("../usr/lib/x86_64-linux-gnu/ld-linux-x86-64.so.2")
+            copy = root / library / name
+            _copy(found, copy)
+            queue.append((copy, origin))
+    loader = root / target.loader
+    loader.parent.mkdir(exist_ok=True)
+    loader.symlink_to(f"../{library}/{loader.name}")
 
 
 def _busybox(root: Path, origin: Path) -> None:
@@ -323,8 +337,11 @@ def _enable(root: Path, disabled: Sequence[str]) -> list[str]:
 def _versions(cache: Path, packages: Sequence[Package], family: Family) -> dict[str, str]:
     """The version of each package as the manifest shows it: Debian's upstream part, in the family's spelling."""
     known: dict[str, str] = {}
+    kinds = {f"{a}.deb" for a in (family.target.debian, family.target.kernel_debian, "all")}
     for path in (cache / "debs").glob("*.deb"):
-        name, version, _ = path.name.split("_")
+        name, version, kind = path.name.split("_")
+        if kind not in kinds:
+            continue
         known[name] = re.sub(r"^\d+%3a|[-+~].*$", "", version)
     found = {}
     for package in packages:
