@@ -99,7 +99,7 @@ def _opened(archive: Path, log: Path) -> Iterator[tarfile.TarFile]:
     log.parent.mkdir(parents=True, exist_ok=True)
     ours, theirs = os.pipe()
     with os.fdopen(ours, "rb") as plain:
-        line = 'exec zstd -dcq -- "$1" >&"$2"'
+        line = 'exec zstd -dcq -- "$1" >"/dev/fd/$2"'
         try:
             child = process.spawn(["sh", "-c", line, "zstd", archive, str(theirs)], log=log, pass_fds=[theirs])
         finally:

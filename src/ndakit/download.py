@@ -74,7 +74,7 @@ class MirrorUnreachable(MirrorFailed):
 
     def __init__(self, url: str, why: str) -> None:
         super().__init__(
-            f"the mirror cannot be reached: {why}",
+            f"the connection to the mirror failed: {why}",
             where=shown(url),
             fix="look at this machine's network and proxy (https_proxy); then run it again: what came so far is kept."
             " Or use another mirror: --mirror URL",
@@ -194,6 +194,11 @@ def large(url: str, partial: Path, *, max_bytes: int, limits: Limits, progress: 
         try:
             _once(url, partial, max_bytes, limits, progress)
             return
+        except _CannotResume:
+            forget(partial)
+            failures += 1
+            if failures >= limits.attempts:
+                raise WrongAnswer(url, "its length is another one with each request") from None
         except (MirrorUnreachable, MirrorRefuses):
             failures = 1 if _size(partial) > before else failures + 1
             if failures >= limits.attempts:
@@ -215,9 +220,7 @@ def _once(url: str, partial: Path, max_bytes: int, limits: Limits, progress: Pro
         _refuse_page(url, answer.type)
         resumed = have > 0 and answer.start == have and known.get("total") in (None, answer.total)
         if have > 0 and not resumed and answer.start != 0:
-            # Another file, or a server that cannot go on here: begin again, with a request for all of it.
-            forget(partial)
-            raise MirrorUnreachable(url, "it cannot go on where the last download ended; that part is thrown away")
+            raise _CannotResume
         if answer.total is not None and answer.total > max_bytes:
             raise WrongAnswer(url, f"it has {answer.total // _MIB} MiB, and no ImageBuilder has")
         facts = {"url": shown(url), "etag": answer.etag, "total": answer.total}
@@ -233,6 +236,10 @@ def _once(url: str, partial: Path, max_bytes: int, limits: Limits, progress: Pro
             sink.flush()
             os.fsync(sink.fileno())
         _refuse_length(url, done, answer.total)
+
+
+class _CannotResume(Exception):
+    """What is there is part of another file, or longer than the whole: begin again, with a request for all of it."""
 
 
 @dataclass(frozen=True)
