@@ -16,7 +16,7 @@ from typing import NamedTuple
 import pytest
 
 from imagebuilder_fakes import PROFILE, fake, workspace_folder
-from ndakit import builders, ibdiagnose, ibrequest, load, pipeline
+from ndakit import builders, changes, ibdiagnose, ibrequest, load, pipeline
 from ndakit.artifacts import Artifact, folder_of
 from ndakit.errors import BuildError, ErrorGroup, NdakitError
 from ndakit.events import Event, Line, Planned, StepDone, StepStarted, Waiting, Warned
@@ -173,10 +173,10 @@ def test_a_new_version_that_renders_differently_is_named_as_the_reason(place: Pl
     (result,) = place.build("lb1")
     record, now = result.artifact.record, dict(result.artifact.record.inputs)
     now["files"] = {**now["files"], "/etc/banner": "0644 other"}
-    told = pipeline.changes(record, now, record.sources)
+    told = changes.changes(record, now, record.sources)
     assert told == ["rendered differently than by the version that built it: /etc/banner"]
     now = {**record.inputs, "settings": {**record.inputs["settings"], "CONFIG_GRUB_TIMEOUT": "3"}}
-    assert pipeline.changes(record, now, record.sources) == ["CONFIG_GRUB_TIMEOUT: 1 → 3"]
+    assert changes.changes(record, now, record.sources) == ["CONFIG_GRUB_TIMEOUT: 1 → 3"]
 
 
 def test_a_changed_imagebuilder_is_named_as_the_reason(place: Place) -> None:

@@ -18,7 +18,20 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from ndakit import __version__, artifacts, diskformats, feed, ibrequest, lint, overlay, packages, render, sbom
+from ndakit import (
+    __version__,
+    artifacts,
+    changes,
+    diskformats,
+    feed,
+    ibrequest,
+    lint,
+    overlay,
+    packages,
+    pinning,
+    render,
+    sbom,
+)
 from ndakit.artifacts import Artifact, ImageFile, Record
 from ndakit.builders import Builder, Job
 from ndakit.errors import ErrorGroup, MachineError
@@ -84,9 +97,10 @@ class BuildResult:
     elapsed_s: float
 
 
-def plan(workspace: Workspace, loaded: Loaded, node: str, builder: Builder) -> Plan:
+def plan(workspace: Workspace, loaded: Loaded, node: str, builder: Builder, *, locked: bool = False) -> Plan:
     """Compare what an image of this node would be made of with what the one on disk was made of.
 
+    With `locked`, other package versions than the lock file pins make it stale too.
     Raises what rendering and choosing packages raise; writes nothing and runs nothing.
     """
     tree = render.render(loaded.profile, node, workspace.templates)
@@ -103,22 +117,33 @@ def plan(workspace: Workspace, loaded: Loaded, node: str, builder: Builder) -> P
     else:
         reasons = [error.what for error in there.suspicious()]
         if there.record.id != artifacts.identity(inputs):
-            reasons += changes(there.record, inputs, sources) or ["what the image is made of changed"]
+            reasons += changes.changes(there.record, inputs, sources) or ["what the image is made of changed"]
+        reasons += pinning.stale(loaded, builder.kind, there.record, locked=locked)
     return Plan(node, not reasons, tuple(reasons), inputs, sources, tree, local)
 
 
 def build(
-    workspace: Workspace, loaded: Loaded, nodes: Sequence[str], builder: Builder, events: Events = ignore
+    workspace: Workspace,
+    loaded: Loaded,
+    nodes: Sequence[str],
+    builder: Builder,
+    events: Events = ignore,
+    *,
+    locked: bool = False,
 ) -> tuple[BuildResult, ...]:
     """Make the images of these nodes (all of them if none is named) that are not up to date.
 
     One build of a profile at a time; another one waits and is told so by an event. Every node is rendered and checked
-    before the first image is made. Raises the errors of rendering, lint, the builder and the ImageBuilder, SpaceShort,
-    DiskFull, WorkspaceUnwritable.
+    before the first image is made. With `locked`, nothing is built but what the lock file pins. Raises the errors of
+    rendering, lint, the builder and the ImageBuilder, SpaceShort, DiskFull, WorkspaceUnwritable, LockBroken, and with
+    `locked` also LockMissing and LockDrift.
     """
     name = loaded.profile.name
     with _disk_errors(workspace), workspace.writing(name, on_wait=lambda who: events(Waiting(who))):
-        plans = [plan(workspace, loaded, node, builder) for node in nodes or tuple(loaded.profile.nodes)]
+        chosen = nodes or tuple(loaded.profile.nodes)
+        plans = [plan(workspace, loaded, node, builder, locked=locked) for node in chosen]
+        if locked:
+            pinning.require(loaded, builder, {one.node: str(one.inputs["packages"]) for one in plans})
         stale = [p for p in plans if not p.up_to_date]
         for one in plans:
             events(Planned(one.node, one.up_to_date, one.reasons))
@@ -127,7 +152,7 @@ def build(
             raise findings[0] if len(findings) == 1 else ErrorGroup(findings)
         if stale:
             _prepare(workspace, loaded, builder)
-        return tuple(_result(workspace, loaded, one, builder, events) for one in plans)
+        return tuple(_result(workspace, loaded, one, builder, events, locked) for one in plans)
 
 
 def request(loaded: Loaded, node: str, files: Path) -> ImageRequest:
@@ -146,55 +171,6 @@ def request(loaded: Loaded, node: str, files: Path) -> ImageRequest:
         firmware=profile.image.firmware,
         archive="rootfs" in profile.image.formats,
     )
-
-
-def changes(record: Record, inputs: Mapping[str, Any], sources: Mapping[str, str]) -> list[str]:
-    """What differs between the record of an image and what it would be made of now, in words."""
-    before = record.inputs
-    found: list[str] = []
-    words = {"release": "release", "target": "target", "device": "device", "extra_name": "host name"}
-    for key, word in words.items():
-        if before.get(key) != inputs[key]:
-            found.append(f"{word}: {before.get(key)} → {inputs[key]}")
-    if before.get("builder") != inputs["builder"]:
-        found.append(f"builder: {before.get('builder')} → {inputs['builder']}")
-    elif before.get("fingerprint") != inputs["fingerprint"]:
-        found.append("the ImageBuilder changed")
-    for prefix, key in (("image.", "image"), ("", "settings")):
-        old, new = before.get(key, {}), inputs[key]
-        differ = [k for k in sorted(old.keys() | new.keys()) if old.get(k) != new.get(k)]
-        if differ and (
-            key == "image" or before.get("image") == inputs["image"]
-        ):  # the settings follow from the image's
-            found += [f"{prefix}{k}: {old.get(k)} → {new.get(k)}" for k in differ]
-    was, now = set(before.get("packages", "").split()), set(inputs["packages"].split())
-    if was != now:
-        words_now = [*(f"+{p}" for p in sorted(now - was)), *(f"no longer {p}" for p in sorted(was - now))]
-        found.append(f"packages: {', '.join(words_now)}")
-    old, new = before.get("local_packages", {}), inputs.get("local_packages", {})
-    found += [
-        f"package {name} of packages/ changed" for name in sorted(old.keys() & new.keys()) if old[name] != new[name]
-    ]
-    found += [f"package {name} comes from packages/ now" for name in sorted(new.keys() - old.keys())]
-    found += [f"package {name} no longer comes from packages/" for name in sorted(old.keys() - new.keys())]
-    return found + _file_changes(record, inputs, sources)
-
-
-def _file_changes(record: Record, inputs: Mapping[str, Any], sources: Mapping[str, str]) -> list[str]:
-    """Changed files of the overlay, by what changed them: their template, the profile, or neither of them."""
-    old, new = record.inputs.get("files", {}), inputs["files"]
-    changed = [path for path in sorted(old.keys() | new.keys()) if old.get(path) != new.get(path)]
-    touched = [name for name in sorted(sources) if sources[name] != record.sources.get(name)]
-    gone = sorted(record.sources.keys() - sources.keys())
-    if not changed:
-        return []
-    templates = [name for name in touched if name.startswith("templates/")]
-    found = [f"{name} {'changed' if name in record.sources else 'is new'}" for name in touched]
-    found += [f"{name} is gone" for name in gone]
-    shown = ", ".join(changed[:4]) + (f" and {len(changed) - 4} more" if len(changed) > 4 else "")
-    if not found:
-        return [f"rendered differently than by the version that built it: {shown}"]
-    return found if set(touched) <= set(templates) else [*found, f"that changes {shown}"]
 
 
 def _inputs(
@@ -254,19 +230,23 @@ def _prepare(workspace: Workspace, loaded: Loaded, builder: Builder) -> None:
         raise SpaceShort(workspace.state, needed_mib, available_mib)
 
 
-def _result(workspace: Workspace, loaded: Loaded, one: Plan, builder: Builder, events: Events) -> BuildResult:
+def _result(
+    workspace: Workspace, loaded: Loaded, one: Plan, builder: Builder, events: Events, locked: bool
+) -> BuildResult:
     folder = artifacts.folder_of(workspace, loaded.profile.name, one.node)
     if one.up_to_date:
         return BuildResult(one.node, False, Artifact.load(folder), (), 0.0)
     started_s = time.monotonic()
     with workspace.scratch("build") as scratch:
-        artifact = _make(workspace, loaded, one, builder, events, scratch)
+        artifact = _make(workspace, loaded, one, builder, events, scratch, locked)
     for warning in artifact.record.warnings:
         events(Warned(one.node, warning))
     return BuildResult(one.node, True, artifact, one.reasons, time.monotonic() - started_s)
 
 
-def _make(workspace: Workspace, loaded: Loaded, one: Plan, builder: Builder, events: Events, scratch: Path) -> Artifact:
+def _make(
+    workspace: Workspace, loaded: Loaded, one: Plan, builder: Builder, events: Events, scratch: Path, locked: bool
+) -> Artifact:
     profile, node = loaded.profile, one.node
     files, bin_dir = scratch / "files", scratch / "out"
     log = workspace.logs("build") / f"{profile.name}-{node}.log"
@@ -284,8 +264,10 @@ def _make(workspace: Workspace, loaded: Loaded, one: Plan, builder: Builder, eve
             built = driver.image(request(loaded, node, files), bin_dir)
             feed.prove(one.local, built.packages)
             done.append(_sizes(built.images))
+        lock, warnings = pinning.compare(loaded, builder, node, built.packages, locked=locked)
+        built = replace(built, warnings=(*built.warnings, *warnings))
         built = _in_formats(built, profile.image.formats, node, events)
-        record = _record(workspace, loaded, one, builder, built, driver, time.monotonic() - started_s)
+        record = _record(workspace, loaded, one, builder, built, driver, lock, time.monotonic() - started_s)
         with _step(events, "artifact", node, "writing the record") as done:
             folder = artifacts.folder_of(workspace, profile.name, node)
             beside = {sbom.NAME: sbom.document(record, sbom.package_facts(driver.root))}
@@ -316,6 +298,7 @@ def _record(
     builder: Builder,
     built: Built,
     driver: ImageBuilder,
+    lock: Mapping[str, str],
     elapsed_s: float,
 ) -> Record:
     profile, node = loaded.profile, one.node
@@ -344,7 +327,7 @@ def _record(
         argv=tuple(argv),
         overlay=one.tree.digest,
         packages=built.packages,
-        lock={},
+        lock=lock,
         images=tuple(
             ImageFile(
                 name=i.path.name,
