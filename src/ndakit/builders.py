@@ -89,7 +89,7 @@ class Job:
 
 
 @dataclass(frozen=True)
-class Source:
+class Provenance:
     """Which ImageBuilder makes the images, for lock files and records; without paths of this machine."""
 
     name: str
@@ -114,7 +114,7 @@ class Builder(Protocol):
     def label(self) -> str:
         """Which ImageBuilder it is, for people; without paths of this machine."""
 
-    def source(self, profile: Profile) -> Source:
+    def provenance(self, profile: Profile) -> Provenance:
         """The same for lock files and records."""
 
     def space_mib(self, profile: Profile) -> int:
@@ -147,9 +147,9 @@ class LabBuilder:
         """Its name for people."""
         return "the lab's stand-in ImageBuilder"
 
-    def source(self, profile: Profile) -> Source:
+    def provenance(self, profile: Profile) -> Provenance:
         """Its name and fingerprint."""
-        return Source(self.label(), self.fingerprint(profile))
+        return Provenance(self.label(), self.fingerprint(profile))
 
     def space_mib(self, profile: Profile) -> int:
         """Free space that building one node takes, in MiB."""
@@ -202,9 +202,9 @@ class OpenWrtBuilder:
         """The folder's name; the archive's unpacks to one that says release and target."""
         return self._folder.name
 
-    def source(self, profile: Profile) -> Source:
+    def provenance(self, profile: Profile) -> Provenance:
         """The folder's name and fingerprint."""
-        return Source(self.label(), self.fingerprint(profile))
+        return Provenance(self.label(), self.fingerprint(profile))
 
     def space_mib(self, profile: Profile) -> int:
         """Free space that building one node takes, in MiB: a copy, the root twice, the images."""

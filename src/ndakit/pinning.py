@@ -37,7 +37,7 @@ def require(loaded: Loaded, builder: Builder, asked: Mapping[str, str]) -> None:
     section = lockfile.read(path).sections.get(builder.kind)
     if section is None:
         raise lockfile.LockMissing(path, profile.name, builder.kind)
-    source = builder.source(profile)
+    source = builder.provenance(profile)
     now = lockfile.Base(
         str(profile.release), profile.target, profile.imagebuilder_device,
         source.name, source.fingerprint, source.archive, source.sha256,

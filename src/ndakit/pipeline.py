@@ -321,7 +321,7 @@ def _record(
         device=profile.imagebuilder_device,
         builder=builder.kind,
         imagebuilder=builder.label(),
-        source={key: text for key, text in asdict(builder.source(profile)).items() if text and key != "name"},
+        source={key: text for key, text in asdict(builder.provenance(profile)).items() if text and key != "name"},
         revision=driver.info.revision,
         warning=builder.warning,
         argv=tuple(argv),
