@@ -8,6 +8,7 @@ No filter guesses: what cannot be written so that the target reads it back uncha
 
 from __future__ import annotations
 
+import html
 import re
 import shlex
 from collections.abc import Callable, Iterable, Mapping
@@ -103,6 +104,12 @@ def comment(value: object) -> Ready:
     return Ready(_line(value))
 
 
+def xml(value: object) -> Ready:
+    """Text, an attribute in double quotes, or part of a comment, where two hyphens in a row are not allowed."""
+    found = html.escape(_line(value), quote=True)
+    return Ready(found.replace("--", "-&#45;"))
+
+
 def seconds(value: object) -> Ready:
     """A time in seconds for haproxy.cfg: `2s`, `500ms`."""
     if isinstance(value, bool) or not isinstance(value, int | float):
@@ -149,5 +156,5 @@ def plain(value: Any) -> Any:
 
 FILTERS: Mapping[str, Callable[[object], Ready]] = {
     f.__name__: f
-    for f in (uci, uci_name, shell, powershell, haproxy, word, words, comment, seconds, decimal, authorized_key)
+    for f in (uci, uci_name, shell, powershell, haproxy, word, words, comment, xml, seconds, decimal, authorized_key)
 }

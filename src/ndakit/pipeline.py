@@ -22,6 +22,7 @@ from ndakit import (
     __version__,
     artifacts,
     changes,
+    companions,
     diskformats,
     feed,
     ibrequest,
@@ -270,7 +271,8 @@ def _make(
         record = _record(workspace, loaded, one, builder, built, driver, lock, time.monotonic() - started_s)
         with _step(events, "artifact", node, "writing the record") as done:
             folder = artifacts.folder_of(workspace, profile.name, node)
-            beside = {sbom.NAME: sbom.document(record, sbom.package_facts(driver.root))}
+            beside = companions.texts(profile, node, record.images, record.warning, workspace.templates)
+            beside[sbom.NAME] = sbom.document(record, sbom.package_facts(driver.root))
             artifact = artifacts.store(record, [i.path for i in built.images], folder, scratch, beside)
             done.append(f"image {artifact.id[:12]}")
     return artifact
