@@ -9,7 +9,6 @@ Programs: openwrt/openwrt `include/prereq-build.mk` (with IB=1), `include/prereq
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -68,6 +67,7 @@ def restore(root: Path, text: str) -> bool:
     if any(_identity(target) != was for target, was in links.values()):
         return False
     there = dict(_links(root))
+    (root / _BIN).mkdir(parents=True, exist_ok=True)
     for name, (target, _) in links.items():
         if there.get(name) != target:
             place = root / _BIN / name
@@ -79,16 +79,15 @@ def restore(root: Path, text: str) -> bool:
 
 def _links(root: Path) -> Iterator[tuple[str, str]]:
     folder = root / _BIN
-    with os.scandir(folder) if folder.is_dir() else os.scandir(root) as entries:
-        for entry in entries:
-            if entry.is_symlink() and os.readlink(entry.path).startswith("/"):  # noqa: PTH115  # a scandir entry's path
-                yield entry.name, os.readlink(entry.path)  # noqa: PTH115  # a scandir entry's path
+    for path in sorted(folder.iterdir()) if folder.is_dir() else ():
+        if path.is_symlink() and path.readlink().is_absolute():
+            yield path.name, str(path.readlink())
 
 
 def _identity(target: str) -> list[int] | None:
     """Size and time of the program behind a link; None if there is none (an ImageBuilder ships such links)."""
     try:
-        found = os.stat(target)  # noqa: PTH116  # a text from readlink
+        found = Path(target).stat()
     except OSError:
         return None
     return [found.st_size, found.st_mtime_ns]

@@ -20,10 +20,9 @@ _INSTALL = "package_install"
 _FINISH = ("prepare_rootfs", "build_image")
 _KNOWN = {"package_reload", _INSTALL, *_FINISH, "json_overview_image_info", "checksum"}
 # What `_call_image` does itself before its first step. TARGET_DIR is told, because its name depends on the target.
-_FRESH = (
-    "ndakit_fresh:;@rm -rf $(TARGET_DIR) $(TARGET_DIR_ORIG)"
-    " && mkdir -p $(TARGET_DIR) $(BIN_DIR) $(TMP_DIR) $(DL_DIR) && echo 'ndakit: root $(TARGET_DIR)'"
-)
+_FRESH = "ndakit_fresh:;@rm -rf $(TARGET_DIR) $(TARGET_DIR_ORIG) && mkdir -p $(TARGET_DIR) $(TMP_DIR) $(DL_DIR)"
+_FRESH += " && echo 'ndakit: root $(TARGET_DIR)'"
+_READY = "ndakit_ready:;@mkdir -p $(BIN_DIR) $(TMP_DIR) $(DL_DIR)"
 
 
 @dataclass(frozen=True)
@@ -85,8 +84,9 @@ def root_of(output: str) -> Path | None:
 
 def finish_argv(steps: Steps, request: ImageRequest, profile: str, bin_dir: Path) -> list[str]:
     """The command line that makes the image of an installed root. The size is in .config, for every release."""
-    argv = ["make", "-s", *steps.finish, f"USER_PROFILE={profile}", f"USER_PACKAGES={request.packages}"]
-    argv += [f"USER_FILES={request.files}", f"BIN_DIR={bin_dir}", f"EXTRA_IMAGE_NAME={request.extra_name}"]
+    argv = ["make", "-s", "--eval", _READY, "ndakit_ready", *steps.finish, f"USER_PROFILE={profile}"]
+    argv += [f"USER_PACKAGES={request.packages}", f"USER_FILES={request.files}", f"BIN_DIR={bin_dir}"]
+    argv.append(f"EXTRA_IMAGE_NAME={request.extra_name}")
     if request.disabled_services:
         argv.append(f"DISABLED_SERVICES={' '.join(sorted(request.disabled_services))}")
     return argv
