@@ -17,7 +17,8 @@ from pathlib import Path
 from ndakit import render
 from ndakit.artifacts import ImageFile
 from ndakit.lab_plan import cards
-from ndakit.model import Profile, capacity_of
+from ndakit.model import Profile
+from ndakit.model.capacity import capacity_of
 from ndakit.model.check_image import DISK_TARGETS
 from ndakit.names import device_name
 
