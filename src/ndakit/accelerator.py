@@ -13,6 +13,7 @@ import os
 import platform
 import re
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -20,8 +21,13 @@ from typing import Literal
 from ndakit import process, workspace
 from ndakit.errors import MachineError
 
+Architecture = Literal["x86_64", "arm", "aarch64"]
+"""What a machine's CPU is: as QEMU calls it."""
+
 QEMU = "qemu-system-x86_64"
+PROGRAMS: Mapping[Architecture, str] = {"x86_64": QEMU, "arm": "qemu-system-arm", "aarch64": "qemu-system-aarch64"}
 _PACKAGE = "qemu-system-x86"
+_ARM_PACKAGE = "qemu-system-arm"
 _OLDEST = (7, 2)  # -netdev dgram, which the lab's switch speaks, came with 7.2
 _DEBUG_EXIT_PORT = 0xF4
 _WORKED = 67  # isa-debug-exit ends QEMU with (value << 1) | 1; the boot sector writes 0x21 when all went well
@@ -74,9 +80,15 @@ class Accelerator:
 TCG = Accelerator("tcg", "asked for")
 
 
+def suited(found: Accelerator, architecture: Architecture) -> Accelerator:
+    """The accelerator for a machine of an architecture: `found`, or TCG where it is another than this machine's."""
+    return found if architecture == "x86_64" else Accelerator("tcg", f"{architecture} is not this machine's CPU")
+
+
 def find_qemu(program: str = QEMU) -> Qemu:
     """The QEMU of this machine. Raises ToolMissing or QemuTooOld."""
-    path = process.require(program, package=_PACKAGE, reason="to boot virtual machines")
+    package = _ARM_PACKAGE if program in (PROGRAMS["arm"], PROGRAMS["aarch64"]) else _PACKAGE
+    path = process.require(program, package=package, reason="to boot virtual machines")
     said = process.run([path, "--version"], timeout_s=20).stdout
     found = re.search(r"version (\d+)\.(\d+)\S*(?: \([^)\n]*\))?", said)
     version = (int(found[1]), int(found[2])) if found else (0, 0)

@@ -11,10 +11,11 @@ import hashlib
 import shutil
 import time
 import zlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from ndakit import process, workspace
+from ndakit.accelerator import Architecture
 from ndakit.errors import BuildError, MachineError
 from ndakit.vmspec import Disk, DiskFile, EfiFirmware
 
@@ -29,6 +30,13 @@ _OVMF = (
     ("/usr/share/edk2/ovmf/OVMF_CODE.fd", "/usr/share/edk2/ovmf/OVMF_VARS.fd"),
     ("/usr/share/edk2/x64/OVMF_CODE.4m.fd", "/usr/share/edk2/x64/OVMF_VARS.4m.fd"),
 )
+
+_EFI: Mapping[Architecture, tuple[str, Sequence[tuple[str, str]]]] = {
+    "x86_64": ("ovmf", _OVMF),
+    "arm": ("qemu-efi-arm", (("/usr/share/AAVMF/AAVMF32_CODE.fd", "/usr/share/AAVMF/AAVMF32_VARS.fd"),)),
+    "aarch64": ("qemu-efi-aarch64", (("/usr/share/AAVMF/AAVMF_CODE.fd", "/usr/share/AAVMF/AAVMF_VARS.fd"),)),
+}
+"""Debian's package, and where its files are."""
 
 
 class ImageMissing(BuildError):
@@ -52,11 +60,11 @@ class ImageDamaged(BuildError):
 class EfiMissing(MachineError):
     """There is no UEFI firmware for virtual machines here."""
 
-    def __init__(self, looked: Sequence[str]) -> None:
+    def __init__(self, looked: Sequence[str], package: str) -> None:
         super().__init__(
             "UEFI firmware for virtual machines is needed, and is not installed",
             where=", ".join(looked),
-            fix="apt-get install ovmf",
+            fix=f"apt-get install {package}",
         )
 
 
@@ -141,11 +149,19 @@ def _prune(folder: Path) -> None:
                 old.with_suffix(".lock").unlink(missing_ok=True)
 
 
-def efi(run_dir: Path, name: str, *, places: Sequence[tuple[str, str]] = _OVMF) -> EfiFirmware:
+def efi(
+    run_dir: Path,
+    name: str,
+    architecture: Architecture = "x86_64",
+    *,
+    places: Sequence[tuple[str, str]] | None = None,
+) -> EfiFirmware:
     """The UEFI firmware of this machine, with a fresh copy of the variable store. Raises EfiMissing."""
-    for code, variables in places:
+    package, usual = _EFI[architecture]
+    looked = usual if places is None else places
+    for code, variables in looked:
         if Path(code).is_file() and Path(variables).is_file():
             own = run_dir / f"{name}-efivars.fd"
             shutil.copyfile(variables, own)
             return EfiFirmware(Path(code), own)
-    raise EfiMissing([code for code, _ in places])
+    raise EfiMissing([code for code, _ in looked], package)

@@ -17,7 +17,7 @@ from typing import Self
 
 from ndakit import accelerator as accelerators
 from ndakit import disks, process, workspace
-from ndakit.accelerator import QEMU, Accelerator
+from ndakit.accelerator import PROGRAMS, Accelerator
 from ndakit.console import Console
 from ndakit.deadline import Deadline
 from ndakit.errors import VerifyError
@@ -56,16 +56,22 @@ class Vm:
     """One machine. Made and started by `launch`; a context manager that ends it."""
 
     def __init__(
-        self, spec: VmSpec, run_dir: Path, accelerator: Accelerator, *, program: str = QEMU, cache: Path | None = None
+        self,
+        spec: VmSpec,
+        run_dir: Path,
+        accelerator: Accelerator,
+        *,
+        program: str | None = None,
+        cache: Path | None = None,
     ) -> None:
         self.spec = spec
         self.run_dir = run_dir.absolute()
-        self.accelerator = accelerator
+        self.accelerator = accelerators.suited(accelerator, spec.architecture)
         self.console_log = self.run_dir / f"{spec.name}.console.log"
         self.qemu_log = self.run_dir / f"{spec.name}.qemu.log"
         self.firmware_log = self.run_dir / f"{spec.name}.firmware.log"
         self.console = Console(spec.name, log=self.console_log, facts=self.facts)
-        self._program = program
+        self._program = program or PROGRAMS[spec.architecture]
         self._cache = cache
         self._monitor = Monitor(spec.name)
         self._child: process.Child | None = None
@@ -255,7 +261,7 @@ class Vm:
             files.append(file)
             if file.throw_away:
                 self._kept.callback(file.path.unlink, missing_ok=True)
-        efi = disks.efi(self.run_dir, name) if spec.firmware == "efi" else None
+        efi = disks.efi(self.run_dir, name, spec.architecture) if spec.firmware == "efi" else None
         if efi is not None:
             self._kept.callback(efi.variables.unlink, missing_ok=True)
         if spec.agent_serial:
@@ -285,12 +291,13 @@ class Vm:
 
 
 def launch(
-    spec: VmSpec, run_dir: Path, accelerator: Accelerator, *, program: str = QEMU, cache: Path | None = None
+    spec: VmSpec, run_dir: Path, accelerator: Accelerator, *, program: str | None = None, cache: Path | None = None
 ) -> Vm:
     """Start a machine; logs and throw-away disks go to `run_dir`, which may be shared by machines of other names.
 
     Use it as `with launch(…) as vm:`. QEMU ends with the context, and with this process, however that ends. `program`
-    is QEMU's name or path, `cache` where unpacked images are kept. Raises ToolMissing, QemuTooOld, VmNotStarted,
-    ImageMissing, ImageDamaged, EfiMissing, WorkspaceBusy (a machine of that name runs from `run_dir` already).
+    is QEMU's name or path (default: that of the architecture), `cache` where unpacked images are kept. Raises
+    ToolMissing, QemuTooOld, VmNotStarted, ImageMissing, ImageDamaged, EfiMissing, WorkspaceBusy (a machine of that
+    name runs from `run_dir` already).
     """
     return Vm(spec, run_dir, accelerator, program=program, cache=cache).open()

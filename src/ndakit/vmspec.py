@@ -7,11 +7,12 @@ Pure: values in, a list of words out, so that a golden test can hold every word.
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, Protocol, get_args
 
-from ndakit.accelerator import Accelerator
+from ndakit.accelerator import Accelerator, Architecture
 from ndakit.errors import InputError
 
 DiskFormat = Literal["raw", "qcow2", "vmdk", "vdi", "vhdx"]
@@ -70,7 +71,7 @@ class Nic:
 
 @dataclass(frozen=True)
 class VmSpec:
-    """A virtual machine, x86-64 with one CPU.
+    """A virtual machine with one CPU: a PC, or QEMU's virtual ARM board (`architecture`).
 
     `kernel`, `initrd`, `append`: boot these directly instead of the first disk. `agent_serial`: a virtio-serial port
     named AGENT_PORT, reachable through `Vm.agent_path` (for the lab's hosts; a machine under test gets none).
@@ -87,6 +88,7 @@ class VmSpec:
     append: str = ""
     agent_serial: bool = False
     vga: bool = False
+    architecture: Architecture = "x86_64"
 
     def __post_init__(self) -> None:
         def refuse(what: str, fix: str) -> None:
@@ -102,6 +104,13 @@ class VmSpec:
             refuse("initrd or kernel options without a kernel", "name the kernel as well")
         if self.kernel is not None and self.firmware == "efi":
             refuse("a kernel to boot directly together with EFI", "take firmware bios, or boot from a disk")
+        if self.architecture not in get_args(Architecture):
+            refuse(f"architecture {self.architecture!r}", f"one of {', '.join(get_args(Architecture))}")
+        if self.architecture != "x86_64":
+            if self.kernel is None and self.firmware == "bios":
+                refuse("an ARM board with BIOS", "take firmware efi, or name a kernel to boot directly")
+            if self.vga or any(disk.bus != "virtio" for disk in self.disks):
+                refuse("a PC's devices on an ARM board", "take bus virtio, and no vga")
         names = [nic.name for nic in self.nics]
         if len(set(names)) < len(names):
             refuse("two network cards of one name", "names are unique in a machine")
@@ -149,21 +158,36 @@ class Runtime:
     efi: EfiFirmware | None = None
 
 
+_MACHINES: Mapping[Architecture, tuple[str, ...]] = {
+    "x86_64": ("-machine", "pc"),
+    "arm": ("-machine", "virt,highmem=off", "-cpu", "cortex-a15"),
+    "aarch64": ("-machine", "virt", "-cpu", "cortex-a57"),
+}
+
+
 def qemu_argv(spec: VmSpec, accelerator: Accelerator, runtime: Runtime) -> list[str]:
     """QEMU's command line (7.2 to 10) for a machine.
 
     No default devices, so that a guest has what its spec names and nothing else; one CPU, QEMU's default CPU model (two
     CPUs are slower under TCG, other models broke guests). A random number generator, or dropbear waits for entropy.
+    ARM: the default board is none, its CPU must be named; 32-bit kernels do not reach what lies high in memory.
     """
     argv = [str(runtime.qemu), "-name", spec.name, "-nodefaults", "-no-user-config", "-display", "none"]
-    argv += ["-machine", "pc", *accelerator.arguments(), "-m", str(spec.memory_mib), "-smp", "1", "-rtc", "base=utc"]
+    argv += [
+        *_MACHINES[spec.architecture],
+        *accelerator.arguments(),
+        "-m",
+        str(spec.memory_mib),
+        "-smp",
+        "1",
+        "-rtc",
+        "base=utc",
+    ]
     argv += ["-chardev", f"socket,id=qmp,fd={runtime.qmp_fd}", "-mon", "chardev=qmp,mode=control"]
     argv += ["-chardev", f"socket,id=console,fd={runtime.console_fd}", "-serial", "chardev:console"]
-    argv += ["-chardev", f"file,id=firmware,path={_escape(runtime.firmware_log)}"]
-    argv += [
-        "-device",
-        "isa-debugcon,iobase=0x402,chardev=firmware",
-    ]  # SeaBIOS tells it why it boots nothing
+    if spec.architecture == "x86_64":  # SeaBIOS tells it why it boots nothing
+        argv += ["-chardev", f"file,id=firmware,path={_escape(runtime.firmware_log)}"]
+        argv += ["-device", "isa-debugcon,iobase=0x402,chardev=firmware"]
     argv += ["-object", "rng-random,id=rng,filename=/dev/urandom", "-device", "virtio-rng-pci,rng=rng"]
     if spec.vga:
         argv += ["-device", "VGA"]
