@@ -127,6 +127,15 @@ def decimal(value: object) -> Ready:
     return Ready(f"{value:.2f}".rstrip("0").rstrip("."))
 
 
+def quoted(value: object) -> Ready:
+    """A text in double quotes for keepalived.conf, which has no escapes: what would be replaced there (`$NAME`,
+    `~SEQ(…)`, keepalived.conf(5)) is refused, as are quotes and backslashes."""
+    found = _line(value)
+    if bad := re.search(r'["\\$]|~[A-Z]', found):
+        raise ValueError(f"{bad[0]!r} cannot be written in keepalived.conf")
+    return Ready(f'"{found}"')
+
+
 def words(value: object) -> Ready:
     """Several words of a syntax without quoting, a blank between two."""
     if isinstance(value, str | bytes | Mapping) or not isinstance(value, Iterable):
@@ -156,5 +165,19 @@ def plain(value: Any) -> Any:
 
 FILTERS: Mapping[str, Callable[[object], Ready]] = {
     f.__name__: f
-    for f in (uci, uci_name, shell, powershell, haproxy, word, words, comment, xml, seconds, decimal, authorized_key)
+    for f in (
+        uci,
+        uci_name,
+        shell,
+        powershell,
+        haproxy,
+        word,
+        words,
+        quoted,
+        comment,
+        xml,
+        seconds,
+        decimal,
+        authorized_key,
+    )
 }

@@ -276,7 +276,7 @@ class _Planner:
         check = profile.pools[pool].check
         found = {n: Port(n, kind) for n in numbers}
         if check.port is not None:
-            found.setdefault(check.port, Port(check.port, check.type))
+            found.setdefault(check.port, Port(check.port, "http" if check.type == "http" else "tcp"))
         return tuple(found.values())
 
     def listen(self, host: str, ports: tuple[Port, ...]) -> None:

@@ -21,7 +21,7 @@ from jinja2.exceptions import TemplateNotFound, TemplateSyntaxError
 from jinja2.ext import Extension
 from jinja2.parser import Parser
 
-from ndakit import packages, timezone, view_firewall, view_haproxy
+from ndakit import packages, timezone, view_firewall, view_haproxy, view_ipvs
 from ndakit.errors import BuildError, InputError
 from ndakit.filters import FILTERS, plain
 from ndakit.model import Profile
@@ -112,12 +112,13 @@ def render(profile: Profile, node: str, templates: Sequence[Path]) -> Tree:
         )
     found = _sources(tuple(Path(t) for t in templates))
     view = NodeView(profile, node)
-    balancer = view_haproxy.haproxy(view)
+    balancer, kernel = view_haproxy.haproxy(view), view_ipvs.ipvs(view)
     context = {
         "profile": profile,
         "node": view,
         "release": profile.release,
         "haproxy": balancer,
+        "ipvs": kernel,
         "packages": packages.plan(profile, node),
         "firewall": view_firewall.firewall(view),
         "timezone": timezone.posix(profile.system.timezone, where=f"profile {profile.name}, system.timezone"),
@@ -127,14 +128,16 @@ def render(profile: Profile, node: str, templates: Sequence[Path]) -> Tree:
         content = _content(source, f"{profile.name}, node {node}", context)
         if content is not None:
             files.append(RenderedFile(path, content, mode_of(path), source.name))
-    for path, (page, content) in balancer.sorry_pages.items():
+    own = [(path, content, page) for path, (page, content) in balancer.sorry_pages.items()]
+    own += [(script.path, script.content, script.source) for script in kernel.scripts]
+    for path, content, written in own:
         if path in found:
             raise TemplateConflict(
-                f"{path} is made from the profile's sorry page, and there is a template for it too",
+                f"{path} is made from the profile's file {written}, and there is a template for it too",
                 where=found[path].name,
                 fix="remove or rename the template",
             )
-        files.append(RenderedFile(path, content, MODE_FILE, page))
+        files.append(RenderedFile(path, content, mode_of(path), written))
     return Tree(files)
 
 

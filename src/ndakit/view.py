@@ -252,8 +252,11 @@ class NodeView:
 
     @property
     def forwards(self) -> bool:
-        """True if packets of others pass through: some network has a way out through this node."""
-        return any(net.egress != "none" for net in self.profile.networks.values())
+        """True if packets of others pass through: some network has a way out through this node, or servers answer
+        through it (topology nat)."""
+        return any(net.egress != "none" for net in self.profile.networks.values()) or any(
+            s.topology == "nat" for s in self.profile.services.values()
+        )
 
     @functools.cached_property
     def kernel_values(self) -> tuple[KernelValue, ...]:

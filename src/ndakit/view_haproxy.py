@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from ipaddress import IPv6Address
 
 from ndakit.model import Address, Check, Profile, Timeouts
+from ndakit.model.health import raw_bytes
 from ndakit.view import NodeView
 
 SORRY_FOLDER = "/etc/ndakit"
@@ -19,6 +20,8 @@ BUFFER_BYTES = 16 * 1024
 (measured, 3.0.11), so that a large page needs larger buffers."""
 LARGE_BUFFER_BYTES = 20 * 1024
 _BOOKKEEPING_BYTES = 2 * 1024
+STICK_ENTRIES_PER_CONNECTION = 10
+"""Clients that are remembered for each connection there can be: most of them are reading what they got."""
 _HTX_BYTES = 512
 
 
@@ -53,6 +56,16 @@ class Server:
 
 
 @dataclass(frozen=True)
+class Stick:
+    """A table of clients and the servers that they keep."""
+
+    family: str
+    size: int
+    expire_s: int
+    key: str
+
+
+@dataclass(frozen=True)
 class Backend:
     """A backend: a pool as one or more services use it."""
 
@@ -63,7 +76,13 @@ class Backend:
     hashed: bool
     check: Check
     check_host: str
+    sni: str | None
+    helo: str
+    send: str
+    reply: str
     checked: bool
+    slow_start_s: float | None
+    stick: Stick | None
     timeouts: Timeouts
     servers: tuple[Server, ...]
     sorry_file: str | None
@@ -107,6 +126,9 @@ class HaproxyView:
         return -(-self.connections_max * (2 * self.buffer_bytes + _BOOKKEEPING_BYTES) // 2**20)
 
 
+_Backends = dict[tuple[str, str, Timeouts, Stick | None], Backend]
+
+
 def host(address: Address) -> str:
     """An address as the host part of a socket: IPv6 in brackets."""
     return f"[{address}]" if isinstance(address, IPv6Address) else str(address)
@@ -115,8 +137,8 @@ def host(address: Address) -> str:
 def haproxy(node: NodeView) -> HaproxyView:
     """HAProxy's view of a node."""
     profile = node.profile
-    backends: dict[tuple[str, str, Timeouts], Backend] = {}
-    frontends = tuple(_frontend(profile, name, backends) for name in profile.services)
+    backends: _Backends = {}
+    frontends = tuple(_frontend(node, name, backends) for name, s in profile.services.items() if not s.kernel)
     port = profile.monitoring.statistics.port
     pages = _sorry_pages(profile, {b.pool for b in backends.values() if b.sorry_file is not None})
     large = any(len(content) > BUFFER_BYTES - _HTX_BYTES for _, content in pages.values())
@@ -163,10 +185,11 @@ def sorry_response(page: bytes) -> bytes:
     return "".join(f"{line}\r\n" for line in (*head, "")).encode("ascii") + page
 
 
-def _frontend(profile: Profile, name: str, backends: dict[tuple[str, str, Timeouts], Backend]) -> Frontend:
+def _frontend(node: NodeView, name: str, backends: _Backends) -> Frontend:
+    profile = node.profile
     service = profile.services[name]
     chain = _chain(profile, service.pool)
-    names = [_backend(profile, name, pool, backends).name for pool in chain]
+    names = [_backend(node, name, pool, backends).name for pool in chain]
     # The last resort first: HAProxy takes the first rule that holds.
     detours = tuple(Detour(names[i], tuple(names[:i])) for i in range(len(names) - 1, 0, -1))
     return Frontend(
@@ -189,10 +212,12 @@ def _chain(profile: Profile, pool: str) -> list[str]:
     return chain
 
 
-def _backend(profile: Profile, service: str, pool: str, backends: dict[tuple[str, str, Timeouts], Backend]) -> Backend:
+def _backend(node: NodeView, service: str, pool: str, backends: _Backends) -> Backend:
+    profile = node.profile
     found, user = profile.pools[pool], profile.services[service]
     relevant = user.timeouts.model_copy(update={"client_s": Timeouts().client_s})
-    key = (pool, user.protocol, relevant)
+    stick = _stick(node, service, pool)
+    key = (pool, user.protocol, relevant, stick)
     if key in backends:
         return backends[key]
     first = next((b for b in backends.values() if b.pool == pool), None)
@@ -205,7 +230,13 @@ def _backend(profile: Profile, service: str, pool: str, backends: dict[tuple[str
         hashed=found.balance in ("source", "uri"),
         check=found.check,
         check_host=_check_host(profile, pool),
+        sni=found.check.host or next((h for s in profile.proxied(pool) for h in profile.services[s].hostnames), None),
+        helo=found.check.helo or node.hostname,
+        send=raw_bytes(found.check.send or "").hex(),
+        reply=raw_bytes(found.check.expect.reply or "").hex(),
         checked=first is None,
+        slow_start_s=found.slow_start_s,
+        stick=stick,
         timeouts=relevant,
         servers=tuple(
             Server(
@@ -222,6 +253,23 @@ def _backend(profile: Profile, service: str, pool: str, backends: dict[tuple[str
     return backends[key]
 
 
+def _stick(node: NodeView, service: str, pool: str) -> Stick | None:
+    """The table of a service's clients in one pool of its chain."""
+    profile = node.profile
+    wanted = profile.persistence(service) if pool == profile.services[service].pool else profile.pools[pool].persistence
+    if wanted is None:
+        return None
+    versions = {e.address.version for e in profile.endpoints(service)}
+    masked = any(wanted.bits(v) != (32 if v == 4 else 128) for v in versions)
+    mask = f",ipmask({wanted.netmask},{wanted.netmask_ipv6})" if 6 in versions else f",ipmask({wanted.netmask})"
+    return Stick(
+        family="ipv6" if 6 in versions else "ip",  # IPv4 clients of both are kept as IPv4 addresses in IPv6 form
+        size=STICK_ENTRIES_PER_CONNECTION * node.connections_max,
+        expire_s=wanted.timeout_s,
+        key=f"src{mask if masked else ''}",
+    )
+
+
 def _socket(address: Address, port: int | None) -> str:
     """Where a server listens; without a port HAProxy uses the one that the client asked for."""
     return host(address) if port is None else f"{host(address)}:{port}"
@@ -232,6 +280,6 @@ def _check_host(profile: Profile, pool: str) -> str:
     own = profile.pools[pool].check.host
     if own is not None:
         return own
-    services = profile.services_of(pool)
+    services = profile.proxied(pool)
     names = [name for s in services for name in profile.services[s].hostnames]
     return names[0] if names else host(profile.endpoints(services[0])[0].address)

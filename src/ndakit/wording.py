@@ -51,6 +51,8 @@ EXAMPLES: Mapping[str, str] = {
     "packages": "packages: {tcpdump: add}",
     "labels": "labels: {site: ulm}",
     "expect": "expect: {status: 200}",
+    "type": "type: source",
+    "persistence": "persistence: {type: source, timeout_s: 300}",
 }
 """How a key is written; a test asks for every required key of the model."""
 

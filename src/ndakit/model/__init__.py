@@ -8,6 +8,7 @@ from ndakit.model.base import (
     SecretRef,
     Subnet,
 )
+from ndakit.model.health import Check, Expect
 from ndakit.model.host import (
     Access,
     Bond,
@@ -23,7 +24,7 @@ from ndakit.model.host import (
     Vrrp,
 )
 from ndakit.model.profile import DEVICES, Endpoint, Instance, Profile
-from ndakit.model.traffic import Check, Expect, Pool, Server, Service, Sorry, Timeouts
+from ndakit.model.traffic import Persistence, Pool, Server, Service, Sorry, Timeouts
 
 __all__ = [
     "DEVICES",
@@ -42,6 +43,7 @@ __all__ = [
     "Monitoring",
     "Network",
     "Node",
+    "Persistence",
     "Pool",
     "Profile",
     "Route",

@@ -66,19 +66,19 @@ def families(profile: Profile) -> Iterator[Finding]:
 
 def port_clashes(profile: Profile) -> Iterator[Finding]:
     """One address and port for two services, or for a service and what every balancer runs itself."""
-    taken: dict[Address, list[tuple[int, int, str, KeyPath]]] = {}
+    taken: dict[tuple[Address, str], list[tuple[int, int, str, KeyPath]]] = {}
     for name, service in profile.services.items():
         wanted = {int(f[-1]) for f in service.families or ("ipv4", "ipv6")}
         for vip in dict.fromkeys(v for v in service.vip if v in profile.vips):
             for address in profile.vips[vip].address:
                 if address.version in wanted:
-                    entry = taken.setdefault(address, [])
+                    entry = taken.setdefault((address, service.transport), [])
                     entry += [(low, high, name, ("vips", vip)) for low, high in service.port]
     told: set[tuple[str, str]] = set()
-    for address, entries in taken.items():
+    for (address, transport), entries in taken.items():
         last: tuple[int, int, str, KeyPath] | None = None
         for low, high, name, vip_path in sorted(entries, key=lambda e: e[:3]):
-            if low <= SSH_PORT <= high and (name, "ssh") not in told:
+            if transport == "tcp" and low <= SSH_PORT <= high and (name, "ssh") not in told:
                 told.add((name, "ssh"))
                 yield error(
                     "port-of-ssh",
@@ -119,7 +119,7 @@ def check_ports(profile: Profile) -> Iterator[Finding]:
     """Checks that do not know which port to ask."""
     users = _users(profile)
     for name, pool in profile.pools.items():
-        if pool.port is not None or pool.check.port is not None:
+        if pool.port is not None or pool.check.port is not None or pool.check.type in ("ping", "script"):
             continue
         ports = {span for s in users[name] for span in profile.services[s].port}
         single = len(ports) == 1 and all(low == high for low, high in ports)
@@ -140,7 +140,7 @@ def check_hosts(profile: Profile) -> Iterator[Finding]:
     """http checks that would ask for the name of only one of two sites."""
     users = _users(profile)
     for name, pool in profile.pools.items():
-        if pool.check.type != "http" or pool.check.host is not None:
+        if pool.check.type not in ("http", "https") or pool.check.host is not None:
             continue
         firsts: dict[str, str] = {}
         for service in sorted(users[name]):
@@ -162,7 +162,8 @@ def check_load(profile: Profile) -> Iterator[Finding]:
     rates: dict[Address, list[tuple[float, KeyPath]]] = {}
     for name, pool in profile.pools.items():
         for server, facts in pool.servers.items():
-            rate = len(profile.nodes) / pool.check.interval_s
+            # keepalived checks a server once for each virtual server, HAProxy once for each pool.
+            rate = len(profile.nodes) / pool.check.interval_s * _checkers(profile, name)
             rates.setdefault(facts.address[0], []).append((rate, ("pools", name, "servers", server)))
     told: set[KeyPath] = set()
     for address, found in rates.items():
@@ -179,6 +180,17 @@ def check_load(profile: Profile) -> Iterator[Finding]:
                 (*pool_path, "check"), f"lengthen interval_s; at most {CHECKS_PER_S_MAX:g} checks a second are enough",
                 also=tuple((*p[:2], "check") for _, p in found),
             )  # fmt: skip
+
+
+def _checkers(profile: Profile, pool: str) -> int:
+    """How many times each node checks a server of a pool at the same time."""
+    found = 1 if profile.proxied(pool) else 0
+    for name in profile.kernel_services:
+        service = profile.services[name]
+        if service.pool == pool and all(v in profile.vips for v in service.vip):
+            endpoints = profile.endpoints(name)
+            found += len({e.address.version for e in endpoints} if len(service.ports) > 1 else endpoints)
+    return max(1, found)
 
 
 def sorry_pages(profile: Profile) -> Iterator[Finding]:
@@ -205,7 +217,7 @@ def sorry_pages(profile: Profile) -> Iterator[Finding]:
         if pool.sorry is None or pool.sorry.page is None:
             continue
         for service in sorted(users[name]):
-            if profile.services[service].protocol == "tcp":
+            if profile.services[service].protocol == "tcp" and not profile.services[service].kernel:
                 yield error(
                     "sorry-page-on-tcp",
                     f"pool {name} has a sorry page, and service {service} is tcp, which cannot show one",
@@ -250,7 +262,7 @@ def protocols(profile: Profile) -> Iterator[Finding]:
         direct.setdefault(service.pool, []).append(name)
     for name, pool in profile.pools.items():
         for user in sorted(users[name]):
-            if pool.balance == "uri" and profile.services[user].protocol == "tcp":
+            if pool.balance == "uri" and profile.services[user].protocol == "tcp" and user in profile.proxied(name):
                 yield error(
                     "balance-needs-http", f"pool {name} balances by uri, and service {user} is tcp, which has none",
                     ("services", user, "protocol"), "write protocol: http, or balance: source for the pool",

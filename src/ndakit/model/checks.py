@@ -3,14 +3,24 @@
 Each finding names the two places that disagree. The rules live in `check_addresses` (who has which address where),
 `check_host` (cards, VRRP, access, device), `check_traffic` (pools and services), `check_release` (what the release
 cannot do), `check_packages` (what is to be left out although it is needed) and `check_image` (files that platform or
-device cannot use). Rules within one object are validators of its class; rules across profiles are in `neighbours`.
+device cannot use), `check_ipvs` (what only one of HAProxy and IPVS can do) and `check_replies` (the way of
+answers). Rules within one object are validators of its class; rules across profiles are in `neighbours`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 
-from ndakit.model import check_addresses, check_host, check_image, check_packages, check_release, check_traffic
+from ndakit.model import (
+    check_addresses,
+    check_host,
+    check_image,
+    check_ipvs,
+    check_packages,
+    check_release,
+    check_replies,
+    check_traffic,
+)
 from ndakit.model.findings import Finding
 from ndakit.model.profile import Profile
 
@@ -18,7 +28,7 @@ __all__ = ["Finding", "findings"]
 
 RULES = (
     *check_addresses.RULES, *check_host.RULES, *check_traffic.RULES, *check_release.RULES, *check_packages.RULES,
-    *check_image.RULES,
+    *check_image.RULES, *check_ipvs.RULES, *check_replies.RULES,
 )  # fmt: skip
 
 

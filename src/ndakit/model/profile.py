@@ -18,7 +18,7 @@ from pydantic import AfterValidator, BeforeValidator, Field, PlainSerializer, Wi
 from ndakit.mistakes import guess
 from ndakit.model.base import Address, Model, Subnet, Text, mistake
 from ndakit.model.host import Access, Image, Monitoring, Network, Node, Platform, System, Vip, Vrrp
-from ndakit.model.traffic import Pool, Server, Service, Timeouts
+from ndakit.model.traffic import Persistence, Pool, Server, Service, Timeouts
 from ndakit.names import Name, device_name
 from ndakit.release import Release
 
@@ -272,18 +272,60 @@ class Profile(Model):
             direct |= more
         return tuple(n for n, s in self.services.items() if s.pool in direct)
 
+    def proxied(self, pool: str) -> tuple[str, ...]:
+        """Those of `services_of` that HAProxy carries."""
+        return tuple(n for n in self.services_of(pool) if not self.services[n].kernel)
+
+    def balanced(self, pool: str) -> tuple[str, ...]:
+        """Those of `services_of` that the kernel (IPVS) balances."""
+        return tuple(n for n in self.services_of(pool) if self.services[n].kernel)
+
+    @property
+    def kernel_services(self) -> tuple[str, ...]:
+        """The services that the kernel (IPVS) balances."""
+        return tuple(n for n, s in self.services.items() if s.kernel)
+
+    def persistence(self, service: str) -> Persistence | None:
+        """How clients of a service keep their server: its own word, else its pool's."""
+        found = self.services[service]
+        return found.persistence or (self.pools[found.pool].persistence if found.pool in self.pools else None)
+
+    @functools.cached_property
+    def marks(self) -> dict[str, int]:
+        """Service → firewall mark, for those that the kernel balances as one although they have several ports.
+
+        From the names alone, so that nodes with images of different age agree; 1 to 255, shifted left by four: the bits
+        below belong to others (verified-fragments of the project's reference, 3.5).
+        """
+        found: dict[str, int] = {}
+        for name in sorted(self.kernel_services):
+            if len(self.services[name].ports) > 1:
+                number = zlib.crc32(name.encode()) % 255 + 1
+                while number << 4 in found.values():
+                    number = number % 255 + 1
+                found[name] = number << 4
+        return found
+
     def detection_s(self, pool: str) -> float:
         """The longest time, in seconds, from a server's death to its leaving the pool (one node's view)."""
-        return self.pools[pool].check.detection_s(self._check_connect_s(pool))
+        check = self.pools[pool].check
+        by_haproxy = check.detection_s(self._check_connect_s(pool))
+        if not self.balanced(pool):
+            return by_haproxy
+        return max(check.kernel_detection_s, by_haproxy if self.proxied(pool) else 0)
 
     def recovery_s(self, pool: str) -> float:
         """The longest time, in seconds, from a server's recovery to its return to the pool (one node's view)."""
-        return self.pools[pool].check.recovery_s(self._check_connect_s(pool))
+        check = self.pools[pool].check
+        by_haproxy = check.recovery_s(self._check_connect_s(pool))
+        if not self.balanced(pool):
+            return by_haproxy
+        return max(check.kernel_recovery_s, by_haproxy if self.proxied(pool) else 0)
 
     def _check_connect_s(self, pool: str) -> float:
-        """The time-out for connecting that a pool's checks have: that of the first service that uses the pool, for it
-        makes the backend that checks."""
-        users = self.services_of(pool)
+        """The time-out for connecting that a pool's checks have: that of the first proxied service that uses the pool,
+        for it makes the backend that checks."""
+        users = self.proxied(pool)
         return self.services[users[0]].timeouts.connect_s if users else Timeouts().connect_s
 
     def sources(self, version: int) -> tuple[Subnet, ...]:

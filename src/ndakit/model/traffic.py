@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import AfterValidator, BeforeValidator, Field, PlainSerializer, WithJsonSchema, model_validator
@@ -17,93 +18,41 @@ from ndakit.model.base import (
     Model,
     Number,
     Port,
-    UrlPath,
     as_list,
     mistake,
 )
+from ndakit.model.health import Check
 from ndakit.names import HostName, Name
 
-Balance = Literal["roundrobin", "leastconn", "source", "first", "uri", "random"]
+Balance = Literal[
+    "roundrobin", "leastconn", "source", "first", "uri", "random",
+    "destination", "locality", "locality-replica", "shortest-delay",
+    "rr", "wrr", "lc", "wlc", "lblc", "lblcr", "dh", "sh", "sed", "nq", "fo", "ovf", "mh",
+]  # fmt: skip
+
+PROXY_BALANCE = ("roundrobin", "leastconn", "source", "first", "uri", "random")
+"""Ways to choose a server that HAProxy has."""
+
+SCHEDULERS: Mapping[str, str] = {
+    "roundrobin": "wrr",
+    "leastconn": "wlc",
+    "source": "sh",
+    "destination": "dh",
+    "locality": "lblc",
+    "locality-replica": "lblcr",
+    "shortest-delay": "sed",
+    **{s: s for s in ("rr", "wrr", "lc", "wlc", "lblc", "lblcr", "dh", "sh", "sed", "nq", "fo", "ovf", "mh")},
+}
+"""Ways to choose a server that IPVS has, and its names for them (ipvsadm(8))."""
+
+WEIGHTLESS = ("rr", "lc", "dh")
+"""Schedulers that look at no weight but 0."""
+
+KERNEL_TOPOLOGIES = ("nat", "dr", "tun")
+"""Topologies that the kernel (IPVS) balances, with keepalived's virtual servers."""
 
 SORRY_PAGE_MAX = 16 * 1024
 """HAProxy keeps an errorfile in one buffer (tune.bufsize, 16 KiB) and refuses larger ones."""
-
-
-class Expect(Model):
-    """What an http check takes for a good answer."""
-
-    status: Annotated[Int, Between(100, 599)] | None = None
-    """The HTTP status; without it any 2xx or 3xx is good."""
-
-
-class Check(Model):
-    """How a pool finds out which of its servers are well."""
-
-    short_form: ClassVar[str | None] = "type"
-    planned_values: ClassVar = {"type": {"mysql-replica": "database replicas"}}
-    planned: ClassVar = {
-        "user": "checks that log in",
-        "password": "checks that log in",
-        "max_lag_s": "database replicas",
-    }
-
-    type: Literal["tcp", "http"] = "tcp"
-    """`tcp`: a connection is accepted. `http`: a request is answered as expected."""
-    path: UrlPath | None = None
-    """http: the path that is asked for, default `/`."""
-    host: HostName | None = None
-    """http: the Host header; by default the first of the service's `hostnames`."""
-    expect: Expect = Expect()
-    """http: what counts as a good answer."""
-    port: Port | None = None
-    """The port that is checked, where it is not the server's own."""
-    interval_s: Annotated[Number, Between(0.1, 3600, "s")] = 2.0
-    """Seconds between two checks of a server, by each node."""
-    timeout_s: Annotated[Number, Between(0.1, 600, "s")] = 2.0
-    """http: seconds that a server has for its answer once it is connected. Connecting may take as long as the service's
-    `timeouts.connect_s`, at most `interval_s`, and that is all there is to a tcp check."""
-    rise: Annotated[Int, Between(1, 100)] = 2
-    """Good checks in a row after which a server is in the pool again."""
-    fall: Annotated[Int, Between(1, 100)] = 3
-    """Failed checks in a row after which a server is out of the pool."""
-
-    @model_validator(mode="after")
-    def _http_only(self) -> Self:
-        if self.type == "tcp":
-            for key, value in (("path", self.path), ("host", self.host), ("expect.status", self.expect.status)):
-                if value is not None:
-                    raise mistake(
-                        "http-only", "'{key}' belongs to an http check, and this one is tcp", key=key,
-                        fix=f"write type: http, or leave {key} out",
-                    )  # fmt: skip
-        return self
-
-    @property
-    def request_path(self) -> str:
-        """http: the path that is asked for."""
-        return self.path or "/"
-
-    def attempt_s(self, connect_s: float) -> float:
-        """The longest time, in seconds, that one check takes. `connect_s` is the backend's `timeout connect`.
-
-        Connecting may take min(`timeout connect`, `inter`), and `timeout check` comes on top, for the answer once
-        connected (HAProxy's configuration manual, "timeout check"); a tcp check ends with the connection.
-        """
-        return min(connect_s, self.interval_s) + (self.timeout_s if self.type == "http" else 0.0)
-
-    def detection_s(self, connect_s: float) -> float:
-        """The longest time, in seconds, from a server's death to its leaving the pool (one node's view).
-
-        It dies right after a good check; the interval runs from the end of one check to the start of the next.
-        """
-        return self.fall * (self.interval_s + self.attempt_s(connect_s))
-
-    def recovery_s(self, connect_s: float) -> float:
-        """The longest time, in seconds, from a server's recovery to its return to the pool (one node's view).
-
-        It comes back while a check is running that still fails, and `rise` good ones follow.
-        """
-        return self.attempt_s(connect_s) + self.rise * (self.interval_s + self.attempt_s(connect_s))
 
 
 class Sorry(Model):
@@ -135,29 +84,71 @@ class Server(Model):
     weight: Annotated[Int, Between(0, 256)] = 1
     """Its share compared with the others'; 0 takes no new connections."""
     max_connections: Annotated[Int, Between(1, 1_000_000)] | None = None
-    """More connections than this wait in the balancer's queue."""
+    """More connections than this wait in the balancer's queue; with topology nat, dr and tun there is no queue, and
+    they go to the other servers."""
+    resume_below: Annotated[Int, Between(1, 1_000_000)] | None = None
+    """A full server gets new connections again once it has fewer than this; default three quarters of
+    `max_connections`. Services of topology nat, dr and tun only."""
+
+    def address_of(self, version: int) -> Address | None:
+        """The address of an IP version."""
+        return next((a for a in self.address if a.version == version), None)
+
+    @model_validator(mode="after")
+    def _thresholds(self) -> Self:
+        if self.resume_below is not None and self.resume_below > (self.max_connections or 0):
+            raise mistake(
+                "thresholds", "resume_below {low} is above max_connections {high}", low=self.resume_below,
+                high=self.max_connections or "(not stated)", fix="write resume_below below max_connections",
+            )  # fmt: skip
+        return self
+
+
+class Persistence(Model):
+    """A client keeps its server."""
+
+    planned_values: ClassVar = {"type": {"cookie": "cookies"}}
+    planned: ClassVar = {"name": "cookies", "on_failure": "clients without their server"}
+
+    type: Literal["source"]
+    """`source`: who comes from the same address gets the same server."""
+    timeout_s: Annotated[Int, Between(1, 86400, "s")] = 300
+    """Seconds after the client's last connection for which this is remembered."""
+    netmask: Annotated[Int, Between(8, 32, "bits")] = 32
+    """How many bits of an IPv4 address count: with 24, all of a /24 get the same server."""
+    netmask_ipv6: Annotated[Int, Between(16, 128, "bits")] = 128
+    """How many bits of an IPv6 address count."""
+
+    def bits(self, version: int) -> int:
+        """How many bits of an address of an IP version count."""
+        return self.netmask if version == 4 else self.netmask_ipv6
 
 
 class Pool(Model):
     """Servers that can stand in for each other."""
 
-    planned: ClassVar = {
-        "persistence": "a client keeps its server",
-        "reply_route": "the way of the servers' answers",
-        "raw": "the escape hatch",
-    }
-    planned_values: ClassVar = {
-        "balance": dict.fromkeys(("destination", "locality", "locality-replica", "shortest-delay"), "IPVS's schedulers")
-    }
+    planned: ClassVar = {"raw": "the escape hatch"}
 
     port: Port | None = None
     """The servers' port where they do not state their own; default: the service's."""
     balance: Balance = "roundrobin"
-    """How a server is chosen: `roundrobin`, `leastconn`, `source`, `first`, `uri`, `random`."""
+    """How a server is chosen. By HAProxy (topology proxy): `roundrobin`, `leastconn`, `source`, `first`, `uri`,
+    `random`. By IPVS (nat, dr, tun): `roundrobin` (wrr), `leastconn` (wlc), `source` (sh), `destination` (dh),
+    `locality` (lblc), `locality-replica` (lblcr), `shortest-delay` (sed), or IPVS's own names."""
     check: Check = Check()
     """How the servers are watched: a type, or a mapping."""
     sorry: Sorry | None = None
-    """What clients get when no server is left; without it HAProxy's plain 503."""
+    """What clients get when no server is left; without it HAProxy's plain 503, or (topology nat, dr, tun) nothing. IPVS
+    has room for one sorry server, which nobody checks."""
+    quorum: Annotated[Int, Between(1, 100_000)] | None = None
+    """Below this sum of weights the sorry server takes over. Services of topology nat, dr and tun only."""
+    persistence: Persistence | None = None
+    """A client keeps its server; a service may say otherwise."""
+    slow_start_s: Annotated[Number, Between(1, 3600, "s")] | None = None
+    """Seconds over which a server that returns gets its full share again. Topology proxy only: IPVS cannot do that."""
+    reply_route: Literal["default", "policy"] = "default"
+    """The way of the servers' answers. `default`: their default route. `policy`: a rule of their own, for these answers
+    only; so that nat works beside another default gateway, and dr and tun beside one that is the balancer."""
     servers: Annotated[dict[Name, Server], Field(min_length=1)]
     """The servers by name: an address, or a mapping."""
 
@@ -243,18 +234,11 @@ class Service(Model):
         "tls": "TLS termination",
         "routes": "choosing the pool by host or path",
         "headers": "changing headers",
-        "persistence": "a client keeps its server",
         "engine": "the program that carries the service",
         "raw": "the escape hatch",
     }
     planned_values: ClassVar = {
-        "topology": {
-            "tproxy": "servers see the clients' addresses",
-            "nat": "IPVS with address translation",
-            "dr": "IPVS with direct return",
-            "tun": "IPVS through tunnels",
-        },
-        "protocol": {"udp": "services without connections"},
+        "topology": {"tproxy": "servers see the clients' addresses"},
     }
 
     vip: Annotated[tuple[Name, ...], BeforeValidator(as_list), Field(min_length=1), WithJsonSchema(_NAME_OR_LIST)]
@@ -263,28 +247,34 @@ class Service(Model):
     """`ipv4`, `ipv6`; default: those of the VIP."""
     port: Ports
     """The port on the VIP: one, a range such as 10000-10100, or a list."""
-    topology: Literal["proxy"] = "proxy"
-    """How traffic reaches the servers: `proxy` ends connections in HAProxy and opens its own to the server."""
-    protocol: Literal["http", "tcp"]
-    """What is spoken; always stated."""
+    topology: Literal["proxy", "nat", "dr", "tun"] = "proxy"
+    """How traffic reaches the servers. `proxy` ends connections in HAProxy and opens its own to the server. The others
+    are balanced by the kernel (IPVS), and servers see the clients' addresses: `nat` rewrites the destination, and
+    answers come back through the balancer, the servers' gateway; `dr` hands packets on unchanged to servers in the same
+    network, which have the VIP on their loopback and answer directly; `tun` does that through an IP tunnel, so that
+    servers can be anywhere."""
+    protocol: Literal["http", "tcp", "udp"]
+    """What is spoken; always stated. `http` needs topology proxy, `udp` nat, dr or tun."""
     hostnames: tuple[HostName, ...] = ()
     """The names clients use; the first is the default Host of the pool's http check."""
     pool: Name
     """Where requests go."""
     timeouts: Timeouts = Timeouts()
-    """How long HAProxy waits."""
+    """How long HAProxy waits (topology proxy)."""
+    persistence: Persistence | None = None
+    """A client keeps its server; default: the pool's."""
+
+    @property
+    def kernel(self) -> bool:
+        """True if IPVS balances it, False if HAProxy does."""
+        return self.topology in KERNEL_TOPOLOGIES
+
+    @property
+    def transport(self) -> Literal["tcp", "udp"]:
+        """The protocol in the packets' headers."""
+        return "udp" if self.protocol == "udp" else "tcp"
 
     @property
     def ports(self) -> tuple[int, ...]:
         """Every single port."""
         return tuple(p for low, high in self.port for p in range(low, high + 1))
-
-
-def server_port(server: Server, pool: Pool) -> int | None:
-    """The port of a server as the pool sees it; None = the port the client asked for."""
-    return server.port or pool.port
-
-
-def first_address(server: Server) -> Address:
-    """The address that proxies use."""
-    return server.address[0]
