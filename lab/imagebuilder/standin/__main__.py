@@ -8,7 +8,6 @@ from __future__ import annotations
 import functools
 import json
 import os
-import shutil
 import sys
 import time
 from collections.abc import Callable
@@ -41,7 +40,9 @@ class _Folder:
     def packages(self) -> list[resolve.Package]:
         """The packages that PACKAGES asks for. Raises resolve.Unresolvable."""
         defaults = [*self.family.default_packages, *self.family.profile_packages, "kernel"]
-        return resolve.selection(self.feed, defaults, _setting("PACKAGES"), self.family, _say)
+        return resolve.selection(
+            self.feed, defaults, _setting("USER_PACKAGES") or _setting("PACKAGES"), self.family, _say
+        )
 
 
 def _setting(name: str) -> str:
@@ -75,7 +76,7 @@ def info(folder: _Folder) -> int:
 
 
 def _profile_known(folder: _Folder) -> bool:
-    wanted = _setting("PROFILE")
+    wanted = _setting("USER_PROFILE").removeprefix("DEVICE_") or _setting("PROFILE")
     if wanted and wanted != folder.family.profile:
         _say(f'Profile "{wanted}" does not exist!')
         _say('Use "make info" to get a list of available profile names.')
@@ -94,28 +95,41 @@ def manifest(folder: _Folder) -> int:
     return 0
 
 
-def image(folder: _Folder) -> int:
-    """`make image`: everything."""
+def package_install(folder: _Folder) -> int:
+    """`make package_install`: the packages into the empty TARGET_DIR."""
     if not _profile_known(folder):
         return 1
-    started_s = time.monotonic()
+    _say("Installing packages...")
     packages = folder.packages()
     for package in packages:
         if package.absent:
             _note(f"lab: package {package.name} has no stand-in: nothing of it is in the image")
+    tree.installed_root(_base(folder, packages), Path(_setting("TARGET_DIR")))
+    return 0
+
+
+def prepare_rootfs(folder: _Folder) -> int:
+    """`make prepare_rootfs`: the root of TARGET_DIR becomes that of one image."""
+    _say("Finalizing root filesystem...")
+    files = HERE / _setting("USER_FILES") if _setting("USER_FILES") else None
+    disabled = _setting("DISABLED_SERVICES").split()
+    for line in tree.prepare_root(Path(_setting("TARGET_DIR")), files, disabled, folder.epoch):
+        _say(line)
+    return 0
+
+
+def build_image(folder: _Folder) -> int:
+    """`make build_image`: the images of the root in TARGET_DIR, and the files that describe them."""
+    started_s = time.monotonic()
+    packages = folder.packages()
     base = _base(folder, packages)
     knobs = images.Knobs.read(HERE / ".config")
-    files = HERE / _setting("FILES") if _setting("FILES") else None
     target = HERE / (_setting("BIN_DIR") or f"bin/targets/{folder.family.target.name}")
     target.mkdir(parents=True, exist_ok=True)
-    scratch = HERE / "build_dir"
-    scratch.mkdir(exist_ok=True)
-    root = scratch / f"root-{folder.family.target.board}"
-    for line in tree.image_root(base, root, files, _setting("DISABLED_SERVICES").split(), folder.epoch):
-        _say(line)
+    root = Path(_setting("TARGET_DIR"))
     partsize = knobs.text("TARGET_ROOTFS_PARTSIZE", str(folder.family.default_rootfs_mib))
-    if folder.family.rootfs_partsize_variable and _setting("ROOTFS_PARTSIZE"):
-        partsize = _setting("ROOTFS_PARTSIZE")
+    if folder.family.rootfs_partsize_variable and _setting("CONFIG_TARGET_ROOTFS_PARTSIZE"):
+        partsize = _setting("CONFIG_TARGET_ROOTFS_PARTSIZE")
     job = images.Job(
         family=folder.family,
         tools=tools.Tools(folder.cache),
@@ -124,7 +138,7 @@ def image(folder: _Folder) -> int:
         lab=folder.lab,
         cache=folder.cache,
         root=root,
-        scratch=scratch,
+        scratch=root.parent,
         target=target,
         extra=_setting("EXTRA_IMAGE_NAME"),
         knobs=knobs,
@@ -136,7 +150,6 @@ def image(folder: _Folder) -> int:
     _say("Building images...")
     records = images.build(job)
     images.describe(job, records, packages, base.versions)
-    shutil.rmtree(scratch, ignore_errors=True)
     _say(f"lab: images made in {time.monotonic() - started_s:.1f} s")
     return 0
 
@@ -156,7 +169,8 @@ def _base(folder: _Folder, packages: list[resolve.Package]) -> tree.Base:
 
 
 _VERBS: dict[str, Callable[[_Folder], int]] = {
-    "info": info, "manifest": manifest, "image": image, "package_list": package_list,
+    "info": info, "manifest": manifest, "package_list": package_list, "package_install": package_install,
+    "prepare_rootfs": prepare_rootfs, "build_image": build_image,
 }  # fmt: skip
 
 

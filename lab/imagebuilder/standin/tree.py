@@ -99,11 +99,14 @@ def prune(folder: Path, *, keep: int = 8, idle_s: float = 7200.0) -> None:
                 path.unlink(missing_ok=True)
 
 
-def image_root(base: Base, into: Path, files: Path | None, disabled: Sequence[str], epoch: int) -> list[str]:
-    """Make the root of one image in `into`: base, FILES, enabled services, settled times. The services' messages."""
-    shutil.rmtree(into, ignore_errors=True)
-    into.parent.mkdir(parents=True, exist_ok=True)
+def installed_root(base: Base, into: Path) -> None:
+    """Put the installed packages into the empty folder `into`."""
+    into.mkdir(parents=True, exist_ok=True)
     link_tree(base.root, into)
+
+
+def prepare_root(into: Path, files: Path | None, disabled: Sequence[str], epoch: int) -> list[str]:
+    """Make an installed root that of one image: FILES, enabled services, settled times. The services' messages."""
     if files is not None and files.is_dir():  # a folder that does not exist is silently left out, as in rootfs.mk
         lay_over(files, into)
     said = _enable(into, disabled)
