@@ -21,6 +21,9 @@ from ndakit.errors import NdakitError
 
 PROFILE_HELP = "profile's name (profiles/NAME.yaml) or path to its file"
 NODE_HELP = "only this node (default: all)"
+OFFLINE_HELP = "openwrt: take the ImageBuilder from the cache, open no connection for it"
+MIRROR_HELP = "openwrt: download address instead of OpenWrt's own (several: comma; also NDAKIT_MIRROR)"
+CHECKSUM_HELP = "openwrt: the ImageBuilder archive's SHA-256, instead of a signature"
 
 
 def shown(body: Callable[..., Any]) -> Callable[..., Any]:
@@ -93,7 +96,10 @@ def render(c: Context, profile: str, node: str | None = None, out: str | None = 
         "profile": PROFILE_HELP,
         "node": NODE_HELP,
         "builder": "lab (a stand-in, for testing) or openwrt (images to flash)",
-        "imagebuilder": "openwrt: folder of an unpacked ImageBuilder",
+        "imagebuilder": "openwrt: folder of an unpacked ImageBuilder (default: the release's is fetched)",
+        "offline": OFFLINE_HELP,
+        "mirror": MIRROR_HELP,
+        "checksum": CHECKSUM_HELP,
         "json": "the result as JSON",
     },
 )
@@ -104,13 +110,69 @@ def build(
     node: str | None = None,
     builder: str = "lab",
     imagebuilder: str | None = None,
+    offline: bool = False,
+    mirror: str | None = None,
+    checksum: str | None = None,
     json: bool = False,
 ) -> None:
     """Build the disk image of each node; does nothing if it is up to date."""
+    from ndakit.builders import FetchOptions
     from ndakit.front import build_profile
     from ndakit.workspace import Workspace
 
-    build_profile(Workspace.at(), profile, node, builder, Path(imagebuilder) if imagebuilder else None, as_json=json)
+    folder = Path(imagebuilder) if imagebuilder else None
+    fetch_options = FetchOptions(mirror, offline, checksum)
+    build_profile(Workspace.at(), profile, node, builder, folder, fetch_options, as_json=json)
+
+
+@task(
+    positional=["profile"],
+    help={
+        "profile": "take release and device from this profile",
+        "release": "OpenWrt's release, such as 24.10.8",
+        "device": "device as in a profile, such as x86-64",
+        "offline": OFFLINE_HELP,
+        "mirror": MIRROR_HELP,
+        "checksum": CHECKSUM_HELP,
+        "json": "the result as JSON",
+    },
+)
+@shown
+def fetch(
+    c: Context,
+    profile: str = "",
+    release: str | None = None,
+    device: str | None = None,
+    offline: bool = False,
+    mirror: str | None = None,
+    checksum: str | None = None,
+    json: bool = False,
+) -> None:
+    """Download and verify OpenWrt's ImageBuilder into the cache; builds do it by themselves."""
+    from ndakit.builders import FetchOptions
+    from ndakit.getting import fetch_imagebuilder
+    from ndakit.workspace import Workspace
+
+    options = FetchOptions(mirror, offline, checksum)
+    fetch_imagebuilder(Workspace.at(), profile, release, device, options, as_json=json)
+
+
+@task(
+    positional=["profile"],
+    help={
+        "profile": PROFILE_HELP,
+        "server": "only this server: its name, or POOL/SERVER (default: all)",
+        "out": "folder to write to (default: servers/PROFILE)",
+        "json": "what each server needs, as JSON",
+    },
+)
+@shown
+def servers(c: Context, profile: str, server: str | None = None, out: str | None = None, json: bool = False) -> None:
+    """Write what each server must have (gateway, VIP, tunnel) as scripts with an undo."""
+    from ndakit.server_scripts import write_scripts
+    from ndakit.workspace import Workspace
+
+    write_scripts(Workspace.at(), profile, server, Path(out) if out else None, as_json=json)
 
 
 @task(positional=["profile"], help={"profile": PROFILE_HELP, "node": "the node to boot (default: the first)"})
@@ -193,7 +255,7 @@ def clean(c: Context, cache: bool = False) -> None:
 
 GROUPS = (
     ("look", (list_profiles, show, check)),
-    ("make", (render, build)),
+    ("make", (render, fetch, build, servers)),
     ("try", (boot, verify, demo)),
     ("care", (test, bench, clean)),
 )

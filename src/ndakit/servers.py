@@ -1,0 +1,281 @@
+"""The servers' side of a profile: what each server must have so that the balancers can use it, as scripts that run.
+
+Owns which machine needs which gateway, address, tunnel and rule, from the topologies of the services that use it, and
+the scripts for Linux, Windows and FreeBSD (templates/servers). Pure; where scripts are written to is the front end's
+business. The same machine may stand in several pools: servers with a common address are one machine.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from ndakit import render
+from ndakit.errors import InputError
+from ndakit.model import Address, Profile, Server
+
+FIRST_TABLE = 4201
+"""The first routing table for answers by port: far from those that distributions and admins use."""
+LOOPBACK = "lo"
+TUNNELS = {4: ("ipip", "ndakit4"), 6: ("ip6_tunnel", "ndakit6")}
+"""IP version → kernel module and device. A device of our own, for tunl0 takes packets for every local address."""
+SYSTEMS = {"linux": "servers/linux.sh.j2", "windows": "servers/windows.ps1.j2", "freebsd": "servers/freebsd.sh.j2"}
+
+
+class NoSuchServer(InputError):
+    """`--server` names no server of the profile."""
+
+    def __init__(self, name: str, known: Sequence[str]) -> None:
+        super().__init__(
+            f"no pool has a server '{name}'", where="--server", fix=f"use one of: {', '.join(known) or 'none'}"
+        )
+
+
+@dataclass(frozen=True)
+class Gateway:
+    """A default route through a gateway VIP; `own` is the server's address in that network."""
+
+    gateway: Address
+    own: Address
+
+
+@dataclass(frozen=True)
+class Answers:
+    """Answers from an address and port (or range) take a gateway of their own, by a rule and a routing table.
+
+    `own` is the server's address in the gateway's network, `source` the one that the answers come from.
+    """
+
+    gateway: Address
+    own: Address
+    source: Address
+    protocol: str
+    port: str
+    table: int
+
+
+@dataclass(frozen=True)
+class OwnAddress:
+    """A VIP that the server takes packets for; `beside`: the server's real address."""
+
+    address: Address
+    device: str
+    beside: Address
+
+
+@dataclass(frozen=True)
+class Tunnel:
+    """The end of an IP-in-IP tunnel at one of the server's addresses."""
+
+    kind: str
+    device: str
+    local: Address
+
+
+@dataclass(frozen=True)
+class ServerSide:
+    """What one machine must have. `needs` says it in words, `names` are pool/server of every place it stands in."""
+
+    profile: str
+    name: str
+    names: tuple[str, ...]
+    own: tuple[Address, ...]
+    needs: tuple[str, ...]
+    gateways: tuple[Gateway, ...]
+    answers: tuple[Answers, ...]
+    addresses: tuple[OwnAddress, ...]
+    tunnels: tuple[Tunnel, ...]
+
+    @property
+    def unit(self) -> str:
+        """The name under which it is kept on the server."""
+        return f"ndakit-{self.profile}-{self.name}"
+
+    @property
+    def nothing(self) -> bool:
+        """True if the server needs nothing beyond its service."""
+        return not (self.gateways or self.answers or self.addresses or self.tunnels)
+
+    @property
+    def hides(self) -> bool:
+        """True if IPv4 addresses must not be told by ARP."""
+        return any(a.address.version == 4 for a in self.addresses)
+
+    @property
+    def ipip_device(self) -> str:
+        """The IPv4 tunnel's device, empty without one."""
+        return next((t.device for t in self.tunnels if t.local.version == 4), "")
+
+    @property
+    def ipip(self) -> bool:
+        """True if there is an IPv4 tunnel."""
+        return bool(self.ipip_device)
+
+    def impossible(self, system: str) -> str:
+        """Why an operating system cannot do it by script; empty if it can."""
+        if system == "linux":
+            return ""
+        if self.tunnels:
+            return "no IP-in-IP tunnel that any balancer may send through"
+        return "no routing by port" if self.answers else ""
+
+
+def servers(profile: Profile) -> tuple[ServerSide, ...]:
+    """Every machine that stands in a pool, in the profile's order."""
+    machines: list[dict[tuple[str, str], Server]] = []
+    for pool, found in profile.pools.items():
+        for name, server in found.servers.items():
+            same = next((m for m in machines if any(set(server.address) & set(s.address) for s in m.values())), None)
+            if same is None:
+                machines.append(same := {})
+            same[pool, name] = server
+    first = [next(iter(m)) for m in machines]
+    short = [name for _, name in first]
+    return tuple(
+        _side(profile, name if short.count(name) == 1 else f"{pool}-{name}", machine)
+        for (pool, name), machine in zip(first, machines, strict=True)
+    )
+
+
+def script(side: ServerSide, system: str, profile: Profile, templates: Sequence[Path]) -> render.RenderedFile | None:
+    """The script for an operating system of SYSTEMS; None if that cannot do it. Raises TemplateBroken."""
+    if side.impossible(system):
+        return None
+    subject = f"{profile.name}, server {side.name}"
+    return render.single(templates, SYSTEMS[system], subject, {"server": side, "profile": profile})
+
+
+class _Needs:
+    """Collects what one machine must have, each thing once, with the words for it."""
+
+    def __init__(self, profile: Profile) -> None:
+        self.profile = profile
+        self.words: dict[str, None] = {}
+        self.gateways: dict[int, Gateway] = {}
+        self.answers: dict[tuple[Address, str, str], Answers] = {}
+        self.addresses: dict[Address, OwnAddress] = {}
+        self.tunnels: dict[Address, Tunnel] = {}
+        self.foreign_gateways: set[int] = set()
+        """IP versions for which the server's own default gateway is not our business."""
+
+    def through_us(self, service: str, own: Address) -> None:
+        """Answers of a service go back through the gateway VIP of the server's network, as everything else does."""
+        found = gateway_of(self.profile, own)
+        if found is not None:
+            self.gateways[own.version] = Gateway(found[1], own)
+            self._say(
+                f"IPv{own.version} default gateway {found[1]} (VIP {found[0]}): answers of {self._named(service)} go "
+                "back through the balancers"
+            )
+
+    def answers_through_us(self, service: str, own: Address, port: tuple[int, int]) -> None:
+        """The same for these answers only; the default gateway stays what it is."""
+        self.foreign_gateways.add(own.version)
+        found = gateway_of(self.profile, own)
+        if found is not None:
+            self._answers(service, found[1], own, own, port)
+
+    def answers_past_us(self, service: str, own: Address, vip: Address, port: tuple[int, int]) -> None:
+        """Answers that the server gives as the VIP take the network's router, for we drop what comes from a VIP."""
+        network = self.profile.network_of(own)
+        gateway = self.profile.networks[network].gateway_of(own.version) if network is not None else None
+        if gateway is not None:
+            self._answers(service, gateway, own, vip, port)
+
+    def _answers(self, service: str, gateway: Address, own: Address, source: Address, port: tuple[int, int]) -> None:
+        kind, low, high = self.profile.services[service].transport, *port
+        ports = str(low) if low == high else f"{low}-{high}"
+        tables = list(dict.fromkeys([*(a.gateway for a in self.answers.values()), gateway]))
+        table = FIRST_TABLE + tables.index(gateway)
+        self.answers[source, kind, ports] = Answers(gateway, own, source, kind, ports, table)
+        self._say(f"answers from {source}, {kind} port {ports}, through {gateway}: {self._named(service)}")
+
+    def _named(self, service: str) -> str:
+        return f"{service} ({self.profile.services[service].topology})"
+
+    def direct(self, service: str, vip: Address, own: Address) -> None:
+        """The server answers clients itself, as the VIP."""
+        self.addresses[vip] = OwnAddress(vip, LOOPBACK, own)
+        self._say(
+            f"{vip} on {LOOPBACK}, told to nobody (ARP, neighbour discovery): {service} (dr) sends packets for it here"
+        )
+
+    def tunnelled(self, service: str, vip: Address, own: Address) -> None:
+        """The same, with packets that come through a tunnel."""
+        kind, device = TUNNELS[own.version]
+        self.tunnels[own] = Tunnel(kind, device, own)
+        self.addresses[vip] = OwnAddress(vip, device, own)
+        self._say(f"{vip} on the tunnel {device}, which ends at {own}: {service} (tun) sends packets for it here")
+
+    def way_out(self, own: Address) -> None:
+        """A gateway VIP is the default gateway of every server in its network that answers nobody directly."""
+        found = gateway_of(self.profile, own)
+        past_us = any(a.beside == own for a in self.addresses.values()) and not self.answers
+        if found is None or past_us or own.version in self.gateways or own.version in self.foreign_gateways:
+            return
+        self.gateways[own.version] = Gateway(found[1], own)
+        self._say(f"IPv{own.version} default gateway {found[1]} (VIP {found[0]}): the servers' gateway in this network")
+
+    def _say(self, words: str) -> None:
+        self.words[words] = None
+
+
+def gateway_of(profile: Profile, server: Address) -> tuple[str, Address] | None:
+    """The gateway VIP (name and address) in the network of a server's address; None if there is none."""
+    network = profile.network_of(server)
+    for name, vip in profile.vips.items():
+        address = vip.address_of(server.version)
+        if vip.role == "gateway" and vip.network == network and address is not None:
+            return name, address
+    return None
+
+
+def _side(profile: Profile, name: str, machine: Mapping[tuple[str, str], Server]) -> ServerSide:
+    needs = _Needs(profile)
+    own = tuple(dict.fromkeys(a for s in machine.values() for a in s.address))
+    for (pool, _), server in machine.items():
+        policy = profile.pools[pool].reply_route == "policy"
+        for service in profile.services_of(pool):
+            for endpoint in profile.endpoints(service):
+                own_address = server.address_of(endpoint.address.version)
+                if own_address is not None:
+                    _duty(needs, service, endpoint.address, own_address, _ports(profile, pool, server, service), policy)
+    for address in own:
+        needs.way_out(address)
+    return ServerSide(
+        profile=profile.name,
+        name=name,
+        names=tuple(f"{p}/{s}" for p, s in machine),
+        own=own,
+        needs=tuple(needs.words) or ("nothing but its service: the balancers connect to it as any client does",),
+        gateways=tuple(needs.gateways.values()),
+        answers=tuple(needs.answers.values()),
+        addresses=tuple(needs.addresses.values()),
+        tunnels=tuple(needs.tunnels.values()),
+    )
+
+
+def _duty(
+    needs: _Needs, service: str, vip: Address, own: Address, ports: Sequence[tuple[int, int]], policy: bool
+) -> None:
+    """What one address of a service asks of one address of a server."""
+    topology = needs.profile.services[service].topology
+    if topology == "nat" and policy:
+        for port in ports:
+            needs.answers_through_us(service, own, port)
+    elif topology == "nat":
+        needs.through_us(service, own)
+    elif topology == "dr":
+        needs.direct(service, vip, own)
+    elif topology == "tun":
+        needs.tunnelled(service, vip, own)
+    if topology in ("dr", "tun") and policy:
+        for port in ports:
+            needs.answers_past_us(service, own, vip, port)
+
+
+def _ports(profile: Profile, pool: str, server: Server, service: str) -> tuple[tuple[int, int], ...]:
+    """Where a server answers for a service: its own port, else its pool's, else the service's."""
+    port = server.port or profile.pools[pool].port
+    return ((port, port),) if port else profile.services[service].port

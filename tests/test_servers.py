@@ -1,0 +1,230 @@
+"""The servers' side: who needs what follows from the topologies; the scripts do it, undo it, say what is missing."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+import goldens
+from ndakit import process
+from ndakit.load import load
+from ndakit.server_scripts import chosen, facts, readme
+from ndakit.servers import NoSuchServer, ServerSide, script, servers
+from ndakit.workspace import Workspace
+
+TEMPLATES = (goldens.ROOT / "templates",)
+
+PROFILE = """\
+name: sides
+release: 24.10.8
+access:
+  ssh_keys: {me: ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIAABAgMEBQYHCAkKCwwNDg8QERITFBUWFxgZGhscHR4f me}
+  sources: {office: 192.168.0.0/24}
+networks:
+  wan: {nics: [eth0], subnet: 203.0.113.0/24, gateway: 203.0.113.1, dns: [203.0.113.53]}
+  lan:
+    nics: [eth1]
+    subnet: [192.168.0.0/24, "fd00:0:0:1::/64"]
+    routes: [{to: 10.20.0.0/24, via: 192.168.0.254}]
+nodes:
+  lb1: {addresses: {wan: 203.0.113.11, lan: [192.168.0.11, "fd00:0:0:1::11"]}}
+  lb2: {addresses: {wan: 203.0.113.12, lan: [192.168.0.12, "fd00:0:0:1::12"]}}
+vips:
+  www: {network: wan, address: 203.0.113.10}
+  lan-gw: {network: lan, address: 192.168.0.1, role: gateway}
+  intern: {network: lan, address: [192.168.0.10, "fd00:0:0:1::10"]}
+pools:
+  static: {port: 80, servers: {img1: 192.168.0.31}}
+  media: {servers: {med1: [192.168.0.61, "fd00:0:0:1::61"]}}
+  far: {servers: {far1: 10.20.0.21}}
+  policy: {port: 8085, reply_route: policy, servers: {pol1: 192.168.0.71}}
+  plain: {port: 80, servers: {web1: 192.168.0.81, img1: 192.168.0.31}}
+services:
+  natted: {vip: www, port: 8082, topology: nat, protocol: tcp, pool: static}
+  fast: {vip: intern, port: 8081, topology: dr, protocol: tcp, pool: media}
+  faraway: {vip: intern, families: [ipv4], port: 8083, topology: tun, protocol: tcp, pool: far}
+  routed: {vip: www, port: 8085, topology: nat, protocol: tcp, pool: policy}
+  shop: {vip: www, port: 80, protocol: http, pool: plain}
+"""
+
+
+@pytest.fixture(scope="module")
+def sides(tmp_path_factory: pytest.TempPathFactory) -> dict[str, ServerSide]:
+    root = tmp_path_factory.mktemp("sides")
+    (root / "profiles").mkdir()
+    (root / "profiles/sides.yaml").write_text(PROFILE)
+    return {s.name: s for s in servers(load(Workspace.at(root), "sides").profile)}
+
+
+def profile_of(tmp_path: Path) -> Workspace:
+    (tmp_path / "profiles").mkdir()
+    (tmp_path / "profiles/sides.yaml").write_text(PROFILE)
+    return Workspace.at(tmp_path)
+
+
+def test_a_nat_server_has_the_gateway_vip_as_default_gateway(sides: dict[str, ServerSide]) -> None:
+    assert [str(g.gateway) for g in sides["img1"].gateways] == ["192.168.0.1"]
+
+
+def test_with_a_policy_route_only_the_answers_take_the_gateway_vip(sides: dict[str, ServerSide]) -> None:
+    side = sides["pol1"]
+    assert side.gateways == ()
+    assert [(str(a.gateway), str(a.source), a.protocol, a.port) for a in side.answers] == [
+        ("192.168.0.1", "192.168.0.71", "tcp", "8085")
+    ]
+
+
+def test_a_dr_server_has_the_vips_on_its_loopback_and_keeps_its_gateway(sides: dict[str, ServerSide]) -> None:
+    side = sides["med1"]
+    assert [(str(a.address), a.device) for a in side.addresses] == [("192.168.0.10", "lo"), ("fd00:0:0:1::10", "lo")]
+    assert side.gateways == ()
+    assert side.hides
+
+
+def test_a_tun_server_has_the_vip_on_a_tunnel_that_ends_at_its_own_address(sides: dict[str, ServerSide]) -> None:
+    side = sides["far1"]
+    assert [(t.device, str(t.local)) for t in side.tunnels] == [("ndakit4", "10.20.0.21")]
+    assert [(str(a.address), a.device) for a in side.addresses] == [("192.168.0.10", "ndakit4")]
+
+
+def test_one_machine_in_two_pools_is_one_machine(sides: dict[str, ServerSide]) -> None:
+    assert sides["img1"].names == ("static/img1", "plain/img1")
+    assert len(sides) == 5
+
+
+def test_a_server_of_that_name_is_found_by_its_places_too(tmp_path: Path) -> None:
+    profile = load(profile_of(tmp_path), "sides").profile
+    assert [s.name for s in chosen(profile, "plain/img1")] == ["img1"]
+    with pytest.raises(NoSuchServer, match="no pool has a server 'img9'"):
+        chosen(profile, "img9")
+
+
+def test_the_table_names_every_server_and_the_facts_are_json(tmp_path: Path) -> None:
+    profile = load(profile_of(tmp_path), "sides").profile
+    table = readme(profile, servers(profile)).decode()
+    assert all(f"| {name} |" in table for name in ("img1", "med1", "far1", "pol1", "web1"))
+    told = json.loads(json.dumps([facts(s) for s in servers(profile)]))
+    assert next(f for f in told if f["server"] == "far1")["not_for"].keys() == {"windows", "freebsd"}
+
+
+def test_an_operating_system_that_cannot_do_it_gets_no_script(tmp_path: Path, sides: dict[str, ServerSide]) -> None:
+    profile = load(profile_of(tmp_path), "sides").profile
+    assert script(sides["far1"], "windows", profile, TEMPLATES) is None
+    assert script(sides["far1"], "linux", profile, TEMPLATES) is not None
+
+
+def test_every_shell_script_passes_shellcheck(tmp_path: Path, sides: dict[str, ServerSide]) -> None:
+    profile = load(profile_of(tmp_path), "sides").profile
+    files = []
+    for side in sides.values():
+        for system in ("linux", "freebsd"):
+            made = script(side, system, profile, TEMPLATES)
+            if made is not None:
+                files.append(tmp_path / f"{side.name}-{system}.sh")
+                files[-1].write_bytes(made.content)
+    done = subprocess.run(["shellcheck", *files], capture_output=True, text=True, check=False)
+    assert done.stdout == ""
+    assert len(files) == 8
+
+
+# -- the Linux scripts, in a network namespace of their own ------------------------------------------------------------
+
+SETUP = """\
+set -e
+mount -t tmpfs none /run
+ip link set lo up
+ip link add card type veth peer name wire
+ip link set card up; ip link set wire up
+ip addr add {own}/24 dev card
+ip -6 addr add {own6}/64 dev card nodad
+ip route add default via 192.168.0.254
+set +e
+"""
+
+
+def in_namespace(folder: Path, side: ServerSide, commands: str, own: str, own6: str = "fd00:0:0:1::61") -> str:
+    """What commands print in a namespace of a machine with the server's addresses; `$script` is its script."""
+    profile = load(Workspace.at(folder), "sides").profile
+    made = script(side, "linux", profile, TEMPLATES)
+    assert made is not None
+    file = folder / "linux.sh"
+    file.write_bytes(made.content)
+    text = SETUP.format(own=own, own6=own6) + f"script={file}\n" + commands
+    done = subprocess.run(["unshare", "-Urnm", "sh", "-c", text], capture_output=True, text=True, check=False)
+    return done.stdout + done.stderr
+
+
+def test_up_twice_gives_a_dr_server_what_it_needs_and_status_agrees(
+    tmp_path: Path, sides: dict[str, ServerSide]
+) -> None:
+    profile_of(tmp_path)
+    said = in_namespace(
+        tmp_path, sides["med1"], own="192.168.0.61",
+        commands="sh $script status; echo before $?; sh $script up; sh $script up; sh $script status; echo after $?\n"
+        "cat /proc/sys/net/ipv4/conf/all/arp_ignore /proc/sys/net/ipv4/conf/all/arp_announce; ip -o addr show dev lo",
+    )  # fmt: skip
+    assert "missing: 192.168.0.10 on lo" in said
+    assert "missing: net.ipv4.conf.all.arp_ignore = 1 (it is 0)" in said
+    assert "before 1" in said
+    assert "after 0\n1\n2\n" in said
+    assert said.count("192.168.0.10/32") == 1
+    assert "fd00:0:0:1::10/128" in said
+
+
+def test_down_puts_back_what_was_there(tmp_path: Path, sides: dict[str, ServerSide]) -> None:
+    profile_of(tmp_path)
+    state = (
+        "ip -o addr show dev lo; ip route; ip rule; cat /proc/sys/net/ipv4/conf/all/arp_ignore; ip route show table all"
+    )
+    for name, own in (("med1", "192.168.0.61"), ("img1", "192.168.0.31"), ("pol1", "192.168.0.71")):
+        said = in_namespace(
+            tmp_path, sides[name], own=own,
+            commands=f"({state}) >/run/1; sh $script up; ({state}) >/run/2; sh $script down; ({state}) >/run/3\n"
+            "cmp -s /run/1 /run/2 && echo nothing happened; diff /run/1 /run/3 && echo same",
+        )  # fmt: skip
+        assert said.endswith("same\n"), said
+        assert "nothing happened" not in said
+
+
+def test_a_nat_servers_gateway_is_replaced_and_only_answers_move_with_a_policy_route(
+    tmp_path: Path, sides: dict[str, ServerSide]
+) -> None:
+    profile_of(tmp_path)
+    said = in_namespace(tmp_path, sides["img1"], own="192.168.0.31", commands="sh $script up; ip route show default")
+    assert "default via 192.168.0.1 dev card" in said
+    said = in_namespace(
+        tmp_path, sides["pol1"], own="192.168.0.71",
+        commands="way='ip route get 203.0.113.5 from 192.168.0.71 ipproto tcp sport'; sh $script up\n"
+        "ip route show default; $way 8085; $way 22; sh $script status; echo $?",
+    )  # fmt: skip
+    lines = said.splitlines()
+    assert lines[1].startswith("default via 192.168.0.254")
+    assert "via 192.168.0.1 " in lines[2]
+    assert "via 192.168.0.254 " in said[said.index("via 192.168.0.1 ") + 10 :]
+    assert lines[-1] == "0"
+
+
+def test_the_script_of_another_server_touches_nothing(tmp_path: Path, sides: dict[str, ServerSide]) -> None:
+    profile_of(tmp_path)
+    said = in_namespace(
+        tmp_path, sides["img1"], own="192.168.0.99", commands="sh $script up; echo $?; ip route show default"
+    )
+    assert "no network card of this machine has 192.168.0.31: this is not img1" in said
+    assert "default via 192.168.0.254" in said
+
+
+def test_the_command_writes_scripts_and_table_and_leaves_nothing_old(tmp_path: Path) -> None:
+    profile_of(tmp_path)
+    shutil.copy(goldens.ROOT / "tasks.py", tmp_path)
+    argv = [goldens.ROOT / "inv", "servers", "sides"]
+    done = process.run(argv, timeout_s=60, cwd=tmp_path)
+    folder = tmp_path / "servers/sides"
+    assert sorted(p.name for p in folder.glob("[!.]*")) == ["README.md", "far1", "img1", "med1", "pol1", "web1"]
+    assert os.access(folder / "med1/linux.sh", os.X_OK)
+    assert "far1: 1 written" in done.stdout
+    assert process.run([*argv, "--server", "nobody"], timeout_s=60, cwd=tmp_path, check=False).returncode == 2
