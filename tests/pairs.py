@@ -51,6 +51,13 @@ def running(folder: Path, name: str, text: str, identity: str | None = None) -> 
     built = images_of(workspace, loaded, tuple(profile.nodes))
     image = lab_host.image.build(ROOT / "lab", cache() / "lab")
     assert accelerator.probe().name in ("kvm", "tcg")
-    network = LabNetwork(profile, boot_images(profile, built), workspace.logs("vm"), image, identity=identity)
+    network = LabNetwork(
+        profile,
+        boot_images(profile, built),
+        workspace.logs("vm"),
+        image,
+        templates=workspace.templates,
+        identity=identity,
+    )
     with network as lab:
         yield Pair(lab, {c.name: c for c in claims.all_claims(profile)}, workspace)

@@ -20,7 +20,14 @@ from ndakit.lab_network import LabNetwork
 from ndakit.lab_people import LoadResult
 from ndakit.lab_plan import plan
 from ndakit.model import Profile
-from ndakit.probe import NodeFacts, OutputNotUnderstood, parse_addresses, parse_statistics, parse_vrrp_states
+from ndakit.probe import (
+    NodeFacts,
+    OutputNotUnderstood,
+    parse_addresses,
+    parse_statistics,
+    parse_virtual_servers,
+    parse_vrrp_states,
+)
 from ndakit.report import Acceptance
 from ndakit.verify import NoSuchClaim, Tried, Trying, Verdict
 from ndakit.workspace import Workspace
@@ -311,3 +318,26 @@ def test_a_gap_beyond_the_limit_is_too_long_unless_the_poller_was_late_itself() 
     assert not too_long(polled(3600, 200), 3.5)
     assert "measured to" in precision(polled(3600, 200))
     assert precision(polled(3600, 5)) == ""
+
+
+VIRTUAL = """\
+IP Virtual Server version 1.2.1 (size=4096)
+Prot LocalAddress:Port Scheduler Flags
+  -> RemoteAddress:Port Forward Weight ActiveConn InActConn
+TCP  CB00710A:1F92 wlc persistent 300 FFFFFFFF
+  -> C0A8001F:0050      Masq    2      0          0
+  -> C0A80020:0050      Masq    0      0          0
+UDP  [2001:0db8:0000:0000:0000:0000:0000:0010]:0035 rr
+  -> [fd00:0000:0000:0001:0000:0000:0000:0031]:0035      Route   1      0          0
+FWM  00000050 wrr
+  -> C0A8003D:0000      Tunnel  1      0          0
+"""
+
+
+def test_the_kernels_virtual_servers_are_read_from_proc() -> None:
+    plain, six, marked = parse_virtual_servers(VIRTUAL)
+    assert (plain.protocol, str(plain.address), plain.port) == ("tcp", "203.0.113.10", 8082)
+    assert {str(a): w for (a, _), w in plain.weights.items()} == {"192.168.0.31": 2, "192.168.0.32": 0}
+    assert (str(six.address), six.port, [str(a) for a, _ in six.weights]) == ("2001:db8::10", 53, ["fd00:0:0:1::31"])
+    assert (marked.mark, marked.address, list(marked.weights.values())) == (0x50, None, [1])
+    assert parse_virtual_servers("") == []

@@ -170,7 +170,9 @@ def _bench_failover(private: Workspace, advert_s: float, runs: int) -> list[floa
     image = lab_host.image.build(private.lab, cache() / "lab", tell=terminal.note)
     gaps: list[float] = []
     run_dir = private.logs(f"bench-{profile.name}")
-    with LabNetwork(profile, boot_images(profile, built), run_dir, image, tell=lambda text: None) as lab:
+    with LabNetwork(
+        profile, boot_images(profile, built), run_dir, image, templates=private.templates, tell=lambda text: None
+    ) as lab:
         for number in range(1, runs + 1):
             master = lab.master()
             with lab.poller(poll_target(profile)) as poll:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -26,11 +26,12 @@ from ndakit.lab_host.image import LabImage
 from ndakit.lab_people import LabNotReady, LabPeople, RunningServer
 from ndakit.lab_plan import BootImage, PlannedHost, Seat, mac_of, plan
 from ndakit.model import Profile
-from ndakit.probe import NodeFacts, ServerState
+from ndakit.probe import NodeFacts, ServerState, VirtualServer
+from ndakit.servers import ServerSide, script
+from ndakit.servers import servers as server_sides
 from ndakit.switch import Switch
-from ndakit.vmspec import Disk, Nic, VmSpec
+from ndakit.vmspec import Nic, VmSpec
 
-BALANCER_MEMORY_MIB = 256
 LAB_MEMORY_MIB = 128
 HOST_MEMORY_MIB = 6
 BOOT_TIMEOUT_S = 240.0
@@ -55,6 +56,7 @@ class LabNetwork(LabPeople):
         run_dir: Path,
         lab_image: LabImage,
         *,
+        templates: Sequence[Path],
         identity: str | None = None,
         tell: Callable[[str], None] = lambda text: None,
     ) -> None:
@@ -64,6 +66,7 @@ class LabNetwork(LabPeople):
         self._images = images
         self._run_dir = run_dir
         self._lab_image = lab_image
+        self._templates = templates
         self._stack = contextlib.ExitStack()
         self._nodes: dict[str, vm.Vm] = {}
 
@@ -111,13 +114,7 @@ class LabNetwork(LabPeople):
             Nic(nic.name, nic.mac, switch.port(nic.segment, f"{node}-{nic.name}") if nic.segment else None)
             for nic in self.plan.balancers[node]
         )
-        return VmSpec(
-            name=node,
-            memory_mib=BALANCER_MEMORY_MIB,
-            disks=(Disk(image.path, image.format, image.bus),),
-            nics=nics,
-            firmware=image.firmware,
-        )
+        return image.machine(node, nics)
 
     def _lab_machine(self, name: str, switch: Switch) -> VmSpec:
         nics = tuple(
@@ -139,19 +136,37 @@ class LabNetwork(LabPeople):
         for (pool, server), seat in self.plan.servers.items():
             if self.plan.hosts[seat.host].role in MACHINES[name]:
                 self._start_server(pool, server, seat)
+        for side in server_sides(self.profile):
+            self._set_up(side, name)
         for seat in self.plan.outside.values():
             if self.plan.hosts[seat.host].role in MACHINES[name]:
                 for address in seat.addresses:
                     self.hosts[seat.host].web(80, address=address, name="outside")
+
+    def _set_up(self, side: ServerSide, machine: str) -> None:
+        """Run a server's own script in it, as its admin would: that is what `./inv servers` writes."""
+        seats = (self.plan.servers.get((pool, server)) for pool, _, server in (n.partition("/") for n in side.names))
+        host = next((self.plan.hosts[seat.host] for seat in seats if seat is not None), None)
+        if side.nothing or host is None or host.role != "server" or host.role not in MACHINES[machine]:
+            return
+        text = script(side, "linux", self.profile, self._templates)
+        assert text is not None, "there is one for Linux always"
+        self.hosts[host.name].run(["sh", "-s", "up"], stdin=text.content)
+
+    def server_script(self, pool: str, server: str, action: str) -> str:
+        """Run a server's script again: `up`, `down`, `status`; what it says."""
+        side = next(s for s in server_sides(self.profile) if f"{pool}/{server}" in s.names)
+        text = script(side, "linux", self.profile, self._templates)
+        assert text is not None, "there is one for Linux always"
+        ran = self.server_host(pool, server).run(["sh", "-s", action], stdin=text.content, check=False)
+        return ran.stdout + ran.stderr
 
     def _start_server(self, pool: str, server: str, seat: Seat) -> None:
         host = self.plan.hosts[seat.host]
         twin = next((r for (p, s), r in self.servers.items() if self.plan.servers[p, s] == seat), None)
         if twin is None:
             address = "" if host.role == "server" else str(seat.addresses[0])
-            twin = RunningServer(
-                self.hosts[seat.host], str(seat.addresses[0]), address, {p.number: p.kind for p in host.ports}
-            )
+            twin = RunningServer(self.hosts[seat.host], str(seat.addresses[0]), address, host.ports)
             twin.start()
         self.servers[pool, server] = twin
 
@@ -185,8 +200,10 @@ class LabNetwork(LabPeople):
         machine.power_on()
         machine.console.activate(Deadline(BOOT_TIMEOUT_S, f"{node}'s console", where=str(machine.console_log)))
         if self.profile.services:
-            Deadline(BOOT_TIMEOUT_S, f"HAProxy on {node}", where=str(machine.console_log)).wait_until(
-                lambda: bool(self.states(node)), every_s=0.3
+            what = f"the statistics of {node}" if self._proxies else f"the virtual servers of {node}"
+            Deadline(BOOT_TIMEOUT_S, what, where=str(machine.console_log)).wait_until(
+                lambda: bool(self.states(node) if self._proxies else self.facts(node).virtual_servers()),
+                every_s=0.3,
             )
         took_s = time.monotonic() - started_s
         self.tell(f"{node} is up again after {took_s:.1f} s")
@@ -250,16 +267,21 @@ class LabNetwork(LabPeople):
                 raise LabNotReady(f"the lab is not ready after {timeout_s:.0f} s: {trouble}", logs)
             time.sleep(0.5)
 
+    @property
+    def _proxies(self) -> bool:
+        """True if HAProxy carries services, so that its statistics tell of servers."""
+        return any(not s.kernel for s in self.profile.services.values())
+
     def _unsettled(self) -> str:
         for node in self._nodes:
-            if self.profile.services and self.is_up(node):
+            if self._proxies and self.is_up(node):
                 states = self.states(node)
                 if not states:
                     return f"the statistics of {node} do not answer"
                 down = [f"{s.proxy}/{s.server} {s.status}" for s in states if not s.up]
                 if down:
                     return f"{node} sees {', '.join(down)}"
-            if self.is_up(node) and (trouble := self.vrrp_trouble(node)):
+            if self.is_up(node) and (trouble := self.kernel_trouble(node) or self.vrrp_trouble(node)):
                 return trouble
         holders = self.vip_holders()
         wrong = [f"VIP {v} is on {', '.join(n) or 'no node'}" for v, n in holders.items() if len(n) != 1]
@@ -269,6 +291,20 @@ class LabNetwork(LabPeople):
                 f"VIP {v} is not on {preferred}, the preferred node" for v, n in holders.items() if n != (preferred,)
             ]
         return "; ".join(wrong)
+
+    def kernel_trouble(self, node: str) -> str:
+        """Which servers IPVS leaves out on a node; empty if none."""
+        kernel = {self.profile.services[s].pool for s in self.profile.kernel_services}
+        if not kernel:
+            return ""
+        there = self.facts(node).virtual_servers()
+        out = [
+            f"{pool}/{name}"
+            for pool in kernel
+            for name, server in self.profile.pools[pool].servers.items()
+            if server.weight and not self._in_kernel(there, pool, name)
+        ]
+        return f"IPVS on {node} leaves out {', '.join(out)}" if out else ""
 
     def vrrp_trouble(self, node: str) -> str:
         """Why a node is neither master nor ready to become it; empty if it is one of them in all its VRRP instances.
@@ -309,8 +345,32 @@ class LabNetwork(LabPeople):
             time.sleep(0.1)
 
     def _sees(self, node: str, pool: str, server: str) -> bool | None:
-        found = [s.up for s in self.states(node) if s.server == server and s.proxy.partition(".")[0] == pool]
+        """True if the server is in use wherever the pool is used on a node, by HAProxy and in the kernel."""
+        found: list[bool] = []
+        if self.profile.proxied(pool):
+            found = [s.up for s in self.states(node) if s.server == server and s.proxy.partition(".")[0] == pool]
+        if any(self.profile.services[s].pool == pool for s in self.profile.balanced(pool)):
+            found.append(self._in_kernel(self.facts(node).virtual_servers(), pool, server))
         return all(found) if found else None
+
+    def _in_kernel(self, there: Sequence[VirtualServer], pool: str, server: str) -> bool:
+        """True if a server has a weight in every virtual server of the services that use the pool."""
+        addresses = set(self.profile.pools[pool].servers[server].address)
+        wanted = 0
+        for name in self.profile.balanced(pool):
+            service, mark = self.profile.services[name], self.profile.marks.get(name)
+            for endpoint in self.profile.endpoints(name) if service.pool == pool else ():
+                if not any(a.version == endpoint.address.version for a in addresses):
+                    continue
+                wanted += 1
+                ours = [
+                    v for v in there
+                    if (mark is not None and v.mark == mark)
+                    or (v.address, v.port, v.protocol) == (endpoint.address, service.ports[0], service.transport)
+                ]  # fmt: skip
+                if not any(w for v in ours for (a, _), w in v.weights.items() if a in addresses):
+                    return False
+        return wanted > 0
 
     # -- servers -------------------------------------------------------------------------------------------------------
 
@@ -349,7 +409,14 @@ def _spec(planned: PlannedHost) -> HostSpec:
         name=planned.name,
         interfaces=(card,),
         gateways=tuple(map(str, planned.gateways)),
-        routes=tuple((str(to), str(via)) for to, via in planned.routes),
+        routes=(
+            *((str(to), str(via)) for to, via in planned.routes),
+            *((f"{a}/{a.max_prefixlen}", "") for a in planned.beyond),
+        ),
         loopback=tuple(f"{a}/{a.max_prefixlen}" for a in planned.behind),
         forwarding=planned.role == "router",
+        # A router that sends packets back into the segment they came from does not tell anybody to go past it.
+        sysctls={"net.ipv4.conf.all.send_redirects": "0", "net.ipv4.conf.default.send_redirects": "0"}
+        if planned.beyond
+        else {},
     )

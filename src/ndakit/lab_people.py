@@ -10,12 +10,11 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import Literal
 
 from ndakit.errors import VerifyError
 from ndakit.lab_host import Answer, Host, Load, Poller, Service, SshProbe, Web
 from ndakit.lab_host.request import literal
-from ndakit.lab_plan import LabPlan, Seat
+from ndakit.lab_plan import LabPlan, Port, Seat
 from ndakit.model import Address, Endpoint, Profile
 from ndakit.probe import OutputNotUnderstood, ServerState, parse_statistics
 
@@ -51,18 +50,20 @@ class RunningServer:
     host: Host
     label: str
     address: str
-    ports: dict[int, Literal["http", "tcp"]]
-    services: dict[int, Service] = field(default_factory=dict)
+    ports: tuple[Port, ...]
+    services: dict[Port, Service] = field(default_factory=dict)
 
     def start(self) -> None:
-        for port, kind in self.ports.items():
+        for port in self.ports:
             service = self.services.get(port)
             if isinstance(service, Web):
                 service.set(mode="answer")
-            elif service is None and kind == "http":
-                self.services[port] = self.host.web(port, address=self.address, name=self.label)
+            elif service is None and port.kind == "http":
+                self.services[port] = self.host.web(port.number, address=self.address, name=self.label)
+            elif service is None and port.kind == "udp":
+                self.services[port] = self.host.udp(port.number, address=self.address, name=self.label)
             elif service is None:
-                self.services[port] = self.host.tcp(port, address=self.address, banner=self.label)
+                self.services[port] = self.host.tcp(port.number, address=self.address, banner=self.label)
 
     def stop(self) -> None:
         for port, service in list(self.services.items()):
@@ -113,16 +114,19 @@ class LabPeople:
         source = self._source(seat, address)
         return self._host(seat).get(url, headers=headers or {}, source=source, timeout_s=REQUEST_TIMEOUT_S)
 
-    def load(self, seat: Seat, address: Address, port: int, pool: str, requests: int) -> LoadResult:
+    def load(
+        self, seat: Seat, address: Address, port: int, pool: str, requests: int, transport: str = "tcp"
+    ) -> LoadResult:
         """Requests one after the other in small batches; who answered, in names of the pool's servers."""
         names = self._names(pool)
         host, source = self._host(seat), self._source(seat, address)
         shares: Counter[str] = Counter()
         errors: list[str] = []
-        if self._speaks_http(pool, port):
-            url = f"http://{literal(address)}:{port}/"
+        kind = self._kind(pool, port, transport)
+        url = f"{kind}://{literal(address)}:{port}"
+        if kind == "http":
             for batch in _batches(requests, 20):
-                found: Load = host.load(url, batch, at_once=1, sources=[source], timeout_s=REQUEST_TIMEOUT_S)
+                found: Load = host.load(f"{url}/", batch, at_once=1, sources=[source], timeout_s=REQUEST_TIMEOUT_S)
                 for attempt in found.tries:
                     if attempt.ok and attempt.status == 200:
                         shares[names.get(attempt.server, attempt.server or "?")] += 1
@@ -131,7 +135,7 @@ class LabPeople:
                 self.tell(f"{address}:{port} " + _bar(shares))
         else:
             for _ in range(requests):
-                answer = host.ask(f"tcp://{literal(address)}:{port}", source=source, timeout_s=REQUEST_TIMEOUT_S)
+                answer = host.ask(url, b"who\n", source=source, timeout_s=REQUEST_TIMEOUT_S)
                 if answer.ok:
                     label = answer.server or answer.body.strip()
                     shares[names.get(label, label)] += 1
@@ -144,29 +148,31 @@ class LabPeople:
         """Some requests to a service."""
         name, endpoint, port = front
         service = self.profile.services[name]
-        return self.load(self.client_for(endpoint), endpoint.address, port, service.pool, requests)
+        seat = self.client_for(endpoint)
+        return self.load(seat, endpoint.address, port, service.pool, requests, service.transport)
 
     def poller(self, front: tuple[str, Endpoint, int], interval_s: float = POLL_INTERVAL_S) -> Poller:
         """Ask a service every 20 ms (or another interval) over fresh connections, until the context ends."""
         name, endpoint, port = front
-        seat = self.client_for(endpoint)
-        http = self._speaks_http(self.profile.services[name].pool, port)
-        url = f"{'http' if http else 'tcp'}://{literal(endpoint.address)}:{port}" + ("/" if http else "")
+        seat, service = self.client_for(endpoint), self.profile.services[name]
+        kind = self._kind(service.pool, port, service.transport)
         return self._host(seat).poller(
-            url,
+            f"{kind}://{literal(endpoint.address)}:{port}" + ("/" if kind == "http" else ""),
             interval_s=interval_s,
             timeout_s=POLL_TIMEOUT_S,
             source=self._source(seat, endpoint.address),
-            lines=0 if http else 1,
+            lines=1 if kind == "tcp" else 0,
         )
 
-    def _speaks_http(self, pool: str, port: int) -> bool:
-        """True if the lab's servers of a pool answer HTTP to what comes in on a service's port (also behind tcp)."""
-        for name, server in self.profile.pools[pool].servers.items():
-            number = self.profile.server_port(pool, server) or port
-            kinds = {p.number: p.kind for p in self.plan.hosts[self.plan.servers[pool, name].host].ports}
-            return kinds.get(number) == "http"
-        return False
+    def _kind(self, pool: str, port: int, transport: str) -> str:
+        """What a pool's servers in the lab speak on a service's port: http (also behind tcp), tcp, udp."""
+        if transport == "udp":
+            return "udp"
+        found = self.profile.pools[pool]
+        name, server = next(iter(found.servers.items()))
+        ports = self.plan.hosts[self.plan.servers[pool, name].host].ports
+        kinds = {p.number: p.kind for p in ports if p.kind != "udp"}
+        return kinds.get(server.port or found.port or port, "tcp")
 
     def scan(self, seat: Seat, address: Address, ports: Sequence[int]) -> dict[int, str]:
         """Port → open, closed (refused), filtered (nothing came within a second), …."""

@@ -16,9 +16,10 @@ from ipaddress import ip_address, ip_network
 from pathlib import Path
 from typing import Literal
 
+from ndakit.accelerator import Architecture
 from ndakit.model import Address, Profile, Subnet
 from ndakit.regions import narrower, take, without
-from ndakit.vmspec import Bus, DiskFormat
+from ndakit.vmspec import Bus, Disk, DiskFormat, Nic, VmSpec
 
 Role = Literal["server", "client", "admin", "stranger", "router"]
 
@@ -44,10 +45,10 @@ class Interface:
 
 @dataclass(frozen=True)
 class Port:
-    """A port that a lab server answers on, and how: an HTTP answer, or a line of text and an echo."""
+    """A port that a lab server answers on, and how: an HTTP answer, a line of text and an echo, or datagrams echoed."""
 
     number: int
-    kind: Literal["http", "tcp"]
+    kind: Literal["http", "tcp", "udp"]
 
 
 @dataclass(frozen=True)
@@ -66,6 +67,8 @@ class PlannedHost:
     gateways: tuple[Address, ...] = ()
     routes: tuple[tuple[Address, Address], ...] = ()
     """(VIP, next hop): what the network's routers would know of VIPs that are routed."""
+    beyond: tuple[Address, ...] = ()
+    """Servers of other networks that are hosts of their own (tun): this router finds them on its own segment."""
     ports: tuple[Port, ...] = ()
 
 
@@ -87,8 +90,29 @@ class BootImage:
 
     path: Path
     firmware: Literal["efi", "bios"]
+    """How it starts; `bios` also where the kernel is started directly."""
     format: DiskFormat = "raw"
     bus: Bus = "virtio"
+    architecture: Architecture = "x86_64"
+    memory_mib: int = 256
+    kernel: Path | None = None
+    """A kernel to start directly, with its initramfs and options; None: from the disk."""
+    initrd: Path | None = None
+    append: str = ""
+
+    def machine(self, name: str, nics: tuple[Nic, ...]) -> VmSpec:
+        """The virtual machine for it: these network cards, this disk on a throw-away layer, and nothing else."""
+        return VmSpec(
+            name,
+            self.memory_mib,
+            disks=(Disk(self.path, self.format, self.bus),),
+            nics=nics,
+            firmware=self.firmware,
+            kernel=self.kernel,
+            initrd=self.initrd,
+            append=self.append,
+            architecture=self.architecture,
+        )
 
 
 @dataclass(frozen=True)
@@ -236,6 +260,17 @@ class _Planner:
                 if hop is not None:
                     yield address, hop
 
+    def add_beyond(self, name: str, router: str, address: Address) -> str:
+        """A server of another network that has to be a machine of its own: on the router's segment, but only the router
+        knows; for all others it lies behind it."""
+        gate = self.hosts[router]
+        hops = tuple(i.address for i in gate.addresses if i.address.version == address.version)
+        made = self.add(name, "server", gate.network, (), ())
+        own = Interface(address, address.max_prefixlen)
+        self.hosts[made] = replace(self.hosts[made], addresses=(own,), gateways=hops[:1])
+        self.hosts[router] = replace(gate, beyond=(*gate.beyond, address))
+        return made
+
     def router(self, network: str, addresses: tuple[Address, ...]) -> str:
         """The host that owns gateway addresses of a network; made when first asked for."""
         for host in self.hosts.values():
@@ -254,37 +289,31 @@ class _Planner:
         if address not in host.behind and address not in _addresses(host):
             self.hosts[router] = replace(host, behind=(*host.behind, address))
 
-    def server_gateways(self, network: str) -> tuple[Address, ...]:
-        """The default gateways of the servers in a network: the gateway VIPs, else the network's own gateway."""
-        found: list[Address] = []
-        for version in (4, 6):
-            vips = [v for v in self.profile.vips.values() if v.network == network and v.role == "gateway"]
-            address = next((a for v in vips if (a := v.address_of(version))), None)
-            address = address or self.profile.networks[network].gateway_of(version)
-            if address is not None:
-                found.append(address)
-        return tuple(found)
-
     def ports_of(self, pool: str, server: str) -> tuple[Port, ...]:
-        profile = self.profile
-        protocols = {profile.services[s].protocol for s in profile.services_of(pool)}
-        kind: Literal["http", "tcp"] = (
-            "http" if "http" in protocols or profile.pools[pool].check.type == "http" else "tcp"
-        )
-        number = profile.server_port(pool, profile.pools[pool].servers[server])
-        numbers = [number] if number else [p for s in profile.services_of(pool) for p in profile.services[s].ports]
-        check = profile.pools[pool].check
-        found = {n: Port(n, kind) for n in numbers}
-        if check.port is not None:
-            found.setdefault(check.port, Port(check.port, "http" if check.type == "http" else "tcp"))
+        profile, found = self.profile, dict[tuple[int, bool], Port]()
+        own, check = profile.pools[pool].servers[server], profile.pools[pool].check
+        fixed = own.port or profile.pools[pool].port
+        for service in (profile.services[s] for s in profile.services_of(pool)):
+            kind: Literal["http", "tcp", "udp"] = "tcp"
+            if service.protocol == "udp":
+                kind = "udp"
+            elif "http" in (service.protocol, check.type) or service.kernel:
+                kind = "http"  # for IPVS one is as good as the other, and HTTP says whom the server saw
+            for number in (fixed,) if fixed else service.ports:
+                if kind != "tcp" or (number, False) not in found:
+                    found[number, kind == "udp"] = Port(number, kind)
+        checked = check.port or (fixed if not found else None)
+        if checked is not None:
+            found.setdefault((checked, False), Port(checked, "http" if check.type == "http" else "tcp"))
         return tuple(found.values())
 
     def listen(self, host: str, ports: tuple[Port, ...]) -> None:
         """Let a host answer on further ports; HTTP where two pools differ about one."""
-        merged = {q.number: q for q in self.hosts[host].ports}
+        merged = {(q.number, q.kind == "udp"): q for q in self.hosts[host].ports}
         for port in ports:
-            if port.number not in merged or port.kind == "http":
-                merged[port.number] = port
+            key = (port.number, port.kind == "udp")
+            if key not in merged or port.kind == "http":
+                merged[key] = port
         self.hosts[host] = replace(self.hosts[host], ports=tuple(merged.values()))
 
 
@@ -317,17 +346,22 @@ def _add_servers(p: _Planner, lab: LabPlan) -> None:
         for name, server in pool.servers.items():
             first = server.address[0]
             network = p.profile.network_of(first)
-            host = homes.get(first)
+            host, tunnelled = homes.get(first), _tunnelled(p.profile, pool_name)
             if host is None:
                 host = p.way_to(first) if network is None else None
                 if network is not None:
-                    host = p.add(name, "server", network, (first,), p.server_gateways(network))
+                    # What it needs to be a server of this profile comes by its script (servers), as in earnest.
+                    host = p.add(name, "server", network, (first,), tuple(p.profile.networks[network].gateway or ()))
+                elif host is not None and tunnelled:
+                    host = p.add_beyond(name, host, first)
                 if host is None:
                     continue
             for address in server.address:
                 if homes.get(address, host) != host:
                     continue
-                if network is None and p.way_to(address) == host:
+                if address == first and network is None and tunnelled:
+                    pass
+                elif network is None and p.way_to(address) == host:
                     p.behind(host, address)
                 elif network is not None and p.profile.network_of(address) == network:
                     p.own(host, (address,))
@@ -339,6 +373,11 @@ def _add_servers(p: _Planner, lab: LabPlan) -> None:
     for key, seat in lab.servers.items():
         if p.hosts[seat.host].role == "server":  # the same in every pool, also where one does not name all addresses
             lab.servers[key] = Seat(seat.host, _addresses(p.hosts[seat.host]))
+
+
+def _tunnelled(profile: Profile, pool: str) -> bool:
+    """True if packets for a pool's servers come through tunnels, so that each must be a machine of its own."""
+    return any(profile.services[s].topology == "tun" for s in profile.services_of(pool))
 
 
 def _add_outside(p: _Planner, lab: LabPlan) -> None:

@@ -14,7 +14,7 @@ import re
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
-from ipaddress import IPv4Interface, IPv6Interface, ip_interface
+from ipaddress import IPv4Interface, IPv6Interface, ip_address, ip_interface
 from typing import Protocol
 
 from ndakit.errors import VerifyError
@@ -57,6 +57,17 @@ class ServerState:
     server: str
     up: bool
     status: str
+
+
+@dataclass(frozen=True)
+class VirtualServer:
+    """One virtual server in the kernel (IPVS) with its servers' weights; `mark` if it takes marked packets."""
+
+    protocol: str
+    address: Address | None
+    port: int
+    mark: int | None
+    weights: Mapping[tuple[Address, int], int]
 
 
 class NodeFacts:
@@ -118,6 +129,10 @@ class NodeFacts:
                 return states
             time.sleep(0.1)
 
+    def virtual_servers(self) -> list[VirtualServer]:
+        """What the kernel balances by itself; empty without IPVS. ipvsadm is not needed for that."""
+        return parse_virtual_servers(self.text("cat /proc/net/ip_vs"))
+
     def default_routes(self) -> set[str]:
         """The gateways of the default routes, of both families."""
         text = self.text("ip route show default") + self.text("ip -6 route show default")
@@ -144,6 +159,32 @@ def parse_addresses(text: str) -> dict[str, set[IPv4Interface | IPv6Interface]]:
         if not interface.is_link_local:
             found.setdefault(device, set()).add(interface)
     return found
+
+
+def parse_virtual_servers(text: str) -> list[VirtualServer]:
+    """Read /proc/net/ip_vs (Linux, ip_vs_info_seq_show): addresses and ports are hexadecimal."""
+    found: list[VirtualServer] = []
+    weights: dict[tuple[Address, int], int] = {}
+    for line in text.splitlines():
+        words = line.split()
+        if words[:1] == ["FWM"]:
+            weights = {}
+            found.append(VirtualServer("", None, 0, int(words[1], 16), weights))
+        elif words[:1] in (["TCP"], ["UDP"], ["SCTP"]):
+            weights = {}
+            address, port = _hexadecimal(words[1])
+            found.append(VirtualServer(words[0].lower(), address, port, None, weights))
+        elif words[:1] == ["->"] and found and len(words) > 3 and words[3].isdigit():
+            weights[_hexadecimal(words[1])] = int(words[3])
+    return found
+
+
+def _hexadecimal(text: str) -> tuple[Address, int]:
+    """`CB00710A:1F92` or `[2001:0db8:…:0010]:1F92`."""
+    address, _, port = text.rpartition(":")
+    if address.startswith("["):
+        return ip_address(address.strip("[]")), int(port, 16)
+    return ip_address(int(address, 16)), int(port, 16)
 
 
 def parse_vrrp_states(text: str) -> dict[str, str]:

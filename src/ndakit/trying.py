@@ -80,8 +80,9 @@ def _verify(workspace: Workspace, loaded: Loaded, *, only: str | None, json: Pat
             try:
                 image = lab_host.image.build(workspace.lab, cache() / "lab", tell=show.tell)
                 network = LabNetwork(
-                    profile, boot_images(profile, built), run_dir, image, identity=identity, tell=show.tell
-                )
+                    profile, boot_images(profile, built), run_dir, image,
+                    templates=workspace.templates, identity=identity, tell=show.tell,
+                )  # fmt: skip
                 with network as lab:
                     verdicts = verify.run(lab, wanted, show.claim)
             except NdakitError as error:

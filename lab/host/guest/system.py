@@ -191,8 +191,10 @@ def connect(spec: Mapping[str, Any], index: int) -> None:
     # A gateway may lie behind a card that is down just now; the others must come up all the same.
     for to, via in spec.get("routes", ()):
         line = f"route replace {to} via {via}"
-        if len(spec["interfaces"]) == 1:
-            ip([f"{line} dev {name}"])
+        if not via:
+            ip([f"route replace {to} dev {name}"])
+        elif len(spec["interfaces"]) == 1:
+            ip([f"{line} dev {name} onlink"])
         else:
             with contextlib.suppress(Refused):
                 ip([line])
