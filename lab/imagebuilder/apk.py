@@ -16,19 +16,7 @@ import tarfile
 from collections.abc import Sequence
 from pathlib import Path
 
-_INFO = [
-    "name",
-    "version",
-    "description",
-    "arch",
-    "license",
-    "origin",
-    "url",
-    "maintainer",
-    "provides",
-    "provider-priority",
-    "depends",
-]
+_INFO = ["name", "version", "description", "arch", "license", "origin", "url", "maintainer", "provides", "depends"]
 _SCRIPTS = ["pre-install", "post-install", "pre-deinstall", "post-deinstall", "pre-upgrade", "post-upgrade"]
 
 

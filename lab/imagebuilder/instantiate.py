@@ -87,6 +87,10 @@ def instantiate(release: str, target: str, cache: Path, into: Path) -> bool:
         shutil.copyfile(_HERE / "Makefile.in", partial / "Makefile")
         (partial / ".config").write_text(config(family))
         (partial / "packages").mkdir()
+        if family.apk:
+            (partial / "staging_dir/host/bin").mkdir(parents=True)
+            shutil.copyfile(_HERE / "apk.py", partial / "staging_dir/host/bin/apk")
+            (partial / "staging_dir/host/bin/apk").chmod(0o755)
         (partial / ".lab.json").write_text(text)
         partial.chmod(0o755)
         if into.exists():

@@ -18,7 +18,7 @@ sys.path.insert(0, str(HERE / "lab"))
 
 import debian  # noqa: E402  # lies two folders up: a script of its own as well
 
-from . import families, images, resolve, tools, tree  # noqa: E402  # after the path is set
+from . import families, images, local, resolve, tools, tree  # noqa: E402  # after the path is set
 
 
 class _Folder:
@@ -31,6 +31,7 @@ class _Folder:
         self.epoch = int(settings["source_date_epoch"])
         self.lab = HERE / "lab"
         self.feed = resolve.feed(self.lab / "imagebuilder/packages.toml", self.family)
+        self.feed |= local.packages(HERE / "packages", self.family, _note)
 
     @functools.cached_property
     def stamp(self) -> str:
@@ -158,7 +159,7 @@ def package_list(folder: _Folder) -> int:
     """`make package_list`: every package, with its version."""
     for package in sorted(folder.feed.values(), key=lambda p: p.name):
         if not package.hidden:
-            _say(f"{package.name} - {folder.family.package_version('1')}")
+            _say(f"{package.name} - {package.version or folder.family.package_version('1')}")
     return 0
 
 

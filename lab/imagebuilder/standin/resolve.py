@@ -28,6 +28,11 @@ class Package:
     depends: tuple[str, ...] = ()
     conflicts: tuple[str, ...] = ()
     nothing: str = ""
+    archive: Path | None = None
+    """The package file, for one of the ImageBuilder's own packages/ folder; it has a version and a digest, too."""
+    version: str = ""
+    digest: str = ""
+    conffiles: tuple[str, ...] = ()
 
     @property
     def absent(self) -> bool:
@@ -87,6 +92,9 @@ def selection(
         if name not in chosen and name in packages:
             chosen[name] = packages[name]
             queue.extend(packages[name].depends)
+            missing = [d for d in packages[name].depends if d not in packages]
+            if packages[name].archive is not None and missing:
+                raise _unsatisfied(packages[name], missing, family)
     for package in chosen.values():
         for other in package.conflicts:
             if other in chosen:
@@ -104,6 +112,23 @@ def _unknown(names: list[str], family: Family, say: Callable[[str], None]) -> Un
         say(f"Unknown package '{name}'.")
     return Unresolvable(
         ["Collected errors:", *(f" * opkg_install_cmd: Cannot install package {name}." for name in names)], 255
+    )
+
+
+def _unsatisfied(package: Package, missing: list[str], family: Family) -> Unresolvable:
+    if family.apk:
+        lines = ["ERROR: unable to select packages:"]
+        for name in missing:
+            lines += [f"  {name} (no such package):", f"    required by: {package.name}-{package.version}[{name}]"]
+        return Unresolvable(lines, len(missing))
+    return Unresolvable(
+        [
+            "Collected errors:",
+            f" * satisfy_dependencies_for: Cannot satisfy the following dependencies for {package.name}:",
+            *(f" * \t{name}" for name in missing),
+            f" * opkg_install_cmd: Cannot install package {package.name}.",
+        ],
+        255,
     )
 
 

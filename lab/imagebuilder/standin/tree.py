@@ -19,7 +19,7 @@ from pathlib import Path
 
 import debian
 
-from . import busybox, debian_roots, elf
+from . import busybox, debian_roots, elf, local
 from .families import Family
 from .modules import Kernel
 from .resolve import Package
@@ -61,7 +61,7 @@ def base(
         target.name,
         kernel.version,
         str(epoch),
-        *(p.name for p in packages),
+        *(p.name + p.digest for p in packages),
         *sorted({str(r) for r in roots.values()}),
     ]
     key = hashlib.sha256("\0".join(words).encode()).hexdigest()[:24]
@@ -171,6 +171,9 @@ def _install(
         variant = lab / "base/packages" / f"{folder}.{'fw4' if family.fw4 else 'fw3'}"
         if variant.is_dir():
             _lay(variant, root)
+    for package in packages:
+        if package.archive is not None:
+            local.lay(package, root)
     if not family.target.x86:  # no screen, and a serial port of another name
         lines = (root / "etc/inittab").read_text().replace("ttyS0", family.target.serial).splitlines(keepends=True)
         _write(root / "etc/inittab", "".join(line for line in lines if not line.startswith("tty1:")))
@@ -188,6 +191,9 @@ def _conffiles(root: Path, lab: Path, packages: Sequence[Package]) -> str:
             relative = path.relative_to(top)
             if path.is_file() and path.name != ".keep" and relative.parts[1] not in ("init.d", "hotplug.d"):
                 lines.append(f"{hashlib.sha256((root / relative).read_bytes()).hexdigest()}  /{relative}\n")
+    for path in (path.lstrip("/") for p in packages for path in p.conffiles):
+        if (root / path).is_file():
+            lines.append(f"{hashlib.sha256((root / path).read_bytes()).hexdigest()}  /{path}\n")
     return "".join(lines)
 
 
@@ -351,7 +357,7 @@ def _versions(cache: Path, packages: Sequence[Package], family: Family) -> dict[
         upstream = next((known[d] for d in package.debian if d in known), "1")
         if package.name == "kernel" or package.modules:
             upstream = next((v for n, v in sorted(known.items()) if n.startswith("linux-image-6")), "6")
-        found[package.name] = family.package_version(upstream)
+        found[package.name] = package.version or family.package_version(upstream)
     return found
 
 

@@ -1,0 +1,55 @@
+"""Packages of packages/ in images of the lab, of both package managers: in manifest and root, and stale when changed."""
+
+from __future__ import annotations
+
+import tarfile
+from pathlib import Path
+
+import pytest
+
+import feeds
+from imagebuilder_fakes import PROFILE, workspace_folder
+from ndakit import builders, load, pipeline
+from ndakit.errors import NdakitError
+from ndakit.events import Event, Planned
+from ndakit.workspace import Workspace
+
+WISH = "rootfs_mib: 128, formats: [img, rootfs], packages: {clock: add}"
+
+
+def build(root: Path, heard: list[Event] | None = None) -> pipeline.BuildResult:
+    workspace = Workspace.at(root)
+    loaded = load.load(workspace, "bakery")
+    builder = builders.choose("lab", None, workspace, loaded.profile)
+    (result,) = pipeline.build(workspace, loaded, ["lb1"], builder, (heard if heard is not None else []).append)
+    return result
+
+
+@pytest.mark.parametrize(("release", "version"), [("23.05.5", "1.2-3"), ("25.12.5", "1.2-r3")])
+def test_a_package_folder_comes_into_the_image(release: str, version: str, tmp_path: Path) -> None:
+    text = PROFILE.replace("24.10.8", release).replace("rootfs_mib: 64", WISH)
+    root = workspace_folder(tmp_path / "ws", text)
+    feeds.folder(root / "packages", "clock")
+    artifact = build(root).artifact
+    assert artifact.record.packages["clock"] == version
+    (archive,) = [artifact.folder / i.name for i in artifact.record.images if i.name.endswith(".tar.gz")]
+    with tarfile.open(archive) as rootfs:
+        found = {m.name.removeprefix("./"): m for m in rootfs}
+    assert f"{found['usr/bin/tell'].mode:o}" == "755"
+    assert found["usr/bin/say"].linkname == "tell"
+    assert f"{found['etc/clock.conf'].mode:o}" == "600"
+    assert found["etc/rc.d/S99clock"].linkname == "../init.d/clock"
+    heard: list[Event] = []
+    assert not build(root, heard).built
+    (root / "packages/clock/files/tell").write_text("#!/bin/sh\ndate -u\n")
+    assert build(root, heard).built
+    assert heard[1] == Planned("lb1", False, ("package clock of packages/ changed",))
+
+
+def test_a_dependency_that_nobody_has_is_named(tmp_path: Path) -> None:
+    root = workspace_folder(tmp_path / "ws", PROFILE.replace("rootfs_mib: 64", WISH))
+    feeds.folder(root / "packages", "clock", ("+busybox", "+busybox +spring"))
+    with pytest.raises(NdakitError) as caught:
+        build(root)
+    assert "spring" in caught.value.text()
+    assert caught.value.exit_code == 4
