@@ -345,16 +345,15 @@ def test_downloaded_packages_are_kept_for_the_next_build(place: Place, tmp_path:
     assert (tmp_path / "cache/ndakit/openwrt/24.10.8-x86-64/haproxy_3_all.ipk").read_bytes() == b"downloaded by hand"
 
 
-def test_openwrt_without_a_folder_says_what_to_unpack(place: Place) -> None:
-    profile = load.load(place.workspace, "bakery").profile
-    with pytest.raises(builders.ImageBuilderNeeded, match=r"imagebuilder-24\.10\.8-x86-64(.|\n)*--imagebuilder"):
-        builders.choose("openwrt", None, place.workspace, profile)
-
-
 def test_other_wrong_choices_of_a_builder_are_refused(place: Place, tmp_path: Path) -> None:
     profile = load.load(place.workspace, "bakery").profile
-    with pytest.raises(builders.BuilderContradiction):
+    with pytest.raises(builders.BuilderContradiction, match="leave --imagebuilder out, or write --builder openwrt"):
         builders.choose("lab", tmp_path, place.workspace, profile)
+    with pytest.raises(builders.BuilderContradiction, match="leave --offline out"):
+        builders.choose("lab", None, place.workspace, profile, builders.FetchOptions(offline=True))
+    with pytest.raises(builders.BuilderContradiction, match="--mirror, --checksum"):
+        options = builders.FetchOptions(mirror="http://a.example", checksum="0" * 64)
+        builders.choose("openwrt", place.folder, place.workspace, profile, options)
     with pytest.raises(builders.BuilderUnknown):
         builders.choose("docker", None, place.workspace, profile)
     with pytest.raises(ImageBuilderBroken, match="there is no Makefile in it"):

@@ -128,10 +128,12 @@ def test_verify_without_an_image_says_how_to_get_one(workspace: Path) -> None:
     assert "./inv build bakery" in done.stderr
 
 
-def test_an_openwrt_build_without_an_imagebuilder_says_what_to_give(workspace: Path) -> None:
-    done = inv(workspace, "build", "bakery", "--builder", "openwrt")
-    assert done.returncode == 2
-    assert "--imagebuilder" in done.stderr
+def test_an_offline_openwrt_build_without_an_imagebuilder_says_what_to_do(workspace: Path) -> None:
+    cache = {"XDG_CACHE_HOME": str(workspace / "cache")}
+    done = inv(workspace, "build", "bakery", "--builder", "openwrt", "--offline", env=cache)
+    assert done.returncode == 3
+    assert "./inv fetch --release" in done.stderr
+    assert "--imagebuilder DIR" in done.stderr
 
 
 def test_clean_removes_what_can_be_made_again_and_nothing_else(workspace: Path) -> None:

@@ -1,4 +1,4 @@
-"""Where ImageBuilders come from: the lab's stand-in, or an OpenWrt ImageBuilder that the user unpacked.
+"""Where ImageBuilders come from: the lab's stand-in, or one of OpenWrt's, fetched or unpacked by the user.
 
 Owns what differs between the two: how a private working copy is made, and a cheap hash of what each contributes to an
 image. Driving the copy is the business of `imagebuilder`.
@@ -17,8 +17,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar, Literal, Protocol
 
-from ndakit import ibhost, ibmemory, ibtree, process
+from ndakit import fetching, ibhost, ibmemory, ibtree, process
 from ndakit.errors import InputError, MachineError
+from ndakit.events import Events, ignore
 from ndakit.ibrequest import usable_path
 from ndakit.imagebuilder import ImageBuilder, ImageBuilderBroken
 from ndakit.model import Profile
@@ -36,19 +37,6 @@ _COPY_SPARE_MIB = 512
 _LAB_SPARE_MIB = 256
 
 
-class ImageBuilderNeeded(InputError):
-    """An image to flash needs an OpenWrt ImageBuilder, and none was named."""
-
-    def __init__(self, profile: Profile) -> None:
-        archive = f"openwrt-imagebuilder-{profile.release}-{profile.target.replace('/', '-')}"
-        super().__init__(
-            "building with OpenWrt needs an ImageBuilder",
-            where="--builder openwrt without --imagebuilder",
-            fix=f"unpack {archive}….Linux-x86_64.tar.… and name its folder: --imagebuilder DIR;"
-            " for an image to try: --builder lab",
-        )
-
-
 class BuilderUnknown(InputError):
     """There is no such builder."""
 
@@ -59,14 +47,10 @@ class BuilderUnknown(InputError):
 
 
 class BuilderContradiction(InputError):
-    """The lab's ImageBuilder is its own; another one cannot be named for it."""
+    """Options that say different things about where the ImageBuilder comes from."""
 
-    def __init__(self, folder: Path) -> None:
-        super().__init__(
-            "--imagebuilder is for OpenWrt's ImageBuilder, and the lab's was asked for",
-            where=f"--builder lab --imagebuilder {folder}",
-            fix="leave --imagebuilder out, or write --builder openwrt",
-        )
+    def __init__(self, given: str, why: str, fix: str) -> None:
+        super().__init__(f"{given} cannot have any effect: {why}", where="the command line", fix=fix)
 
 
 class LabUnavailable(InputError):
@@ -75,6 +59,25 @@ class LabUnavailable(InputError):
 
 class LabFailed(MachineError):
     """The lab's ImageBuilder cannot be made on this machine."""
+
+
+@dataclass(frozen=True)
+class FetchOptions:
+    """What was said about fetching OpenWrt's ImageBuilder: `--mirror`, `--offline`, `--checksum`."""
+
+    mirror: str | None = None
+    offline: bool = False
+    checksum: str | None = None
+
+    def origin(self, workspace: Workspace) -> fetching.Origin:
+        """The same with its defaults. Raises MirrorUnusable, ChecksumMalformed."""
+        pin = fetching.pinned(self.checksum) if self.checksum is not None else None
+        return fetching.Origin(fetching.mirrors_from(self.mirror), self.offline, pin, (workspace.keys,))
+
+    def given(self) -> str:
+        """The options that were used, in words; empty if there were none."""
+        used = {"--mirror": self.mirror is not None, "--offline": self.offline, "--checksum": self.checksum is not None}
+        return ", ".join(name for name, is_used in used.items() if is_used)
 
 
 @dataclass(frozen=True)
@@ -182,13 +185,14 @@ class LabBuilder:
 
 
 class OpenWrtBuilder:
-    """An OpenWrt ImageBuilder that the user unpacked; its folder is only read."""
+    """An OpenWrt ImageBuilder, fetched or unpacked by the user; its folder is only read."""
 
     kind: ClassVar[Kind] = "openwrt"
     warning: ClassVar[str | None] = None
 
-    def __init__(self, folder: Path) -> None:
-        """Raises ImageBuilderBroken for a folder that is none."""
+    def __init__(self, folder: Path, fetched: fetching.Fetched | None = None) -> None:
+        """`fetched` says what is known of the folder's archive. Raises ImageBuilderBroken for a folder that is none."""
+        self._fetched = fetched
         self._folder = folder.expanduser().absolute()
         for name in ("Makefile", ".config", "include", "staging_dir"):
             if not (self._folder / name).exists():
@@ -203,8 +207,11 @@ class OpenWrtBuilder:
         return self._folder.name
 
     def provenance(self, profile: Profile) -> Provenance:
-        """The folder's name and fingerprint."""
-        return Provenance(self.label(), self.fingerprint(profile))
+        """The folder's name and fingerprint; of a fetched one also its archive and who vouched for that."""
+        known = self._fetched
+        if known is None:
+            return Provenance(self.label(), self.fingerprint(profile))
+        return Provenance(self.label(), self.fingerprint(profile), known.archive, known.sha256, known.verified_by)
 
     def space_mib(self, profile: Profile) -> int:
         """Free space that building one node takes, in MiB: a copy, the root twice, the images."""
@@ -233,19 +240,35 @@ class OpenWrtBuilder:
         ibtree.merge_packages(target / "dl", kept)
 
 
-def choose(kind: str, folder: Path | None, workspace: Workspace, profile: Profile) -> Builder:
-    """The builder for `--builder KIND --imagebuilder DIR`.
+def choose(
+    kind: str,
+    folder: Path | None,
+    workspace: Workspace,
+    profile: Profile,
+    options: FetchOptions | None = None,
+    events: Events = ignore,
+) -> Builder:
+    """The builder for `--builder KIND --imagebuilder DIR`; without DIR, OpenWrt's is fetched if the cache lacks it.
 
-    Raises BuilderUnknown, BuilderContradiction, ImageBuilderNeeded, ImageBuilderBroken.
+    Raises BuilderUnknown, BuilderContradiction, ImageBuilderBroken, and what `fetching.fetch` raises.
     """
+    fetch = options or FetchOptions()
     if kind == "lab":
-        if folder is not None:
-            raise BuilderContradiction(folder)
+        given = "--imagebuilder" if folder is not None else fetch.given()
+        if given:
+            raise BuilderContradiction(
+                given, "the lab makes its ImageBuilder itself", f"leave {given} out, or write --builder openwrt"
+            )
         return LabBuilder(workspace)
     if kind == "openwrt":
-        if folder is None:
-            raise ImageBuilderNeeded(profile)
-        return OpenWrtBuilder(folder)
+        if folder is not None:
+            if fetch.given():
+                raise BuilderContradiction(
+                    fetch.given(), "with --imagebuilder nothing is fetched", f"leave {fetch.given()} out"
+                )
+            return OpenWrtBuilder(folder)
+        fetched = fetching.get(profile.release, profile.target, fetch.origin(workspace), events)
+        return OpenWrtBuilder(fetched.folder, fetched)
     raise BuilderUnknown(kind)
 
 

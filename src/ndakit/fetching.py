@@ -54,7 +54,7 @@ class Fetched:
 
 
 @dataclass(frozen=True)
-class Source:
+class Origin:
     """Where ImageBuilders come from: mirrors in order or only the cache; a pinned SHA-256; folders with keys."""
 
     mirrors: tuple[str, ...] = OPENWRT
@@ -68,7 +68,7 @@ class Source:
 class _Wanted:
     release: Release
     target: str
-    source: Source
+    origin: Origin
     events: Events
     base: Path
     """The cache's folder for this release and target."""
@@ -122,18 +122,18 @@ def fetch(
     vouched for by a signature. `keys` are folders as `trust.keys_for` reads them. `offline` opens no connection.
     Raises MirrorFailed's kinds, VerificationFailed's kinds, the errors of `fetcherrors` and of `archive`.
     """
-    source = Source(
+    origin = Origin(
         tuple(download.mirror(m) for m in mirrors), offline, pinned(checksum) if checksum else None, tuple(keys),
         limits or Limits(),
     )  # fmt: skip
-    return get(release, target, source, events)
+    return get(release, target, origin, events)
 
 
-def get(release: Release, target: str, source: Source, events: Events = ignore) -> Fetched:
-    """`fetch` for callers who have a Source."""
+def get(release: Release, target: str, origin: Origin, events: Events = ignore) -> Fetched:
+    """`fetch` for callers who have an Origin."""
     with _disk(None):
         base = cache() / "openwrt" / "imagebuilders" / f"{release}-{target.replace('/', '-')}"
-    wanted = _Wanted(release, target, source, events, base)
+    wanted = _Wanted(release, target, origin, events, base)
     found = _cached(wanted)
     if found is not None:
         return found
@@ -153,7 +153,7 @@ def _entries(wanted: _Wanted) -> Iterator[tuple[Path, dict[str, Any]]]:
     for path in wanted.base.glob("*/verified.json"):
         with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
             facts = json.loads(path.read_text())
-            pin = wanted.source.checksum
+            pin = wanted.origin.checksum
             serves = facts["sha256"] == pin if pin else not facts["pinned"]
             if facts["format"] == _FORMAT and serves:
                 found.append((path.stat().st_mtime_ns, path.parent, facts))
@@ -223,9 +223,9 @@ def _check_contents(wanted: _Wanted, top: Path, path: Path) -> None:
 
 
 def _fetched(wanted: _Wanted) -> Fetched:
-    if wanted.source.offline:
+    if wanted.origin.offline:
         pins = [json.loads(p.read_text())["sha256"] for p in sorted(wanted.base.glob("*/verified.json"))]
-        raise fetcherrors.OfflineMissing(wanted.release, wanted.target, wanted.base, pins, wanted.source.checksum)
+        raise fetcherrors.OfflineMissing(wanted.release, wanted.target, wanted.base, pins, wanted.origin.checksum)
     listed = _listed(wanted)
     path = _downloaded(wanted, listed)
     return _unpack(wanted, path, listed.sha256, listed.verified_by, fresh=True)
@@ -234,7 +234,7 @@ def _fetched(wanted: _Wanted) -> Fetched:
 def _listed(wanted: _Wanted) -> _Listed:
     """The archive's name and checksum from the first mirror whose list is vouched for."""
     failed: list[MirrorFailed | VerificationFailed] = []
-    mirrors = wanted.source.mirrors
+    mirrors = wanted.origin.mirrors
     with _step(wanted.events, "list", f"asking for OpenWrt {wanted.release} for {wanted.target}"):
         for place, mirror in enumerate(mirrors):
             try:
@@ -252,9 +252,9 @@ def _listed(wanted: _Wanted) -> _Listed:
 
 def _vouched(wanted: _Wanted, mirror: str) -> tuple[str, str, str]:
     """Archive, SHA-256, and who vouches for it, by this mirror's list."""
-    where, limits = wanted.folder_url(mirror), wanted.source.limits
+    where, limits = wanted.folder_url(mirror), wanted.origin.limits
     listing = download.small(f"{where}/{LISTING}", max_bytes=_LISTING_MAX, limits=limits)
-    pin = wanted.source.checksum
+    pin = wanted.origin.checksum
     if pin is None:
 
         def beside(name: str) -> bytes | None:
@@ -263,7 +263,7 @@ def _vouched(wanted: _Wanted, mirror: str) -> tuple[str, str, str]:
             except NotThere:
                 return None
 
-        by = trust.verify(listing, beside, trust.keys_for(wanted.release, wanted.source.keys), download.shown(where))
+        by = trust.verify(listing, beside, trust.keys_for(wanted.release, wanted.origin.keys), download.shown(where))
     else:
         by = "the checksum that was pinned by hand"
     name, sha256 = _entry(wanted, listing.decode(errors="replace"), f"{download.shown(where)}/{LISTING}")
@@ -312,7 +312,7 @@ def _downloaded(wanted: _Wanted, listed: _Listed) -> Path:
         "release": str(wanted.release),
         "target": wanted.target,
         "verified_by": listed.verified_by,
-        "pinned": wanted.source.checksum is not None,
+        "pinned": wanted.origin.checksum is not None,
         "mirror": download.shown(mirror),
     }
     # The facts come first: an archive is never there without them, and facts without an archive serve nobody.
@@ -332,7 +332,7 @@ def _exactly(wanted: _Wanted, url: str, partial: Path, listed: _Listed) -> None:
     for resumed in (partial.is_file(), False):
         if resumed and file_sha256(partial) == listed.sha256:
             return
-        download.large(url, partial, max_bytes=_ARCHIVE_MAX, limits=wanted.source.limits, progress=tell)
+        download.large(url, partial, max_bytes=_ARCHIVE_MAX, limits=wanted.origin.limits, progress=tell)
         got = file_sha256(partial)
         if got == listed.sha256:
             return
@@ -343,8 +343,8 @@ def _exactly(wanted: _Wanted, url: str, partial: Path, listed: _Listed) -> None:
 
 def _what_there_is(wanted: _Wanted) -> Exception | None:
     """The mirrors do not have it: which of release and target does not exist, and what there is instead."""
-    limits = replace(wanted.source.limits, attempts=1)
-    for mirror in wanted.source.mirrors:
+    limits = replace(wanted.origin.limits, attempts=1)
+    for mirror in wanted.origin.mirrors:
         with contextlib.suppress(MirrorFailed, ValueError, TypeError, KeyError):
             text = download.small(f"{mirror}/.versions.json", max_bytes=_MIB, limits=limits)
             versions = [str(v) for v in json.loads(text)["versions_list"]]

@@ -22,6 +22,7 @@ from ndakit.workspace import Workspace
 NO_TESTS = 5  # pytest: nothing was collected, as when --only names tests of one kind
 
 if TYPE_CHECKING:
+    from ndakit.builders import FetchOptions
     from ndakit.events import Event
     from ndakit.pipeline import BuildResult
     from ndakit.render import Tree
@@ -186,14 +187,21 @@ def render_profile(workspace: Workspace, profile: str, node: str | None, out: Pa
 
 
 def build_profile(
-    workspace: Workspace, profile: str, node: str | None, kind: str, imagebuilder: Path | None, *, as_json: bool
+    workspace: Workspace,
+    profile: str,
+    node: str | None,
+    kind: str,
+    imagebuilder: Path | None,
+    fetch: FetchOptions | None = None,
+    *,
+    as_json: bool,
 ) -> None:
     """Build what is not up to date, showing each step."""
     from ndakit import builders, pipeline
 
     loaded = read(workspace, profile)
-    builder = builders.choose(kind, imagebuilder, workspace, loaded.profile)
     steps = Steps(to=terminal.note if as_json else terminal.say)
+    builder = builders.choose(kind, imagebuilder, workspace, loaded.profile, fetch, steps)
     results = pipeline.build(workspace, loaded, nodes_of(loaded, node), builder, steps)
     if as_json:
         terminal.show_json([build_facts(r) for r in results])
@@ -225,10 +233,11 @@ def build_facts(result: BuildResult) -> dict[str, Any]:
 
 
 class Steps:
-    """Shows the events of a build as lines."""
+    """Shows the events of fetching and building as lines."""
 
     def __init__(self, to: Callable[[str], None]) -> None:
         self._to = to
+        self._progress = terminal.Progress(to)
 
     def __call__(self, event: Event) -> None:
         """Show one event."""
@@ -238,13 +247,18 @@ class Steps:
             case events.Planned(node, False, reasons):
                 self._to(f"{node}: {'; '.join(reasons)}")
             case events.StepDone(step, node, elapsed_s, note):
-                self._to(f"{node}: {step} {terminal.seconds(elapsed_s)}" + (f", {note}" if note else ""))
+                words = f"{step} {terminal.seconds(elapsed_s)}" + (f", {note}" if note else "")
+                self._to(f"{node}: {words}" if node else words)
             case events.StepStarted(step, node, what) if step == "image":
                 self._to(f"{node}: {what}")
+            case events.StepStarted("download" | "unpack", _, what):
+                self._to(what)
+            case events.Progress(_, done_bytes, total_bytes):
+                self._progress(done_bytes, total_bytes)
             case events.Waiting(what):
                 self._to(what)
             case events.Warned(node, text):
-                terminal.note(f"warning: {node}: {text}")
+                terminal.note(f"warning: {node}: {text}" if node else f"warning: {text}")
             case _:
                 pass
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from typing import Any, TextIO
 
 from ndakit.errors import NdakitError
@@ -31,6 +32,33 @@ def say(text: str = "") -> None:
 def note(text: str) -> None:
     """A line about the run itself, on standard error, so that output for scripts stays clean."""
     print(text, file=sys.stderr, flush=True)
+
+
+class Progress:
+    """How far a download is: a line that overwrites itself on a terminal, a line now and then elsewhere."""
+
+    EVERY_S = 0.2
+    PLAIN_EVERY_S = 10.0
+
+    def __init__(self, to: Callable[[str], None]) -> None:
+        self._to = to
+        self._said_s = time.monotonic()
+
+    def __call__(self, done_bytes: int, total_bytes: int | None) -> None:
+        """Say it, unless that was just done."""
+        live = sys.stderr.isatty() and os.environ.get("TERM") != "dumb"
+        finished = total_bytes is not None and done_bytes >= total_bytes
+        now_s = time.monotonic()
+        if now_s - self._said_s < (self.EVERY_S if live else self.PLAIN_EVERY_S) and not (live and finished):
+            return
+        self._said_s = now_s
+        text = f"  {done_bytes / 2**20:.1f} MiB"
+        if total_bytes:
+            text = f"  {done_bytes / 2**20:.1f} of {total_bytes / 2**20:.1f} MiB, {100 * done_bytes // total_bytes} %"
+        if live:
+            print(f"\r\033[K{'' if finished else text}", end="", file=sys.stderr, flush=True)
+        else:
+            self._to(text)
 
 
 def show_error(error: NdakitError) -> None:

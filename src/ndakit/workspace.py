@@ -23,6 +23,7 @@ from pathlib import Path
 
 import platformdirs
 
+from ndakit import process
 from ndakit.errors import InputError, MachineError
 
 _SHIPPED = Path(__file__).resolve().parents[2]
@@ -93,6 +94,11 @@ class Workspace:
         """Folders with OpenWrt packages in search order: the workspace's own, then the shipped one."""
         own, shipped = self.root / "packages", self.shipped / "packages"
         return (own, shipped) if own != shipped else (own,)
+
+    @property
+    def keys(self) -> Path:
+        """Public keys that this workspace believes besides the shipped ones, under the checksums of ImageBuilders."""
+        return self.root / "keys"
 
     @property
     def overlays(self) -> Path:
@@ -203,6 +209,7 @@ def hold(
                 if on_wait is not None and not told:
                     on_wait(f"waiting for {holder}, which is at work here")
                     told = True
+                process.go_on()
                 if time.monotonic() - started_s >= wait_s:
                     raise WorkspaceBusy(path, holder, wait_s) from cause
                 time.sleep(0.1)
