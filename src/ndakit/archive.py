@@ -122,8 +122,8 @@ def _make(archive: Path, tar: tarfile.TarFile, member: tarfile.TarInfo, into: Pa
     path = _inside(archive, member.name, made)
     target = into / path
     if member.isdir():
-        if path in made.files:
-            raise ArchiveUnsafe(archive, member.name, "is a file and a folder")
+        if path in made.files or path in made.links:
+            raise ArchiveUnsafe(archive, member.name, "is there twice")
         target.mkdir(parents=True, exist_ok=True)
         if path.parts:
             target.chmod(0o755)
