@@ -1,4 +1,4 @@
-"""Packages of packages/ in images of the lab, of both package managers: in manifest and root, and stale when changed."""
+"""Packages of packages/ in images of the lab, of both package managers: in the manifest and in the root."""
 
 from __future__ import annotations
 
@@ -11,17 +11,21 @@ import feeds
 from imagebuilder_fakes import PROFILE, workspace_folder
 from ndakit import builders, load, pipeline
 from ndakit.errors import NdakitError
-from ndakit.events import Event, Planned
 from ndakit.workspace import Workspace
 
 WISH = "rootfs_mib: 128, formats: [img, rootfs], packages: {clock: add}"
+Parts = tuple[Workspace, load.Loaded, builders.Builder]
 
 
-def build(root: Path, heard: list[Event] | None = None) -> pipeline.BuildResult:
+def parts(root: Path) -> Parts:
     workspace = Workspace.at(root)
     loaded = load.load(workspace, "bakery")
-    builder = builders.choose("lab", None, workspace, loaded.profile)
-    (result,) = pipeline.build(workspace, loaded, ["lb1"], builder, (heard if heard is not None else []).append)
+    return workspace, loaded, builders.choose("lab", None, workspace, loaded.profile)
+
+
+def build(root: Path) -> pipeline.BuildResult:
+    workspace, loaded, builder = parts(root)
+    (result,) = pipeline.build(workspace, loaded, ["lb1"], builder)
     return result
 
 
@@ -39,11 +43,10 @@ def test_a_package_folder_comes_into_the_image(release: str, version: str, tmp_p
     assert found["usr/bin/say"].linkname == "tell"
     assert f"{found['etc/clock.conf'].mode:o}" == "600"
     assert found["etc/rc.d/S99clock"].linkname == "../init.d/clock"
-    heard: list[Event] = []
-    assert not build(root, heard).built
+    workspace, loaded, builder = parts(root)
+    assert pipeline.plan(workspace, loaded, "lb1", builder).up_to_date
     (root / "packages/clock/files/tell").write_text("#!/bin/sh\ndate -u\n")
-    assert build(root, heard).built
-    assert heard[1] == Planned("lb1", False, ("package clock of packages/ changed",))
+    assert pipeline.plan(workspace, loaded, "lb1", builder).reasons == ("package clock of packages/ changed",)
 
 
 def test_a_dependency_that_nobody_has_is_named(tmp_path: Path) -> None:

@@ -113,6 +113,7 @@ def check_profile(workspace: Workspace, profile: str, *, as_json: bool, daemons:
         loaded = load.load(workspace, profile)
         warnings += loaded.warnings
         warnings += _beside_the_others(workspace, loaded)
+        errors += _package_errors(workspace, loaded)
         for node in loaded.profile.nodes:
             tree = rendered(workspace, loaded, node)
             asked = _ask_daemons(tree, cache() / "lab", errors, download=daemons)
@@ -141,6 +142,19 @@ def check_profile(workspace: Workspace, profile: str, *, as_json: bool, daemons:
         f"{', '.join(found.nodes)}; {asked}"
     )
     return code
+
+
+def _package_errors(workspace: Workspace, loaded: Loaded) -> list[NdakitError]:
+    """What is wrong with the packages that the profile asks for, as far as it is known without an ImageBuilder."""
+    from ndakit import feed
+
+    try:
+        feed.choose(workspace, loaded, next(iter(loaded.profile.nodes)))
+    except ErrorGroup as group:
+        return list(group.errors)
+    except NdakitError as error:
+        return [error]
+    return []
 
 
 def _beside_the_others(workspace: Workspace, loaded: Loaded) -> list[ProfileWarning]:

@@ -77,6 +77,18 @@ def check(c: Context, profile: str, json: bool = False, daemons: bool = False) -
     raise Exit(code=check_profile(Workspace.at(), profile, as_json=json, daemons=daemons))
 
 
+@task(name="packages", positional=["profile"], help={"profile": PROFILE_HELP, "json": "the same as JSON"})
+@shown
+def package_list(c: Context, profile: str, json: bool = False) -> None:
+    """Show which packages an image gets or loses, from where and why."""
+    from ndakit.front import read
+    from ndakit.packagelist import show as show_packages
+    from ndakit.workspace import Workspace
+
+    workspace = Workspace.at()
+    show_packages(workspace, read(workspace, profile), as_json=json)
+
+
 @task(
     positional=["profile"],
     help={"profile": PROFILE_HELP, "node": NODE_HELP, "out": "folder to write to (default: overlays/PROFILE)"},
@@ -254,7 +266,7 @@ def clean(c: Context, cache: bool = False) -> None:
 
 
 GROUPS = (
-    ("look", (list_profiles, show, check)),
+    ("look", (list_profiles, show, check, package_list)),
     ("make", (render, fetch, build, servers)),
     ("try", (boot, verify, demo)),
     ("care", (test, bench, clean)),
