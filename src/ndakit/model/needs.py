@@ -40,6 +40,10 @@ def _x86(profile: Profile) -> bool:
     return profile.target.startswith("x86/")
 
 
+def _kernel(profile: Profile) -> bool:
+    return any(service.kernel for service in profile.services.values())
+
+
 def _bonds(profile: Profile) -> bool:
     return any(net.bond is not None for net in profile.networks.values())
 
@@ -52,6 +56,9 @@ NEEDS: tuple[Need, ...] = (
          "shows VIPs, neighbours and rules completely, and as JSON for the acceptance test"),
     Need(everywhere("keepalived"), lambda p: bool(p.instances),
          "VRRP: the VIPs move to the other node when this one fails"),
+    Need(everywhere("kmod-nf-ipvs"), _kernel, "the kernel balances: services of topology nat, dr and tun"),
+    Need(everywhere("keepalived"), _kernel, "gives the kernel its virtual servers, and checks the servers behind them"),
+    Need(everywhere("ipvsadm"), _kernel, "shows the kernel's virtual servers and connections"),
     Need(by_firewall(fw4=("kmod-bonding",)), _bonds, "several cards as one link"),
     Need(everywhere("kmod-vmxnet3"), lambda p: p.platform == "vmware" and _x86(p),
          "VMware's network card is not in the kernel"),
