@@ -45,7 +45,8 @@ def fake(folder: Path, release: str = "24.10.8", target: str = "x86/64", mode: s
     """A fake ImageBuilder of a release; `mode` is what goes wrong."""
     folder.mkdir(parents=True)
     (folder / "Makefile").write_text((SOURCE / "Makefile").read_text().replace("@PYTHON", f"@{sys.executable}"))
-    shutil.copyfile(SOURCE / "fake.py", folder / "fake.py")
+    for name in ("fake.py", "flashfiles.py"):
+        shutil.copyfile(SOURCE / name, folder / name)
     settings = {"release": release, "target": target, "mode": mode, **more}
     (folder / "fake.json").write_text(json.dumps(settings))
     config = CONFIG if tuple(map(int, release.split(".")[:2])) >= (21, 2) else CONFIG.replace("_EFI_", "_NO_")

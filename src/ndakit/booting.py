@@ -10,7 +10,8 @@ import termios
 import tty
 from collections.abc import Iterator, Mapping, Sequence
 
-from ndakit import accelerator, artifacts, terminal
+from ndakit import accelerator, artifacts, flashboot, terminal
+from ndakit.accelerator import Architecture
 from ndakit.artifacts import Artifact
 from ndakit.errors import ErrorGroup
 from ndakit.front import nodes_of, read
@@ -19,7 +20,7 @@ from ndakit.load import Loaded
 from ndakit.model import Profile
 from ndakit.model.host import Platform
 from ndakit.vm import launch
-from ndakit.vmspec import Bus, Disk, DiskFormat, Nic, VmSpec
+from ndakit.vmspec import Bus, DiskFormat, Nic
 from ndakit.workspace import Workspace
 
 _FORMATS: Mapping[str, DiskFormat] = {"img": "raw", "qcow2": "qcow2", "vmdk": "vmdk", "vdi": "vdi", "vhdx": "vhdx"}
@@ -31,6 +32,13 @@ _BUSES: Mapping[Platform, Bus] = {
     "hyperv": "ide",
     "virtualbox": "sata",
     "xen": "ide",
+}
+# Targets that are no PCs: the CPU of QEMU's board for them, and its memory in MiB (a Dockstar has 128; the lab's own
+# initramfs and overlay take some of the rest).
+_BOARDS: Mapping[str, tuple[Architecture, int]] = {
+    "armsr/armv8": ("aarch64", 256),
+    "armsr/armv7": ("arm", 256),
+    "kirkwood/generic": ("arm", 128),
 }
 
 ESCAPE = b"\x1d"
@@ -52,6 +60,8 @@ def boot_images(profile: Profile, built: dict[str, Artifact]) -> dict[str, BootI
 
     An efi image boots both ways, so the last node takes EFI and the others BIOS.
     """
+    if profile.target in _BOARDS:
+        return {n: _board_image(profile.target, a) for n, a in built.items()}
     last = tuple(built)[-1]
     efi = profile.image.firmware == "efi"
     bus = _BUSES[profile.platform]
@@ -61,6 +71,18 @@ def boot_images(profile: Profile, built: dict[str, Artifact]) -> dict[str, BootI
     }
 
 
+def _board_image(target: str, built: Artifact) -> BootImage:
+    """How an image for ARM is booted: by EFI, or, one for flash, taken apart. Raises NotBootable."""
+    architecture, memory_mib = _BOARDS[target]
+    if target.startswith("armsr/"):
+        return BootImage(built.image, "efi", architecture=architecture, memory_mib=memory_mib)
+    files = flashboot.take_apart(built.image)
+    return BootImage(
+        files.disk, "bios", architecture=architecture, memory_mib=memory_mib, kernel=files.kernel, initrd=files.initrd,
+        append=flashboot.KERNEL_OPTIONS,
+    )  # fmt: skip
+
+
 def boot_node(workspace: Workspace, profile: str, node: str | None) -> None:
     """One node on a throw-away disk, its console in this terminal."""
     loaded = read(workspace, profile)
@@ -68,13 +90,7 @@ def boot_node(workspace: Workspace, profile: str, node: str | None) -> None:
     built = images_of(workspace, loaded, (name,))[name]
     nics = tuple(Nic(n, mac_of(loaded.profile.name, name, n)) for n in cards(loaded.profile))
     image = boot_images(loaded.profile, {name: built})[name]
-    spec = VmSpec(
-        name=name,
-        memory_mib=256,
-        disks=(Disk(image.path, image.format, image.bus),),
-        nics=nics,
-        firmware=image.firmware,
-    )
+    spec = image.machine(name, nics)
     run_dir = workspace.logs(f"boot-{loaded.profile.name}")
     chosen = accelerator.probe()
     terminal.note(f"booting {name} ({chosen.name}: {chosen.reason})")

@@ -342,7 +342,7 @@ def _short(numbers: Sequence[int]) -> str:
 
 def _tar(data: bytes) -> Content:
     problems: list[str] = []
-    supported = _metadata(data, problems)
+    supported = metadata(data, problems)
     found: dict[str, bytes] = {}
     folders: set[str] = set()
     try:
@@ -377,8 +377,11 @@ def _tar(data: bytes) -> Content:
     )
 
 
-def _metadata(data: bytes, problems: list[str]) -> tuple[str, ...]:
-    """supported_devices of the JSON that fwtool appended; a signature may stand behind it."""
+def metadata(data: bytes, problems: list[str]) -> tuple[str, ...]:
+    """Which devices the JSON that fwtool appended names (supported_devices); a signature may stand behind it.
+
+    What is wrong is added to `problems`.
+    """
     end = len(data)
     while end >= _TRAILER_BYTES and data[end - _TRAILER_BYTES : end - _TRAILER_BYTES + 4] == _TRAILER:
         crc, kind, size = struct.unpack_from(">IB3xI", data, end - _TRAILER_BYTES + 4)

@@ -122,6 +122,15 @@ def overview(text: str, device: str) -> Overview:
         raise ValueError(f"no images of {device} in it") from cause
 
 
+def same_target(said: str, wanted: str) -> bool:
+    """Whether an ImageBuilder's own name of its target is the one of the download folder.
+
+    A target without sub-targets calls itself by one word (TARGETID of openwrt/openwrt `include/target.mk`) and lies in
+    the folder `generic`: kirkwood, before it got one.
+    """
+    return said == wanted or ("/" not in said and f"{said}/generic" == wanted)
+
+
 def version_number(version_mk: str) -> str | None:
     """The release that include/version.mk of an ImageBuilder falls back to, None if it does not say."""
     found = re.search(r"^VERSION_NUMBER:=\$\(if \$\(VERSION_NUMBER\),\$\(VERSION_NUMBER\),(.+)\)$", version_mk, re.M)

@@ -151,6 +151,8 @@ def wanted_knobs(request: ImageRequest) -> dict[str, bool | int | str]:
         }
         # Disks of virtual machines are made of the raw one afterwards, by `diskformats`.
         wanted |= {f"CONFIG_{name}_IMAGES": False for name in _OTHER_DISKS}
+    elif request.target.startswith("armsr/"):
+        wanted |= {"CONFIG_GRUB_TIMEOUT": str(GRUB_TIMEOUT_S), "CONFIG_VMDK_IMAGES": False}
     return wanted
 
 

@@ -17,7 +17,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from ndakit import diskimage, ibdiagnose, ibhost, ibmemory, ibparse, ibrequest, ibsteps, ibtree, process
+from ndakit import diskimage, flashimage, ibdiagnose, ibhost, ibmemory, ibparse, ibrequest, ibsteps, ibtree, process
 from ndakit.errors import BuildError, InputError
 from ndakit.ibrequest import ImageRequest
 from ndakit.release import Release
@@ -99,6 +99,8 @@ class BuiltImage:
     sha256: str
     disk: diskimage.DiskFacts | None
     format: str = "img"
+    flash: flashimage.FlashFacts | None = None
+    """What is in an image for a device with flash that we know."""
 
 
 @dataclass(frozen=True)
@@ -164,7 +166,7 @@ class ImageBuilder:
 
     def check(self, device: str, target: str) -> None:
         """Refuse an ImageBuilder of another target, or one that does not know the device."""
-        if self.info.target != target:
+        if not ibparse.same_target(self.info.target, target):
             raise ImageBuilderMismatch(self.root, "target", self.info.target, target)
         if device not in self.info.devices:
             raise ibdiagnose.DeviceUnknown(device, tuple(self.info.devices), str(self.root))
@@ -284,7 +286,9 @@ class ImageBuilder:
         disk = diskimage.inspect(path) if listed.kind.startswith("combined") else None
         if disk is not None:
             self._check_disk(path, disk, request)
-        return BuiltImage(path, listed.kind, listed.filesystem, sha256, disk)
+        known = request.device in flashimage.FLASHES and disk is None
+        flash = flashimage.inspect(path, request.device) if known else None
+        return BuiltImage(path, listed.kind, listed.filesystem, sha256, disk, flash=flash)
 
     def _check_disk(self, path: Path, disk: diskimage.DiskFacts, request: ImageRequest) -> None:
         payload_mib = -(-disk.root_payload // diskimage.MIB)

@@ -8,8 +8,13 @@ import json
 import os
 import struct
 import sys
+import tarfile
 import time
 from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+import flashfiles  # beside this script
 
 MIB = 1024 * 1024
 SECTOR = 512
@@ -213,6 +218,8 @@ def build_image() -> int:
                 name = f"{prefix}-{kind}-{filesystem}.img.gz" if OLD else f"{prefix}-generic-{filesystem}-{kind}.img.gz"
                 (out / name).write_bytes(_disk(kind, filesystem, partsize, used))
                 images.append((name, kind, filesystem))
+    if config.get("CONFIG_TARGET_ROOTFS_TARGZ") == "y" and MODE != "no-archive":
+        _archive(out / f"{prefix}-generic-rootfs.tar.gz")
     if MODE == "too-big":
         for name, _, _ in images:
             size = (out / name).stat().st_size
@@ -243,9 +250,21 @@ def build_image() -> int:
     return 0
 
 
+def _archive(path: Path) -> None:
+    """The root file system as an archive; profiles.json does not list it."""
+    with (
+        path.open("wb") as raw,
+        gzip.GzipFile("", "wb", 1, raw, 0) as packed,
+        tarfile.open(fileobj=packed, mode="w") as tar,
+    ):
+        tar.addfile(tarfile.TarInfo("./etc/openwrt_release"))
+
+
 def _flash(out: Path, prefix: str, kind: str) -> tuple[str, str, str]:
     name = f"{prefix}-{DEVICE}-squashfs-{kind}.bin"
-    (out / name).write_bytes(_files().encode() * 100)
+    root = flashfiles.squashfs(_files().encode() * 100)
+    make = flashfiles.ubi if kind == "factory" else flashfiles.sysupgrade
+    (out / name).write_bytes(make(flashfiles.kernel(b"zImage" * 50), root))
     return name, kind, "squashfs"
 
 
