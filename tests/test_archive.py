@@ -158,7 +158,8 @@ def test_an_archive_that_cannot_be_read_to_its_end_is_refused(what: str, suffix:
     content = bytearray(path.read_bytes())
     if what == "flipped":
         content[len(content) // 2] ^= 1
-    path.write_bytes({"truncated": content[:-5000], "flipped": content, "empty": b"", "text": b"hello\n"}[what])
+    broken = {"truncated": content[:-5000], "flipped": content, "empty": bytearray(), "text": bytearray(b"hello\n")}
+    path.write_bytes(broken[what])
     with pytest.raises(archive.ArchiveBroken):
         unpacked(tmp_path, path)
 

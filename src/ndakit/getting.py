@@ -23,7 +23,7 @@ class NothingNamed(InputError):
         super().__init__(
             "which ImageBuilder is needed follows from a profile, or from a release and a device",
             where="the command line",
-            fix="write ./inv fetch PROFILE, or ./inv fetch --release 24.10.8 --device x86-64",
+            fix="write ./inv fetch --profile NAME, or ./inv fetch --release 24.10.8 --device x86-64",
         )
 
 
@@ -46,7 +46,13 @@ class DeviceUnreadable(InputError):
 
 
 def fetch_imagebuilder(
-    workspace: Workspace, profile: str, release: str | None, device: str | None, options: FetchOptions, *, as_json: bool
+    workspace: Workspace,
+    profile: str | None,
+    release: str | None,
+    device: str | None,
+    options: FetchOptions,
+    *,
+    as_json: bool,
 ) -> None:
     """Have the ImageBuilder in the cache, and say where it is and who vouches for it."""
     wanted, target = _meant(workspace, profile, release, device)
@@ -65,7 +71,7 @@ def fetch_imagebuilder(
     terminal.say(f"  folder    {found.folder}")
 
 
-def _meant(workspace: Workspace, profile: str, release: str | None, device: str | None) -> tuple[Release, str]:
+def _meant(workspace: Workspace, profile: str | None, release: str | None, device: str | None) -> tuple[Release, str]:
     """Release and target: those of the profile, each replaced by what was given."""
     found = load.load(workspace, profile).profile if profile else None
     if found is None and (release is None or device is None):

@@ -138,7 +138,6 @@ def build(
 
 
 @task(
-    positional=["profile"],
     help={
         "profile": "take release and device from this profile",
         "release": "OpenWrt's release, such as 24.10.8",
@@ -152,7 +151,7 @@ def build(
 @shown
 def fetch(
     c: Context,
-    profile: str = "",
+    profile: str | None = None,
     release: str | None = None,
     device: str | None = None,
     offline: bool = False,
