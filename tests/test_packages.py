@@ -120,10 +120,9 @@ def test_what_a_release_lacks_is_known(name: str, release: str, lacking: bool) -
 
 @pytest.mark.parametrize("topology", ["dr", "nat", "tun"])
 def test_services_that_the_kernel_balances_bring_its_module_and_keepalived_on_a_single_node_too(topology: str) -> None:
-    source = goldens.PROFILES["standalone"].read_text()
-    assert {"keepalived", "kmod-nf-ipvs", "ipvsadm"}.isdisjoint(needs.needed(goldens.parse(source)))
-    changed = goldens.parse(source)
-    name, service = next(iter(changed.services.items()))
+    before = goldens.profile("standalone")
+    assert {"keepalived", "kmod-nf-ipvs", "ipvsadm"}.isdisjoint(needs.needed(before))
+    name, service = next(iter(before.services.items()))
     kernel = service.model_copy(update={"topology": topology, "protocol": "tcp"})
-    changed = changed.model_copy(update={"services": {name: kernel}})
+    changed = before.model_copy(update={"services": {name: kernel}})
     assert {"keepalived", "kmod-nf-ipvs", "ipvsadm"} <= needs.needed(changed).keys()
