@@ -9,13 +9,13 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ndakit import builders, lab_host, load, pipeline, process, render, terminal
+from ndakit import bench_build, builders, lab_host, load, pipeline, process, render, terminal
 from ndakit.booting import boot_images, images_of
 from ndakit.claims.failover import poll_target
+from ndakit.figures import Add, Figure, timed
 from ndakit.lab_network import LabNetwork
 from ndakit.report import write_json
 from ndakit.workspace import Workspace, cache, scratch_folder
@@ -31,22 +31,6 @@ extends: [{base}]
 name: {name}
 vrrp: {{prefer: lb1, preempt: false, preempt_delay_s: null, advert_interval_s: {advert_s:g}}}
 """
-
-
-@dataclass(frozen=True)
-class Figure:
-    """One measured value and its limit (None: measured for comparison only)."""
-
-    name: str
-    value: float
-    unit: str
-    limit: float | None
-    note: str = ""
-
-    @property
-    def ok(self) -> bool:
-        """True if it keeps its limit."""
-        return self.limit is None or self.value <= self.limit
 
 
 def bench(workspace: Workspace, *, runs: int, json: Path | None) -> int:
@@ -69,6 +53,7 @@ def bench(workspace: Workspace, *, runs: int, json: Path | None) -> int:
         private = _private(workspace, folder)
         _bench_render(private, add)
         _bench_build(private, add)
+        bench_build.bench(private, BASE, add)
         for advert_s in ADVERTS_S if runs else ():
             gaps = _bench_failover(private, advert_s, runs)
             samples[f"gap_ms_at_{advert_s:g}_s"] = gaps
@@ -103,24 +88,14 @@ def _name(advert_s: float) -> str:
     return f"bench-{round(advert_s * 1000)}ms"
 
 
-def _timed(action: Callable[[], object], rounds: int) -> list[float]:
-    """Seconds of each of some rounds."""
-    found = []
-    for _ in range(rounds):
-        started_s = time.perf_counter()
-        action()
-        found.append(time.perf_counter() - started_s)
-    return found
-
-
 def _command(private: Workspace, *words: str) -> Callable[[], object]:
     """A task as a user runs it, process start included."""
     argv = [str(private.shipped / "inv"), *words]
     return lambda: process.run(argv, timeout_s=600, cwd=private.root)
 
 
-def _bench_render(private: Workspace, add: Callable[[Figure], None]) -> None:
-    took_s = _timed(_command(private, "render", BASE), 5)
+def _bench_render(private: Workspace, add: Add) -> None:
+    took_s = timed(_command(private, "render", BASE), 5)
     add(Figure("render, process start included", statistics.median(took_s), "s", 0.5))
     profile = load.load(private, BASE).profile
 
@@ -129,7 +104,7 @@ def _bench_render(private: Workspace, add: Callable[[Figure], None]) -> None:
             render.render(profile, node, private.templates)
 
     pair()
-    add(Figure("rendering a pair, warm", statistics.median(_timed(pair, WARM_ROUNDS)) * 1000, "ms", 10))
+    add(Figure("rendering a pair, warm", statistics.median(timed(pair, WARM_ROUNDS)) * 1000, "ms", 10))
     try:
         from netjsonconfig import OpenWrt
     except ImportError:
@@ -146,17 +121,17 @@ def _bench_render(private: Workspace, add: Callable[[Figure], None]) -> None:
         ],
     }
     OpenWrt(config).render()
-    other = statistics.median(_timed(lambda: OpenWrt(config).render(), 50)) * 1000
+    other = statistics.median(timed(lambda: OpenWrt(config).render(), 50)) * 1000
     add(Figure("netjsonconfig, one node's network only, warm", other, "ms", None, "for comparison"))
 
 
-def _bench_build(private: Workspace, add: Callable[[Figure], None]) -> None:
+def _bench_build(private: Workspace, add: Add) -> None:
     loaded = load.load(private, BASE)
     builder = builders.choose("lab", None, private, loaded.profile)
     pipeline.build(private, loaded, ["lb1"], builder)  # fills the package cache, and is not counted
     (result,) = pipeline.build(private, loaded, ["lb2"], builder)
     add(Figure("lab image of one node, packages cached", result.elapsed_s, "s", 6))
-    took_s = _timed(_command(private, "build", BASE), 5)
+    took_s = timed(_command(private, "build", BASE), 5)
     add(Figure("unchanged build, process start included", statistics.median(took_s), "s", 0.6))
 
 

@@ -27,6 +27,8 @@ REMOTE_AGE_S = 4 * 3600.0
 """How long a root made of a feed on the network is used again: as long as apk itself trusts its list of packages
 (apk-tools, --cache-max-age)."""
 
+_FOLDER = "imagebuilders"
+_NAME_LENGTH = 32
 _FORMAT = 1
 _KEPT_ROOTS = 12
 _ORPHAN_S = 3600.0
@@ -45,8 +47,8 @@ class Memory:
     """What is kept of the ImageBuilder with this fingerprint."""
 
     def __init__(self, fingerprint: str, *, base: Path | None = None) -> None:
-        self._base = base or cache() / "imagebuilders"
-        self._folder = self._base / fingerprint[:32]
+        self._base = base or cache() / _FOLDER
+        self._folder = self._base / fingerprint[:_NAME_LENGTH]
 
     def recall(self, name: str) -> str:
         """An answer that was kept, or nothing."""
@@ -114,6 +116,11 @@ class Memory:
         for file in [*self._base.glob("*/*.tar"), *self._base.glob("*/.*.partial")]:
             if file.name not in named and time.time() - file.stat().st_mtime > _ORPHAN_S:
                 file.unlink(missing_ok=True)
+
+
+def folder_of(fingerprint: str) -> Path:
+    """Where the memory of an ImageBuilder lies in this user's cache; it may be deleted when nothing runs."""
+    return cache() / _FOLDER / fingerprint[:_NAME_LENGTH]
 
 
 def unpack(kept: KeptRoot, imagebuilder: Path) -> bool:
