@@ -1,0 +1,213 @@
+"""Working copies of an ImageBuilder: cheap, never the original, never in each other's way, and the same bytes."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from imagebuilder_fakes import PROFILE, fake, request, workspace_folder
+from ndakit import builders, ibdiagnose, ibhost, ibmemory, ibtree, load, pipeline, process
+from ndakit.builders import Job, OpenWrtBuilder
+from ndakit.model import Profile
+from ndakit.workspace import Workspace
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+
+
+@pytest.fixture
+def profile(tmp_path: Path) -> Profile:
+    return load.load(Workspace.at(workspace_folder(tmp_path / "ws")), "bakery").profile
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> Path:
+    """An ImageBuilder with something in each of its folders."""
+    folder = fake(tmp_path / "ib")
+    for name in (
+        "staging_dir/host/bin/opkg", "target/linux/x86/image/Makefile", "include/rootfs.mk", "scripts/check.sh",
+        "build_dir/target-x/linux-x86/bzImage", "packages/haproxy_3_all.ipk", "keys/abc", ".targetinfo",
+    ):  # fmt: skip
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text(name)
+        (folder / name).chmod(0o750 if "bin/" in name else 0o640)
+        os.utime(folder / name, (1_700_000_000, 1_700_000_000))
+    return folder
+
+
+def state(folder: Path) -> dict[str, tuple[int, int, str]]:
+    """Every file with mode, time and content."""
+    return {
+        str(p.relative_to(folder)): (p.stat().st_mode, p.stat().st_mtime_ns, p.read_text(errors="replace"))
+        for p in folder.rglob("*")
+        if p.is_file()
+    }
+
+
+def build(source: Path, folder: Path, profile: Profile, **changes: object) -> str:
+    """Build an image in `folder`; its SHA-256."""
+    folder.mkdir(parents=True)
+    with OpenWrtBuilder(source).provide(Job(profile, folder, folder / "log")) as driver:
+        (image,) = driver.image(request(folder, **changes), folder / "out").images
+        return image.sha256
+
+
+def test_a_build_leaves_the_original_as_it_was(source: Path, profile: Profile, tmp_path: Path) -> None:
+    before = state(source)
+    build(source, tmp_path / "one", profile)
+    assert state(source) == before
+
+
+def test_what_make_writes_into_is_no_hard_link(source: Path, profile: Profile, tmp_path: Path) -> None:
+    ibtree.private_copy(source, tmp_path / "copy")
+    shared = {p for p in state(source) if (tmp_path / "copy" / p).stat().st_nlink > 1}
+    assert shared == {
+        "staging_dir/host/bin/opkg", "target/linux/x86/image/Makefile", "include/rootfs.mk", "include/version.mk",
+        "scripts/check.sh", "packages/haproxy_3_all.ipk", "packages/kernel_1_all.ipk",
+    }  # fmt: skip
+    assert state(tmp_path / "copy") == state(source)
+
+
+def test_a_hard_link_is_no_change_of_the_original(
+    source: Path, profile: Profile, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for path in source.rglob("*"):
+        os.utime(path, (1_700_000_000, 1_700_000_000))
+    before = ibtree.fingerprint(source, tmp_path / "known")
+    ibtree.private_copy(source, tmp_path / "copy")
+
+    def read(path: str) -> str:
+        raise AssertionError(f"{path} was read again")
+
+    monkeypatch.setattr(ibtree, "_sha256", read)
+    assert ibtree.fingerprint(source, tmp_path / "known") == before
+
+
+def test_a_file_that_was_just_written_is_read_again_the_next_time(source: Path, tmp_path: Path) -> None:
+    path = source / "scripts/check.sh"
+    path.write_text("one")
+    first = ibtree.fingerprint(source, tmp_path / "known")
+    facts = path.stat()
+    path.write_text("two")
+    os.utime(path, ns=(facts.st_atime_ns, facts.st_mtime_ns))  # changed within the same tick of the clock
+    assert ibtree.fingerprint(source, tmp_path / "known") != first
+
+
+def test_builds_at_once_do_not_meet_and_make_the_same(source: Path, profile: Profile, tmp_path: Path) -> None:
+    (source / "dl").mkdir()
+    (source / "dl/downloaded_1_all.ipk").write_text("one")
+    sums: dict[int, str] = {}
+
+    def one(number: int) -> None:
+        sums[number] = build(source, tmp_path / f"at-once{number}", profile)
+
+    threads = [threading.Thread(target=one, args=(n,)) for n in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    assert len(sums) == 4
+    assert set(sums.values()) == {build(source, tmp_path / "alone", profile)}
+    kept = tmp_path / "cache/ndakit/openwrt/24.10.8-x86-64"
+    assert [p.name for p in kept.iterdir()] == ["downloaded_1_all.ipk"]
+
+
+def test_a_source_that_changes_while_it_is_copied_is_remembered_under_no_name(
+    source: Path, profile: Profile, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = ibtree.private_copy
+
+    def copy(one: Path, other: Path) -> None:
+        (source / "scripts/check.sh").write_text("changed meanwhile")
+        real(one, other)
+
+    monkeypatch.setattr(ibtree, "private_copy", copy)
+    build(source, tmp_path / "one", profile)
+    assert not (tmp_path / "cache/ndakit/imagebuilders").exists()
+
+
+def test_missing_programs_are_named_with_their_use_before_anything_is_copied(
+    source: Path, profile: Profile, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = process.find
+    monkeypatch.setattr(process, "find", lambda tool: None if tool in ("gawk", "getopt") else real(tool))
+    folder = tmp_path / "one"
+    folder.mkdir()
+    with (
+        pytest.raises(ibdiagnose.PrerequisitesMissing) as caught,
+        OpenWrtBuilder(source).provide(Job(profile, folder, folder / "log")),
+    ):
+        raise AssertionError("it was provided")
+    assert "gawk (reads package lists); getopt (" in caught.value.what
+    assert caught.value.fix == "apt-get install gawk util-linux"
+    assert list(folder.iterdir()) == []
+
+
+def test_this_machine_has_what_an_imagebuilder_needs() -> None:
+    ibhost.check("here")
+
+
+def test_a_path_with_umlauts_is_built_in(source: Path, profile: Profile, tmp_path: Path) -> None:
+    plain = build(source, tmp_path / "plain", profile)
+    there = tmp_path / "Büro-Köln"
+    source.rename(tmp_path / "Gerät")
+    assert build(tmp_path / "Gerät", there, profile) == plain
+
+
+SURROUNDINGS: dict[str, dict[str, str]] = {
+    "here": {},
+    "elsewhere": {
+        "LANG": "de_DE.UTF-8", "LC_ALL": "tr_TR.UTF-8", "TZ": "Pacific/Kiritimati", "SOURCE_DATE_EPOCH": "1",
+        "MAKEFLAGS": "-j4", "FILES": "/etc", "PACKAGES": "tcpdump", "PROFILE": "other", "V": "s",
+    },
+}  # fmt: skip
+
+
+@pytest.fixture
+def surroundings(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    before = os.umask(0o022)
+    yield
+    os.umask(before)
+    monkeypatch.undo()
+    time.tzset()
+
+
+def test_folder_umask_locale_time_zone_and_time_decide_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, surroundings: None
+) -> None:
+    """With the lab's ImageBuilder, which makes real disks; the second build keeps nothing of the first one."""
+    monkeypatch.delenv("XDG_CACHE_HOME")  # the lab's packages are in the user's
+    found: list[dict[str, str]] = []
+    for number, (name, words) in enumerate(SURROUNDINGS.items()):
+        for key, value in words.items():
+            monkeypatch.setenv(key, value)
+        time.tzset()
+        os.umask(0o077 if number else 0o022)
+        monkeypatch.setattr(
+            ibmemory, "Memory", lambda fingerprint, n=name: _memory(tmp_path / f"kept-{n}", fingerprint)
+        )
+        root = workspace_folder(tmp_path / name / ("deeper/" * number), PROFILE.replace("mib: 64", "mib: 128"))
+        for path in root.rglob("*"):
+            os.utime(path, (1_000_000_000 * number, 1_000_000_000 * number))
+        workspace = Workspace.at(root)
+        loaded = load.load(workspace, "bakery")
+        builder = builders.choose("lab", None, workspace, loaded.profile)
+        (result,) = pipeline.build(workspace, loaded, ["lb1"], builder)
+        folder = root / "images/bakery/lb1"
+        names = [image.name for image in result.artifact.record.images]
+        found.append({name: hashlib.sha256((folder / name).read_bytes()).hexdigest() for name in names})
+        assert len(list((tmp_path / f"kept-{name}").glob("*/*.tar"))) == 1
+    assert found[0]
+    assert found[0] == found[1]
+
+
+def _memory(base: Path, fingerprint: str, real: type[ibmemory.Memory] = ibmemory.Memory) -> ibmemory.Memory:
+    return real(fingerprint, base=base)
