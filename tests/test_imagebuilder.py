@@ -290,8 +290,8 @@ def test_the_private_copy_shares_packages_only_and_leaves_out_leftovers(tmp_path
     copy = tmp_path / "copy"
     found = {p.relative_to(copy).as_posix() for p in copy.rglob("*") if not p.is_dir() or p.is_symlink()}
     assert found == {
-        "Makefile", "fake.py", "flashfiles.py", "fake.json", ".config", "include/version.mk", "dl/haproxy_1.ipk", "link",
-        "packages/kernel_1_all.ipk",
+        "Makefile", "fake.py", "flashfiles.py", "fake.json", ".config", "include/version.mk", "dl/haproxy_1.ipk",
+        "link", "packages/kernel_1_all.ipk",
     }  # fmt: skip
     assert (copy / "packages/kernel_1_all.ipk").stat().st_nlink == 2
     assert (copy / "Makefile").stat().st_nlink == 1
