@@ -19,7 +19,7 @@ import debian
 
 from . import busybox
 from .modules import Kernel
-from .targets import Target
+from .targets import TARGETS, Target
 from .tools import Tools
 from .tree import prune
 
@@ -67,7 +67,7 @@ class Cores:
     efi: bytes
 
 
-def initramfs(kernel: Kernel, root: Path, script: Path, epoch: int, target: Target) -> bytes:
+def initramfs(kernel: Kernel, root: Path, script: Path, epoch: int, target: Target = TARGETS["x86/64"]) -> bytes:
     """A compressed newc archive (kernel: Documentation/driver-api/early-userspace/buffer-format.rst)."""
     program, _ = busybox.restricted((root / "usr/bin/busybox").read_bytes())
     with tempfile.TemporaryDirectory() as scratch:
