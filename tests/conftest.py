@@ -1,9 +1,26 @@
-"""What every test may rely on."""
+"""What every test may rely on, and roots of the lab's base system for tests without a VM."""
 
 from __future__ import annotations
 
 import signal
+from pathlib import Path
+
+import labrig
+import pytest
 
 # A shell script starts what it puts behind `&` with SIGINT ignored, and children inherit that: tests that send Ctrl-C
 # to programs would wait for an end that never comes.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+@pytest.fixture
+def make_root(tmp_path: Path) -> labrig.MakeRoot:
+    """Make a root with overlays: `make_root("fw4-lb1", release="24.10.8")`."""
+    count = 0
+
+    def make(*overlays: Path | str, release: str = "24.10.8", packages: str = labrig.PACKAGES) -> labrig.Root:
+        nonlocal count
+        count += 1
+        return labrig.Root(tmp_path / str(count), *overlays, release=release, packages=packages)
+
+    return make

@@ -221,7 +221,7 @@ def test_the_script_of_another_server_touches_nothing(tmp_path: Path, sides: dic
 def test_the_command_writes_scripts_and_table_and_leaves_nothing_old(tmp_path: Path) -> None:
     profile_of(tmp_path)
     shutil.copy(goldens.ROOT / "tasks.py", tmp_path)
-    argv = [goldens.ROOT / "inv", "servers", "sides"]
+    argv: list[str | Path] = [goldens.ROOT / "inv", "servers", "sides"]
     done = process.run(argv, timeout_s=60, cwd=tmp_path)
     folder = tmp_path / "servers/sides"
     assert sorted(p.name for p in folder.glob("[!.]*")) == ["README.md", "far1", "img1", "med1", "pol1", "web1"]

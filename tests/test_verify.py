@@ -127,27 +127,27 @@ def shares(**counts: int) -> LoadResult:
 
 
 def test_shares_by_weight_are_right_and_wrong_ones_are_named(pair: Profile) -> None:
-    assert share_errors(pair, "apache", shares(web1=40, web2=20)) == []
-    assert share_errors(pair, "apache", shares(web1=30, web2=30)) == [
+    assert share_errors(pair, "www", shares(web1=40, web2=20)) == []
+    assert share_errors(pair, "www", shares(web1=30, web2=30)) == [
         "web1 got 50% instead of 67%",
         "web2 got 50% instead of 33%",
     ]
-    assert share_errors(pair, "apache", shares(web1=60)) == [
+    assert share_errors(pair, "www", shares(web1=60)) == [
         "web1 got 100% instead of 67%",
         "web2 got 0% instead of 33%",
     ]
 
 
 def test_an_answer_from_outside_the_pool_is_named(pair: Profile) -> None:
-    assert share_errors(pair, "apache", shares(web1=40, other=20)) == ["answered by other, which is not in pool apache"]
+    assert share_errors(pair, "www", shares(web1=40, other=20)) == ["answered by other, which is not in pool apache"]
 
 
 @pytest.mark.parametrize("balance", ["source", "first", "uri"])
 def test_one_client_stays_on_one_server_where_the_balance_says_so(pair: Profile, balance: str) -> None:
     pool = pair.pools["apache"].model_copy(update={"balance": balance})
     profile = pair.model_copy(update={"pools": {"apache": pool}})
-    assert share_errors(profile, "apache", shares(web2=60)) == []
-    assert "spread one client over 2 servers" in share_errors(profile, "apache", shares(web1=30, web2=30))[0]
+    assert share_errors(profile, "www", shares(web2=60)) == []
+    assert "spread one client over 2 servers" in share_errors(profile, "www", shares(web1=30, web2=30))[0]
 
 
 def adverts(profile: Profile, advert_s: float) -> Profile:

@@ -66,7 +66,8 @@ _BUSYBOX = "usr/bin/busybox"
 _APPLETS = (
     *("sh", "mount", "mkdir", "modprobe", "hostname", "cat", "sleep", "poweroff", "ls", "ps", "grep", "dmesg", "head"),
     *("tail", "wc", "kill", "nc", "sed", "awk", "id", "true", "false", "echo", "test", "env", "touch", "rm", "cp"),
-    *("tr", "date", "md5sum", "sha256sum", "od", "seq", "sysctl", "udhcpc", "wget", "traceroute", "traceroute6", "arping"),
+    *("tr", "date", "md5sum", "sha256sum", "od", "seq", "sysctl", "udhcpc", "wget", "traceroute", "traceroute6"),
+    *("arping",),
 )
 
 

@@ -127,3 +127,46 @@ def _ipv6_payload(frame: bytes, at: int) -> tuple[int, int]:
     while protocol in _IPV6_EXTENSIONS and len(frame) >= body + 2:
         protocol, body = frame[body], body + (frame[body + 1] + 1) * 8
     return protocol, body
+
+
+@dataclass(frozen=True)
+class Segment:
+    """A TCP segment or UDP datagram: who sent the frame, and from where to where the packet goes."""
+
+    source_mac: str
+    source: IPv4Address | IPv6Address
+    source_port: int
+    destination: IPv4Address | IPv6Address
+    destination_port: int
+    transport: str
+
+
+def decode_segment(frame: bytes) -> Segment | None:
+    """The transport header of a frame that is neither a fragment nor tunnelled; None for anything else."""
+    kind, at, _ = ethertype_at(frame)
+    try:
+        if kind == IPV4:
+            protocol, payload = frame[at + 9], at + 4 * (frame[at] & 0x0F)
+            if int.from_bytes(frame[at + 6 : at + 8], "big") & 0x1FFF:
+                return None
+            source: IPv4Address | IPv6Address = IPv4Address(frame[at + 12 : at + 16])
+            destination: IPv4Address | IPv6Address = IPv4Address(frame[at + 16 : at + 20])
+        elif kind == IPV6:
+            protocol, payload = _ipv6_payload(frame, at)
+            source, destination = IPv6Address(frame[at + 8 : at + 24]), IPv6Address(frame[at + 24 : at + 40])
+        else:
+            return None
+        ports = struct.unpack_from("!HH", frame, payload)
+    except (IndexError, ValueError, struct.error):
+        return None
+    if protocol not in (6, 17):
+        return None
+    return Segment(mac_text(frame[6:12]), source, ports[0], destination, ports[1], "udp" if protocol == 17 else "tcp")
+
+
+def arp_answer(frame: bytes) -> tuple[IPv4Address, str] | None:
+    """The address that an ARP reply gives away and the MAC that it names (RFC 826); None for any other frame."""
+    kind, at, _ = ethertype_at(frame)
+    if kind != ARP or len(frame) < at + 28 or frame[at + 7] != 2:
+        return None
+    return IPv4Address(frame[at + 14 : at + 18]), mac_text(frame[at + 8 : at + 14])

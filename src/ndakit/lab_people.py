@@ -97,14 +97,24 @@ class LabPeople:
         except OutputNotUnderstood:
             return []
 
-    def client_for(self, endpoint: Endpoint) -> Seat:
-        """Somebody who uses a service on an endpoint: in the VIP's network. Raises LabNotReady if nobody can."""
+    def client_for(self, endpoint: Endpoint, service: str = "") -> Seat:
+        """Somebody who uses a service on an endpoint: in the VIP's network; beyond its gateway for nat to servers in
+        that network, who would answer a neighbour directly. Raises LabNotReady if nobody can."""
         seat = self.plan.clients.get(endpoint.network)
+        if service and self._answers_neighbours(endpoint, service):
+            seat = self.plan.outside.get(endpoint.network)
         if seat is None or seat.address(endpoint.address.version) is None:
             raise LabNotReady(
                 f"there is no free address for a client of {endpoint.address}", f"network {endpoint.network}"
             )
         return seat
+
+    def _answers_neighbours(self, endpoint: Endpoint, service: str) -> bool:
+        found = self.profile.services[service]
+        servers = self.profile.pools[found.pool].servers.values()
+        return found.topology == "nat" and any(
+            self.profile.network_of(a) == endpoint.network for s in servers for a in s.address
+        )
 
     def get(
         self, seat: Seat, address: Address, port: int, *, path: str = "/", headers: Mapping[str, str] | None = None
@@ -148,13 +158,13 @@ class LabPeople:
         """Some requests to a service."""
         name, endpoint, port = front
         service = self.profile.services[name]
-        seat = self.client_for(endpoint)
+        seat = self.client_for(endpoint, name)
         return self.load(seat, endpoint.address, port, service.pool, requests, service.transport)
 
     def poller(self, front: tuple[str, Endpoint, int], interval_s: float = POLL_INTERVAL_S) -> Poller:
         """Ask a service every 20 ms (or another interval) over fresh connections, until the context ends."""
         name, endpoint, port = front
-        seat, service = self.client_for(endpoint), self.profile.services[name]
+        seat, service = self.client_for(endpoint, name), self.profile.services[name]
         kind = self._kind(service.pool, port, service.transport)
         return self._host(seat).poller(
             f"{kind}://{literal(endpoint.address)}:{port}" + ("/" if kind == "http" else ""),

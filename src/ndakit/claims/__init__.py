@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from functools import partial
 
-from ndakit.claims import failover, firewall, node, traffic
+from ndakit.claims import failover, firewall, handover, kernel, node, traffic
 from ndakit.claims.base import Claim, Outcome, front
 from ndakit.model import Profile
 
@@ -56,9 +56,24 @@ def _about_services(profile: Profile) -> Iterator[Claim]:
     for name, service in profile.services.items():
         text = f"{name} answers on its VIP, and every server gets its share"
         yield Claim(f"service/{name}", text, partial(traffic.service, name=name))
-        if service.protocol == "http":
+        if service.kernel:
+            yield from _about_kernel_service(profile, name)
+        elif service.protocol == "http":
             text = f"servers of {name} learn the client's address, and clients cannot forge it"
             yield Claim(f"client-address/{name}", text, partial(traffic.client_address, name=name))
+
+
+def _about_kernel_service(profile: Profile, name: str) -> Iterator[Claim]:
+    service = profile.services[name]
+    if service.transport == "tcp":
+        text = f"servers of {name} see the client's own address"
+        yield Claim(f"client-address/{name}", text, partial(kernel.seen_client, name=name))
+    way = "through" if service.topology == "nat" else "past"
+    text = f"answers of {name} ({service.topology}) go {way} the balancers, and nobody else answers for its VIP"
+    yield Claim(f"way-back/{name}", text, partial(kernel.way_back, name=name))
+    if profile.persistence(name) is not None:
+        text = f"a client of {name} keeps its server"
+        yield Claim(f"persistence/{name}", text, partial(kernel.persistence, name=name))
 
 
 def _about_networks(profile: Profile) -> Iterator[Claim]:
@@ -74,6 +89,9 @@ def _about_pools(profile: Profile) -> Iterator[Claim]:
     for name, pool in profile.pools.items():
         if not profile.services_of(name):
             continue
+        if profile.balanced(name):
+            text = f"servers of {name} have what their topology needs (./inv servers)"
+            yield Claim(f"servers/{name}", text, partial(kernel.server_side, pool=name))
         if sum(1 for s in pool.servers.values() if s.weight) > 1:
             text = f"a dead server of {name} leaves the pool, nobody notices, and it comes back"
             yield Claim(f"check/{name}", text, partial(traffic.check, name=name))
@@ -87,6 +105,10 @@ def _about_failover(profile: Profile) -> Iterator[Claim]:
         return
     text = "a master whose HAProxy stops hands the VIPs over"
     yield Claim("failover/haproxy-stopped", text, failover.haproxy_stopped)
+    for name in profile.networks if profile.tracks_connections else ():
+        if profile.networks[name].egress in profile.vips and firewall.egress_way(profile, name):
+            text = f"connections of servers in {name} to the outside survive a change of the master"
+            yield Claim(f"failover/connections-{name}", text, partial(handover.connections, network=name))
     yield Claim("failover/power-off", "a master that loses power is replaced in time", failover.power_off)
     if profile.vrrp.preempt:
         text = f"{profile.preferred()} takes the VIPs back when it returns (preempt: true)"

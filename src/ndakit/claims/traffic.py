@@ -43,14 +43,14 @@ def service(lab: LabNetwork, name: str) -> Outcome:
     shares: dict[str, int] = {}
     total = 0
     for endpoint, port in targets(lab.profile, name):
-        seat = lab.client_for(endpoint)
-        result = lab.load(seat, endpoint.address, port, found.pool, REQUESTS)
+        seat = lab.client_for(endpoint, name)
+        result = lab.load(seat, endpoint.address, port, found.pool, REQUESTS, found.transport)
         total += result.total
         if result.failures:
             wrong.append(
                 f"{result.failures} of {result.total} to {endpoint.address}:{port} failed ({result.first_error})"
             )
-        wrong += [f"{endpoint.address}:{port}: {w}" for w in share_errors(lab.profile, found.pool, result)]
+        wrong += [f"{endpoint.address}:{port}: {w}" for w in share_errors(lab.profile, name, result)]
         for server, count in result.shares.items():
             shares[server] = shares.get(server, 0) + count
     figure = share_text(shares) + f" of {total} requests"
@@ -62,27 +62,38 @@ def service(lab: LabNetwork, name: str) -> Outcome:
     )
 
 
-def share_errors(profile: Profile, pool_name: str, result: LoadResult) -> list[str]:
+STICKY = frozenset({
+    *("source", "first", "uri", "sh", "dh", "destination", "fo", "ovf", "mh"),
+    *("locality", "locality-replica", "lblc", "lblcr"),
+})  # fmt: skip
+"""Ways to choose that send one client, asking one address for one path, to one server."""
+IN_TURN = frozenset({"roundrobin", "rr", "wrr"})
+BY_LOAD = frozenset({"leastconn", "random", "wlc"})
+"""Ways to choose that come near the weights when requests come one after the other. Others (sed, nq, lc) need not."""
+
+
+def share_errors(profile: Profile, service: str, result: LoadResult) -> list[str]:
     """What is wrong with the shares of one client's requests, by the pool's way of choosing."""
-    pool = profile.pools[pool_name]
+    name = profile.services[service].pool
+    pool = profile.pools[name]
     answered = sum(result.shares.values())
     weights = {n: s.weight for n, s in pool.servers.items()}
     strangers = set(result.shares) - set(weights)
     if not answered or strangers:
-        return [f"answered by {', '.join(sorted(strangers))}, which is not in pool {pool_name}"] if strangers else []
-    if pool.balance in ("source", "first", "uri"):
-        # One client asking for one path is sent to one server by all three.
-        return (
-            []
-            if len(result.shares) == 1
-            else [f"balance {pool.balance} spread one client over {len(result.shares)} servers"]
-        )
-    tolerance = SHARE_TOLERANCE if pool.balance == "roundrobin" else 4 * SHARE_TOLERANCE
+        return [f"answered by {', '.join(sorted(strangers))}, which is not in pool {name}"] if strangers else []
+    if profile.persistence(service) is not None or pool.balance in STICKY:
+        if len(result.shares) == 1:
+            return []
+        why = "persistence" if profile.persistence(service) is not None else f"balance {pool.balance}"
+        return [f"{why} spread one client over {len(result.shares)} servers"]
+    if pool.balance == "rr":
+        weights = {n: int(w > 0) for n, w in weights.items()}
+    tolerance = SHARE_TOLERANCE if pool.balance in IN_TURN else 4 * SHARE_TOLERANCE
     wrong = []
-    for name, weight in weights.items():
-        share, wanted = result.shares.get(name, 0) / answered, weight / pool.total_weight
+    for server, weight in weights.items() if pool.balance in IN_TURN | BY_LOAD else ():
+        share, wanted = result.shares.get(server, 0) / answered, weight / sum(weights.values())
         if abs(share - wanted) > tolerance:
-            wrong.append(f"{name} got {share:.0%} instead of {wanted:.0%}")
+            wrong.append(f"{server} got {share:.0%} instead of {wanted:.0%}")
     return wrong
 
 
@@ -124,7 +135,8 @@ def check(lab: LabNetwork, name: str) -> Outcome:
         wrong.append(
             f"while {victim} was out: {without.failures} failures, {without.shares.get(victim, 0)} answers of its own"
         )
-    if after is not None and (after.failures or (pool.balance == "roundrobin" and victim not in after.shares)):
+    turns = pool.balance in IN_TURN and (ahead is None or lab.profile.persistence(ahead[0]) is None)
+    if after is not None and (after.failures or (turns and victim not in after.shares)):
         wrong.append(f"after its return: {after.failures} failures, {after.shares.get(victim, 0)} answers of {victim}")
     figure = f"{victim} out after {_s(left_s)}, back after {_s(back_s)}"
     return Outcome(not wrong, figure, "; ".join(wrong), {"out_s": left_s or -1, "back_s": back_s or -1})
@@ -140,8 +152,8 @@ def sorry(lab: LabNetwork, name: str) -> Outcome:
     ahead = front(lab.profile, name)
     if ahead is None or pool.sorry is None:
         return Outcome(False, "not tried", "no service in front of the pool")
-    _, endpoint, port = ahead
-    seat = lab.client_for(endpoint)
+    service, endpoint, port = ahead
+    seat = lab.client_for(endpoint, service)
     with lab.pool_down(name):
         for server in pool.servers:
             lab.wait_server(name, server, up=False, timeout_s=lab.profile.detection_s(name) + 2)
@@ -151,7 +163,8 @@ def sorry(lab: LabNetwork, name: str) -> Outcome:
             figure = f"status {answer.status}, {'the page' if same else 'another text'}"
             outcome = Outcome(answer.status == 503 and same, figure, f"expected status 503 with {pool.sorry.page.path}")
         else:
-            result = lab.load(seat, endpoint.address, port, name, REQUESTS // 3)
+            transport = lab.profile.services[service].transport
+            result = lab.load(seat, endpoint.address, port, name, REQUESTS // 3, transport)
             others = set(lab.profile.pools[pool.sorry.pool or ""].servers)
             good = result.failures == 0 and bool(result.shares) and set(result.shares) <= others
             outcome = Outcome(good, share_text(result.shares), f"expected answers from pool {pool.sorry.pool} only")
