@@ -40,7 +40,20 @@ def test_without_a_task_the_tasks_are_listed_by_what_people_do(workspace: Path) 
 
 
 def test_every_task_has_help(workspace: Path) -> None:
-    for name in ("list", "show", "check", "render", "fetch", "build", "boot", "verify", "demo", "test", "bench", "clean"):
+    for name in (
+        "list",
+        "show",
+        "check",
+        "render",
+        "fetch",
+        "build",
+        "boot",
+        "verify",
+        "demo",
+        "test",
+        "bench",
+        "clean",
+    ):
         done = inv(workspace, name, "--help")
         assert done.returncode == 0, name
         assert "Docstring:" in done.stdout, name

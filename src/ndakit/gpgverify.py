@@ -54,7 +54,7 @@ def verify(message: bytes, made: bytes, key_files: Sequence[Path], fingerprints:
         (home / "message.asc").write_bytes(made)
         argv = ["gpg", "--homedir", str(home), *_QUIET, "--trust-model", "always", "--ignore-time-conflict"]
         argv += ["--no-auto-key-retrieve", "--verify", str(home / "message.asc"), str(home / "message")]
-        return _verdict(process.run(argv, timeout_s=_TIMEOUT_S, check=False).stdout, believed)
+        return verdict(process.run(argv, timeout_s=_TIMEOUT_S, check=False).stdout, believed)
 
 
 def _imported(home: Path, path: Path) -> set[str]:
@@ -64,7 +64,7 @@ def _imported(home: Path, path: Path) -> set[str]:
     return {words[3].upper() for words in _status(done.stdout) if words[1] == "IMPORT_OK" and len(words) > 3}
 
 
-def _verdict(output: str, believed: Collection[str]) -> Verdict:
+def verdict(output: str, believed: Collection[str]) -> Verdict:
     """Read the status lines: VALIDSIG names the primary key last, whether or not that key has expired."""
     signers: list[str] = []
     unknown: list[str] = []
