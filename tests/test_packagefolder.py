@@ -98,6 +98,7 @@ WRONG: dict[str, tuple[str, str, str]] = {
     "an absolute source": (INSTALL, "\t$(INSTALL_BIN) /etc/passwd $(1)/usr/bin/\n", "is no file of this folder"),
     "a source that is not there": (INSTALL, "\t$(INSTALL_BIN) ./files/tel $(1)/usr/bin/\n", "there is no ./files/tel"),
     "a place outside": (INSTALL, "\t$(INSTALL_BIN) ./files/tell $(1)/../x\n", "is no place in the package"),
+    "a place that is emptied": (INSTALL, "\t$(INSTALL_DIR) $(1)/var/lib/x\n", "would not be in the image"),
     "a place on this machine": (INSTALL, "\t$(INSTALL_BIN) ./files/tell /usr/bin/x\n", "is no place in the package"),
     "a folder that was not made": (INSTALL, "\t$(INSTALL_BIN) ./files/tell $(1)/sbin/\n", "no folder $(1)/sbin/ yet"),
     "several files to one": (INSTALL, "\t$(INSTALL_BIN) ./files/tell ./files/tell.init $(1)/usr/x\n", "no folder"),

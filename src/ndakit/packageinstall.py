@@ -16,6 +16,9 @@ _MODES = {"INSTALL_BIN": 0o755, "INSTALL_DATA": 0o644, "INSTALL_CONF": 0o600}
 _LEFT_OUT = re.compile(r"CVS|\.svn|\.git|\.#.*|.*~")
 """What OpenWrt's package build removes from every package, and what git leaves in folders."""
 
+_LOST = ("tmp", "var", "boot", "CONTROL")
+"""Folders that do not reach an image (openwrt/openwrt `include/rootfs.mk`), and the one opkg keeps for itself."""
+
 
 class NotUnderstood(Exception):
     """A line that is wrong, or beyond what is understood; `fix` is what to do."""
@@ -102,7 +105,13 @@ class Install:
         found = re.fullmatch(r"\$\(1\)((?:/[\w.+@-]+)*)/?", word)
         if not found or ".." in found[1].split("/"):
             raise NotUnderstood(f"'{word}' is no place in the package", "write it as $(1)/usr/bin/name")
-        return found[1].lstrip("/")
+        path = found[1].lstrip("/")
+        if path.partition("/")[0] in _LOST:
+            raise NotUnderstood(
+                f"/{path} would not be in the image: the ImageBuilder empties /tmp, which is /var, and /boot",
+                "put it elsewhere, and let a service copy it at its start",
+            )
+        return path
 
     def _is_folder(self, path: str) -> bool:
         return not path or (path in self.members and self.members[path].kind == "dir")

@@ -1,0 +1,76 @@
+"""What `check` says about packages, and what `packages` shows."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+import feeds
+from imagebuilder_fakes import PROFILE, workspace_folder
+from ndakit import front, load, packagelist
+from ndakit.workspace import Workspace
+
+
+@pytest.fixture(autouse=True)
+def no_daemons(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An empty cache: no daemon is asked, so that only packages are checked here."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+
+
+def workspace(root: Path, wishes: str) -> Workspace:
+    text = PROFILE.replace("rootfs_mib: 64", f"rootfs_mib: 64, packages: {{{wishes}}}")
+    return Workspace(workspace_folder(root, text))
+
+
+def check(found: Workspace) -> int:
+    return front.check_profile(found, "bakery", as_json=True, daemons=False)
+
+
+def test_check_names_a_package_that_the_release_lacks_with_its_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert check(workspace(tmp_path, "pound: add")) == 2
+    (error,) = json.loads(capsys.readouterr().out)["errors"]
+    assert (error["code"], error["line"], error["key"]) == ("package-lacking", 3, "image.packages.pound")
+
+
+def test_check_names_what_is_wrong_with_a_package_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    found = workspace(tmp_path, "clock: add, pound: add")
+    feeds.folder(tmp_path / "packages", "clock", ("PKG_LICENSE:=", "PKG_SOURCE:=x\nPKG_LICENSE:="))
+    assert check(found) == 2
+    codes = {error["code"] for error in json.loads(capsys.readouterr().out)["errors"]}
+    assert codes == {"package-unusable", "package-lacking"}
+
+
+def test_check_is_content_with_a_package_of_the_workspace(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    found = workspace(tmp_path, "clock: add")
+    feeds.folder(tmp_path / "packages", "clock")
+    assert check(found) == 0
+    assert json.loads(capsys.readouterr().out)["ok"]
+
+
+def test_every_package_is_shown_with_where_it_comes_from_and_why(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    found = workspace(tmp_path, "clock: add, ppp: add, kmod-usb2: remove")
+    feeds.folder(tmp_path / "packages", "clock", ("+busybox", "+gears"))
+    feeds.folder(tmp_path / "packages", "gears")
+    loaded = load.load(found, "bakery")
+    rows = {row["package"]: row for row in packagelist.rows(found, loaded)}
+    assert rows["clock"]["source"] == "packages/clock"
+    assert (rows["gears"]["version"], rows["gears"]["why"]) == ("1.2-r3", "needed by clock")
+    assert (rows["ppp"]["change"], rows["dnsmasq"]["change"], rows["kmod-usb2"]["change"]) == (
+        "add",
+        "remove",
+        "remove",
+    )
+    assert all(row["why"] for row in rows.values())
+    packagelist.show(found, loaded, as_json=True)
+    assert json.loads(capsys.readouterr().out) == packagelist.rows(found, loaded)
+    packagelist.show(found, loaded, as_json=False)
+    shown = capsys.readouterr().out.splitlines()
+    assert [line.split()[:4] for line in shown if line.startswith("clock")] == [
+        ["clock", "add", "packages/clock", "1.2-r3"]
+    ]
