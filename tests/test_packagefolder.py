@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ from ndakit.errors import ErrorGroup, NdakitError
 from ndakit.packagefolder import Package, PackageUnusable
 from ndakit.release import Release
 
+ROOT = Path(__file__).resolve().parents[1]
 INSTALL = "\t$(LN) tell $(1)/usr/bin/say\n"
 
 
@@ -62,6 +64,15 @@ def test_whole_folders_and_patterns_are_copied_with_what_git_keeps_of_modes(tmp_
     assert (found["usr/share/clock/run"].mode, found["usr/share/clock/to"].target) == (0o755, "run")
     assert {"etc/a.txt", "etc/b.txt"} <= found.keys()
     assert "usr/share/clock/edited~" not in found
+
+
+def test_the_example_of_the_readme_is_understood(tmp_path: Path) -> None:
+    (text,) = re.findall(r"```make\n(.*?)```", (ROOT / "packages/README.md").read_text(), re.DOTALL)
+    place = feeds.folder(tmp_path, "clock")
+    (place / "Makefile").write_text(text)
+    found = packagefolder.read(place, "packages/clock")
+    assert {"usr/bin/tell", "etc/clock.conf"} <= found.members.keys()
+    assert (found.depends, found.conffiles) == (("libc", "curl"), ("/etc/clock.conf",))
 
 
 def test_the_digest_follows_the_content_and_nothing_else(tmp_path: Path) -> None:

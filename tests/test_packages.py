@@ -126,3 +126,8 @@ def test_services_that_the_kernel_balances_bring_its_module_and_keepalived_on_a_
     kernel = service.model_copy(update={"topology": topology, "protocol": "tcp"})
     changed = before.model_copy(update={"services": {name: kernel}})
     assert {"keepalived", "kmod-nf-ipvs", "ipvsadm"} <= needs.needed(changed).keys()
+
+
+def test_vmwares_agent_and_card_are_for_x86_only() -> None:
+    arm = goldens.profile("standalone").model_copy(update={"device": "armsr-armv8"})
+    assert {"open-vm-tools", "kmod-vmxnet3"}.isdisjoint(needs.needed(arm))

@@ -63,7 +63,7 @@ NEEDS: tuple[Need, ...] = (
     Need(everywhere("kmod-vmxnet3"), lambda p: p.platform == "vmware" and _x86(p),
          "VMware's network card is not in the kernel"),
     Need(everywhere("qemu-ga"), lambda p: p.platform == "kvm", _AGENT),
-    Need(everywhere("open-vm-tools"), lambda p: p.platform == "vmware", _AGENT),
+    Need(everywhere("open-vm-tools"), lambda p: p.platform == "vmware" and _x86(p), _AGENT),  # built for x86 only
 )  # fmt: skip
 """What profiles need beyond their device's own packages."""
 
