@@ -20,8 +20,9 @@ _KEPT = ("/etc/config/", "/etc/sysctl.conf", "/etc/sysupgrade.conf", "/etc/rc.lo
 _SYSCTL_KEYS = re.compile(
     r"net\.ipv[46]\.conf\.[a-z0-9/-]+\.(accept_redirects|send_redirects|promote_secondaries|forwarding|arp_ignore|arp_announce|rp_filter)"
     r"|net\.ipv[46]\.ip_nonlocal_bind|net\.ipv4\.(ip_forward|ip_local_port_range|ip_local_reserved_ports)"
-    r"|net\.ipv4\.(tcp_max_syn_backlog|tcp_fin_timeout|tcp_syncookies)|net\.core\.(somaxconn|netdev_max_backlog)"
-    r"|net\.netfilter\.nf_conntrack_max|net\.ipv4\.vs\.[a-z_]+|vm\.[a-z_]+"
+    r"|net\.ipv4\.(tcp_max_syn_backlog|tcp_fin_timeout|tcp_syncookies|tcp_tw_reuse|tcp_max_tw_buckets)"
+    r"|net\.core\.(somaxconn|netdev_max_backlog)"
+    r"|net\.netfilter\.nf_conntrack_(max|buckets)|net\.ipv4\.vs\.[a-z_]+|vm\.[a-z_]+"
 )
 """Keys that every kernel of the supported releases has; an unknown one is ignored without a word (sysctl -e)."""
 
@@ -116,6 +117,8 @@ def _binds(subject: Subject, proxy: Proxy, bound: dict[str, int]) -> Iterator[Li
         except ValueError:
             what = f"'{socket}' names no address: it would listen on all of them"
             yield subject.finding("haproxy-bind", HAPROXY, line.number, what)
+            continue
+        if proxy.name.startswith("_") and address.is_loopback:  # ours, for programs of the node
             continue
         if address not in own | vips:
             what = f"{address} is neither a VIP nor an address of this node"
@@ -246,7 +249,7 @@ def kernel(subject: Subject) -> Iterator[LintFinding]:
         key, equals, value = line.partition("=")
         if not equals or not value or key != key.strip() or value != value.strip():
             yield subject.finding("sysctl", SYSCTL, number, f"'{line[:60]}' is not written as key=value")
-        elif not _SYSCTL_KEYS.fullmatch(key):
+        elif key not in subject.profile.tuning.sysctl and not _SYSCTL_KEYS.fullmatch(key):
             what = f"'{key}' is not known to exist in every kernel: it would be ignored without a word"
             yield subject.finding("sysctl", SYSCTL, number, what)
         elif key in values:

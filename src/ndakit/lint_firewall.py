@@ -26,6 +26,8 @@ _ICMP_NAMES = {
     "bad-header", "unknown-header-type", "router-solicitation", "router-advertisement", "neighbour-solicitation",
     "neighbour-advertisement",
 }  # fmt: skip
+_WHOLE = ("2", "47", "50", "51", "89")
+"""IGMP, GRE, ESP, AH, OSPF: there is nothing in them to restrict by but the source, and everybody may be meant."""
 _MULTI_PROTOCOL = {"tcp": {6}, "udp": {17}, "tcpudp": {6, 17}, "icmp": {1}, "all": set(range(256))}
 
 
@@ -214,7 +216,7 @@ def _restricts(subject: Subject, section: Section) -> Iterator[LintFinding]:
         needed = ("dest_port",)
     elif protocol == "icmp":
         needed = ("icmp_type",)
-    elif protocol == "2":
+    elif protocol in _WHOLE:
         return
     else:
         needed = ("src_ip",)
@@ -288,6 +290,8 @@ def listeners(subject: Subject, accepts: list[_Accept]) -> Iterator[LintFinding]
                 low, _, high = ports.partition("-")
                 wanted = (int(low), int(high or low))
             except ValueError:
+                continue
+            if address.is_loopback:
                 continue
             for port in wanted:
                 if not any(_opens(a, address, port) for a in accepts):

@@ -48,7 +48,7 @@ OPTIONS: Mapping[str, Mapping[str, frozenset[str]]] = {
         "forwarding": frozenset({"src", "dest", "family"}),
         "rule": frozenset(
             {"name", "src", "dest", "family", "proto", "src_ip", "src_port", "dest_ip", "dest_port", "icmp_type"}
-            | {"limit", "limit_burst", "mark", "set_mark", "set_xmark", "target"}
+            | {"limit", "limit_burst", "mark", "set_mark", "set_xmark", "target", "device", "direction"}
         ),
         "nat": frozenset(
             {"name", "family", "src", "proto", "src_ip", "dest_ip", "target", "snat_ip"},

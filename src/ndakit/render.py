@@ -21,7 +21,7 @@ from jinja2.exceptions import TemplateNotFound, TemplateSyntaxError
 from jinja2.ext import Extension
 from jinja2.parser import Parser
 
-from ndakit import packages, timezone, view_firewall, view_haproxy, view_ipvs
+from ndakit import packages, timezone, view_firewall, view_haproxy, view_ipvs, view_pair
 from ndakit.errors import BuildError, InputError
 from ndakit.filters import FILTERS, plain
 from ndakit.model import Profile
@@ -118,6 +118,7 @@ def render(profile: Profile, node: str, templates: Sequence[Path]) -> Tree:
         "node": view,
         "release": profile.release,
         "haproxy": balancer,
+        "pair": view_pair.pair(view),
         "ipvs": kernel,
         "packages": packages.plan(profile, node),
         "firewall": view_firewall.firewall(view),

@@ -1,9 +1,9 @@
 """What the real daemons say about rendered files, without booting anything.
 
-HAProxy, keepalived, nft and the shell are Debian's own, unpacked by the lab into a cached root; they run in it as root
-of a user namespace with interfaces of the right names, and see nothing of this machine's network. Their versions are
-close to the newest OpenWrt's, not the same: a finding here is certain, silence is not. Rules that the daemons swallow
-are lint's.
+HAProxy, keepalived, conntrackd, nft and the shell are Debian's own, unpacked by the lab into a cached root; they run in
+it as root of a user namespace with interfaces of the right names, and see nothing of this machine's network. Their
+versions are close to the newest OpenWrt's, not the same: a finding here is certain, silence is not. Rules that the
+daemons swallow are lint's.
 """
 
 from __future__ import annotations
@@ -18,12 +18,17 @@ from ndakit.errors import BuildError, Location, MachineError, NdakitError
 from ndakit.render import Tree
 from ndakit.workspace import Workspace, scratch_folder
 
-PACKAGES = ("haproxy", "keepalived", "nftables", "iproute2", "busybox", "shellcheck")
+PACKAGES = ("haproxy", "keepalived", "nftables", "iproute2", "busybox", "shellcheck", "conntrackd", "netbase")
+_INIT = "/etc/init.d/"
 _TIMEOUT_S = 60.0
 _DOWNLOAD_TIMEOUT_S = 600.0
 HAPROXY, KEEPALIVED = "/etc/haproxy.cfg", "/etc/keepalived/keepalived.conf"
+CONNTRACKD = "/etc/conntrackd/conntrackd.conf"
 _HAPROXY_MESSAGE = re.compile(
     r"\[(?:ALERT|WARNING)\]\s*\(\d+\) : config : (?:parsing \[(?P<file>[^:\]]+):(?P<line>\d+)\]\s*: )?(?P<text>.*)"
+)
+_CONNTRACKD_MESSAGE = re.compile(
+    r"\[(?:ERROR|warning)\] (?!can't connect: is conntrackd running)(?P<text>.*?(?:in line \((?P<line>\d+)\).*)?)$"
 )
 _KEEPALIVED_MESSAGE = re.compile(r"\((?P<file>/[^:]*): Line (?P<line>\d+)\) (?P<text>.*)")
 _SHELL_MESSAGE = re.compile(r"(?P<file>/[^:]*):(?: line )?(?P<line>\d+):(?P<text>.*)")
@@ -77,7 +82,13 @@ def check(tree: Tree, cache: Path, *, lab: Path | None = None) -> list[NdakitErr
             target.unlink(missing_ok=True)
             target.write_bytes(_OLD_HTTPCHK.sub(rb"\1", file.content) if file.path == HAPROXY else file.content)
             target.chmod(file.mode)
-        return [*_haproxy(tree, root), *_keepalived(tree, root), *_nft(tree, root), *_shell(tree, root)]
+        return [
+            *_haproxy(tree, root),
+            *_keepalived(tree, root),
+            *_conntrackd(tree, root),
+            *_nft(tree, root),
+            *_shell(tree, root),
+        ]
 
 
 def _programs(base: Path) -> list[Path]:
@@ -137,11 +148,7 @@ def _keepalived(tree: Tree, root: Path) -> Iterator[DaemonRefuses]:
     if KEEPALIVED not in tree:
         return
     names = [n for n in interfaces(tree[KEEPALIVED].text) if n != "lo"]
-    links = "".join(
-        f"ip link add {shlex.quote(n)} type veth peer name ndapeer{i} && ip link set {shlex.quote(n)} up && "
-        for i, n in enumerate(names)
-    )
-    done = _run(root, f"{links}keepalived -t -f {KEEPALIVED}")
+    done = _run(root, f"{_links(names)}keepalived -t -f {KEEPALIVED}")
     said = [line for line in (done.stdout + done.stderr).splitlines() if line.strip()]
     if done.returncode == 0 and not said:
         return
@@ -149,6 +156,26 @@ def _keepalived(tree: Tree, root: Path) -> Iterator[DaemonRefuses]:
         match = _KEEPALIVED_MESSAGE.search(line)
         path, number, text = (match["file"], int(match["line"]), match["text"]) if match else (KEEPALIVED, 0, line)
         yield DaemonRefuses("keepalived", text.strip(), path, number, _source(tree, path))
+
+
+def _links(names: list[str]) -> str:
+    """The beginning of a command that makes interfaces of these names."""
+    return "".join(
+        f"ip link add {shlex.quote(n)} type veth peer name ndapeer{i} && ip link set {shlex.quote(n)} up && "
+        for i, n in enumerate(names)
+    )
+
+
+def _conntrackd(tree: Tree, root: Path) -> Iterator[DaemonRefuses]:
+    """conntrackd has no check of its own, but asking a daemon that does not run reads the file first."""
+    if CONNTRACKD not in tree:
+        return
+    names = re.findall(r"^\s*Interface (\S+)$", tree[CONNTRACKD].text, re.MULTILINE)
+    done = _run(root, f"{_links(names)}conntrackd -C {CONNTRACKD} -s")
+    for line in (done.stdout + done.stderr).splitlines():
+        if match := _CONNTRACKD_MESSAGE.search(line):
+            number = int(match["line"]) if match["line"] else 0
+            yield DaemonRefuses("conntrackd", match["text"], CONNTRACKD, number, _source(tree, CONNTRACKD))
 
 
 def interfaces(text: str) -> list[str]:
@@ -185,7 +212,11 @@ def _shell(tree: Tree, root: Path) -> Iterator[DaemonRefuses]:
     if not scripts:
         return
     words = " ".join(map(shlex.quote, scripts))
-    done = _run(root, f"for s in {words}; do busybox sh -n $s; done; shellcheck -s busybox -f gcc {words}")
+    # procd reads START and the like from init scripts, which shellcheck cannot know (SC2034).
+    inits = " ".join(shlex.quote(p) for p in scripts if p.startswith(_INIT))
+    others = " ".join(shlex.quote(p) for p in scripts if not p.startswith(_INIT))
+    checks = [f"shellcheck -s busybox -f gcc {x} {w}" for x, w in (("-e SC2034", inits), ("", others)) if w]
+    done = _run(root, f"for s in {words}; do busybox sh -n $s; done; {'; '.join(checks)}")
     for line in (done.stdout + done.stderr).splitlines():
         if match := _SHELL_MESSAGE.search(line):
             path = match["file"]

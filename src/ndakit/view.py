@@ -11,16 +11,12 @@ from dataclasses import dataclass
 from ipaddress import IPv4Interface, IPv6Interface, ip_interface
 
 from ndakit.errors import InputError
-from ndakit.model import Address, Profile
+from ndakit.model import Address, Capacity, Profile, capacity_of
 from ndakit.model import Route as ProfileRoute
+from ndakit.model.capacity import BACKLOG_FLOOR, PORTS_TO
+from ndakit.model.profile import SYNC_PORT
 from ndakit.names import instance_name, uci_name
 from ndakit.release import Release
-
-SMALL_DEVICES = ("dockstar",)
-"""Devices with 128 MiB of memory (openwrt.md, 2.3)."""
-
-EPHEMERAL_LOW = 10240
-"""The lowest local port that connections to servers may use."""
 
 
 @dataclass(frozen=True)
@@ -94,6 +90,8 @@ class VrrpInstance:
     peers: tuple[Address, ...]
     advertised: VrrpVip
     others: tuple[VrrpVip, ...]
+    grouped: bool
+    """True if it changes its state together with others (SyncGroup)."""
 
 
 @dataclass(frozen=True)
@@ -228,6 +226,7 @@ class NodeView:
                     peers=peers,
                     advertised=advertised,
                     others=tuple(v for v in vips if v is not advertised),
+                    grouped=sum(1 for i in self.profile.instances if i.group == instance.group) > 1,
                 )
             )
         return tuple(found)
@@ -240,15 +239,15 @@ class NodeView:
         )
         return tuple(g for g in groups if len(g.instances) > 1)
 
-    @property
-    def small(self) -> bool:
-        """True on hardware with little memory."""
-        return self.profile.device in SMALL_DEVICES
+    @functools.cached_property
+    def capacity(self) -> Capacity:
+        """The limits that follow from `sizing`."""
+        return capacity_of(self.profile)
 
     @property
     def connections_max(self) -> int:
         """How many client connections HAProxy holds at most."""
-        return 1000 if self.small else 10000
+        return self.capacity.connections_max
 
     @property
     def forwards(self) -> bool:
@@ -260,34 +259,82 @@ class NodeView:
 
     @functools.cached_property
     def kernel_values(self) -> tuple[KernelValue, ...]:
-        """The lines of sysctl.conf. Keys that every kernel from 4.14 (18.06) on has."""
+        """The lines of sysctl.conf, `tuning.sysctl` among them. Keys that every kernel from 4.14 (18.06) on has."""
+        computed = [*self._addressing(), *self._limits()]
+        wishes = dict(self.profile.tuning.sysctl)
+        found = []
+        for item in computed:
+            wish = wishes.pop(item.key, None)
+            if wish is not None:
+                why = f"tuning.sysctl of the profile; computed was {item.value}: {item.why}"
+                item = KernelValue(item.key, wish, why)
+            found.append(item)
+        found += [KernelValue(k, v, "tuning.sysctl of the profile; nothing is computed") for k, v in wishes.items()]
+        return tuple(found)
+
+    def _addressing(self) -> list[KernelValue]:
         forward = "1" if self.forwards else "0"
         way = "the servers' way out leads through this node" if self.forwards else "nothing is routed through this node"
-        values = [
+        return [
             KernelValue("net.ipv4.ip_nonlocal_bind", "1", "HAProxy listens on the VIPs also where they are not"),
             KernelValue("net.ipv6.ip_nonlocal_bind", "1", "the same for IPv6, and for addresses that are still probed"),
             KernelValue("net.ipv4.conf.all.promote_secondaries", "1", "a changed node address takes no other with it"),
             KernelValue("net.ipv4.ip_forward", forward, way),
             KernelValue("net.ipv6.conf.all.forwarding", forward, way),
             *self._no_redirects(),
+        ]
+
+    def _limits(self) -> list[KernelValue]:
+        """What follows from `sizing`, each with the figures behind it."""
+        size = self.capacity
+        rate, duration_s = f"{size.sessions_per_second:g}", f"{size.session_duration_s:g}"
+        found = [
             KernelValue(
                 "net.ipv4.ip_local_port_range",
-                f"{EPHEMERAL_LOW} 65535",
-                "source ports towards one server: 55296 instead of 28232",
+                f"{size.ports_from} {PORTS_TO}",
+                f"source ports towards one server: {size.ports} instead of 28232",
             ),
-            KernelValue("net.core.somaxconn", "4096", "connections that wait until HAProxy accepts them, per listener"),
-            KernelValue("net.ipv4.tcp_max_syn_backlog", "4096", "the same for connections that are not complete yet"),
+            KernelValue(
+                "net.ipv4.tcp_tw_reuse",
+                "1",
+                "a port may be taken again a second after its connection, where the server's timestamps make that safe",
+            ),
+            KernelValue(
+                "net.ipv4.tcp_max_tw_buckets",
+                str(size.time_wait_max),
+                f"ended connections that still wait: {rate} sessions per second x 60 s, on both sides of HAProxy",
+            ),
+            KernelValue(
+                "net.core.somaxconn",
+                str(size.backlog),
+                f"connections that wait until HAProxy accepts them, per listener: two seconds' worth, at least "
+                f"{BACKLOG_FLOOR}",
+            ),
+            KernelValue(
+                "net.ipv4.tcp_max_syn_backlog", str(size.backlog), "the same for connections that are not complete yet"
+            ),
             KernelValue(
                 "net.netfilter.nf_conntrack_max",
-                "16384" if self.small else "131072",
-                "two entries per proxied connection, and ended ones stay for two minutes; 320 bytes each",
+                str(size.tracked_max),
+                f"two entries per proxied session: {rate} per second x ({duration_s} s, and two minutes after its end) "
+                f"= {size.tracked_needed}; 320 bytes each",
+            ),
+            KernelValue(
+                "net.netfilter.nf_conntrack_buckets",
+                str(size.tracked_max),
+                "as many lists to look them up in, or every packet would walk along long ones; 8 bytes each",
             ),
         ]
-        port = self.profile.monitoring.statistics.port
-        if port >= EPHEMERAL_LOW:
-            why = "the statistics page's port: taken by a connection, it would keep HAProxy from starting again"
-            values.append(KernelValue("net.ipv4.ip_local_reserved_ports", str(port), why))
-        return tuple(values)
+        reserved = sorted({p for p in self.own_ports if p >= size.ports_from})
+        if reserved:
+            why = "ports that daemons here listen on: taken by a connection, it would keep one from starting again"
+            found.append(KernelValue("net.ipv4.ip_local_reserved_ports", ",".join(map(str, reserved)), why))
+        return found
+
+    @property
+    def own_ports(self) -> tuple[int, ...]:
+        """Ports on the node's own addresses."""
+        return (self.profile.monitoring.statistics.port, *((SYNC_PORT,) if self.profile.tracks_connections else ()))
 
     def _no_redirects(self) -> list[KernelValue]:
         """Keys that keep ICMP redirects out. Without forwarding each card's own key counts as well (ip-sysctl), and

@@ -7,16 +7,19 @@ destination are both stated, nothing empty.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from ipaddress import ip_network
 
-from ndakit.model import Address, Profile, Service, Subnet
+from ndakit.model import Address, Opening, Profile, Service, Subnet
+from ndakit.model.profile import KERNEL_SYNC_GROUP, KERNEL_SYNC_PORT, SYNC_PORT
 from ndakit.names import zone_name
 from ndakit.view import NodeView
 
 SSH_PORT = 22
 MARK_MASK = 0xFF0
 """The bits of a packet's mark that tell services apart; the others belong to others."""
+PROTOCOLS: Mapping[str, str] = {"gre": "47", "esp": "50", "ah": "51", "ospf": "89"}
 VRRP, IGMP = "112", "2"
 """Numbers: fw3 refuses some names, and then misreads the rules after them."""
 
@@ -31,8 +34,9 @@ class Zone:
 
 @dataclass(frozen=True)
 class Rule:
-    """One rule that accepts something, or with `mark` one that marks it. `source` and `destination` are zones; `*` is
-    any zone."""
+    """One rule that accepts something, or with `mark` one that marks it, or with `drop` one that drops it. `source` and
+    `destination` are zones; `*` is any zone. `device` narrows that to what comes in there: a rule for any zone counts
+    before all rules for one."""
 
     name: str
     why: str
@@ -45,6 +49,8 @@ class Rule:
     source_ports: str | None = None
     ports: str | None = None
     mark: str | None = None
+    drop: bool = False
+    device: str | None = None
     icmp_types: tuple[str, ...] = ()
     limit: str | None = None
 
@@ -86,11 +92,14 @@ def firewall(node: NodeView) -> FirewallView:
     exits = ways_out(profile, node.name)
     rules = [
         *_administration(node),
+        *_denied(node),
+        *_allowed(node),
         *_services(profile),
         *_replies(profile),
         *_marks(profile),
         *_kernel_errors(profile),
         *_vrrp(node),
+        *_told(node),
         *_icmp(profile),
         *_egress(exits),
     ]
@@ -149,6 +158,69 @@ def _administration(node: NodeView) -> list[Rule]:
                     ports=str(profile.monitoring.statistics.port),
                 )
             )
+    return found
+
+
+def _denied(node: NodeView) -> list[Rule]:
+    """`firewall.deny`: after SSH, before everything else that lets somebody in."""
+    found: list[Rule] = []
+    for name, opening in node.profile.firewall.deny.items():
+        found += _opening(node, name, opening, drop=True)
+    return found
+
+
+def _allowed(node: NodeView) -> list[Rule]:
+    """`firewall.allow`."""
+    found: list[Rule] = []
+    for name, opening in node.profile.firewall.allow.items():
+        found += _opening(node, name, opening, drop=False)
+    return found
+
+
+def _opening(node: NodeView, name: str, opening: Opening, *, drop: bool) -> list[Rule]:
+    sources = node.profile.opening_sources(opening)
+    kind = "deny" if drop else "allow"
+    ports = None if opening.port is None else " ".join(str(a) if a == b else f"{a}-{b}" for a, b in opening.port)
+    pings = opening.protocol == "icmp"
+    families = [f"ipv{v}" for v in node.profile.networks[opening.network].families] if pings else [None]
+    if pings and sources:
+        families = [f for f in families if f in {f"ipv{s.version}" for s in sources}]
+    return [
+        Rule(
+            f"{kind}-{name}" if len(families) == 1 else f"{kind}-{name}-{family}",
+            f"firewall.{kind}.{name} of the profile"
+            + (", before everything but SSH that lets somebody in" if drop else ""),
+            "*" if drop else zone_name(opening.network),
+            family=family,
+            protocol=PROTOCOLS.get(opening.protocol, opening.protocol),
+            source_addresses=tuple(str(s) for s in sources if family is None or f"ipv{s.version}" == family),
+            ports=ports,
+            icmp_types=("echo-request",) if pings else (),
+            drop=drop,
+            device=node.profile.l2_device(opening.network) if drop else None,
+        )
+        for family in families
+    ]
+
+
+def _told(node: NodeView) -> list[Rule]:
+    """What the other nodes tell of connections."""
+    profile = node.profile
+    if profile.sync_link is None:
+        return []
+    network, version = profile.sync_link
+    peers = tuple(
+        str(a) for peer in profile.peers(node.name) if (a := profile.node_address(peer, network, version)) is not None
+    )
+    found: list[Rule] = []
+    if profile.tracks_connections:
+        why = "the other nodes tell of the connections that pass through them (conntrackd)"
+        found.append(Rule("sync-tracked", why, zone_name(network), protocol="udp", source_addresses=peers,
+                          ports=str(SYNC_PORT)))  # fmt: skip
+    if profile.tracks_kernel:
+        why = "the other nodes tell of the connections that their kernel balances (IPVS)"
+        found.append(Rule("sync-ipvs", why, zone_name(network), protocol="udp", source_addresses=peers,
+                          destination_addresses=(KERNEL_SYNC_GROUP,), ports=str(KERNEL_SYNC_PORT)))  # fmt: skip
     return found
 
 
@@ -358,8 +430,9 @@ def _icmp(profile: Profile) -> list[Rule]:
                 icmp_types=("130/0", "131/0", "132/0", "143/0"),
             ),
         ]
-    if profile.instances and not profile.vrrp.unicast:
-        found.append(Rule("igmp", "switches ask who listens to the VRRP group", "*", family="ipv4", protocol=IGMP))
+    if profile.instances and (not profile.vrrp.unicast or (profile.tracks_connections and len(profile.nodes) > 2)):
+        why = "switches ask who listens to the nodes' multicast groups"
+        found.append(Rule("igmp", why, "*", family="ipv4", protocol=IGMP))
     return found
 
 

@@ -87,7 +87,7 @@ def mistake(path: KeyPath, facts: Facts, tree: MapNode, at: Location) -> Profile
     expected = shapes.at(path)
     if isinstance(node, MapNode) and expected is not None and not shapes.is_mapping(expected):
         return _wrong_kind(path, facts, node, at)
-    if facts["loc"] and facts["loc"][-1] == "[key]":
+    if facts["loc"] and facts["loc"][-1] == "[key]" and kind.startswith("string_"):
         return _bad_key(path, facts, at)
     make = PYDANTIC_TYPES.get(kind)
     if make is not None:

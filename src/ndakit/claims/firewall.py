@@ -5,7 +5,7 @@ from __future__ import annotations
 from ndakit.claims.base import Outcome, reachable_addresses
 from ndakit.lab_network import LabNetwork
 from ndakit.lab_plan import Seat
-from ndakit.model import Address, Profile
+from ndakit.model import Address, Opening, Profile
 
 WATCHED_PORTS = (21, 22, 23, 25, 53, 80, 111, 179, 443, 3306, 8080, 8404, 9090, 10000)
 """Ports tried from every network besides those the profile opens."""
@@ -20,12 +20,16 @@ def firewall(lab: LabNetwork, network: str) -> Outcome:
         if seat is not None
         for target, allowed in expected_open(lab, seat, network).items()
     ]
-    found = lab.scan_all([(seat, target, sorted({*WATCHED_PORTS, *allowed})) for _, seat, target, allowed in wanted])
+    more = own_ports(lab.profile, network)
+    found = lab.scan_all(
+        [(seat, target, sorted({*WATCHED_PORTS, *more, *allowed})) for _, seat, target, allowed in wanted]
+    )
     wrong: list[str] = []
-    for (who, _, target, allowed), states in zip(wanted, found, strict=True):
+    for (who, seat, target, allowed), states in zip(wanted, found, strict=True):
+        let_in = let_through(lab.profile, network, seat.address(target.version))
         for port, state in states.items():
-            if (state == "open") != (port in allowed):
-                says = "open" if port in allowed else "shut"
+            if not _fits(state, port in allowed, port in let_in, port in more):
+                says = "open" if port in allowed else "let in" if port in let_in else "shut"
                 wrong.append(f"{who} finds {target}:{port} {state}, the profile says {says}")
     tried = sum(len(states) for states in found)
     return Outcome(not wrong and tried > 0, f"{tried} ports tried", "; ".join(wrong[:6]), {"tried": tried})
@@ -51,8 +55,49 @@ def expected_open(lab: LabNetwork, seat: Seat, network: str) -> dict[Address, se
     for name in profile.services:
         for endpoint in profile.endpoints(name):
             if endpoint.address in found:
-                found[endpoint.address] |= {p for p in profile.services[name].ports if p in _sampled(profile, name)}
+                ports = {p for p in profile.services[name].ports if p in _sampled(profile, name)}
+                source = seat.address(endpoint.address.version)
+                found[endpoint.address] |= {p for p in ports if not denied(profile, network, source, p)}
     return found
+
+
+def _fits(state: str, is_open: bool, let_in: bool, stated: bool) -> bool:
+    """True if a port is in the state that it should be in. Nobody may listen where firewall.allow lets packets in: then
+    the kernel refuses them, which is an answer. Where a rule of the profile is about a port, shut means silence."""
+    if is_open:
+        return state == "open"
+    if let_in:
+        return state in ("open", "closed")
+    return state == "filtered" if stated else state != "open"
+
+
+def own_ports(profile: Profile, network: str) -> set[int]:
+    """TCP ports of the profile's own firewall rules for a network: both ends of every range."""
+    rules = (*profile.firewall.allow.values(), *profile.firewall.deny.values())
+    return {
+        p for r in rules if r.network == network and r.protocol == "tcp" for span in r.port or () for p in span
+    }  # fmt: skip
+
+
+def let_through(profile: Profile, network: str, source: Address | None) -> set[int]:
+    """Those of them that firewall.allow lets somebody reach, whether or not anybody listens there."""
+    return {
+        port
+        for port in own_ports(profile, network)
+        if any(_about(profile, r, network, source, port) for r in profile.firewall.allow.values())
+        and not denied(profile, network, source, port)
+    }
+
+
+def denied(profile: Profile, network: str, source: Address | None, port: int) -> bool:
+    """True if firewall.deny shuts a TCP port for somebody."""
+    return any(_about(profile, r, network, source, port) for r in profile.firewall.deny.values())
+
+
+def _about(profile: Profile, rule: Opening, network: str, source: Address | None, port: int) -> bool:
+    sources = profile.opening_sources(rule)
+    from_there = not sources or (source is not None and any(source in s for s in sources))
+    return rule.network == network and rule.covers("tcp", port) and from_there
 
 
 def _sampled(profile: Profile, name: str) -> set[int]:

@@ -8,6 +8,8 @@ from ndakit.model.base import (
     SecretRef,
     Subnet,
 )
+from ndakit.model.capacity import Capacity, capacity_of
+from ndakit.model.guard import Firewall, Opening
 from ndakit.model.health import Check, Expect
 from ndakit.model.host import (
     Access,
@@ -33,16 +35,19 @@ __all__ = [
     "Attachment",
     "Bond",
     "Bridge",
+    "Capacity",
     "Check",
     "Endpoint",
     "Expect",
     "FamilyName",
+    "Firewall",
     "Image",
     "Instance",
     "Model",
     "Monitoring",
     "Network",
     "Node",
+    "Opening",
     "Persistence",
     "Pool",
     "Profile",
@@ -50,11 +55,14 @@ __all__ = [
     "SecretRef",
     "Server",
     "Service",
+    "Sizing",
     "Sorry",
     "Statistics",
     "Subnet",
     "System",
     "Timeouts",
+    "Tuning",
     "Vip",
     "Vrrp",
+    "capacity_of",
 ]

@@ -92,8 +92,8 @@ def servers(profile: Profile) -> Iterator[Finding]:
         elif len(taken) > 1 and whole - taken[largest] < found.sessions:
             yield warning(
                 "n-plus-one",
-                f"with {largest} lost, the servers of pool {name} take {whole - taken[largest]} connections, and sizing "
-                f"expects {sessions}",
+                f"with {largest} lost, the servers of pool {name} take {whole - taken[largest]} connections, and "
+                f"sizing expects {sessions}",
                 path, "add a server, or raise max_connections if they can take more", other=other,
                 also=(("services",), ("device",)),
             )  # fmt: skip

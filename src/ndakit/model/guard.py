@@ -15,7 +15,7 @@ from ndakit.model.base import Model, as_list, mistake
 from ndakit.model.traffic import Ports
 from ndakit.names import Name, is_name
 
-Protocol = Literal["tcp", "udp", "icmp", "sctp", "gre", "esp", "ah", "ospf", "all"]
+Protocol = Literal["tcp", "udp", "icmp", "gre", "esp", "ah", "ospf", "all"]
 
 
 def _source(value: Any) -> Any:
@@ -48,15 +48,15 @@ class Opening(Model):
     network: Name
     """The network on which they come in."""
     protocol: Protocol
-    """`tcp`, `udp`, `sctp`, `gre`, `esp`, `ah`, `ospf`; `icmp`: pings; `all`: every protocol (deny only)."""
+    """`tcp`, `udp`, `gre`, `esp`, `ah`, `ospf`; `icmp`: pings; `all`: every protocol (deny only)."""
     port: Ports | None = None
-    """tcp, udp, sctp: the ports there: one, a range such as 10000-10100, or a list."""
+    """tcp, udp: the ports there: one, a range such as 10000-10100, or a list."""
     sources: Annotated[tuple[Source, ...], BeforeValidator(as_list)] = ()
     """Who: names of `access.sources`, addresses or subnets; without it everybody. Their families are the rule's."""
 
     @model_validator(mode="after")
     def _port_of_protocol(self) -> Self:
-        if self.port is not None and self.protocol not in ("tcp", "udp", "sctp"):
+        if self.port is not None and self.protocol not in ("tcp", "udp"):
             raise mistake(
                 "port-of-protocol", "{protocol} has no ports", protocol=self.protocol,
                 fix="leave port out, or write protocol: tcp",

@@ -239,11 +239,6 @@ class Vip(Model):
 class Vrrp(Model):
     """How the nodes agree on who holds the VIPs."""
 
-    planned: ClassVar = {
-        "connection_sync": "established connections survive a failover",
-        "demote_on": "a failing pool gives the VIPs away",
-    }
-
     prefer: Name | None = None
     """The master when all nodes are well; default: the first node."""
     preempt: Bool = False
@@ -254,6 +249,12 @@ class Vrrp(Model):
     """Seconds between two adverts; a failover takes a little over three of them (RFC 5798, 6.1)."""
     unicast: Bool = True
     """Adverts go to the other nodes' addresses; `false`: to the VRRP multicast group."""
+    connection_sync: Bool = False
+    """Whether the nodes tell each other of connections that pass through them (the servers' way out), so that those
+    survive a failover. Connections that end in HAProxy cannot."""
+    demote_on: tuple[Name, ...] = ()
+    """Pools: a node that sees no server of one of them, while another node sees some, gives the VIPs away. Needs
+    `preempt`."""
 
     @property
     def takeover_s(self) -> float:

@@ -17,7 +17,9 @@ from pydantic import AfterValidator, BeforeValidator, Field, PlainSerializer, Wi
 
 from ndakit.mistakes import guess
 from ndakit.model.base import Address, Model, Subnet, Text, mistake
+from ndakit.model.guard import Firewall, Opening
 from ndakit.model.host import Access, Image, Monitoring, Network, Node, Platform, System, Vip, Vrrp
+from ndakit.model.sizing import Sizing, Tuning
 from ndakit.model.traffic import Persistence, Pool, Server, Service, Timeouts
 from ndakit.names import Name, device_name
 from ndakit.release import Release
@@ -26,6 +28,11 @@ PRIORITY_TOP = 250
 """High, because a backup waits (256 - priority) / 256 of an advert longer than three (RFC 5798, 6.1)."""
 PRIORITY_STEP = 10
 NODES_MAX = 8
+
+SYNC_PORT = 3780
+"""conntrackd's UDP port (conntrackd.conf(5))."""
+KERNEL_SYNC_PORT, KERNEL_SYNC_GROUP = 8848, "224.0.0.81"
+"""UDP port and multicast group of IPVS's sync daemon (ipvsadm(8))."""
 
 DEVICES: Mapping[str, tuple[str, str]] = {
     "x86-64": ("x86/64", "generic"),
@@ -99,9 +106,6 @@ class Profile(Model):
     """A balancer pair (or a standalone balancer, or more than two), from one YAML file."""
 
     planned: ClassVar = {
-        "sizing": "values computed from the expected load",
-        "tuning": "sysctl values of one's own",
-        "firewall": "further firewall rules",
         "vpn": "tunnels",
         "renumber": "test twins",
         "raw": "the escape hatch",
@@ -141,6 +145,12 @@ class Profile(Model):
     """Groups of servers, by name."""
     services: dict[Name, Service] = Field(default={})
     """What clients reach, by name."""
+    sizing: Sizing = Sizing()
+    """The load that is expected; limits and kernel values are computed from it."""
+    tuning: Tuning = Tuning()
+    """Kernel values that an expert knows better."""
+    firewall: Firewall = Firewall()
+    """Firewall rules beyond those that follow from the rest."""
     monitoring: Monitoring = Monitoring()
     """What others may watch."""
 
@@ -192,6 +202,17 @@ class Profile(Model):
         """A node's VRRP priority: the preferred one's is highest, the others follow in their order."""
         order = [self.preferred(), *(n for n in self.nodes if n != self.preferred())]
         return PRIORITY_TOP - PRIORITY_STEP * order.index(node)
+
+    @property
+    def demotion(self) -> int:
+        """How much a pool of `vrrp.demote_on` that is empty takes off a node's priority: more than all nodes differ by,
+        so that a node with fewer empty pools is always the better one."""
+        return PRIORITY_STEP * len(self.nodes)
+
+    @property
+    def priority_lowest(self) -> int:
+        """The priority of the last node with all those pools empty."""
+        return PRIORITY_TOP - PRIORITY_STEP * (len(self.nodes) - 1) - self.demotion * len(self.vrrp.demote_on)
 
     def peers(self, node: str) -> tuple[str, ...]:
         """The other nodes."""
@@ -331,6 +352,49 @@ class Profile(Model):
     def sources(self, version: int) -> tuple[Subnet, ...]:
         """`access.sources` of an IP version."""
         return tuple(s for group in self.access.sources.values() for s in group if s.version == version)
+
+    def opening_sources(self, opening: Opening) -> tuple[Subnet, ...]:
+        """Who a firewall rule is about, names of `access.sources` resolved; empty for everybody."""
+        found: dict[Subnet, None] = {}
+        for source in opening.sources:
+            found.update(dict.fromkeys(self.access.sources.get(source, ()) if isinstance(source, str) else (source,)))
+        return tuple(found)
+
+    @functools.cached_property
+    def sync_link(self) -> tuple[str, int] | None:
+        """The network and IP version over which the nodes tell each other of connections: of the networks in which
+        every node has an address, the first one without a default gateway (what is told there is not encrypted), else
+        the first one; IPv4 where there is a choice."""
+        found = [
+            (net.gateway is not None, number, version, name)
+            for number, (name, net) in enumerate(self.networks.items())
+            for version in net.families
+            if all(self.node_address(node, name, version) is not None for node in self.nodes)
+        ]
+        return (min(found)[3], min(found)[2]) if found else None
+
+    @property
+    def egress_groups(self) -> tuple[str, ...]:
+        """The groups of the VIPs that servers' connections to the outside wear."""
+        return tuple(dict.fromkeys(self.vips[n.egress].group for n in self.networks.values() if n.egress in self.vips))
+
+    @property
+    def tracks_connections(self) -> bool:
+        """True if the nodes tell each other of the connections that they track (conntrackd)."""
+        return bool(self.instances and self.vrrp.connection_sync and self.sync_link and self.egress_groups)
+
+    @property
+    def kernel_groups(self) -> tuple[str, ...]:
+        """The groups of the VIPs that the kernel (IPVS) balances."""
+        names = (v for s in self.kernel_services for v in self.services[s].vip if v in self.vips)
+        return tuple(dict.fromkeys(self.vips[v].group for v in names))
+
+    @property
+    def tracks_kernel(self) -> bool:
+        """True if the nodes tell each other of the connections that the kernel balances (IPVS's sync daemon)."""
+        return bool(
+            self.instances and self.vrrp.connection_sync and self.kernel_groups and (self.sync_link or ("", 6))[1] == 4
+        )
 
 
 def _vrid(network: str, group: str, taken: set[int]) -> int:

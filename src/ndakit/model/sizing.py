@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 from typing import Annotated
 
-from pydantic import AfterValidator, Field
+from pydantic import AfterValidator, Field, WithJsonSchema
 
 from ndakit.model.base import Between, Int, Model, Number, mistake
 
@@ -45,5 +45,8 @@ def _value(value: str) -> str:
 class Tuning(Model):
     """What an expert knows better."""
 
-    sysctl: dict[Annotated[str, AfterValidator(_key)], Annotated[str, AfterValidator(_value)]] = Field(default={})
+    sysctl: dict[
+        Annotated[str, AfterValidator(_key)],
+        Annotated[str, AfterValidator(_value), WithJsonSchema({"type": ["string", "number"]})],
+    ] = Field(default={})
     """Kernel values beyond, or against, the computed ones: `net.ipv4.tcp_fin_timeout: 20`."""

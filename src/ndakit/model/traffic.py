@@ -199,11 +199,15 @@ def _ports(value: Any) -> Any:
     for before, after in itertools.pairwise(ordered):
         if after[0] <= before[1]:
             raise mistake("port-twice", "port {got} is stated twice", got=after[0], fix="state every port once")
-    if sum(high - low + 1 for low, high in found) > 4096:
+    return tuple(ordered)
+
+
+def _few(spans: tuple[PortRange, ...]) -> tuple[PortRange, ...]:
+    if sum(high - low + 1 for low, high in spans) > 4096:
         raise mistake(
             "too-many-ports", "more than 4096 ports in one service", fix="split the service, or narrow the range"
         )
-    return tuple(ordered)
+    return spans
 
 
 _PORT_SCHEMA = {"anyOf": [{"type": "integer", "minimum": 1, "maximum": 65535}, {"type": "string"}]}
@@ -245,7 +249,7 @@ class Service(Model):
     """The VIP, or a list of them."""
     families: Annotated[tuple[FamilyName, ...], AfterValidator(_families)] | None = None
     """`ipv4`, `ipv6`; default: those of the VIP."""
-    port: Ports
+    port: Annotated[Ports, AfterValidator(_few)]
     """The port on the VIP: one, a range such as 10000-10100, or a list."""
     topology: Literal["proxy", "nat", "dr", "tun"] = "proxy"
     """How traffic reaches the servers. `proxy` ends connections in HAProxy and opens its own to the server. The others

@@ -1,0 +1,189 @@
+"""Cross-checks: the profile's own firewall rules, among themselves and against what has to stay open or shut."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+from ndakit.mistakes import KeyPath, guess, listing
+from ndakit.model.base import Subnet
+from ndakit.model.findings import Finding, error, unknown, warning
+from ndakit.model.guard import Opening
+from ndakit.model.profile import KERNEL_SYNC_PORT, SYNC_PORT, Profile
+
+SSH_PORT = 22
+
+
+def _rules(profile: Profile) -> Iterator[tuple[str, str, Opening, KeyPath]]:
+    for kind, rules in (("allow", profile.firewall.allow), ("deny", profile.firewall.deny)):
+        for name, opening in rules.items():
+            yield kind, name, opening, ("firewall", kind, name)
+
+
+def references(profile: Profile) -> Iterator[Finding]:
+    """Networks and sources that are not there, of another family, or behind another network."""
+    for kind, name, opening, path in _rules(profile):
+        network = profile.networks.get(opening.network)
+        if network is None:
+            yield unknown("network", opening.network, profile.networks, (*path, "network"), "networks")
+            continue
+        for number, source in enumerate(opening.sources):
+            at: KeyPath = (*path, "sources", number)
+            if isinstance(source, str):
+                if source not in profile.access.sources:
+                    near = guess(source, profile.access.sources)
+                    hint = f"did you mean '{near}'? " if near else ""
+                    yield error(
+                        "unknown-source", f"there is no '{source}' in access.sources", at,
+                        f"{hint}access.sources here: {listing(list(profile.access.sources))}; or write an address",
+                        other=("access", "sources"),
+                    )  # fmt: skip
+                continue
+            if source.version not in network.families:
+                yield error(
+                    "source-family", f"{kind} rule {name} is about {source}, and network {opening.network} has no "
+                    f"IPv{source.version} subnet",
+                    at, "name sources of the network's families", other=("networks", opening.network, "subnet"),
+                )  # fmt: skip
+            elif not _comes_in(profile, opening.network, source):
+                yield warning(
+                    "source-elsewhere", f"{kind} rule {name}: nothing from {source} comes in on network "
+                    f"{opening.network}: it is in none of its subnets, and neither a route nor a gateway there leads "
+                    "to it", at, "name the network that leads there, or correct the source",
+                    other=("networks", opening.network),
+                )  # fmt: skip
+
+
+def allowed(profile: Profile) -> Iterator[Finding]:
+    """What must not be opened here, or is open anyway."""
+    for name, opening in profile.firewall.allow.items():
+        path: KeyPath = ("firewall", "allow", name)
+        if opening.protocol == "all" or (opening.protocol in ("tcp", "udp") and opening.port is None):
+            what = "every protocol" if opening.protocol == "all" else f"every {opening.protocol} port"
+            yield error(
+                "allow-everything", f"allow rule {name} would open {what} of the balancer, SSH and statistics included",
+                (*path, "protocol"), "state a port, such as port: 5985",
+            )  # fmt: skip
+            continue
+        if opening.covers("tcp", SSH_PORT):
+            yield error(
+                "allow-ssh", f"allow rule {name} would open SSH (port {SSH_PORT}) past access.sources", (*path, "port"),
+                "add its sources to access.sources, and take the port out", other=("access", "sources"),
+            )  # fmt: skip
+        statistics = profile.monitoring.statistics.port
+        if opening.covers("tcp", statistics):
+            yield error(
+                "allow-statistics",
+                f"allow rule {name} would open the statistics page (port {statistics}) past access.sources",
+                (*path, "port"), "add its sources to access.sources, and take the port out",
+                other=("monitoring", "statistics", "port"),
+            )  # fmt: skip
+        for service, found in profile.services.items():
+            inside = any(v in profile.vips and profile.vips[v].network == opening.network for v in found.vip)
+            transport = "udp" if found.protocol == "udp" else "tcp"
+            if inside and opening.port is not None and all(
+                any(low <= first and last <= high for low, high in found.port) for first, last in opening.port
+            ) and opening.covers(transport, opening.port[0][0]):  # fmt: skip
+                yield warning(
+                    "allow-open", f"allow rule {name} opens what service {service} has open on its VIP already, and on "
+                    "the node's own addresses nobody listens there", path,
+                    "delete the rule", other=("services", service, "port"), also=(("vips",),),
+                )  # fmt: skip
+        for other, deny in profile.firewall.deny.items():
+            if deny.network == opening.network and _inside(profile, opening, deny):
+                yield warning(
+                    "allow-denied", f"allow rule {name} opens nothing, for deny rule {other} shuts all of it: what is "
+                    "denied counts first", path, "narrow the deny rule, or delete one of the two",
+                    other=("firewall", "deny", other), also=(("access", "sources"),),
+                )  # fmt: skip
+
+
+def denied(profile: Profile) -> Iterator[Finding]:
+    """What must not be shut: the way in, the nodes' own talk, a whole service."""
+    for name, opening in profile.firewall.deny.items():
+        path: KeyPath = ("firewall", "deny", name)
+        if opening.network not in profile.networks:
+            continue
+        if opening.covers("tcp", SSH_PORT):
+            yield from _lock_out(profile, name, opening, path)
+        yield from _between_nodes(profile, name, opening, path)
+        if opening.sources:
+            continue
+        for service, found in profile.services.items():
+            here = [v for v in found.vip if v in profile.vips and profile.vips[v].network == opening.network]
+            transport = "udp" if found.protocol == "udp" else "tcp"
+            if here and all(opening.covers(transport, p) for span in found.port for p in span):
+                yield error(
+                    "deny-service", f"deny rule {name} shuts service {service} for everybody who comes in on network "
+                    f"{opening.network}, where its VIP {here[0]} is", path, "state sources, or delete the rule",
+                    other=("services", service), also=(("vips", here[0]),),
+                )  # fmt: skip
+
+
+def _lock_out(profile: Profile, name: str, opening: Opening, path: KeyPath) -> Iterator[Finding]:
+    about = profile.opening_sources(opening)
+    for source, subnets in profile.access.sources.items():
+        for number, subnet in enumerate(subnets):
+            hit = not about or any(a.version == subnet.version and a.overlaps(subnet) for a in about)
+            if hit and _comes_in(profile, opening.network, subnet):
+                yield error(
+                    "deny-lock-out", f"deny rule {name} would shut SSH for {subnet} (access.sources.{source}), which "
+                    f"comes in on network {opening.network}", path,
+                    "narrow its sources or its port, or take them out of access.sources",
+                    other=("access", "sources", source, number), also=(("networks", opening.network),),
+                )  # fmt: skip
+
+
+def _between_nodes(profile: Profile, name: str, opening: Opening, path: KeyPath) -> Iterator[Finding]:
+    about = profile.opening_sources(opening)
+    talk: list[tuple[str, str, int | None, set[str]]] = [("VRRP", "vrrp", None, {i.network for i in profile.instances})]
+    if profile.sync_link is not None:
+        network = {profile.sync_link[0]}
+        if profile.tracks_connections:
+            talk.append(("the connections that they track", "udp", SYNC_PORT, network))
+        if profile.tracks_kernel:
+            talk.append(("the connections that IPVS balances", "udp", KERNEL_SYNC_PORT, network))
+    shut = [what for what, protocol, port, at in talk if opening.network in at and opening.covers(protocol, port)]
+    hit = [
+        (node, address)
+        for node, facts in profile.nodes.items()
+        for address in facts.addresses.get(opening.network, ())
+        if not about or any(a.version == address.version and address in a for a in about)
+    ]
+    if shut and hit:
+        node, address = hit[0]
+        yield error(
+            "deny-nodes", f"deny rule {name} would shut what node {node} ({address}) tells the others: "
+            f"{' and '.join(shut)}", path, "narrow its sources, or name the protocol that is meant",
+            other=("nodes", node, "addresses", opening.network), also=(("vrrp",), ("vips",), ("services",)),
+        )  # fmt: skip
+
+
+def _comes_in(profile: Profile, network: str, source: Subnet) -> bool:
+    """True if packets from (some of) a subnet may come in on a network."""
+    found = profile.networks[network]
+    return (
+        found.gateway_of(source.version) is not None
+        or any(s.version == source.version and s.overlaps(source) for s in found.subnet)
+        or any(r.to.version == source.version and r.to.overlaps(source) for r in found.routes)
+    )
+
+
+def _inside(profile: Profile, inner: Opening, outer: Opening) -> bool:
+    """True if one rule is about nothing that another one is not about."""
+    if outer.protocol not in ("all", inner.protocol):
+        return False
+    if outer.port is not None and not (
+        inner.port is not None
+        and all(any(low <= a and b <= high for low, high in outer.port) for a, b in inner.port)
+    ):  # fmt: skip
+        return False
+    outside = profile.opening_sources(outer)
+    within = profile.opening_sources(inner)
+    return not outside or (bool(within) and all(any(_part(s, o) for o in outside) for s in within))
+
+
+def _part(inner: Subnet, outer: Subnet) -> bool:
+    return inner.version == outer.version and inner.subnet_of(outer)  # type: ignore[arg-type]  # same version
+
+
+RULES: tuple[Callable[[Profile], Iterator[Finding]], ...] = (references, allowed, denied)

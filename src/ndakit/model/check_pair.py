@@ -1,0 +1,94 @@
+"""Cross-checks: what the nodes tell each other of (`connection_sync`), and which pools decide who is master."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+from ndakit.mistakes import KeyPath
+from ndakit.model.findings import Finding, error, unknown, warning
+from ndakit.model.profile import Profile
+
+SYNC: KeyPath = ("vrrp", "connection_sync")
+DEMOTE: KeyPath = ("vrrp", "demote_on")
+
+
+def connection_sync(profile: Profile) -> Iterator[Finding]:
+    """Whether there is something to tell, and a network to tell it over."""
+    if not profile.vrrp.connection_sync or profile.standalone or not profile.instances:
+        return
+    egress = {name: net.egress for name, net in profile.networks.items() if net.egress != "none"}
+    if not profile.egress_groups and not profile.kernel_services:
+        proxied = " (connections that end in HAProxy cannot: their other end is HAProxy)" if profile.services else ""
+        at_node = next((name for name, to in egress.items() if to == "node"), None)
+        why = (
+            f"network {at_node}'s way out wears the node's own address, which the next master does not have"
+            if at_node is not None
+            else "no network has a way out through a VIP"
+        )
+        yield warning(
+            "sync-nothing", f"no connection would survive a failover: {why}{proxied}", SYNC,
+            "name a VIP as the egress of the servers' network, or delete connection_sync",
+            other=("networks", at_node, "egress") if at_node is not None else None,
+            also=(("networks",), ("services",), ("vips",)),
+        )  # fmt: skip
+        return
+    if profile.sync_link is None:  # then a node lacks the address that VRRP needs, which check_addresses says
+        return
+    network, version = profile.sync_link
+    for what, groups in (("the ways out wear", profile.egress_groups), ("IPVS balances", profile.kernel_groups)):
+        if len(groups) > 1:
+            yield error(
+                "sync-several-groups",
+                f"{what} VIPs of the groups {' and '.join(groups)}, which may have different masters, and connections "
+                "can be handed over to one of them only",
+                SYNC, "put those VIPs into one group", other=("vips",), also=(("networks",), ("services",)),
+            )  # fmt: skip
+    if version == 6 and (len(profile.nodes) > 2 or profile.kernel_services):
+        yield error(
+            "sync-without-ipv4", "what nodes tell each other of connections goes by IPv4 multicast where there are "
+            f"three of them, or services of topology nat, dr or tun, and network {network} has no IPv4",
+            SYNC, "give every node an IPv4 address in one network",
+            other=("networks", network, "subnet"), also=(("nodes",), ("services",)),
+        )  # fmt: skip
+    if profile.egress_groups and not profile.release.conntrackd:
+        yield error(
+            "sync-of-release", f"connection_sync needs conntrackd, and OpenWrt {profile.release} is not known to have "
+            "it as a package", SYNC, "use release 21.02 or later, or delete connection_sync", other=("release",),
+        )  # fmt: skip
+
+
+def demote_on(profile: Profile) -> Iterator[Finding]:
+    """Pools that decide who is master."""
+    pools = profile.vrrp.demote_on
+    for number, pool in enumerate(pools):
+        at: KeyPath = (*DEMOTE, number)
+        if pool not in profile.pools:
+            yield unknown("pool", pool, profile.pools, at, "pools")
+        elif not profile.services_of(pool):
+            yield error(
+                "demote-unused", f"no service uses pool {pool}, so nobody watches its servers", at,
+                "name a pool that a service uses", other=("pools", pool), also=(("services",),),
+            )  # fmt: skip
+        if pool in pools[:number]:
+            yield error("demote-twice", f"pool {pool} is named twice", at, "name it once")
+    if not pools or profile.standalone:
+        return
+    if not profile.vrrp.preempt:
+        yield error(
+            "demote-without-preempt", "a pool that is empty here but not there gives the VIPs away only where the "
+            "better node may take them, and preempt is not true",
+            DEMOTE, "write preempt: true, or delete demote_on", other=("vrrp", "preempt"),
+        )  # fmt: skip
+    if profile.priority_lowest < 1:
+        yield error(
+            "demote-too-many", f"{len(pools)} pools and {len(profile.nodes)} nodes need more than the "
+            "254 steps of priority that VRRP has", DEMOTE, "name fewer pools", other=("nodes",),
+        )  # fmt: skip
+    if not profile.release.track_script_in_group:
+        yield error(
+            "demote-of-release", f"keepalived of OpenWrt {profile.release} cannot lower the priority of several "
+            "networks together", DEMOTE, "use release 19.07 or later, or delete demote_on", other=("release",),
+        )  # fmt: skip
+
+
+RULES: tuple[Callable[[Profile], Iterator[Finding]], ...] = (connection_sync, demote_on)

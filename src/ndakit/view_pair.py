@@ -1,0 +1,158 @@
+"""What the nodes of a pair need to know of each other beyond VRRP's adverts: tracked connections, links, pools.
+
+Connections that pass through (the servers' way out) are told by conntrackd over one network (`Profile.sync_link`); a
+node that becomes master enters what it was told into its kernel. Links and pools decide whether a node is fit to be
+master.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from ipaddress import IPv4Address
+
+from ndakit.model import Address, Profile
+from ndakit.model.profile import KERNEL_SYNC_PORT, SYNC_PORT
+from ndakit.view import NodeView
+from ndakit.view_firewall import network_towards
+from ndakit.view_haproxy import haproxy
+
+SYNC_GROUP = IPv4Address("225.0.0.50")
+"""conntrackd's multicast group, for three or more nodes (conntrackd.conf(5))."""
+
+
+@dataclass(frozen=True)
+class Sync:
+    """How tracked connections are told to the others."""
+
+    device: str
+    version: int
+    own: Address
+    peer: Address
+    """The other node, or the multicast group of three and more."""
+    multicast: bool
+    port: int
+    ignored: tuple[Address, ...]
+    """Addresses of the nodes themselves: what ends here cannot move."""
+    entries: int
+    group: str
+    """The VIP group whose master tracks them."""
+
+
+@dataclass(frozen=True)
+class KernelSync:
+    """How connections that the kernel balances are told to the others."""
+
+    device: str
+    instance: str
+    """The VRRP instance whose master tells."""
+    number: int
+    port: int
+
+
+@dataclass(frozen=True)
+class WatchedPool:
+    """A pool whose servers decide who is master."""
+
+    name: str
+    script: str
+    backends: tuple[str, ...]
+    """HAProxy's backends for it; empty if the kernel alone balances it."""
+    kernel_pattern: str
+    """How its servers look in /proc/net/ip_vs while they are well; empty if HAProxy watches them."""
+
+
+@dataclass(frozen=True)
+class PairView:
+    """Everything that templates need for this."""
+
+    sync: Sync | None
+    kernel: KernelSync | None
+    links: dict[str, tuple[str, ...]]
+    """VIP group → devices without VIPs of their own that its services' servers are behind."""
+    pools: tuple[WatchedPool, ...]
+    weight: int
+    """What an empty pool takes off the priority."""
+
+
+def pair(node: NodeView) -> PairView:
+    """The pair's view of a node."""
+    profile = node.profile
+    return PairView(
+        sync=_sync(node),
+        kernel=_kernel(node),
+        links={group: _links(profile, group) for group in profile.groups} if profile.instances else {},
+        pools=tuple(_watched(node, pool) for pool in profile.vrrp.demote_on) if profile.instances else (),
+        weight=-profile.demotion,
+    )
+
+
+def _sync(node: NodeView) -> Sync | None:
+    profile = node.profile
+    if not profile.tracks_connections or profile.sync_link is None:
+        return None
+    network, version = profile.sync_link
+    own = profile.node_address(node.name, network, version)
+    peers = [profile.node_address(peer, network, version) for peer in profile.peers(node.name)]
+    if own is None or peers[0] is None:
+        raise ValueError(f"sync_link {network} without an address of every node")
+    here = [a for n in profile.nodes for addresses in profile.nodes[n].addresses.values() for a in addresses]
+    vips = [a for v in profile.vips.values() for a in v.address]
+    return Sync(
+        device=profile.l2_device(network),
+        version=version,
+        own=own,
+        peer=SYNC_GROUP if len(peers) > 1 else peers[0],
+        multicast=len(peers) > 1,
+        port=SYNC_PORT,
+        ignored=tuple(sorted({*here, *vips}, key=lambda a: (a.version, int(a)))),
+        entries=node.capacity.tracked_max,
+        group=profile.egress_groups[0],
+    )
+
+
+def _kernel(node: NodeView) -> KernelSync | None:
+    profile = node.profile
+    if not profile.tracks_kernel or profile.sync_link is None:
+        return None
+    instance = next(i for i in node.instances if i.group == profile.kernel_groups[0])
+    return KernelSync(profile.l2_device(profile.sync_link[0]), instance.name, instance.vrid, KERNEL_SYNC_PORT)
+
+
+def _links(profile: Profile, group: str) -> tuple[str, ...]:
+    """VRRP watches the link of each network with a VIP of the group by itself; these are the others that matter."""
+    own = {i.network for i in profile.instances if i.group == group}
+    vips = {n for n, v in profile.vips.items() if v.group == group}
+    pools = {s.pool for s in profile.services.values() if vips & set(s.vip)}
+    servers = [a for p in pools for s in profile.pools[p].servers.values() for a in s.address]
+    found: dict[str, None] = {}
+    for address in servers:
+        name = network_towards(profile, address)
+        if name is not None and name not in own:
+            found[profile.l2_device(name)] = None
+    devices = {profile.l2_device(name) for name in own}
+    return tuple(d for d in found if d not in devices)
+
+
+def _watched(node: NodeView, pool: str) -> WatchedPool:
+    profile = node.profile
+    backends = tuple(b.name for b in haproxy(node).backends if b.pool == pool and b.checked)
+    found: dict[str, None] = {}
+    for name in () if backends else profile.balanced(pool):
+        marked = name in profile.marks
+        for server in profile.pools[pool].servers.values():
+            port = 0 if marked else server.port or profile.pools[pool].port
+            for number in (port,) if port is not None else profile.services[name].ports:
+                for address in server.address:
+                    found[_entry(address, number)] = None
+    return WatchedPool(
+        name=pool,
+        script=f"pool-{pool}",
+        backends=backends,
+        kernel_pattern=f"-> ({'|'.join(found)}) +[A-Za-z]+ +[1-9]" if found else "",
+    )
+
+
+def _entry(address: Address, port: int) -> str:
+    """A server as /proc/net/ip_vs writes it (ip_vs_info_seq_show): hexadecimal, IPv6 in brackets and in full."""
+    host = f"{int(address):08X}" if address.version == 4 else rf"\[{address.exploded}\]"
+    return f"{host}:{port:04X}"

@@ -1,0 +1,107 @@
+"""Two nodes that hand over more than addresses: tracked connections, VIPs for want of servers; rules of their own."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+
+import pytest
+
+from pairs import Pair, new_key, running
+
+pytestmark = pytest.mark.vm
+
+PROFILE = """\
+name: handover
+release: 24.10.8
+access:
+  ssh_keys: {{admin: {key}}}
+  sources: {{noc: 203.0.113.128/25}}
+networks:
+  wan: {{nics: [eth0], subnet: 203.0.113.0/24, gateway: 203.0.113.1, dns: [203.0.113.53]}}
+  lan: {{nics: [eth1], subnet: 192.168.0.0/24, egress: www}}
+nodes:
+  lb1: {{addresses: {{wan: 203.0.113.11, lan: 192.168.0.11}}}}
+  lb2: {{addresses: {{wan: 203.0.113.12, lan: 192.168.0.12}}}}
+vips:
+  www: {{network: wan, address: 203.0.113.10}}
+  lan-gw: {{network: lan, address: 192.168.0.1, role: gateway}}
+vrrp: {{prefer: lb1, preempt: true, connection_sync: true, demote_on: [apache]}}
+pools:
+  apache: {{port: 80, check: {{type: http, interval_s: 0.5, timeout_s: 1, fall: 2}}, servers: {{web1: 192.168.0.21}}}}
+services:
+  www: {{vip: www, port: 80, protocol: http, pool: apache}}
+sizing: {{memory_mib: 512, sessions_per_second: 100, session_duration_s: 1}}
+tuning: {{sysctl: {{net.ipv4.tcp_fin_timeout: 20}}}}
+firewall:
+  allow:
+    agent: {{network: lan, protocol: tcp, port: [5666, 7000-7010]}}
+  deny:
+    inner: {{network: lan, protocol: tcp, port: [80, 7005]}}
+"""
+
+
+@pytest.fixture(scope="module")
+def pair(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pair]:
+    folder = tmp_path_factory.mktemp("handover")
+    public, private = new_key(folder)
+    with running(folder, "handover", PROFILE.format(key=public), identity=private) as found:
+        yield found
+
+
+@pytest.mark.parametrize("name", ["daemons/lb1", "daemons/lb2", "firewall/lan", "failover/connections-lan"])
+def test_the_claim_holds(pair: Pair, name: str) -> None:
+    outcome = pair.outcome(name)
+    assert outcome.ok, f"{outcome.figure}: {outcome.detail}"
+
+
+def test_a_rule_that_is_gone_is_found(pair: Pair) -> None:
+    pair.lab.run("lb1", "nft list chain inet fw4 input_lan -a | sed -n 's/.*allow-agent.*handle //p' "
+                 "| while read n; do nft delete rule inet fw4 input_lan handle $n; done")  # fmt: skip
+    outcome = pair.outcome("firewall/lan")
+    pair.lab.run("lb1", "/etc/init.d/firewall reload")
+    assert not outcome.ok
+    assert "5666 filtered, the profile says let in" in outcome.detail
+
+
+def test_what_sizing_computes_is_in_the_kernel(pair: Pair) -> None:
+    keys = "net.netfilter.nf_conntrack_max net.netfilter.nf_conntrack_buckets net.ipv4.tcp_tw_reuse"
+    values = pair.lab.run("lb1", f"sysctl -n {keys} net.ipv4.tcp_fin_timeout net.ipv4.tcp_max_tw_buckets").split()
+    assert values == ["32768", "32768", "1", "20", "16384"]
+
+
+def test_a_connection_that_the_next_master_does_not_know_dies(pair: Pair) -> None:
+    pair.lab.run("lb2", "/etc/init.d/conntrackd stop")
+    outcome = pair.outcome("failover/connections-lan")
+    pair.lab.run("lb2", "/etc/init.d/conntrackd start")
+    assert not outcome.ok
+    assert "the connection died when lb2 became master" in outcome.detail
+
+
+def test_a_killed_conntrackd_runs_again(pair: Pair) -> None:
+    before = pair.lab.run("lb1", "pidof conntrackd").strip()
+    pair.lab.run("lb1", f"kill -9 {before}")
+    for _ in range(40):
+        after = pair.lab.run("lb1", "pidof conntrackd || true").strip()
+        if after and after != before:
+            return
+        time.sleep(0.5)
+    pytest.fail("conntrackd did not come back")
+
+
+def test_a_node_that_alone_sees_no_server_gives_the_vips_away_and_takes_them_back(pair: Pair) -> None:
+    pair.lab.settle()
+    assert pair.lab.master() == "lb1"
+    drop = "nft add table inet broken && nft 'add chain inet broken out { type filter hook output priority 0; }' && "
+    pair.lab.run("lb1", drop + "nft add rule inet broken out ip daddr 192.168.0.21 drop")
+    assert pair.lab.wait_other_master("lb1", timeout_s=20) == "lb2"
+    pair.lab.run("lb1", "nft delete table inet broken")
+    assert pair.lab.wait_master(lambda m: m == "lb1", timeout_s=20) == "lb1"
+
+
+def test_with_no_server_anywhere_the_vips_stay(pair: Pair) -> None:
+    pair.lab.settle()
+    with pair.lab.pool_down("apache"):
+        time.sleep(8)
+        assert pair.lab.master() == "lb1"
+    pair.lab.settle()
