@@ -37,6 +37,7 @@ from standin.tools import ToolFailed, Tools  # noqa: E402
 PACKAGES = (
     "linux-image-cloud-amd64",
     "busybox-static",
+    "dash",
     "dropbear-bin",
     "iproute2",
     "iputils-ping",

@@ -151,14 +151,14 @@ class LabNetwork(LabPeople):
             return
         text = script(side, "linux", self.profile, self._templates)
         assert text is not None, "there is one for Linux always"
-        self.hosts[host.name].run(["sh", "-s", "up"], stdin=text.content)
+        self.hosts[host.name].run(["dash", "-s", "up"], stdin=text.content)
 
     def server_script(self, pool: str, server: str, action: str) -> str:
         """Run a server's script again: `up`, `down`, `status`; what it says."""
         side = next(s for s in server_sides(self.profile) if f"{pool}/{server}" in s.names)
         text = script(side, "linux", self.profile, self._templates)
         assert text is not None, "there is one for Linux always"
-        ran = self.server_host(pool, server).run(["sh", "-s", action], stdin=text.content, check=False)
+        ran = self.server_host(pool, server).run(["dash", "-s", action], stdin=text.content, check=False)
         return ran.stdout + ran.stderr
 
     def _start_server(self, pool: str, server: str, seat: Seat) -> None:

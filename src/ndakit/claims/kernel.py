@@ -117,7 +117,7 @@ def _troubles(lab: LabNetwork, pool: str, name: str, side: ServerSide) -> Iterat
     host = lab.server_host(pool, name)
 
     def says(command: str) -> str:
-        return host.run(["sh", "-c", command], check=False).stdout
+        return host.run(["dash", "-c", command], check=False).stdout
 
     def setting(key: str) -> str:
         return says(f"cat /proc/sys/net/ipv4/conf/{key} 2>/dev/null").strip()
