@@ -295,22 +295,6 @@ def _is_address(text: str) -> bool:
     return True
 
 
-def device(profile: Profile) -> Iterator[Finding]:
-    """What a device does not have."""
-    if profile.target.startswith("kirkwood/"):
-        if profile.platform != "bare":
-            yield error(
-                "platform-of-device",
-                f"{profile.device} is no virtual machine, so platform {profile.platform} is wrong",
-                ("platform",), "write platform: bare, or leave it out", other=("device",),
-            )  # fmt: skip
-        if profile.image.filesystem != "squashfs":
-            yield error(
-                "filesystem-of-device", f"{profile.device} has squashfs images only", ("image", "filesystem"),
-                "write filesystem: squashfs, or leave it out", other=("device",),
-            )  # fmt: skip
-
-
 def ntp_twice(profile: Profile) -> Iterator[Finding]:
     """Name and time servers stated twice."""
     lists: list[tuple[KeyPath, tuple[object, ...]]] = [(("system", "ntp"), profile.system.ntp)]
@@ -329,6 +313,5 @@ RULES: tuple[Callable[[Profile], Iterator[Finding]], ...] = (
     egress,
     access,
     time_servers,
-    device,
     ntp_twice,
 )

@@ -1,12 +1,12 @@
 """Rules over several objects of a profile, as findings; no I/O, nothing is raised.
 
 Each finding names the two places that disagree. The rules live in `check_addresses` (who has which address where),
-`check_host` (cards, VRRP, access, device), `check_traffic` (pools and services), `check_release` (what the release
-cannot do), `check_packages` (what is to be left out although it is needed), `check_image` (files that platform or
-device cannot use), `check_capacity` (does the expected load fit), `check_guard` (the profile's own firewall rules) and
-`check_pair` (what the nodes tell each other), `check_ipvs` (what only one of HAProxy and IPVS can do) and
-`check_replies` (the way of answers). Rules within one object are validators of its class; rules across profiles are in
-`neighbours`.
+`check_host` (cards, VRRP, access), `check_device` (what the device lacks), `check_traffic` (pools and services),
+`check_release` (what the release cannot do), `check_packages` (what is to be left out although it is needed),
+`check_image` (files that platform or device cannot use), `check_capacity` (does the expected load fit), `check_guard`
+(the profile's own firewall rules) and `check_pair` (what the nodes tell each other), `check_ipvs` (what only one of
+HAProxy and IPVS can do) and `check_replies` (the way of answers). Rules within one object are validators of its class;
+rules across profiles are in `neighbours`.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from collections.abc import Iterator
 from ndakit.model import (
     check_addresses,
     check_capacity,
+    check_device,
     check_guard,
     check_host,
     check_image,
@@ -32,8 +33,8 @@ from ndakit.model.profile import Profile
 __all__ = ["Finding", "findings"]
 
 RULES = (
-    *check_addresses.RULES, *check_host.RULES, *check_traffic.RULES, *check_release.RULES, *check_packages.RULES,
-    *check_image.RULES, *check_capacity.RULES, *check_guard.RULES, *check_pair.RULES,
+    *check_addresses.RULES, *check_host.RULES, *check_device.RULES, *check_traffic.RULES, *check_release.RULES,
+    *check_packages.RULES, *check_image.RULES, *check_capacity.RULES, *check_guard.RULES, *check_pair.RULES,
     *check_ipvs.RULES, *check_replies.RULES,
 )  # fmt: skip
 
