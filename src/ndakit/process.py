@@ -13,8 +13,9 @@ import shlex
 import shutil
 import signal
 import subprocess
+import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
@@ -25,8 +26,35 @@ Argv = Sequence[str | Path]
 
 _TAIL_LINES = 10
 _POLITE_S = 5.0
+_TICK_S = 0.25
 _IF_PARENT_LIVES = '[ "$PPID" = "$0" ] && exec "$@"'
 _PASSED_ON = ("PATH", "HOME", "TMPDIR", "http_proxy", "https_proxy", "no_proxy", "XDG_CACHE_HOME")
+
+
+_halting = threading.Event()
+
+
+class Halted(KeyboardInterrupt):
+    """What this thread does was given up by the thread that started it; unwinds as Ctrl-C does."""
+
+
+@contextlib.contextmanager
+def halt() -> Iterator[None]:
+    """While this block lasts, programs that other threads run are ended, and they start none.
+
+    They unwind with Halted. For the main thread, after Ctrl-C or a failure that ends everything: wait for them inside.
+    """
+    _halting.set()
+    try:
+        yield
+    finally:
+        _halting.clear()
+
+
+def go_on() -> None:
+    """Raises Halted if everything is to end. For long waits of threads beside the main one."""
+    if _halting.is_set() and threading.current_thread() is not threading.main_thread():
+        raise Halted
 
 
 class ToolMissing(MachineError):
@@ -128,6 +156,7 @@ def run(
     our own. On time-out, Ctrl-C or any other exception the program's whole process group is ended, politely and then
     firmly. Raises ToolMissing if the program is not there.
     """
+    go_on()
     words = tuple(str(a) for a in argv)
     started_s = time.monotonic()
     merged = log is not None or on_line is not None
@@ -190,7 +219,8 @@ def _follow(
             left_s = end_s - time.monotonic()
             if left_s <= 0:
                 raise ProcessTimeout(words, timeout_s, log=log)
-            if not selector.select(min(left_s, 1.0)):
+            go_on()
+            if not selector.select(min(left_s, _TICK_S)):
                 continue
             chunk = os.read(child.stdout.fileno(), 65536)
             if not chunk:
