@@ -467,6 +467,18 @@ def test_the_next_run_goes_on_where_a_failed_one_ended(place: Place) -> None:
     assert (place.archive, "bytes=100000-") in place.server.asked
 
 
+def test_a_mirror_that_cannot_resume_sends_all_of_it_again(place: Place) -> None:
+    def whole(handler: mirror.Handler, content: bytes) -> None:
+        del handler.headers["Range"]
+        handler.serve(content)
+
+    place.base.mkdir(parents=True)
+    (place.base / f"{place.sha256[:16]}.partial").write_bytes(place.files.content[place.archive][:100_000])
+    place.server.faults[".tar.zst"] = whole
+    assert place.fetch().sha256 == place.sha256
+    assert [wanted for path, wanted in place.server.asked if path == place.archive] == ["bytes=100000-"]
+
+
 def test_a_left_over_part_of_another_file_costs_a_second_download_and_nothing_else(place: Place) -> None:
     place.base.mkdir(parents=True)
     (place.base / f"{place.sha256[:16]}.partial").write_bytes(b"of something else" * 1000)
