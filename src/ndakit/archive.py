@@ -38,8 +38,8 @@ class ArchiveUnsafe(BuildError):
         super().__init__(
             f"the archive is not unpacked: {member!r} in it {why}",
             where=str(archive),
-            fix="compare the archive with the one of another mirror; if it is the same there and you trust it, unpack it"
-            " with tar yourself and name its folder: --imagebuilder DIR",
+            fix="compare the archive with the one of another mirror; if it is the same there, and you trust it,"
+            " unpack it with tar yourself and name its folder: --imagebuilder DIR",
         )
 
 
