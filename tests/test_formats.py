@@ -271,6 +271,15 @@ def test_an_archive_that_was_not_made_is_missed(tmp_path: Path) -> None:
     assert [i.format for i in made.images] == ["img", "rootfs"]
 
 
+def test_the_lab_says_why_it_makes_no_images_of_32_bits(tmp_path: Path) -> None:
+    text = PROFILE.replace("release:", "device: x86\nrelease:")
+    workspace = Workspace.at(workspace_folder(tmp_path / "ws", text))
+    loaded = load.load(workspace, "bakery")
+    with pytest.raises(builders.LabUnavailable, match="Debian has no kernel of 32 bits any more") as caught:
+        pipeline.build(workspace, loaded, ["lb1"], builders.choose("lab", None, workspace, loaded.profile))
+    assert "--builder openwrt" in caught.value.fix
+
+
 def test_another_format_makes_an_image_stale_and_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     build(tmp_path, "img", monkeypatch)
     workspace = Workspace.at(tmp_path / "ws")

@@ -147,6 +147,12 @@ def family(release: str, target: str) -> Family:
             "  where: --release\n"
             "  fix:   choose a newer release"
         )
+    if target == "x86/generic":
+        raise UnknownRelease(
+            "the lab has no stand-in for x86/generic: Debian has no kernel of 32 bits any more\n"
+            "  where: --target\n"
+            "  fix:   try the profile with device x86-64, or give a real ImageBuilder for this target"
+        )
     if target not in TARGETS:
         raise UnknownRelease(
             f"the lab has stand-ins for the targets {', '.join(TARGETS)}, not for {target!r}\n"
