@@ -88,6 +88,12 @@ def test_package_addresses_follow_the_package_manager(tmp_path: Path) -> None:
     assert components(tmp_path, builder="lab")["libc"]["purl"] == "pkg:generic/libc@1.2.5-r4"
 
 
+def test_packages_of_the_workspace_are_not_said_to_be_openwrts(tmp_path: Path) -> None:
+    found = components(tmp_path, inputs={"local_packages": {"odd": "2024-01-01~ab+1 hash"}})
+    assert found["odd"]["purl"] == "pkg:generic/odd@2024-01-01~ab%2B1"
+    assert found["libc"]["purl"].startswith("pkg:opkg/openwrt/")
+
+
 def test_image_files_are_named_with_their_hashes(tmp_path: Path) -> None:
     one = made(tmp_path)
     (file,) = json.loads(sbom.document(one, FACTS))["metadata"]["component"]["components"]

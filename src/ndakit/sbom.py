@@ -145,9 +145,10 @@ def purl(record: Record, name: str, version: str, architecture: str = "") -> str
     """The package URL.
 
     purl-spec registers `apk` and names openwrt as one of its vendors; for the releases before, scanners of firmware use
-    `opkg` in the same form, though it is only proposed there. The lab's stand-ins are packages of no distribution.
+    `opkg` in the same form, though it is only proposed there. The lab's stand-ins and what comes from the workspace's
+    packages/ are packages of no distribution.
     """
-    if record.builder == "lab":
+    if record.builder == "lab" or name in record.inputs.get("local_packages", {}):
         return f"pkg:generic/{_quoted(name)}@{_quoted(version)}"
     release = Release.parse(record.release)
     kind = "apk" if release.family.endswith("apk") else "opkg"
