@@ -105,6 +105,9 @@ FAILURES: list[tuple[str, str, dict[str, object], type[NdakitError], str]] = [
     ("24.10.8", "prerequisites", {}, ibdiagnose.PrerequisitesMissing, "apt-get install gawk python3-setuptools"),
     ("24.10.8", "too-big", {}, ibdiagnose.ImageTooBig, "5 more than"),
     ("24.10.8", "disk-full", {}, ibdiagnose.DiskFull, "no space left"),
+    ("24.10.8", "full-installing", {}, ibdiagnose.DiskFull, "Couldn't close"),
+    ("24.10.8", "full-unnoticed", {}, ibdiagnose.DiskFull, "Couldn't close"),
+    ("24.10.8", "", {"add": ("otherarch",)}, ibdiagnose.PackageFilesUnusable, "otherarch (another architecture)"),
     ("24.10.8", "crash", {}, ibdiagnose.ImageBuilderFailed, "something new went wrong"),
     ("24.10.8", "vanished", {}, ImageMissing, "no squashfs combined image"),
     ("24.10.8", "empty", {}, ImageMissing, "ended without an error"),
@@ -352,3 +355,45 @@ def test_what_is_no_disk_is_refused(content: bytes, text: str, tmp_path: Path) -
     path.write_bytes(content)
     with pytest.raises(diskimage.DiskImageBroken, match=text):
         diskimage.inspect(path)
+
+
+@pytest.mark.parametrize(("release", "file"), [("24.10.8", "mine_1-r1_all.ipk"), ("25.12.5", "mine-1-r1.apk")])
+def test_a_package_file_that_cannot_be_read_is_named_instead_of_a_missing_package(
+    release: str, file: str, tmp_path: Path
+) -> None:
+    builder = driver(tmp_path, release)
+    for name in (file, f"mine-too{file[4:]}"):
+        (builder.root / "packages" / name).write_bytes(b"half of it")
+    with pytest.raises(ibdiagnose.PackageFilesUnusable) as caught:
+        builder.image(request(tmp_path, add=("mine",)), tmp_path / "out")
+    assert f"cannot be used: {file} (" in caught.value.what
+
+
+def test_near_names_come_from_the_lists_on_disk_without_asking_the_servers_again(tmp_path: Path) -> None:
+    builder = driver(tmp_path)
+    (builder.root / "dl").mkdir()
+    (builder.root / "dl/openwrt_packages").write_text("Package: hapoxie\nVersion: 1\n\nPackage: other\n")
+    (builder.root / "dl/x_1_all.ipk").write_bytes(b"\x1f\x8b\nPackage: inside")
+    with pytest.raises(ibdiagnose.PackagesMissing, match="for hapoxy there is hapoxie"):
+        builder.image(request(tmp_path, add=("hapoxy",)), tmp_path / "out")
+    assert "package_list" not in (tmp_path / "log").read_text()
+    assert builder.package_names() == ("hapoxie", "other")
+
+
+def test_a_broken_init_script_is_warned_of(tmp_path: Path) -> None:
+    asked = request(tmp_path)
+    (asked.files / "etc/init.d").mkdir()
+    (asked.files / "etc/init.d/mine").write_text("#!/bin/sh /etc/rc.common\nstart() {\n")
+    (warning,) = driver(tmp_path).image(asked, tmp_path / "out").warnings
+    assert warning.startswith("the init script /etc/init.d/mine has an error in line 3: syntax error")
+
+
+def test_a_file_system_without_capitals_is_not_mended_with_packages() -> None:
+    text = (
+        "Build dependency: OpenWrt can only be built on a case-sensitive filesystem\n"
+        "Prerequisite check failed. Use FORCE=1 to override.\n"
+    )
+    found = ibdiagnose.diagnose(text, ibdiagnose.Context("log", "d", (), 64, tuple))
+    assert isinstance(found, ibdiagnose.PrerequisitesMissing)
+    assert "tells capitals from small letters" in found.what
+    assert "apt-get" not in found.fix

@@ -14,6 +14,8 @@ import pytest
 from imagebuilder_fakes import PROFILE, fake, request, workspace_folder
 from ndakit import builders, ibdiagnose, ibhost, ibmemory, ibtree, load, pipeline, process
 from ndakit.builders import Job, OpenWrtBuilder
+from ndakit.errors import NdakitError
+from ndakit.imagebuilder import ImageBuilderMismatch
 from ndakit.model import Profile
 from ndakit.workspace import Workspace
 
@@ -149,6 +151,32 @@ def test_missing_programs_are_named_with_their_use_before_anything_is_copied(
     assert "gawk (reads package lists); getopt (" in caught.value.what
     assert caught.value.fix == "apt-get install gawk util-linux"
     assert list(folder.iterdir()) == []
+
+
+@pytest.mark.parametrize("has", ["23.05.2", "24.10.7"])
+def test_another_release_is_refused_before_anything_is_copied(has: str, profile: Profile, tmp_path: Path) -> None:
+    other = fake(tmp_path / "other", has)
+    folder = tmp_path / "one"
+    folder.mkdir()
+    with (
+        pytest.raises(ImageBuilderMismatch, match=rf"release {has}, the profile asks for 24\.10\.8") as caught,
+        OpenWrtBuilder(other).provide(Job(profile, folder, folder / "log")),
+    ):
+        raise AssertionError("it was provided")
+    assert caught.value.where == str(other)
+    assert list(folder.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("kind", "changes"),
+    [(ImageBuilderMismatch, {"target": "x86/generic"}), (ibdiagnose.DeviceUnknown, {"device": "gneric"})],
+)
+def test_another_target_is_refused_with_the_users_folder_named(
+    kind: type[NdakitError], changes: dict[str, object], source: Path, profile: Profile, tmp_path: Path
+) -> None:
+    with pytest.raises(kind) as caught:
+        build(source, tmp_path / "one", profile, **changes)
+    assert caught.value.where == str(source)
 
 
 def test_this_machine_has_what_an_imagebuilder_needs() -> None:

@@ -21,7 +21,7 @@ from ndakit import fetching, ibhost, ibmemory, ibtree, process
 from ndakit.errors import InputError, MachineError
 from ndakit.events import Events, ignore
 from ndakit.ibrequest import usable_path
-from ndakit.imagebuilder import ImageBuilder, ImageBuilderBroken
+from ndakit.imagebuilder import ImageBuilder, ImageBuilderBroken, check_release
 from ndakit.model import Profile
 from ndakit.workspace import Workspace, cache
 
@@ -225,9 +225,11 @@ class OpenWrtBuilder:
         """Copy it, with the packages that earlier builds downloaded.
 
         Every build has a copy of its own and what is shared is put in place in one step, so that any number of them,
-        in any number of processes and workspaces, cannot meet. Raises PrerequisitesMissing, before anything is copied.
+        in any number of processes and workspaces, cannot meet. Before anything is copied it raises ImageBuilderMismatch
+        and PrerequisitesMissing.
         """
         usable_path(job.folder)
+        check_release(self._folder, job.profile.release)
         ibhost.check(str(self._folder))
         target = job.folder / "imagebuilder"
         fingerprint = self.fingerprint(job.profile)
@@ -236,7 +238,8 @@ class OpenWrtBuilder:
         memory = ibmemory.Memory(fingerprint) if unchanged else None  # else what was copied has no name
         kept = cache() / "openwrt" / f"{job.profile.release}-{job.profile.target.replace('/', '-')}"
         ibtree.merge_packages(kept, target / "dl")
-        yield ImageBuilder(target, job.profile.release, log=job.log, on_line=job.on_line, memory=memory)
+        release, origin = job.profile.release, self._folder
+        yield ImageBuilder(target, release, log=job.log, on_line=job.on_line, memory=memory, origin=origin)
         ibtree.merge_packages(target / "dl", kept)
 
 

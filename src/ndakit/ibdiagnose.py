@@ -55,6 +55,17 @@ class PackagesMissing(BuildError):
         self.missing = tuple(missing)
 
 
+class PackageFilesUnusable(BuildError):
+    """Package files lie in the ImageBuilder's packages/ folder, and the package manager cannot use them."""
+
+    def __init__(self, files: Sequence[str], detail: str, where: str) -> None:
+        super().__init__(
+            f"package files that cannot be used: {', '.join(files)} ({detail})",
+            where=where,
+            fix="get them again, made for exactly this release and this device's architecture",
+        )
+
+
 class DependenciesMissing(BuildError):
     """Packages exist, but something that they need does not."""
 
@@ -131,11 +142,15 @@ class PrerequisitesMissing(MachineError):
     """This machine lacks programs that the ImageBuilder needs."""
 
     def __init__(self, wishes: Sequence[str], packages: Sequence[str], where: str) -> None:
+        folder = any("case-sensitive" in wish for wish in wishes)
+        needs = (
+            "a file system that tells capitals from small letters" if folder else "programs that are not installed here"
+        )
+        fix = "move the workspace to one, such as ext4, xfs or btrfs" if folder else ""
         super().__init__(
-            "this ImageBuilder needs programs that are not installed here"
-            + (": " + "; ".join(wishes) if wishes else ""),
+            f"this ImageBuilder needs {needs}" + (": " + "; ".join(wishes) if wishes else ""),
             where=where,
-            fix=f"apt-get install {' '.join(packages or _ALL_PREREQUISITES)}",
+            fix=fix or f"apt-get install {' '.join(packages or _ALL_PREREQUISITES)}",
         )
 
 
@@ -186,6 +201,8 @@ class Context:
     devices: tuple[str, ...]
     rootfs_mib: int
     known: Callable[[], Sequence[str]]
+    files: tuple[str, ...] = ()
+    """Names of the package files that lie in packages/."""
 
 
 _ALL_PREREQUISITES = (
@@ -223,10 +240,11 @@ _PREREQUISITES = (
 
 def diagnose(text: str, context: Context) -> NdakitError | None:
     """The error that the output of a run tells of, None if it tells of none that is known."""
-    # opkg says "Cannot install" to every failure and "Unknown package" to some: the specific reasons come first.
+    # opkg says "Cannot install" to every failure and "Unknown package" to some: the specific reasons come first. On a
+    # full disk it forgets what it has installed and finds dependencies missing, so that comes before all of them.
     for recognise in (
-        _spoken, _prerequisites, _device, _dependencies, _clash, _conflict, _script, _missing, _untrusted, _too_big,
-        _root_small, _disk,
+        _spoken, _prerequisites, _device, _disk, _dependencies, _clash, _conflict, _script, _architecture, _missing,
+        _untrusted, _too_big, _root_small,
     ):  # fmt: skip
         found = recognise(text, context)
         if found is not None:
@@ -268,10 +286,18 @@ def _missing(text: str, context: Context) -> NdakitError | None:
     )
     if not missing:
         return None
+    damaged = [f for f in context.files for name in missing if re.match(rf"{re.escape(name)}(_|-[0-9])", f)]
+    if damaged:
+        return PackageFilesUnusable(_unique(damaged), "they have no readable control data", context.where)
     known = list(context.known())
     near = {name: difflib.get_close_matches(name, known, 3, 0.7) for name in missing}
     failed = bool(re.search(r"Failed to download|wget returned|unable to fetch|temporary error", text))
     return PackagesMissing(missing, near, context.where, feeds_failed=failed)
+
+
+def _architecture(text: str, context: Context) -> NdakitError | None:
+    names = re.findall(r"Packages for (\S+) found, but incompatible with the architectures configured", text)
+    return PackageFilesUnusable(_unique(names), "another architecture", context.where) if names else None
 
 
 def _dependencies(text: str, context: Context) -> NdakitError | None:
@@ -359,5 +385,16 @@ def _script(text: str, context: Context) -> NdakitError | None:
 
 
 def _disk(text: str, context: Context) -> NdakitError | None:
+    return disk_full(text, context.where)
+
+
+def disk_full(text: str, where: str) -> DiskFull | None:
+    """The error of a full disk, if the output tells of one; opkg ends with 0 when it cannot write its lists."""
     found = re.search(r"^.*(?:No space left on device|Disk quota exceeded).*$", text, re.MULTILINE)
-    return DiskFull(context.where, found[0].strip()[:160]) if found else None
+    return DiskFull(where, found[0].strip()[:160]) if found else None
+
+
+def script_errors(text: str) -> list[str]:
+    """Warnings for init scripts that the shell could not read to their end; make goes on without a word."""
+    found = re.findall(r"^\./etc/init\.d/([^:\n]+): line (\d+): (.+)$", text, re.MULTILINE)
+    return [f"the init script /etc/init.d/{name} has an error in line {line}: {said}" for name, line, said in found]

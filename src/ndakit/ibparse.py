@@ -106,6 +106,11 @@ def package_names(text: str) -> tuple[str, ...]:
     return tuple(sorted(found))
 
 
+def index_names(text: str) -> tuple[str, ...]:
+    """The names in a package index of opkg (`Packages`, and what opkg keeps of it in dl/)."""
+    return tuple(sorted(set(re.findall(r"^Package: *(\S+)", text, re.MULTILINE))))
+
+
 def overview(text: str, device: str) -> Overview:
     """Read profiles.json for one device. Raises ValueError for anything that is not such a file."""
     data = json.loads(text)

@@ -118,7 +118,7 @@ class ImageBuilder:
     """A private ImageBuilder folder for one release.
 
     `log` gets everything that is said; `on_line` is called with each line while it runs; `memory` is where installed
-    packages and answers of this very ImageBuilder are kept.
+    packages and answers of this very ImageBuilder are kept; `origin` is what errors name, where this is a copy of it.
     """
 
     def __init__(
@@ -129,19 +129,15 @@ class ImageBuilder:
         log: Path,
         on_line: Callable[[str], None] | None = None,
         memory: ibmemory.Memory | None = None,
+        origin: Path | None = None,
     ) -> None:
         self.root = ibrequest.usable_path(root)
         self.release = release
         self.log = log
         self._on_line = on_line
         self._memory = memory
-        for name in ("Makefile", ".config"):
-            if not (root / name).is_file():
-                raise ImageBuilderBroken(root, f"it has no {name}")
-        says = root / "include/version.mk"
-        version = ibparse.version_number(says.read_text(errors="replace")) if says.is_file() else None
-        if version is not None and version != str(release):
-            raise ImageBuilderMismatch(root, "release", version, str(release))
+        self._origin = origin or root
+        check_release(root, release)
 
     @functools.cached_property
     def info(self) -> ibparse.Info:
@@ -152,7 +148,7 @@ class ImageBuilder:
         found = ibparse.info(done.stdout)
         if done.returncode != 0 or not found.devices:
             detail = f"`make info` ended with {done.returncode} and lists {len(found.devices)} devices"
-            raise ImageBuilderBroken(self.root, detail)
+            raise ImageBuilderBroken(self._origin, detail)
         if self._memory:
             self._memory.remember("info", done.stdout)
             self._memory.remember("profiles", self._text(".profiles.mk"))
@@ -167,12 +163,19 @@ class ImageBuilder:
     def check(self, device: str, target: str) -> None:
         """Refuse an ImageBuilder of another target, or one that does not know the device."""
         if not ibparse.same_target(self.info.target, target):
-            raise ImageBuilderMismatch(self.root, "target", self.info.target, target)
+            raise ImageBuilderMismatch(self._origin, "target", self.info.target, target)
         if device not in self.info.devices:
-            raise ibdiagnose.DeviceUnknown(device, tuple(self.info.devices), str(self.root))
+            raise ibdiagnose.DeviceUnknown(device, tuple(self.info.devices), str(self._origin))
 
     def package_names(self) -> tuple[str, ...]:
-        """Every package that can be installed; empty if the lists cannot be had."""
+        """Every package that can be installed; empty if the lists cannot be had.
+
+        opkg's lists are read where they lie: make would ask the servers for them once more, one time-out after another.
+        """
+        lists = [self.root / "packages/Packages", *sorted((self.root / "dl").glob("*"))]
+        texts = [p.read_text(errors="replace") for p in lists if p.is_file() and p.suffix not in (".ipk", ".apk")]
+        if names := ibparse.index_names("\n".join(texts)):
+            return names
         done = self._make(["make", "package_list"], QUERY_TIMEOUT_S)
         return ibparse.package_names(done.stdout) if done.returncode == 0 else ()
 
@@ -203,7 +206,11 @@ class ImageBuilder:
             images = (*images, self._archive(bin_dir))
         packages = self._manifest_of(bin_dir)
         warnings = self._check_services(request.disabled_services)
-        warnings += [*_removed_anyway(request, packages), *_little_room(images, request)]
+        warnings += [
+            *ibdiagnose.script_errors(done.stdout),
+            *_removed_anyway(request, packages),
+            *_little_room(images, request),
+        ]
         return Built(images, packages, tuple(argv), time.monotonic() - started_s, tuple(warnings))
 
     def _steps(self, request: ImageRequest, bin_dir: Path) -> process.Done | None:
@@ -230,10 +237,12 @@ class ImageBuilder:
         return path.read_text(errors="replace") if path.is_file() else ""
 
     def _succeed(self, argv: Sequence[str], request: ImageRequest) -> process.Done:
-        """Run make; what its failure means is raised."""
+        """Run make; what its failure means is raised, and a full disk even if make has not noticed it."""
         done = self._make(argv, IMAGE_TIMEOUT_S)
         if done.returncode != 0:
             raise self._failure(done, request.device, request.rootfs_mib)
+        if full := ibdiagnose.disk_full(done.stdout, f"log: {self.log}"):
+            raise full
         return done
 
     def _configure(self, request: ImageRequest) -> None:
@@ -276,7 +285,7 @@ class ImageBuilder:
         except ValueError as cause:
             raise ImageMissing("listed", [f"a profiles.json with {cause}"], self.log) from cause
         if found.version and found.version != str(self.release):
-            raise ImageBuilderMismatch(self.root, "release", found.version, str(self.release))
+            raise ImageBuilderMismatch(self._origin, "release", found.version, str(self.release))
         return list(found.images)
 
     def _looked_into(self, path: Path, listed: ibparse.Listed, request: ImageRequest) -> BuiltImage:
@@ -327,7 +336,8 @@ class ImageBuilder:
     def _told(self, done: process.Done, device: str, rootfs_mib: int) -> Exception | None:
         """The error that the output tells of, if it does. The answer to `known` needs make again, so it comes last."""
         devices = tuple(self.info.devices)
-        context = ibdiagnose.Context(f"log: {self.log}", device, devices, rootfs_mib, self.package_names)
+        here = tuple(p.name for p in (self.root / "packages").glob("*.?pk"))
+        context = ibdiagnose.Context(f"log: {self.log}", device, devices, rootfs_mib, self.package_names, here)
         return ibdiagnose.diagnose(done.stdout + "\n" + done.stderr, context)
 
     def _make(self, argv: Sequence[str], timeout_s: float) -> process.Done:
@@ -346,6 +356,17 @@ class ImageBuilder:
             umask=_UMASK,
         )
         return process.Done(tuple(argv), done.returncode, done.stdout, done.stderr, done.elapsed_s)
+
+
+def check_release(folder: Path, release: Release) -> None:
+    """Refuse a folder that is no ImageBuilder, or one of another release (include/version.mk says which)."""
+    for name in ("Makefile", ".config"):
+        if not (folder / name).is_file():
+            raise ImageBuilderBroken(folder, f"it has no {name}")
+    says = folder / "include/version.mk"
+    version = ibparse.version_number(says.read_text(errors="replace")) if says.is_file() else None
+    if version is not None and version != str(release):
+        raise ImageBuilderMismatch(folder, "release", version, str(release))
 
 
 def _from_name(name: str) -> ibparse.Listed:

@@ -32,6 +32,7 @@ FEED = {
     "haproxy": ("3.0.11-r1", 2), "keepalived": ("2.3.3-r1", 1), "ip-full": ("6.15.0-r1", 1), "tcpdump": ("4-r1", 1),
     "tcpdump-mini": ("4-r1", 1), "big": ("1-r1", 100), "one": ("1-r1", 1), "other": ("1-r1", 1),
     "needy": ("1-r1", 1), "unsigned": ("1-r1", 1), "badscript": ("1-r1", 1), "pppd-user": ("1-r1", 1),
+    "otherarch": ("1-r1", 1),
 }  # fmt: skip
 
 
@@ -117,6 +118,12 @@ def packages() -> dict[str, str] | None:
                 " * pkg_hash_check_unresolved: cannot find dependency libgone for needy\n"
                 " * opkg_install_cmd: Cannot install package needy."
             )
+        if "otherarch" in names:
+            say("Unknown package 'otherarch'.")
+            problems.append(
+                " * pkg_hash_fetch_best_installation_candidate: Packages for otherarch found, but incompatible with the"
+                " architectures configured\n * opkg_install_cmd: Cannot install package otherarch."
+            )
         if "badscript" in names:
             problems.append(' * pkg_run_script: package "badscript" postinst script returned status 7.')
         if problems:
@@ -169,6 +176,12 @@ def package_install() -> int:
     with (HERE / "fake.log").open("a") as log:
         log.write("package_install\n")
     root = Path(env("TARGET_DIR"))
+    full = f" * opkg_conf_write_status_files: Couldn't close {root}//usr/lib/opkg/status: No space left on device."
+    if MODE == "full-unnoticed":  # opkg cannot write what it has installed, and ends with 0
+        complain(f"Collected errors:\n{full}")
+    if MODE == "full-installing":
+        complain(f"Collected errors:\n{full}\n * pkg_hash_check_unresolved: cannot find dependency libc for kernel")
+        return 255
     (root / "usr/lib/opkg").mkdir(parents=True, exist_ok=True)
     (root / "usr/lib/opkg/status").write_text(json.dumps(found))
     if MODE != "no-root":
