@@ -1,0 +1,202 @@
+"""What nodes tell each other, which pools decide, and the profile's own firewall rules: from the model to the text."""
+
+from __future__ import annotations
+
+import subprocess
+from ipaddress import ip_address
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+import goldens
+from ndakit.claims import all_claims
+from ndakit.claims.firewall import _fits, denied, let_through, own_ports
+from ndakit.model import Profile, checks
+from ndakit.render import render
+from ndakit.view import NodeView
+from ndakit.view_firewall import firewall
+from ndakit.view_pair import PairView, pair
+
+BASE = goldens.PROFILES["handover"].read_text()
+
+
+def profile(*changes: tuple[str, str]) -> Profile:
+    text = BASE
+    for old, new in changes:
+        assert old in text
+        text = text.replace(old, new)
+    data: Any = yaml.load(text, Loader=yaml.BaseLoader)
+    return Profile.model_validate(data)
+
+
+def seen(found: Profile, node: str = "lb1") -> PairView:
+    return pair(NodeView(found, node))
+
+
+def text(found: Profile, path: str, node: str = "lb1") -> str:
+    return render(found, node, goldens.TEMPLATES)[path].text
+
+
+# what is told to whom
+
+
+def test_the_full_example_gives_no_finding() -> None:
+    assert list(checks.findings(profile())) == []
+
+
+def test_nodes_name_each_other() -> None:
+    one, two = seen(profile(), "lb1").sync, seen(profile(), "lb2").sync
+    assert one is not None and two is not None
+    assert (one.own, one.peer) == (two.peer, two.own)
+    assert one.device == "eth1"
+
+
+def test_connections_are_told_on_the_innermost_network_that_all_nodes_share() -> None:
+    assert profile().sync_link == ("lan", 4)
+    gateways = profile(("subnet: 192.168.0.0/24,", "subnet: 192.168.0.0/24, routes: [],"))
+    assert gateways.sync_link == ("lan", 4)
+    only_dmz = profile((", lan: 192.168.0.12, dmz", ", dmz"))
+    assert only_dmz.sync_link == ("dmz", 4)
+    only_wan = profile((", lan: 192.168.0.12, dmz: 192.168.9.12", ""))
+    assert only_wan.sync_link == ("wan", 4)
+
+
+def test_three_nodes_tell_each_other_by_multicast() -> None:
+    third = (
+        "vips:\n",
+        '  lb3: {addresses: {wan: [203.0.113.13, "2001:db8:0:1::13"], lan: 192.168.0.13, dmz: 192.168.9.13}}\nvips:\n',
+    )
+    three = profile(third)
+    found = seen(three).sync
+    assert found is not None and found.multicast
+    conf = text(three, "/etc/conntrackd/conntrackd.conf")
+    assert "\tMulticast {\n\t\tIPv4_address 225.0.0.50\n\t\tGroup 3780\n\t\tIPv4_interface 192.168.0.11\n" in conf
+    rules = {r.name: r for r in firewall(NodeView(three, "lb1")).rules}
+    assert rules["sync-tracked"].source_addresses == ("192.168.0.12", "192.168.0.13")
+    assert "igmp" in rules
+
+
+def test_what_ends_at_a_node_is_not_told() -> None:
+    found = seen(profile()).sync
+    assert found is not None
+    assert {"203.0.113.10", "192.168.0.1", "192.168.0.11", "192.168.0.12"} <= {str(a) for a in found.ignored}
+
+
+def test_without_the_key_nothing_is_told_and_nothing_is_open_for_it() -> None:
+    quiet = profile((" connection_sync: true,", ""))
+    tree = render(quiet, "lb1", goldens.TEMPLATES)
+    assert not [p for p in tree if "conntrackd" in p or p.endswith("/connections")]
+    assert not [r for r in firewall(NodeView(quiet, "lb1")).rules if r.name.startswith("sync")]
+    assert "lvs_sync_daemon" not in tree["/etc/keepalived/keepalived.conf"].text
+    assert not [c for c in all_claims(quiet) if "connections" in c.name]
+    assert [c.name for c in all_claims(profile()) if "connections" in c.name] == ["failover/connections-lan"]
+
+
+# who is master
+
+
+def test_an_empty_pool_weighs_more_than_all_nodes_differ() -> None:
+    found = profile()
+    assert -seen(found).weight > max(map(found.priority, found.nodes)) - min(map(found.priority, found.nodes))
+    assert found.priority_lowest >= 1
+
+
+def test_the_way_to_the_servers_is_watched_where_no_vip_is() -> None:
+    assert seen(profile()).links == {"main": ("eth2",)}
+    both = profile(("192.168.9.22", "192.168.0.22"))
+    assert seen(both).links == {"main": ()}
+
+
+def alive(tmp_path: Path, pool: str, *, kernel: str = "", answer: int = 0) -> int:
+    """The rendered script, with a stand-in for wget and a table of IPVS of our own."""
+    table = tmp_path / "ip_vs"
+    table.write_text(kernel)
+    script = tmp_path / "pool-alive"
+    script.write_text(text(profile(), "/usr/libexec/ndakit/pool-alive").replace("/proc/net/ip_vs", str(table)))
+    (tmp_path / "wget").write_text(f'#!/bin/sh\n[ "$6" = http://127.0.0.1:8404/apache ] && exit {answer}\nexit 99\n')
+    (tmp_path / "wget").chmod(0o755)
+    return subprocess.run(["sh", script, pool], env={"PATH": f"{tmp_path}:/usr/bin:/bin"}, check=False).returncode
+
+
+TABLE = """IP Virtual Server version 1.2.1 (size=4096)
+Prot LocalAddress:Port Scheduler Flags
+  -> RemoteAddress:Port Forward Weight ActiveConn InActConn
+TCP  CB00710A:1388 wrr
+"""
+
+
+@pytest.mark.parametrize(
+    ("line", "code"),
+    [
+        ("  -> C0A8001F:1388      Masq    1      0          0\n", 0),
+        ("  -> C0A80020:1388      Masq    10     0          0\n", 0),
+        ("  -> C0A8001F:1388      Masq    0      0          0\n", 1),
+        ("  -> C0A80063:1388      Masq    1      0          0\n", 1),
+        ("", 1),
+    ],
+)
+def test_a_pool_of_the_kernel_lives_while_one_of_its_servers_has_weight(tmp_path: Path, line: str, code: int) -> None:
+    assert alive(tmp_path, "inner", kernel=TABLE + line) == code
+
+
+def test_a_pool_of_haproxy_lives_while_haproxy_says_so(tmp_path: Path) -> None:
+    assert alive(tmp_path, "apache") == 0
+    assert alive(tmp_path, "apache", answer=8) == 8
+
+
+def test_nobody_answers_for_a_pool_that_is_not_watched(tmp_path: Path) -> None:
+    assert alive(tmp_path, "other") == 2
+
+
+# the profile's own rules
+
+
+def test_what_is_denied_stands_behind_ssh_and_before_every_service() -> None:
+    names = [r.name for r in firewall(NodeView(profile(), "lb1")).rules]
+    assert names.index("ssh") < names.index("deny-bad") < names.index("allow-dc") < names.index("service-www")
+    assert all(r.source == "*" and r.device for r in firewall(NodeView(profile(), "lb1")).rules if r.drop)
+
+
+def test_names_of_sources_become_their_subnets() -> None:
+    rules = {r.name: r for r in firewall(NodeView(profile(), "lb1")).rules}
+    assert rules["allow-monitor"].source_addresses == ("203.0.113.128/25", "2001:db8:9::/48")
+    assert rules["allow-dc"].source_addresses == ("192.168.0.99/32",)
+    assert rules["allow-router"].protocol == "89"
+
+
+def test_pings_are_a_rule_for_each_family_of_the_network() -> None:
+    rules = {r.name: r for r in firewall(NodeView(profile(), "lb1")).rules}
+    assert rules["allow-ping-ipv4"].icmp_types == rules["allow-ping-ipv6"].icmp_types == ("echo-request",)
+    assert rules["deny-noping"].family == "ipv4"
+
+
+def test_verify_expects_what_the_rules_say() -> None:
+    found = profile()
+    dc, other = ip_address("192.168.0.99"), ip_address("192.168.0.98")
+    assert let_through(found, "lan", dc) == {5985}
+    assert let_through(found, "lan", other) == set()
+    assert own_ports(found, "dmz") == {23, 1000, 1010}
+    assert denied(found, "dmz", ip_address("192.168.9.50"), 1005)
+    assert not denied(found, "lan", other, 1005)
+    assert denied(found, "wan", ip_address("198.51.100.9"), 80)
+
+
+@pytest.mark.parametrize(
+    ("state", "is_open", "let_in", "stated", "fits"),
+    [
+        ("open", True, False, False, True),
+        ("closed", True, True, True, False),
+        ("closed", False, True, True, True),
+        ("filtered", False, True, True, False),
+        ("closed", False, False, True, False),
+        ("filtered", False, False, True, True),
+        ("open", False, False, False, False),
+        ("closed", False, False, False, True),
+    ],
+)
+def test_a_port_is_in_the_state_that_it_should_be_in(
+    state: str, is_open: bool, let_in: bool, stated: bool, fits: bool
+) -> None:
+    assert _fits(state, is_open, let_in, stated) is fits

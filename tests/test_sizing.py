@@ -1,0 +1,160 @@
+"""What `sizing` and `tuning` come to: limits, kernel values with their reasons, and the memory that they take."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import yaml
+from hypothesis import given
+from hypothesis import strategies as st
+
+import goldens
+from ndakit.model import Capacity, Profile, capacity_of, checks
+from ndakit.model.capacity import power_of_two
+from ndakit.model.sysctls import KNOWN, general, gone, owner
+from ndakit.release import Release
+from ndakit.view import NodeView
+
+BASE = (goldens.ROOT / "tests/valid/handover.yaml").read_text()
+
+
+def profile(*changes: tuple[str, str], sizing: str = "{}", sysctl: str = "{}") -> Profile:
+    text = BASE.split("sizing:")[0] + f"sizing: {sizing}\ntuning: {{sysctl: {sysctl}}}\n"
+    for old, new in changes:
+        assert old in text
+        text = text.replace(old, new)
+    data: Any = yaml.load(text, Loader=yaml.BaseLoader)
+    return Profile.model_validate(data)
+
+
+def values(found: Profile) -> dict[str, tuple[str, str]]:
+    return {v.key: (v.value, v.why) for v in NodeView(found, "lb1").kernel_values}
+
+
+def test_without_sizing_the_limits_are_those_that_always_were() -> None:
+    size = capacity_of(profile())
+    assert (size.connections_max, size.tracked_max, size.ports_from, size.backlog) == (10000, 131072, 10240, 4096)
+    assert size.memory_needed_mib <= size.memory_mib == 1024
+
+
+def test_a_small_device_has_small_limits_that_fit_into_its_memory() -> None:
+    size = capacity_of(profile(("release: 24.10.8", "release: 24.10.8\ndevice: dockstar")))
+    assert (size.connections_max, size.tracked_max, size.memory_mib) == (1000, 16384, 128)
+    assert size.memory_needed_mib <= 128
+
+
+def test_a_session_takes_rate_times_duration_and_two_minutes_of_tracking() -> None:
+    size = capacity_of(profile(sizing="{sessions_per_second: 1000, session_duration_s: 0.1}"))
+    assert size.sessions == 100
+    assert size.tracked_needed == 240_200
+    assert size.tracked_max == 262_144
+    assert size.time_wait_max == 131_072
+
+
+def test_the_rush_has_room_for_twice_the_sessions() -> None:
+    assert capacity_of(profile(sizing="{sessions_per_second: 300, session_duration_s: 60}")).connections_max == 36_000
+
+
+def test_ports_are_widened_when_one_server_has_to_take_all() -> None:
+    assert capacity_of(profile(sizing="{sessions_per_second: 900, session_duration_s: 1}")).ports_from == 10240
+    size = capacity_of(profile(sizing="{sessions_per_second: 1000, session_duration_s: 1}"))
+    assert (size.ports_from, size.ports) == (1024, 64512)
+
+
+def test_daemons_ports_are_kept_out_of_a_widened_range() -> None:
+    found = values(profile(sizing="{sessions_per_second: 1000, session_duration_s: 1}"))
+    assert found["net.ipv4.ip_local_reserved_ports"][0] == "3780,8404"
+    assert "net.ipv4.ip_local_reserved_ports" not in values(profile())
+
+
+@given(st.floats(0.1, 5000), st.floats(0.001, 600))
+def test_every_limit_holds_what_is_expected(rate: float, duration_s: float) -> None:
+    size = capacity_of(profile(sizing=f"{{sessions_per_second: {rate:.3f}, session_duration_s: {duration_s:.3f}}}"))
+    assert size.connections_max >= 2 * size.sessions_per_second * size.session_duration_s
+    assert size.tracked_max >= size.tracked_needed
+    assert size.tracked_max >= 2 * size.connections_max
+    assert size.time_wait_max >= 2 * 60 * size.sessions_per_second
+    assert size.tracked_max & (size.tracked_max - 1) == 0
+    assert size.memory_needed_mib == sum(mib for _, mib in size.memory)
+
+
+@given(st.floats(0.5, 2**40))
+def test_the_next_power_of_two_is_the_next_one(value: float) -> None:
+    found = power_of_two(value)
+    assert found >= value
+    assert found == 1 or found / 2 < value
+
+
+def test_what_is_refused_fits_once_the_memory_is_what_the_message_says() -> None:
+    load = "sessions_per_second: 3000, session_duration_s: 20"
+    (finding,) = [
+        f for f in checks.findings(profile(sizing=f"{{memory_mib: 512, {load}}}")) if f.code == "sizing-memory"
+    ]
+    needed = re.search(r"memory_mib: (\d+)", finding.fix)
+    assert needed is not None
+    enough = profile(sizing=f"{{memory_mib: {needed[1]}, {load}}}")
+    assert "sizing-memory" not in {f.code for f in checks.findings(enough)}
+    short = profile(sizing=f"{{memory_mib: {int(needed[1]) - 1}, {load}}}")
+    assert "sizing-memory" in {f.code for f in checks.findings(short)}
+
+
+def test_services_that_the_kernel_balances_need_no_memory_of_haproxy() -> None:
+    kernel = profile(
+        ("protocol: http", "protocol: tcp, topology: nat"), ("check: http", "check: tcp"), (", demote_on: [web]", ""),
+        sizing="{sessions_per_second: 5000, session_duration_s: 10}",
+    )  # fmt: skip
+    size = capacity_of(kernel)
+    assert size.connections_max == 1000
+    assert dict(size.memory)["IPVS"] == 248
+
+
+def test_a_kernel_value_of_ones_own_replaces_the_computed_one_and_says_so() -> None:
+    value, why = values(profile(sysctl="{net.core.somaxconn: 9000}"))["net.core.somaxconn"]
+    assert value == "9000"
+    assert why.startswith("tuning.sysctl of the profile; computed was 4096: ")
+
+
+def test_a_kernel_value_beyond_the_computed_ones_comes_last() -> None:
+    found = values(profile(sysctl="{net.ipv4.tcp_rmem: '4096  87380 6291456'}"))
+    assert list(found)[-1] == "net.ipv4.tcp_rmem"
+    assert found["net.ipv4.tcp_rmem"][0] == "4096 87380 6291456"
+
+
+def test_every_kernel_value_has_a_reason_and_is_known() -> None:
+    for name, _ in goldens.cases():
+        view = NodeView(goldens.profile(name), next(iter(goldens.profile(name).nodes)))
+        for item in view.kernel_values:
+            assert len(item.why) > 20
+            assert general(item.key) in KNOWN
+
+
+def test_no_known_key_is_gone_and_no_computed_one_neither() -> None:
+    newest = Release.parse("25.12.5")
+    assert [k for k in KNOWN if gone(k, newest)] == []
+    assert [k for k in values(profile()) if gone(k, newest)] == []
+
+
+def test_a_key_is_gone_only_from_the_release_on_whose_kernel_dropped_it() -> None:
+    assert gone("net.ipv4.tcp_adv_win_scale", Release.parse("24.10.8")) is not None
+    assert gone("net.ipv4.tcp_adv_win_scale", Release.parse("23.05.6")) is None
+
+
+@pytest.mark.parametrize("key", ["net.ipv4.ip_forward", "net.ipv4.conf.eth0.forwarding", "net.ipv4.vs.conntrack"])
+def test_what_other_keys_decide_cannot_be_set(key: str) -> None:
+    assert owner(key) is not None
+    assert "sysctl-owned" in {f.code for f in checks.findings(profile(sysctl=f"{{{key}: 1}}"))}
+
+
+def test_a_value_of_a_device_is_known_by_its_general_name() -> None:
+    assert general("net.ipv4.conf.eth0.rp_filter") == "net.ipv4.conf.*.rp_filter"
+    assert not list(checks.findings(profile(sysctl="{net.ipv4.conf.eth0.rp_filter: 2}")))
+
+
+def test_memory_of_all_parts_is_counted() -> None:
+    size = capacity_of(profile())
+    assert isinstance(size, Capacity)
+    assert replace(size, connections_max=20000).memory_needed_mib > size.memory_needed_mib + 300
+    assert replace(size, tracked_max=2**20).memory_needed_mib > size.memory_needed_mib + 250
