@@ -178,6 +178,18 @@ def test_hyperv_gets_the_generation_that_boots_it(change: tuple[str, str], gener
     assert ("-EnableSecureBoot Off" in text) == (generation == 2)
 
 
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        (("release", "release"), "by EFI (without Secure Boot) and by BIOS."),
+        (("[img]", "[img], firmware: bios"), "by BIOS only."),
+        (("release: 24.10.8", "release: 24.10.8\ndevice: x86"), "by BIOS, and by EFI of 32 bits"),
+    ],
+)
+def test_it_says_by_what_firmware_it_starts(change: tuple[str, str], says: str, tmp_path: Path) -> None:
+    assert f"It starts {says}" in texts(tmp_path, "img", change)["FLASH.md"]
+
+
 def test_customers_words_do_not_break_xml(tmp_path: Path) -> None:
     change = ("release", 'customer: "A -- <B> & \\"C\\" -->"\nrelease')
     found = texts(tmp_path, "qcow2, vmdk", platform("kvm"), change)

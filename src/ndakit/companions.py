@@ -55,6 +55,8 @@ class Machine:
     target: str
     firmware: str
     """`efi` or `bios`: what a virtual machine is told to start by."""
+    efi32: bool
+    """True if its EFI program is one of 32 bits, which the EFI of hypervisors does not start."""
     memory_mib: int
     address: str
     files: tuple[ImageFile, ...]
@@ -208,7 +210,7 @@ def unpacked(name: str) -> str:
 def _machine(profile: Profile, node: str, images: Sequence[ImageFile], warning: str | None) -> Machine:
     of = f" ({profile.customer})" if profile.customer else ""
     kind = ", a lab image: for testing only" if warning else ""
-    efi = profile.image.firmware == "efi" and profile.target == "x86/64"
+    efi = profile.image.firmware == "efi"
     addresses = next(iter(profile.nodes[node].addresses.values()))
     return Machine(
         hostname=profile.hostname(node),
@@ -216,7 +218,8 @@ def _machine(profile: Profile, node: str, images: Sequence[ImageFile], warning: 
         warning=warning or "",
         platform=profile.platform,
         target=profile.target,
-        firmware="efi" if efi else "bios",
+        firmware="efi" if efi and profile.target != "x86/generic" else "bios",
+        efi32=efi and profile.target == "x86/generic",
         memory_mib=capacity_of(profile).memory_mib,
         address=str(addresses[0]),
         files=tuple(images),

@@ -148,6 +148,7 @@ def wanted_knobs(request: ImageRequest) -> dict[str, bool | int | str]:
             "CONFIG_GRUB_EFI_IMAGES": request.firmware == "efi",
             "CONFIG_GRUB_TIMEOUT": str(GRUB_TIMEOUT_S),
             "CONFIG_GRUB_CONSOLE": True,  # the screen; the serial console is there either way
+            "CONFIG_GRUB_BAUDRATE": 115200,  # x86/generic's own default is 38400
         }
         # Disks of virtual machines are made of the raw one afterwards, by `diskformats`.
         wanted |= {f"CONFIG_{name}_IMAGES": False for name in _OTHER_DISKS}
