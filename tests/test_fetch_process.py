@@ -246,3 +246,14 @@ def test_a_build_with_an_unverified_imagebuilder_makes_nothing(place: Place) -> 
     assert "nobody who is trusted for this release signed sha256sums" in done.stderr
     assert not (place.root / "images").exists()
     assert place.ranges() == []
+
+
+def test_a_build_with_a_read_only_cache_that_has_the_imagebuilder_works(place: Place) -> None:
+    assert place.run()[0] == 0
+    line = f'mount --bind "{place.cache}" "{place.cache}" && mount -o remount,bind,ro "{place.cache}"'
+    words = [*in_namespace(line), str(ROOT / "inv"), "build", "bakery", "--node", "lb1", "--builder", "openwrt"]
+    done = subprocess.run(
+        words, cwd=place.root, env=place.environment(), capture_output=True, text=True, timeout=60, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert "built in" in done.stdout

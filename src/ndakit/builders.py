@@ -240,7 +240,8 @@ class OpenWrtBuilder:
         ibtree.merge_packages(kept, target / "dl")
         release, origin = job.profile.release, self._folder
         yield ImageBuilder(target, release, log=job.log, on_line=job.on_line, memory=memory, origin=origin)
-        ibtree.merge_packages(target / "dl", kept)
+        with contextlib.suppress(OSError):  # a cache that cannot take them costs the next build a download
+            ibtree.merge_packages(target / "dl", kept)
 
 
 def choose(
