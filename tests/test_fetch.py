@@ -6,6 +6,7 @@ import base64
 import datetime
 import hashlib
 import json
+import re
 import shutil
 import ssl
 import time
@@ -586,3 +587,11 @@ def test_base64_of_the_wrong_length_is_no_key() -> None:
     text = f"untrusted comment: x\n{base64.b64encode(b'Ed' + bytes(39)).decode()}\n"
     with pytest.raises(ValueError, match="42 bytes"):
         usign.public_key(text)
+
+
+def test_every_test_that_the_fault_table_names_exists() -> None:
+    tests = Path(__file__).parent
+    named = set(re.findall(r"`(test_[a-z0-9_]+)`", (tests.parent / "docs/imagebuilder.md").read_text()))
+    have = {name for path in tests.glob("test_*.py") for name in re.findall(r"def (test_\w+)", path.read_text())}
+    assert len(named) > 30
+    assert named <= have
