@@ -305,6 +305,8 @@ def test_the_steps_of_old_releases_have_no_overview_and_no_keys() -> None:
     ("old", "new"),
     [
         ("_call_image:", "_call_other:"),
+        ("\t$(MAKE) -s checksum\n", ""),
+        ("\t$(MAKE) -s checksum\n", "\t$(MAKE) -s checksum\nifneq ($(X),)\n\t$(MAKE) -s more\nendif\n"),
         ("\techo\n", "\tsed -i s/a/b/ .config\n"),
         ("package_install", "package_setup"),
         ("$(MAKE) -s build_image", "$(MAKE) -s build_image EXTRA=1"),

@@ -18,7 +18,8 @@ from ndakit.ibrequest import ImageRequest
 
 _INSTALL = "package_install"
 _FINISH = ("prepare_rootfs", "build_image")
-_KNOWN = {"package_reload", _INSTALL, *_FINISH, "json_overview_image_info", "checksum"}
+_LAST = "checksum"
+_KNOWN = {"package_reload", _INSTALL, *_FINISH, "json_overview_image_info", _LAST}
 # What `_call_image` does itself before its first step. TARGET_DIR is told, because its name depends on the target.
 _FRESH = "ndakit_fresh:;@rm -rf $(TARGET_DIR) $(TARGET_DIR_ORIG) && mkdir -p $(TARGET_DIR) $(TMP_DIR) $(DL_DIR)"
 _FRESH += " && echo 'ndakit: root $(TARGET_DIR)'"
@@ -36,7 +37,8 @@ class Steps:
 
 def read(makefile: str) -> Steps | None:
     """The steps of an ImageBuilder, by its Makefile; None if it has others than are known."""
-    rule = re.search(r"^_call_image:([^\n]*)\n((?:\t[^\n]*\n)+)", makefile, re.MULTILINE)
+    # A blank line ends it: what a conditional (ifeq …) cuts into parts is not understood.
+    rule = re.search(r"^_call_image:([^\n]*)\n((?:\t[^\n]*\n)+)\n", makefile, re.MULTILINE)
     if rule is None:
         return None
     steps: list[str] = []
@@ -50,7 +52,7 @@ def read(makefile: str) -> Steps | None:
         return None
     cut = steps.index(_INSTALL) + 1
     before, after = steps[:cut], steps[cut:]
-    if tuple(after[: len(_FINISH)]) != _FINISH:
+    if tuple(after[: len(_FINISH)]) != _FINISH or after[-1] != _LAST:
         return None
     keys = ["_check_keys"] if re.search(r"^_check_keys:", makefile, re.MULTILINE) else []
     return Steps(tuple(w for w in rule[1].split() if w != "FORCE"), (*keys, *before), tuple(after))
