@@ -48,11 +48,11 @@ _BOOT_CODE = bytes.fromhex(
 class QemuTooOld(MachineError):
     """The installed QEMU lacks what the lab needs."""
 
-    def __init__(self, path: Path, text: str) -> None:
+    def __init__(self, path: Path, text: str, package: str) -> None:
         super().__init__(
             f"QEMU {text} is too old: {_OLDEST[0]}.{_OLDEST[1]} or newer is needed",
             where=str(path),
-            fix=f"install {_PACKAGE} of Debian 12, Ubuntu 24.04 or newer",
+            fix=f"install {package} of Debian 12, Ubuntu 24.04 or newer",
         )
 
 
@@ -94,7 +94,7 @@ def find_qemu(program: str = QEMU) -> Qemu:
     version = (int(found[1]), int(found[2])) if found else (0, 0)
     text = found[0].removeprefix("version ") if found else said.strip()[:60] or "of unknown version"
     if version < _OLDEST:
-        raise QemuTooOld(path, text)
+        raise QemuTooOld(path, text, package)
     return Qemu(path, version, text)
 
 
