@@ -74,7 +74,8 @@ class DependenciesMissing(BuildError):
         super().__init__(
             f"packages cannot be installed: {told}",
             where=where,
-            fix="packages of another release or kernel do that: use package files made for exactly this release",
+            fix="for a package of yours, put what it needs beside it or correct its DEPENDS; package files made for"
+            " another release or kernel do that, too: use those of exactly this one",
         )
 
 
@@ -307,6 +308,12 @@ def _dependencies(text: str, context: Context) -> NdakitError | None:
     old = r"[Cc]annot satisfy the following dependencies for ([^\s:]+):\n((?: \*[^\n]*\t[^\n]*\n?)+)"
     for match in re.finditer(old, text):
         found.setdefault(match[1], []).extend(re.findall(r"\t\s*([a-z0-9][a-z0-9+._-]*)", match[2]))
+    # apk says who asks: `world` is what was asked for by name, and _missing's business.
+    asking = re.findall(r"^ *([^\s(]+) \(no such package\):\n +required by: (.+)$", text, re.MULTILINE)
+    if not any("world[" in by for _, by in asking):
+        for need, by in asking:
+            for package in re.findall(r"(\S+?)-\d[^\s\[]*\[", by):
+                found.setdefault(package, []).append(need)
     pairs = [(package, tuple(_unique(needs))) for package, needs in found.items()]
     return DependenciesMissing(pairs, context.where) if pairs else None
 
