@@ -9,6 +9,7 @@ import tomllib
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from .families import Family
 
@@ -63,7 +64,7 @@ def feed(table: Path, family: Family) -> dict[str, Package]:
             continue
         if family.target.x86:
             entry["modules"] = entry.get("modules", []) + entry.get("modules-x86", [])
-        lists = {k: tuple(v) for k, v in entry.items() if k not in ("nothing", "files", "modules-x86")}
+        lists: dict[str, Any] = {k: tuple(v) for k, v in entry.items() if k not in ("nothing", "files", "modules-x86")}
         files = tuple(line.replace("@triplet@", family.target.triplet) for line in entry.get("files", []))
         found[name] = Package(name, nothing=entry.get("nothing", ""), files=files, **lists)
     return found

@@ -191,9 +191,9 @@ def _conffiles(root: Path, lab: Path, packages: Sequence[Package]) -> str:
             relative = path.relative_to(top)
             if path.is_file() and path.name != ".keep" and relative.parts[1] not in ("init.d", "hotplug.d"):
                 lines.append(f"{hashlib.sha256((root / relative).read_bytes()).hexdigest()}  /{relative}\n")
-    for path in (path.lstrip("/") for p in packages for path in p.conffiles):
-        if (root / path).is_file():
-            lines.append(f"{hashlib.sha256((root / path).read_bytes()).hexdigest()}  /{path}\n")
+    for name in (name.lstrip("/") for p in packages for name in p.conffiles):
+        if (root / name).is_file():
+            lines.append(f"{hashlib.sha256((root / name).read_bytes()).hexdigest()}  /{name}\n")
     return "".join(lines)
 
 
