@@ -97,7 +97,7 @@ def test_ctrl_c_ends_every_build_at_once_and_leaves_nothing(workspace: Workspace
             installing.add(name)
 
     def press() -> None:
-        wait_for(lambda: len(installing) == 2)
+        wait_for(lambda: len(installing) == 2, 40)
         import _thread
 
         _thread.interrupt_main()

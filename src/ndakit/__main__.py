@@ -73,6 +73,9 @@ def main(argv: list[str] | None = None) -> Any:
         if not words[1].startswith("-") and {"--help", "-h"} & set(words[2:]):
             # Invoke would take the word for the value of a missing positional argument.
             words[1:] = ["--help", words[1]]
+        elif words[1] == "build" and "--all" in words[2:] and words[2].startswith("-"):
+            # Invoke knows no positional argument that may be left out.
+            words.insert(2, "")
         namespace: Collection | None = None
         if not _tasks_here():
             from ndakit.tasks import namespace as shipped

@@ -102,5 +102,5 @@ def _wait(futures: Sequence[Future[Outcome]]) -> None:
 def _build(workspace: Workspace, name: str, choose: Choose, events: Events, locked: bool) -> tuple[BuildResult, ...]:
     loaded = load.load(workspace, name)
     for warning in loaded.warnings:
-        events(Warned(loaded.profile.name, warning.text().removeprefix("warning: ")))
+        events(Warned("", warning.text().removeprefix("warning: ")))
     return pipeline.build(workspace, loaded, (), choose(loaded, events), events, locked=locked)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,9 +22,6 @@ from ndakit.workspace import Workspace
 NO_TESTS = 5  # pytest: nothing was collected, as when --only names tests of one kind
 
 if TYPE_CHECKING:
-    from ndakit.builders import FetchOptions
-    from ndakit.events import Event
-    from ndakit.pipeline import BuildResult
     from ndakit.render import Tree
 
 
@@ -198,83 +195,6 @@ def render_profile(workspace: Workspace, profile: str, node: str | None, out: Pa
         for name, tree in trees.items():
             done = overlay.write(tree, base / name)
             terminal.say(f"{base / name}: {done.written} written, {done.unchanged} unchanged, {done.removed} removed")
-
-
-def build_profile(
-    workspace: Workspace,
-    profile: str,
-    node: str | None,
-    kind: str,
-    imagebuilder: Path | None,
-    fetch: FetchOptions | None = None,
-    *,
-    as_json: bool,
-) -> None:
-    """Build what is not up to date, showing each step."""
-    from ndakit import builders, pipeline
-
-    loaded = read(workspace, profile)
-    steps = Steps(to=terminal.note if as_json else terminal.say)
-    builder = builders.choose(kind, imagebuilder, workspace, loaded.profile, fetch, steps)
-    results = pipeline.build(workspace, loaded, nodes_of(loaded, node), builder, steps)
-    if as_json:
-        terminal.show_json([build_facts(r) for r in results])
-        return
-    for result in results:
-        record = result.artifact.record
-        state = f"built in {terminal.seconds(result.elapsed_s)}" if result.built else "up to date, nothing was run"
-        terminal.say(f"{result.node}: {state}")
-        for image in record.images:
-            terminal.say(f"  {result.artifact.folder / image.name}  {image.size_bytes / 2**20:.1f} MiB  {image.kind}")
-        if record.warning:
-            terminal.say(f"  {terminal.paint(record.warning, 'yellow')}")
-
-
-def build_facts(result: BuildResult) -> dict[str, Any]:
-    """A build's result for scripts."""
-    record = result.artifact.record
-    return {
-        "node": result.node,
-        "built": result.built,
-        "reasons": list(result.reasons),
-        "elapsed_s": round(result.elapsed_s, 3),
-        "id": record.id,
-        "folder": str(result.artifact.folder),
-        "images": [{"name": i.name, "kind": i.kind, "bytes": i.size_bytes, "sha256": i.sha256} for i in record.images],
-        "builder": record.builder,
-        "warning": record.warning,
-    }
-
-
-class Steps:
-    """Shows the events of fetching and building as lines."""
-
-    def __init__(self, to: Callable[[str], None]) -> None:
-        self._to = to
-        self._progress = terminal.Progress(to)
-
-    def __call__(self, event: Event) -> None:
-        """Show one event."""
-        from ndakit import events
-
-        match event:
-            case events.Planned(node, False, reasons):
-                self._to(f"{node}: {'; '.join(reasons)}")
-            case events.StepDone(step, node, elapsed_s, note):
-                words = f"{step} {terminal.seconds(elapsed_s)}" + (f", {note}" if note else "")
-                self._to(f"{node}: {words}" if node else words)
-            case events.StepStarted(step, node, what) if step == "image":
-                self._to(f"{node}: {what}")
-            case events.StepStarted("download" | "unpack", _, what):
-                self._to(what)
-            case events.Progress(_, done_bytes, total_bytes):
-                self._progress(done_bytes, total_bytes)
-            case events.Waiting(what):
-                self._to(what)
-            case events.Warned(node, text):
-                terminal.note(f"warning: {node}: {text}" if node else f"warning: {text}")
-            case _:
-                pass
 
 
 # -- care --------------------------------------------------------------------------------------------------------------

@@ -10,9 +10,9 @@ import re
 from ndakit import fetching, load, terminal
 from ndakit.builders import FetchOptions
 from ndakit.errors import InputError
-from ndakit.front import Steps
 from ndakit.model import DEVICES
 from ndakit.release import Release
+from ndakit.steps import Steps
 from ndakit.workspace import Workspace
 
 

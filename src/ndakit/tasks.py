@@ -105,10 +105,14 @@ def render(c: Context, profile: str, node: str | None = None, out: str | None = 
 @task(
     positional=["profile"],
     help={
-        "profile": PROFILE_HELP,
+        "profile": "profile's name or path to its file (several names: comma); none with --all",
         "node": NODE_HELP,
         "builder": "lab (a stand-in, for testing) or openwrt (images to flash)",
         "imagebuilder": "openwrt: folder of an unpacked ImageBuilder (default: the release's is fetched)",
+        "jobs": "so many profiles at a time (default: as many as there are processors)",
+        "all": "every profile of this workspace",
+        "why": "only say what would be built, and because of what",
+        "locked": "build exactly what the lock file pins, or nothing",
         "offline": OFFLINE_HELP,
         "mirror": MIRROR_HELP,
         "checksum": CHECKSUM_HELP,
@@ -122,19 +126,44 @@ def build(
     node: str | None = None,
     builder: str = "lab",
     imagebuilder: str | None = None,
+    jobs: int = 0,
+    all: bool = False,
+    why: bool = False,
+    locked: bool = False,
     offline: bool = False,
     mirror: str | None = None,
     checksum: str | None = None,
     json: bool = False,
 ) -> None:
     """Build the disk image of each node; does nothing if it is up to date."""
+    from ndakit import building
     from ndakit.builders import FetchOptions
-    from ndakit.front import build_profile
     from ndakit.workspace import Workspace
 
-    folder = Path(imagebuilder) if imagebuilder else None
+    workspace = Workspace.at()
+    names = building.chosen(workspace, profile, all_of_them=all)
     fetch_options = FetchOptions(mirror, offline, checksum)
-    build_profile(Workspace.at(), profile, node, builder, folder, fetch_options, as_json=json)
+    wish = building.Wish(builder, Path(imagebuilder) if imagebuilder else None, fetch_options, locked)
+    if why:
+        raise Exit(code=building.why(workspace, names, node, wish, as_json=json))
+    raise Exit(code=building.build(workspace, names, node, wish, jobs=jobs, as_json=json))
+
+
+@task(
+    positional=["profile"],
+    help={
+        "profile": PROFILE_HELP,
+        "update": "pin what the images were built from",
+        "json": "the differences as JSON",
+    },
+)
+@shown
+def lock(c: Context, profile: str, update: bool = False, json: bool = False) -> None:
+    """Show how the built images differ from what the lock file pins."""
+    from ndakit import building
+    from ndakit.workspace import Workspace
+
+    building.lock(Workspace.at(), profile, update=update, as_json=json)
 
 
 @task(
@@ -266,7 +295,7 @@ def clean(c: Context, cache: bool = False) -> None:
 
 GROUPS = (
     ("look", (list_profiles, show, check, package_list)),
-    ("make", (render, fetch, build, servers)),
+    ("make", (render, fetch, build, lock, servers)),
     ("try", (boot, verify, demo)),
     ("care", (test, bench, clean)),
 )

@@ -13,9 +13,10 @@ from pathlib import Path
 
 from ndakit import accelerator, claims, lab_host, live, report, terminal, verify
 from ndakit.booting import boot_images, images_of
+from ndakit.building import Wish, build_profile
 from ndakit.claims import Claim
 from ndakit.errors import InputError, NdakitError
-from ndakit.front import build_profile, read
+from ndakit.front import read
 from ndakit.lab_network import LabNetwork
 from ndakit.load import Loaded
 from ndakit.workspace import Workspace, cache
@@ -49,8 +50,8 @@ def verify_profile(
 def demo_pair(workspace: Workspace) -> int:
     """Build the worked example with the lab, and verify all of it."""
     shipped = Workspace(workspace.shipped)
-    build_profile(shipped, DEMO, None, "lab", None, as_json=False)
-    return _verify(shipped, read(shipped, DEMO), only=None, json=None, identity=None)
+    build_profile(shipped, DEMO, None, Wish(), as_json=False)
+    return _verify(shipped, read(shipped, DEMO), only=None, json=None, identity=None, thorough=False)
 
 
 def _key(path: Path | None) -> str | None:
@@ -65,9 +66,19 @@ def _key(path: Path | None) -> str | None:
     return text
 
 
-def _verify(workspace: Workspace, loaded: Loaded, *, only: str | None, json: Path | None, identity: str | None) -> int:
+def _verify(
+    workspace: Workspace,
+    loaded: Loaded,
+    *,
+    only: str | None,
+    json: Path | None,
+    identity: str | None,
+    thorough: bool = True,
+) -> int:
     profile = loaded.profile
     wanted = verify.select(claims.all_claims(profile), only)
+    left_out = () if thorough else tuple(c.name for c in wanted if c.thorough)
+    wanted = tuple(c for c in wanted if c.name not in left_out)
     built = images_of(workspace, loaded, tuple(profile.nodes))
     started, started_s = datetime.now(UTC), time.monotonic()
     run_dir = workspace.logs(f"verify-{profile.name}")
@@ -103,6 +114,8 @@ def _verify(workspace: Workspace, loaded: Loaded, *, only: str | None, json: Pat
         verdicts=verdicts,
     )
     _finish(workspace, acceptance, wanted, only, json, failure)
+    if left_out:
+        terminal.say(f"./inv verify {profile.name} also tries: {', '.join(left_out)}")
     return 0 if acceptance.holds else FAILED
 
 
