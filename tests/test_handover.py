@@ -94,6 +94,20 @@ def test_without_the_key_nothing_is_told_and_nothing_is_open_for_it() -> None:
     assert [c.name for c in all_claims(profile()) if "connections" in c.name] == ["failover/connections-lan"]
 
 
+def test_haproxies_tell_each_other_under_their_host_names() -> None:
+    for node in ("lb1", "lb2"):
+        config = text(profile(), "/etc/haproxy.cfg", node)
+        assert "\tpeer handover-lb1 192.168.0.11:10000\n\tpeer handover-lb2 192.168.0.12:10000\n" in config
+        assert " peers nodes\n\tstick on src\n" in config
+    rules = {r.name: r for r in firewall(NodeView(profile(), "lb2")).rules}
+    assert rules["sync-tables"].source_addresses == ("192.168.0.11",)
+    assert rules["sync-tables"].destination_addresses == ("192.168.0.12",)
+
+
+def test_without_persistence_there_are_no_peers() -> None:
+    assert "peers" not in text(profile((" persistence: {type: source},", "")), "/etc/haproxy.cfg")
+
+
 # who is master
 
 

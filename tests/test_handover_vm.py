@@ -56,7 +56,7 @@ def test_the_claim_holds(pair: Pair, name: str) -> None:
 
 
 def test_a_rule_that_is_gone_is_found(pair: Pair) -> None:
-    pair.lab.run("lb1", "nft list chain inet fw4 input_lan -a | sed -n 's/.*allow-agent.*handle //p' "
+    pair.lab.run("lb1", "nft -a list chain inet fw4 input_lan | sed -n 's/.*allow-agent.*handle //p' "
                  "| while read n; do nft delete rule inet fw4 input_lan handle $n; done")  # fmt: skip
     outcome = pair.outcome("firewall/lan")
     pair.lab.run("lb1", "/etc/init.d/firewall reload")

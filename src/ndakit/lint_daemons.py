@@ -62,9 +62,10 @@ def balancer(subject: Subject) -> Iterator[LintFinding]:
 def _peers(subject: Subject, proxies: list[Proxy], proxy: Proxy) -> Iterator[LintFinding]:
     if proxy.kind != "peers":
         return
-    own = next((line.words[1] for p in proxies if p.kind == "global" for line in p.all("localpeer")), None)
+    stated = (line.words[1] for p in proxies if p.kind == "global" for line in p.all("localpeer"))
+    own = next(stated, subject.view.hostname)
     if own not in {line.words[1] for line in proxy.all("peer")}:
-        what = f"localpeer {own} is not among the peers: HAProxy drops the whole section and only warns"
+        what = f"this node, {own}, is not among the peers: HAProxy drops the whole section and only warns"
         yield subject.finding("haproxy-peers", HAPROXY, proxy.number, what)
 
 

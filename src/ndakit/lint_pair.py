@@ -27,6 +27,7 @@ def rules(subject: Subject) -> Iterator[LintFinding]:
     vrrp = _vrrp(subject)
     yield from tracked(subject, vrrp)
     yield from balanced(subject, vrrp)
+    yield from tables(subject)
     yield from pools(subject, vrrp)
 
 
@@ -110,19 +111,21 @@ def _link(subject: Subject, link: Block) -> Iterator[LintFinding]:
     yield from _open(subject, "sync", CONNTRACKD, network, port.words[1] if port else "")
 
 
-def _open(subject: Subject, rule: str, path: str, interface: str, port: str) -> Iterator[LintFinding]:
-    """What the other nodes send to a UDP port is let in from each of them."""
+def _open(
+    subject: Subject, rule: str, path: str, interface: str, port: str, protocol: str = "udp"
+) -> Iterator[LintFinding]:
+    """What the other nodes send to a port is let in from each of them."""
     zones = {s.get("name") for s in subject.sections("firewall", "zone") if interface in s.list("network")}
     accepts = [
         s for s in subject.sections("firewall", "rule")
-        if s.get("target") == "ACCEPT" and s.get("src") in zones and s.get("proto") == "udp"
+        if s.get("target") == "ACCEPT" and s.get("src") in zones and s.get("proto") == protocol
         and port in (s.get("dest_port") or "").split()
     ]  # fmt: skip
     network = next(i.network for i in subject.view.interfaces if i.section == interface)
     for peer in subject.profile.peers(subject.node):
         addresses = subject.profile.nodes[peer].addresses.get(network, ())
         if not any(_from(section, str(a)) for section in accepts for a in addresses):
-            what = f"no rule lets in what node {peer} sends to UDP port {port}"
+            what = f"no rule lets in what node {peer} sends to {protocol} port {port}"
             yield subject.finding(rule, path, 0, what)
 
 
@@ -146,6 +149,40 @@ def balanced(subject: Subject, vrrp: Block) -> Iterator[LintFinding]:
         else:
             port = line.words[line.words.index("port") + 1] if "port" in line.words else "8848"
             yield from _open(subject, "sync-ipvs", KEEPALIVED, section, port)
+
+
+def tables(subject: Subject) -> Iterator[LintFinding]:
+    """HAProxy's peers: every node under its host name and address, every table told, and the way between them open."""
+    try:
+        proxies = haproxy(subject.tree[HAPROXY].text) if HAPROXY in subject.tree else []
+    except TextError:
+        return
+    sections = [p for p in proxies if p.kind == "peers"]
+    if bool(sections) != subject.profile.shares_tables:
+        what = (
+            "a section of peers and nothing to tell" if sections else "no section of peers: clients lose their server"
+        )
+        yield subject.finding("peers", HAPROXY, sections[0].number if sections else 0, what)
+        return
+    for section in sections:
+        stated = {line.words[1]: line for line in section.all("peer") if len(line.words) > 2}
+        for node, facts in subject.profile.nodes.items():
+            line = stated.pop(subject.profile.hostname(node), None)
+            address, _, port = line.words[2].rpartition(":") if line is not None else ("", "", "")
+            networks = [n for n, own in facts.addresses.items() if address.strip("[]") in map(str, own)]
+            if line is None or not networks:
+                what = f"node {node} is not among the peers with its host name and one of its addresses"
+                yield subject.finding("peers", HAPROXY, line.number if line is not None else section.number, what)
+            elif node == subject.node:
+                interface = next(i.section for i in subject.view.interfaces if i.network == networks[0])
+                yield from _open(subject, "peers", HAPROXY, interface, port, "tcp")
+        for name, line in stated.items():
+            yield subject.finding("peers", HAPROXY, line.number, f"'{name}' is the host name of no node")
+        for proxy in proxies:
+            for line in proxy.all("stick-table"):
+                if line.words[-2:] != ("peers", section.name):
+                    what = f"the table of {proxy.name} is not told to the peers"
+                    yield subject.finding("peers", HAPROXY, line.number, what)
 
 
 def pools(subject: Subject, vrrp: Block) -> Iterator[LintFinding]:

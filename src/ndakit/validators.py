@@ -121,7 +121,9 @@ def _run(root: Path, script: str) -> process.Done:
 def _haproxy(tree: Tree, root: Path) -> Iterator[DaemonRefuses]:
     if HAPROXY not in tree:
         return
-    done = _run(root, f"haproxy -c -dW -f {HAPROXY}")
+    # The name by which it finds itself among its peers: on a node the host name, which `node` states as well.
+    name = re.search(r"^\s*node (\S+)$", tree[HAPROXY].text, re.MULTILINE)
+    done = _run(root, f"haproxy -c -dW {f'-L {shlex.quote(name[1])} ' if name else ''}-f {HAPROXY}")
     if done.returncode == 0:
         return
     found = [m for line in done.stderr.splitlines() if (m := _HAPROXY_MESSAGE.match(line))]

@@ -14,7 +14,7 @@ from ndakit.errors import InputError
 from ndakit.model import Address, Capacity, Profile, capacity_of
 from ndakit.model import Route as ProfileRoute
 from ndakit.model.capacity import BACKLOG_FLOOR, PORTS_TO
-from ndakit.model.profile import SYNC_PORT
+from ndakit.model.profile import PEERS_PORT, SYNC_PORT
 from ndakit.names import instance_name, uci_name
 from ndakit.release import Release
 
@@ -334,7 +334,10 @@ class NodeView:
     @property
     def own_ports(self) -> tuple[int, ...]:
         """Ports on the node's own addresses."""
-        return (self.profile.monitoring.statistics.port, *((SYNC_PORT,) if self.profile.tracks_connections else ()))
+        found = [self.profile.monitoring.statistics.port]
+        found += [SYNC_PORT] if self.profile.tracks_connections else []
+        found += [PEERS_PORT] if self.profile.shares_tables else []
+        return tuple(found)
 
     def _no_redirects(self) -> list[KernelValue]:
         """Keys that keep ICMP redirects out. Without forwarding each card's own key counts as well (ip-sysctl), and

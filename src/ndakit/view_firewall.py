@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from ipaddress import ip_network
 
 from ndakit.model import Address, Opening, Profile, Service, Subnet
-from ndakit.model.profile import KERNEL_SYNC_GROUP, KERNEL_SYNC_PORT, SYNC_PORT
+from ndakit.model.profile import KERNEL_SYNC_GROUP, KERNEL_SYNC_PORT, PEERS_PORT, SYNC_PORT
 from ndakit.names import zone_name
 from ndakit.view import NodeView
 
@@ -217,6 +217,11 @@ def _told(node: NodeView) -> list[Rule]:
         why = "the other nodes tell of the connections that pass through them (conntrackd)"
         found.append(Rule("sync-tracked", why, zone_name(network), protocol="udp", source_addresses=peers,
                           ports=str(SYNC_PORT)))  # fmt: skip
+    own = profile.node_address(node.name, network, version)
+    if profile.shares_tables and own is not None:
+        why = "the other nodes' HAProxies tell which server a client keeps"
+        found.append(Rule("sync-tables", why, zone_name(network), source_addresses=peers,
+                          destination_addresses=(str(own),), ports=str(PEERS_PORT)))  # fmt: skip
     if profile.tracks_kernel:
         why = "the other nodes tell of the connections that their kernel balances (IPVS)"
         found.append(Rule("sync-ipvs", why, zone_name(network), protocol="udp", source_addresses=peers,

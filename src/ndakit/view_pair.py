@@ -11,10 +11,10 @@ from dataclasses import dataclass
 from ipaddress import IPv4Address
 
 from ndakit.model import Address, Profile
-from ndakit.model.profile import KERNEL_SYNC_PORT, SYNC_PORT
+from ndakit.model.profile import KERNEL_SYNC_PORT, PEERS_PORT, SYNC_PORT
 from ndakit.view import NodeView
 from ndakit.view_firewall import network_towards
-from ndakit.view_haproxy import haproxy
+from ndakit.view_haproxy import haproxy, host
 
 SYNC_GROUP = IPv4Address("225.0.0.50")
 """conntrackd's multicast group, for three or more nodes (conntrackd.conf(5))."""
@@ -50,6 +50,15 @@ class KernelSync:
 
 
 @dataclass(frozen=True)
+class Peer:
+    """A HAProxy that knows which server a client keeps: this node's or another's."""
+
+    name: str
+    """The host name, by which a HAProxy knows that it is itself meant."""
+    socket: str
+
+
+@dataclass(frozen=True)
 class WatchedPool:
     """A pool whose servers decide who is master."""
 
@@ -67,6 +76,8 @@ class PairView:
 
     sync: Sync | None
     kernel: KernelSync | None
+    peers: tuple[Peer, ...]
+    """Empty if nothing is told."""
     links: dict[str, tuple[str, ...]]
     """VIP group → devices without VIPs of their own that its services' servers are behind."""
     pools: tuple[WatchedPool, ...]
@@ -80,6 +91,7 @@ def pair(node: NodeView) -> PairView:
     return PairView(
         sync=_sync(node),
         kernel=_kernel(node),
+        peers=_peers(node.profile),
         links={group: _links(profile, group) for group in profile.groups} if profile.instances else {},
         pools=tuple(_watched(node, pool) for pool in profile.vrrp.demote_on) if profile.instances else (),
         weight=-profile.demotion,
@@ -116,6 +128,17 @@ def _kernel(node: NodeView) -> KernelSync | None:
         return None
     instance = next(i for i in node.instances if i.group == profile.kernel_groups[0])
     return KernelSync(profile.l2_device(profile.sync_link[0]), instance.name, instance.vrid, KERNEL_SYNC_PORT)
+
+
+def _peers(profile: Profile) -> tuple[Peer, ...]:
+    if not profile.shares_tables or profile.sync_link is None:
+        return ()
+    network, version = profile.sync_link
+    return tuple(
+        Peer(profile.hostname(node), f"{host(address)}:{PEERS_PORT}")
+        for node in profile.nodes
+        if (address := profile.node_address(node, network, version)) is not None
+    )
 
 
 def _links(profile: Profile, group: str) -> tuple[str, ...]:

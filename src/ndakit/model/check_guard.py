@@ -8,7 +8,7 @@ from ndakit.mistakes import KeyPath, guess, listing
 from ndakit.model.base import Subnet
 from ndakit.model.findings import Finding, error, unknown, warning
 from ndakit.model.guard import Opening
-from ndakit.model.profile import KERNEL_SYNC_PORT, SYNC_PORT, Profile
+from ndakit.model.profile import KERNEL_SYNC_PORT, PEERS_PORT, SYNC_PORT, Profile
 
 SSH_PORT = 22
 
@@ -142,6 +142,8 @@ def _between_nodes(profile: Profile, name: str, opening: Opening, path: KeyPath)
             talk.append(("the connections that they track", "udp", SYNC_PORT, network))
         if profile.tracks_kernel:
             talk.append(("the connections that IPVS balances", "udp", KERNEL_SYNC_PORT, network))
+        if profile.shares_tables:
+            talk.append(("which server a client keeps", "tcp", PEERS_PORT, network))
     shut = [what for what, protocol, port, at in talk if opening.network in at and opening.covers(protocol, port)]
     hit = [
         (node, address)

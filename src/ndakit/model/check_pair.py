@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 
 from ndakit.mistakes import KeyPath
 from ndakit.model.findings import Finding, error, unknown, warning
-from ndakit.model.profile import Profile
+from ndakit.model.profile import PEERS_PORT, Profile
 
 SYNC: KeyPath = ("vrrp", "connection_sync")
 DEMOTE: KeyPath = ("vrrp", "demote_on")
@@ -17,7 +17,13 @@ def connection_sync(profile: Profile) -> Iterator[Finding]:
     if not profile.vrrp.connection_sync or profile.standalone or not profile.instances:
         return
     egress = {name: net.egress for name, net in profile.networks.items() if net.egress != "none"}
-    if not profile.egress_groups and not profile.kernel_services:
+    if profile.shares_tables and profile.monitoring.statistics.port == PEERS_PORT:
+        yield error(
+            "sync-port", f"the nodes' HAProxies tell each other on port {PEERS_PORT} which server a client keeps, and "
+            "the statistics page has that port", ("monitoring", "statistics", "port"), "choose another port",
+            other=SYNC, also=(("services",), ("pools",)),
+        )  # fmt: skip
+    if not profile.egress_groups and not profile.kernel_services and not profile.shares_tables:
         proxied = " (connections that end in HAProxy cannot: their other end is HAProxy)" if profile.services else ""
         at_node = next((name for name, to in egress.items() if to == "node"), None)
         why = (

@@ -250,8 +250,10 @@ class Vrrp(Model):
     unicast: Bool = True
     """Adverts go to the other nodes' addresses; `false`: to the VRRP multicast group."""
     connection_sync: Bool = False
-    """Whether the nodes tell each other of connections that pass through them (the servers' way out), so that those
-    survive a failover. Connections that end in HAProxy cannot."""
+    """Whether the nodes tell each other what a new master has to know: connections that pass through (the servers' way
+    out; topology nat, dr and tun), so that those survive a failover, and which server a client keeps (persistence).
+    Connections that end in HAProxy cannot survive. It is told over the first network without a gateway in which all
+    nodes are, unencrypted."""
     demote_on: tuple[Name, ...] = ()
     """Pools: a node that sees no server of one of them, while another node sees some, gives the VIPs away. Needs
     `preempt`."""

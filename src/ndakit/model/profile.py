@@ -33,6 +33,8 @@ SYNC_PORT = 3780
 """conntrackd's UDP port (conntrackd.conf(5))."""
 KERNEL_SYNC_PORT, KERNEL_SYNC_GROUP = 8848, "224.0.0.81"
 """UDP port and multicast group of IPVS's sync daemon (ipvsadm(8))."""
+PEERS_PORT = 10000
+"""TCP port on which the nodes' HAProxies tell each other which client belongs to which server."""
 
 DEVICES: Mapping[str, tuple[str, str]] = {
     "x86-64": ("x86/64", "generic"),
@@ -382,6 +384,12 @@ class Profile(Model):
     def tracks_connections(self) -> bool:
         """True if the nodes tell each other of the connections that they track (conntrackd)."""
         return bool(self.instances and self.vrrp.connection_sync and self.sync_link and self.egress_groups)
+
+    @property
+    def shares_tables(self) -> bool:
+        """True if the nodes' HAProxies tell each other which client belongs to which server (peers)."""
+        kept = any(self.persistence(n) is not None for n, s in self.services.items() if not s.kernel)
+        return bool(self.instances and self.vrrp.connection_sync and self.sync_link and kept)
 
     @property
     def kernel_groups(self) -> tuple[str, ...]:
