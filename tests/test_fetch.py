@@ -346,7 +346,8 @@ def test_an_archive_of_the_cache_is_hashed_again_before_it_is_unpacked(place: Pl
     assert place.fetch().folder == found.folder  # from the archive in the cache
     assert place.server.asked == []
     shutil.rmtree(found.folder.parent)
-    path.write_bytes(path.read_bytes()[:-1] + b"!")
+    content = path.read_bytes()
+    path.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
     with pytest.raises(fetcherrors.OfflineMissing):
         place.fetch(offline=True)
     assert any(isinstance(e, Warned) and "has changed" in e.text for e in place.events)
@@ -363,9 +364,9 @@ def test_an_archive_of_the_cache_is_hashed_again_before_it_is_unpacked(place: Pl
 def test_a_mirror_that_hangs_is_left(name: str, fault: mirror.Fault, place: Place) -> None:
     place.server.faults[name] = fault
     started_s = time.monotonic()
-    error = place.refused(download.MirrorHangs)
-    assert time.monotonic() - started_s < 5
-    assert "next to nothing came for 0.4 s" in error.what
+    error = place.refused(download.MirrorHangs, limits=mirror.HASTY)
+    assert time.monotonic() - started_s < 30
+    assert "next to nothing came for 0.25 s" in error.what
 
 
 def test_a_mirror_that_redirects_in_a_circle_is_left(place: Place) -> None:

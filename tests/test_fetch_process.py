@@ -18,6 +18,11 @@ import pytest
 
 import mirror
 from imagebuilder_fakes import PROFILE, workspace_folder
+from ndakit import terminal
+from ndakit.builders import FetchOptions
+from ndakit.errors import InputError
+from ndakit.getting import fetch_imagebuilder
+from ndakit.workspace import Workspace
 
 ROOT = Path(__file__).resolve().parents[1]
 PROGRAM = """
@@ -30,7 +35,7 @@ from ndakit.release import Release
 url, keys, largest = sys.argv[1:]
 if int(largest):
     resource.setrlimit(resource.RLIMIT_FSIZE, (int(largest), int(largest)))
-limits = Limits(stall_s=5, attempts=2, pause_s=0)
+limits = Limits(attempts=2, pause_s=0)
 try:
     found = fetching.fetch(Release.parse("24.10.8"), "x86/64", mirrors=[url], keys=[Path(keys)], limits=limits,
                            events=lambda event: print(type(event).__name__, flush=True))
@@ -211,17 +216,19 @@ def test_the_fetch_task_says_what_is_there_and_who_vouches(place: Place) -> None
 @pytest.mark.parametrize(
     ("words", "says"),
     [
-        ([], "write ./inv fetch --profile NAME"),
-        (["--release", "24.10", "--device", "x86-64"], "an exact OpenWrt release is needed"),
-        (["--release", "24.10.8", "--device", "toaster"], "is not a device"),
-        (["--profile", "bakery", "--checksum", "abc"], "no SHA-256"),
-        (["--profile", "bakery", "--mirror", "gopher://x"], "no address of a mirror"),
+        ({}, "write ./inv fetch --profile NAME"),
+        ({"release": "24.10", "device": "x86-64"}, "an exact OpenWrt release is needed"),
+        ({"release": "24.10.8", "device": "toaster"}, "is not a device"),
+        ({"profile": "bakery", "checksum": "abc"}, "no SHA-256"),
+        ({"profile": "bakery", "mirror": "gopher://x"}, "no address of a mirror"),
     ],
 )
-def test_the_fetch_task_refuses_what_it_cannot_mean(words: list[str], says: str, place: Place) -> None:
-    done = place.inv("fetch", *words)
-    assert done.returncode == 2
-    assert says in done.stderr
+def test_the_fetch_task_refuses_what_it_cannot_mean(words: dict[str, str], says: str, tmp_path: Path) -> None:
+    workspace = Workspace.at(workspace_folder(tmp_path / "ws", PROFILE))
+    profile, release, device = words.get("profile"), words.get("release"), words.get("device")
+    options = FetchOptions(words.get("mirror"), True, words.get("checksum"))
+    with pytest.raises(InputError, match=says):
+        fetch_imagebuilder(workspace, profile, release, device, options, as_json=False)
 
 
 def test_a_build_fetches_its_imagebuilder_and_records_who_vouched(place: Place) -> None:
@@ -257,3 +264,34 @@ def test_a_build_with_a_read_only_cache_that_has_the_imagebuilder_works(place: P
     )
     assert done.returncode == 0, done.stderr
     assert "built in" in done.stdout
+
+
+# -- what is shown -----------------------------------------------------------------------------------------------------
+
+
+def test_progress_is_a_line_now_and_then_where_there_is_no_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    now_s = [100.0]
+    monkeypatch.setattr(time, "monotonic", lambda: now_s[0])
+    lines: list[str] = []
+    progress = terminal.Progress(lines.append)
+    for done_mib in range(40):
+        progress(done_mib * 2**20, 40 * 2**20)
+        now_s[0] += 0.5
+    assert lines == ["  20.0 of 40.0 MiB, 50 %"]
+
+
+def test_progress_is_one_line_that_goes_away_on_a_terminal(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    now_s = [100.0]
+    monkeypatch.setattr(time, "monotonic", lambda: now_s[0])
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
+    monkeypatch.setenv("TERM", "xterm")
+    progress = terminal.Progress(lambda text: pytest.fail("a line of its own"))
+    for done_mib in (1, 2, 2, 4):
+        now_s[0] += 0.3
+        progress(done_mib * 2**20, 4 * 2**20)
+    shown = capsys.readouterr().err
+    assert "2.0 of 4.0 MiB, 50 %" in shown
+    assert shown.endswith("\r\033[K\r")
+    assert "\n" not in shown

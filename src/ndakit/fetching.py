@@ -235,7 +235,7 @@ def _listed(wanted: _Wanted) -> _Listed:
     """The archive's name and checksum from the first mirror whose list is vouched for."""
     failed: list[MirrorFailed | VerificationFailed] = []
     mirrors = wanted.origin.mirrors
-    with _step(wanted.events, "list", f"asking for OpenWrt {wanted.release} for {wanted.target}"):
+    with _step(wanted.events, "checksums", f"asking for OpenWrt {wanted.release} for {wanted.target}"):
         for place, mirror in enumerate(mirrors):
             try:
                 name, sha256, by = _vouched(wanted, mirror)

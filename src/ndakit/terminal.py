@@ -56,7 +56,8 @@ class Progress:
         if total_bytes:
             text = f"  {done_bytes / 2**20:.1f} of {total_bytes / 2**20:.1f} MiB, {100 * done_bytes // total_bytes} %"
         if live:
-            print(f"\r\033[K{'' if finished else text}", end="", file=sys.stderr, flush=True)
+            # The cursor goes back, so that whatever is said next takes the line's place.
+            print(f"\r\033[K{'' if finished else text}\r", end="", file=sys.stderr, flush=True)
         else:
             self._to(text)
 
