@@ -25,8 +25,7 @@ GOLDEN = ROOT / "tests" / "golden"
 PROFILES = {
     path.stem: path
     for path in (
-        ROOT / "profiles" / "bakery.yaml",
-        ROOT / "profiles" / "apache-pair.yaml",
+        *(ROOT / "profiles" / f"{n}.yaml" for n in ("bakery", "apache-pair", "shop-nat", "mirror-dr", "far-tun")),
         *sorted((ROOT / "tests" / "profiles").glob("*.yaml")),
     )
 }

@@ -104,7 +104,7 @@ def test_every_rule_of_the_source_is_shown_failing() -> None:
     import re
 
     source = "".join((goldens.ROOT / "src" / "ndakit" / f"{m}.py").read_text()
-                     for m in ("lint", "lint_uci", "lint_firewall", "lint_daemons", "lint_pair"))  # fmt: skip
+                     for m in ("lint", "lint_uci", "lint_firewall", "lint_daemons", "lint_pair", "lint_ipvs"))  # fmt: skip
     stated = set(re.findall(r'finding\(\s*"([a-z-]+)"', source))
     shown = {c["rule"] for c in CASES} | {"uci-missing", "place", "mode", "encoding"}
     assert stated == shown

@@ -53,7 +53,7 @@ def refused(workspace: Workspace, what: str) -> InputError:
 
 
 def test_the_shipped_profiles_load() -> None:
-    assert load.names(SHIPPED) == ("apache-pair", "bakery")
+    assert load.names(SHIPPED) == ("apache-pair", "bakery", "far-tun", "mirror-dr", "shop-nat")
     for name in load.names(SHIPPED):
         assert load.load(SHIPPED, name).profile.name == name
 

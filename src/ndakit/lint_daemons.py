@@ -136,7 +136,7 @@ def _binds(subject: Subject, proxy: Proxy, bound: dict[str, int]) -> Iterator[Li
 def failover(subject: Subject) -> Iterator[LintFinding]:
     """keepalived.conf and the UCI section that makes the init script take it."""
     uci = "/etc/config/keepalived"
-    if not subject.view.vrrp:
+    if not subject.view.vrrp and not subject.profile.kernel_services:
         for path in (KEEPALIVED, uci):
             if path in subject.tree:
                 yield subject.finding("keepalived", path, 0, "this node has no VIPs to share")
@@ -195,7 +195,7 @@ def _instances(subject: Subject, root: Block) -> Iterator[LintFinding]:
     instances = root.inner("vrrp_instance")
     known = {i.device for i in subject.view.interfaces}
     seen: dict[tuple[str, str], int] = {}
-    wanted = {a for v in subject.profile.vips.values() for a in v.address}
+    wanted = {a for v in subject.profile.vips.values() for a in v.address} if subject.view.vrrp else set()
     for block in instances:
         interface, vrid = block.value("interface") or "", block.value("virtual_router_id") or ""
         if interface not in known:

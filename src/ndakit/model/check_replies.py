@@ -93,7 +93,7 @@ def ports(profile: Profile) -> Iterator[Finding]:
                 if port is not None and (several or port != service.ports[0]):
                     yield error(
                         "port-changes",
-                        f"service {name} has port {'s ' if several else ''}{_spans(service)}, and the servers here "
+                        f"service {name} has port{'s' if several else ''} {_spans(service)}, and the servers here "
                         f"{port}: "
                         f"{why}",
                         at, "delete it, or write topology: proxy" + ("" if several else f", or {service.ports[0]}"),

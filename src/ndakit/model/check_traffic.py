@@ -121,11 +121,14 @@ def check_ports(profile: Profile) -> Iterator[Finding]:
     for name, pool in profile.pools.items():
         if pool.port is not None or pool.check.port is not None or pool.check.type in ("ping", "script"):
             continue
-        ports = {span for s in users[name] for span in profile.services[s].port}
+        # keepalived checks for each virtual server, at its port, unless that has several; and no sorry server.
+        proxied = {s for s in users[name] if not profile.services[s].kernel}
+        several = {s for s in users[name] if profile.services[s].pool == name and len(profile.services[s].ports) > 1}
+        some = sorted(proxied | several)
+        ports = {span for s in some for span in profile.services[s].port}
         single = len(ports) == 1 and all(low == high for low, high in ports)
         without = [s for s, server in pool.servers.items() if server.port is None]
-        if users[name] and without and not single:
-            some = sorted(users[name])
+        if some and without and not single:
             who = f"services {listing(some, 4)} have" if len(some) > 1 else f"service {some[0]} has"
             yield error(
                 "check-without-port",

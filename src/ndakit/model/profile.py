@@ -282,10 +282,11 @@ class Profile(Model):
         )
 
     def server_port(self, pool: str, server: Server) -> int | None:
-        """A server's port: its own, else its pool's, else that of the services that use it; None if they differ."""
+        """A server's port: its own, else its pool's, else that of the services that use it (the proxied ones, if there
+        are any); None if they differ."""
         if server.port or self.pools[pool].port:
             return server.port or self.pools[pool].port
-        ports = {p for s in self.services_of(pool) for p in self.services[s].ports}
+        ports = {p for s in self.proxied(pool) or self.services_of(pool) for p in self.services[s].ports}
         return ports.pop() if len(ports) == 1 else None
 
     def services_of(self, pool: str) -> tuple[str, ...]:
