@@ -48,10 +48,6 @@ def _bonds(profile: Profile) -> bool:
     return any(net.bond is not None for net in profile.networks.values())
 
 
-def _kernel(profile: Profile) -> bool:
-    return bool(profile.kernel_services)
-
-
 _AGENT = "the hypervisor sees addresses and can shut the node down cleanly"
 
 NEEDS: tuple[Need, ...] = (
@@ -71,9 +67,6 @@ NEEDS: tuple[Need, ...] = (
          "VMware's network card is not in the kernel"),
     Need(everywhere("qemu-ga"), lambda p: p.platform == "kvm", _AGENT),
     Need(everywhere("open-vm-tools"), lambda p: p.platform == "vmware" and _x86(p), _AGENT),  # built for x86 only
-    Need(everywhere("keepalived"), _kernel, "keeps the kernel's virtual servers, and checks the servers behind them"),
-    Need(everywhere("kmod-nf-ipvs"), _kernel, "balances inside the kernel (topology nat, dr, tun)"),
-    Need(everywhere("ipvsadm"), _kernel, "shows what the kernel balances, and to which server"),
 )  # fmt: skip
 """What profiles need beyond their device's own packages."""
 
