@@ -17,8 +17,8 @@ from pathlib import Path
 import pytest
 
 import mirror
-from imagebuilder_fakes import PROFILE, workspace_folder
-from ndakit import terminal
+from imagebuilder_fakes import PROFILE, fake, workspace_folder
+from ndakit import builders, load, terminal
 from ndakit.builders import FetchOptions
 from ndakit.errors import InputError
 from ndakit.getting import fetch_imagebuilder
@@ -264,6 +264,40 @@ def test_a_build_with_a_read_only_cache_that_has_the_imagebuilder_works(place: P
     )
     assert done.returncode == 0, done.stderr
     assert "built in" in done.stdout
+
+
+MAKE = """#!{python}
+import os, sys, urllib.request
+try:
+    urllib.request.urlopen("{url}/.versions.json", timeout=5).read()
+    said = "reached"
+except OSError as cause:
+    said = f"refused {{cause}}"
+with open({log!r}, "a") as log:
+    log.write(said + "\\n")
+os.execv("/usr/bin/make", ["make", *sys.argv[1:]])
+"""
+
+
+@pytest.mark.parametrize(("offline", "says"), [(True, "refused"), (False, "reached")])
+def test_an_offline_builds_package_manager_reaches_nobody(
+    offline: bool, says: str, place: Place, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    log = tmp_path / "reached"
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "bin/make").write_text(MAKE.format(python=sys.executable, url=place.server.url, log=str(log)))
+    (tmp_path / "bin/make").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}:{os.environ['PATH']}")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(place.cache))
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+    workspace = Workspace.at(place.root)
+    profile = load.load(workspace, "bakery").profile
+    folder = fake(tmp_path / "imagebuilder")
+    builder = builders.choose("openwrt", folder, workspace, profile, FetchOptions(offline=offline))
+    (tmp_path / "build").mkdir()
+    with builder.provide(builders.Job(profile, tmp_path / "build", tmp_path / "log")) as driver:
+        assert driver.info.target == "x86/64"
+    assert log.read_text().splitlines()[0].startswith(says)
 
 
 # -- what is shown -----------------------------------------------------------------------------------------------------

@@ -13,7 +13,7 @@ import re
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import ClassVar, Literal, Protocol
 
@@ -190,9 +190,13 @@ class OpenWrtBuilder:
     kind: ClassVar[Kind] = "openwrt"
     warning: ClassVar[str | None] = None
 
-    def __init__(self, folder: Path, fetched: fetching.Fetched | None = None) -> None:
-        """`fetched` says what is known of the folder's archive. Raises ImageBuilderBroken for a folder that is none."""
+    def __init__(self, folder: Path, fetched: fetching.Fetched | None = None, *, offline: bool = False) -> None:
+        """`fetched` says what is known of the folder's archive; `offline` keeps its package manager from the network.
+
+        Raises ImageBuilderBroken for a folder that is none.
+        """
         self._fetched = fetched
+        self._offline = offline
         self._folder = folder.expanduser().absolute()
         for name in ("Makefile", ".config", "include", "staging_dir"):
             if not (self._folder / name).exists():
@@ -239,7 +243,9 @@ class OpenWrtBuilder:
         kept = cache() / "openwrt" / f"{job.profile.release}-{job.profile.target.replace('/', '-')}"
         ibtree.merge_packages(kept, target / "dl")
         release, origin = job.profile.release, self._folder
-        yield ImageBuilder(target, release, log=job.log, on_line=job.on_line, memory=memory, origin=origin)
+        yield ImageBuilder(
+            target, release, log=job.log, on_line=job.on_line, memory=memory, origin=origin, offline=self._offline
+        )
         with contextlib.suppress(OSError):  # a cache that cannot take them costs the next build a download
             ibtree.merge_packages(target / "dl", kept)
 
@@ -266,13 +272,12 @@ def choose(
         return LabBuilder(workspace)
     if kind == "openwrt":
         if folder is not None:
-            if fetch.given():
-                raise BuilderContradiction(
-                    fetch.given(), "with --imagebuilder nothing is fetched", f"leave {fetch.given()} out"
-                )
-            return OpenWrtBuilder(folder)
+            given = replace(fetch, offline=False).given()
+            if given:
+                raise BuilderContradiction(given, "with --imagebuilder nothing is fetched", f"leave {given} out")
+            return OpenWrtBuilder(folder, offline=fetch.offline)
         fetched = fetching.get(profile.release, profile.target, fetch.origin(workspace), events)
-        return OpenWrtBuilder(fetched.folder, fetched)
+        return OpenWrtBuilder(fetched.folder, fetched, offline=fetch.offline)
     raise BuilderUnknown(kind)
 
 

@@ -28,6 +28,11 @@ QUERY_TIMEOUT_S = 900.0
 SPARE_MIB = 16
 _UMASK = 0o022  # the ImageBuilder demands it: modes of folders it makes end up in the image
 
+# opkg downloads with wget, apk by itself; both go through the proxy that is named here, where nobody listens (port 9 is
+# "discard"). file:// feeds need no proxy.
+_NOBODY = "http://127.0.0.1:9"
+_NO_NETWORK = {"http_proxy": _NOBODY, "https_proxy": _NOBODY, "ftp_proxy": _NOBODY, "no_proxy": ""}
+
 
 class ImageBuilderBroken(InputError):
     """A folder that is no ImageBuilder, or one that lost something on the way."""
@@ -118,7 +123,8 @@ class ImageBuilder:
     """A private ImageBuilder folder for one release.
 
     `log` gets everything that is said; `on_line` is called with each line while it runs; `memory` is where installed
-    packages and answers of this very ImageBuilder are kept; `origin` is what errors name, where this is a copy of it.
+    packages and answers of this very ImageBuilder are kept; `origin` is what errors name, where this is a copy of it;
+    `offline` keeps its package manager from the network.
     """
 
     def __init__(
@@ -130,6 +136,7 @@ class ImageBuilder:
         on_line: Callable[[str], None] | None = None,
         memory: ibmemory.Memory | None = None,
         origin: Path | None = None,
+        offline: bool = False,
     ) -> None:
         self.root = ibrequest.usable_path(root)
         self.release = release
@@ -137,6 +144,7 @@ class ImageBuilder:
         self._on_line = on_line
         self._memory = memory
         self._origin = origin or root
+        self._env = _NO_NETWORK if offline else {}
         check_release(root, release)
 
     @functools.cached_property
@@ -350,6 +358,7 @@ class ImageBuilder:
             [str(setpriv), "--pdeathsig", "TERM", "--", *argv],
             timeout_s=timeout_s,
             cwd=self.root,
+            env=self._env,
             log=self.log,
             check=False,
             on_line=self._on_line,

@@ -21,7 +21,7 @@ from ndakit.errors import NdakitError
 
 PROFILE_HELP = "profile's name (profiles/NAME.yaml) or path to its file"
 NODE_HELP = "only this node (default: all)"
-OFFLINE_HELP = "openwrt: take the ImageBuilder from the cache, open no connection for it"
+OFFLINE_HELP = "openwrt: no network; the ImageBuilder and the packages come from the cache"
 MIRROR_HELP = "openwrt: download address instead of OpenWrt's own (several: comma; also NDAKIT_MIRROR)"
 CHECKSUM_HELP = "openwrt: the ImageBuilder archive's SHA-256, instead of a signature"
 
