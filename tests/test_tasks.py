@@ -47,6 +47,7 @@ def test_every_task_has_help(workspace: Path) -> None:
         "render",
         "fetch",
         "build",
+        "lock",
         "boot",
         "verify",
         "demo",

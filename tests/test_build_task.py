@@ -1,0 +1,143 @@
+"""`./inv build` for several profiles as a user runs it: lines, table, JSON, exit codes, Ctrl-C."""
+
+from __future__ import annotations
+
+import json
+import os
+import pty
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+
+from imagebuilder_fakes import PROFILE, fake
+from ndakit.buildall import Outcome
+from ndakit.buildshow import summary
+from ndakit.errors import BuildError
+from test_pipeline import processes_below, wait_for
+from test_tasks import ROOT, inv
+
+ONE_NODE = PROFILE.replace("  lb2: {addresses: {lan: 192.168.0.12}}\n", "")
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+
+
+@pytest.fixture
+def workspace(tmp_path: Path) -> Path:
+    """A workspace with two profiles."""
+    (tmp_path / "ws/profiles").mkdir(parents=True)
+    for name in ("one", "two"):
+        (tmp_path / f"ws/profiles/{name}.yaml").write_text(ONE_NODE.replace("name: bakery", f"name: {name}"))
+    return tmp_path / "ws"
+
+
+def words(folder: Path) -> tuple[str, ...]:
+    return ("--builder", "openwrt", "--imagebuilder", str(folder))
+
+
+def test_all_profiles_are_built_with_lines_a_summary_and_the_worst_exit_code(workspace: Path, tmp_path: Path) -> None:
+    (workspace / "profiles/broken.yaml").write_text("name: broken\n")
+    done = inv(workspace, "build", "--all", "-j", "2", *words(fake(tmp_path / "ib")))
+    assert done.returncode == 2, done.stdout + done.stderr
+    assert "one/lb1: there is no image yet" in done.stdout
+    assert "3 profiles in " in done.stdout
+    assert done.stdout.rstrip().endswith("2 built, 0 up to date, 1 failed")
+    assert "profiles/broken.yaml" in done.stderr
+    assert (workspace / "images/one/lb1/SHA256SUMS").is_file()
+    assert not (workspace / "images/broken").exists()
+
+
+def test_named_profiles_are_built_and_json_is_all_there_is_on_standard_output(workspace: Path, tmp_path: Path) -> None:
+    done = inv(workspace, "build", "one,two", "--json", *words(fake(tmp_path / "ib")))
+    facts = json.loads(done.stdout)
+    assert done.returncode == 0
+    assert [(f["profile"], [n["built"] for n in f["nodes"]], f["errors"]) for f in facts] == [
+        ("one", [True], []), ("two", [True], []),
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("line", "told"),
+    [
+        (("build", "one", "--all"), "profiles were named, and all are asked for"),
+        (("build", "one,two", "--node", "lb1"), "a node was named, and several profiles are to be built"),
+        (("build", "one", "--locked"), "there is no lock file"),
+        (("build",), "did not receive required positional arguments"),
+    ],
+)
+def test_what_does_not_go_together_is_exit_2(line: tuple[str, ...], told: str, workspace: Path) -> None:
+    done = inv(workspace, *line)
+    assert done.returncode == 2
+    assert told in done.stderr
+    assert not (workspace / "images").exists()
+
+
+def test_a_workspace_without_profiles_has_nothing_to_build(tmp_path: Path) -> None:
+    (tmp_path / "profiles").mkdir()
+    done = inv(tmp_path, "build", "--all")
+    assert done.returncode == 2
+    assert "there is nothing to build" in done.stderr
+
+
+def test_why_of_all_profiles_is_exit_0_and_builds_nothing(workspace: Path, tmp_path: Path) -> None:
+    done = inv(workspace, "build", "--all", "--why", *words(fake(tmp_path / "ib")))
+    assert done.returncode == 0
+    assert done.stdout.count("would be built") == 2
+    assert not (workspace / "images").exists()
+
+
+def test_ctrl_c_ends_all_builds_with_130_and_leaves_nothing(workspace: Path, tmp_path: Path) -> None:
+    argv = [str(ROOT / "inv"), "build", "--all", "-j", "2", *words(fake(tmp_path / "ib", mode="sleep"))]
+    with subprocess.Popen(
+        argv, cwd=workspace, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, preexec_fn=_interruptible
+    ) as run:
+        logs = [workspace / f".ndakit/log/build/{name}-lb1.log" for name in ("one", "two")]
+        wait_for(lambda: all(log.is_file() and "Installing" in log.read_text() for log in logs), 40)
+        started_s = time.monotonic()
+        run.send_signal(signal.SIGINT)
+        _, err = run.communicate(timeout=30)
+    assert run.returncode == 130, err
+    assert time.monotonic() - started_s < 15
+    assert "Traceback" not in err
+    assert processes_below(workspace) == []
+    assert not (workspace / "images/one/lb1").exists()
+    assert list((workspace / ".ndakit/scratch").iterdir()) == []
+
+
+def _interruptible() -> None:
+    """Started in the background, a shell's children ignore Ctrl-C; ours must hear it wherever the tests run."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def test_on_a_terminal_there_is_a_live_table_and_the_summary_stays(workspace: Path, tmp_path: Path) -> None:
+    ours, theirs = pty.openpty()
+    argv = [str(ROOT / "inv"), "build", "--all", *words(fake(tmp_path / "ib"))]
+    env = {**os.environ, "TERM": "xterm", "COLUMNS": "100"}
+    with subprocess.Popen(argv, cwd=workspace, stdout=theirs, stderr=subprocess.DEVNULL, env=env) as run:
+        os.close(theirs)
+        seen = b""
+        while True:
+            try:
+                seen += os.read(ours, 65536)
+            except OSError:  # Linux says EIO when the other end is closed
+                break
+        assert run.wait(60) == 0
+    os.close(ours)
+    text = seen.decode(errors="replace")
+    assert "of 2 profiles" in text
+    assert "building" in text
+    assert "2 built, 0 up to date, 0 failed" in text.rsplit("\x1b[", 1)[-1]
+
+
+def test_the_summary_has_a_line_for_every_profile() -> None:
+    failed = Outcome("bad", (), BuildError("no room\nat all", where="x", fix="y"), 3.0)
+    lines = summary([Outcome("good", (), None, 0.25), failed], 3.1).splitlines()
+    assert lines == [
+        "good  250 ms  up to date", "bad   3.0 s   failed: no room", "",
+        "2 profiles in 3.1 s: 0 built, 1 up to date, 1 failed",
+    ]  # fmt: skip
