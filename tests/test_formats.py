@@ -318,6 +318,17 @@ def test_the_first_disk_is_booted_on_its_platforms_controller(
     assert (first.firmware, last.firmware) == ("bios", "efi")
 
 
+@pytest.mark.parametrize(("device", "firmware"), [("x86", "bios"), ("x86-64", "efi"), ("armsr-armv8", "efi")])
+def test_the_last_node_is_booted_by_efi_if_its_machine_has_the_same_bits(
+    device: str, firmware: str, tmp_path: Path
+) -> None:
+    text = PROFILE.replace("image: {rootfs_mib: 64}", f"device: {device}\nimage: {{formats: [qcow2]}}")
+    loaded = load.load(Workspace.at(workspace_folder(tmp_path / "ws", text)), "bakery")
+    built = Artifact(tmp_path, _record((ImageFile("x.qcow2", "k", "f", 1, "", 1, format="qcow2"),)))
+    (image,) = booting.boot_images(loaded.profile, {"lb2": built}).values()
+    assert (image.firmware, image.format) == (firmware, "qcow2")
+
+
 def _record(files: tuple[ImageFile, ...]) -> Record:
     class Only:
         images = files

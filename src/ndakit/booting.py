@@ -58,12 +58,13 @@ def images_of(workspace: Workspace, loaded: Loaded, nodes: Sequence[str]) -> dic
 def boot_images(profile: Profile, built: dict[str, Artifact]) -> dict[str, BootImage]:
     """How each node is booted: the first disk of image.formats, on its platform's kind of controller.
 
-    An efi image boots both ways, so the last node takes EFI and the others BIOS.
+    An efi image boots both ways, so the last node takes EFI and the others BIOS; the EFI of virtual machines has 64
+    bits, so images of 32 bits are all booted by BIOS.
     """
     if profile.target in _BOARDS:
         return {n: _board_image(profile.target, a) for n, a in built.items()}
     last = tuple(built)[-1]
-    efi = profile.image.firmware == "efi"
+    efi = profile.image.firmware == "efi" and profile.target != "x86/generic"
     bus = _BUSES[profile.platform]
     return {
         n: BootImage(a.image, "efi" if efi and n == last else "bios", _FORMATS[a.first.format], bus)
@@ -75,7 +76,8 @@ def _board_image(target: str, built: Artifact) -> BootImage:
     """How an image for ARM is booted: by EFI, or, one for flash, taken apart. Raises NotBootable."""
     architecture, memory_mib = _BOARDS[target]
     if target.startswith("armsr/"):
-        return BootImage(built.image, "efi", architecture=architecture, memory_mib=memory_mib)
+        format_ = _FORMATS[built.first.format]
+        return BootImage(built.image, "efi", format_, architecture=architecture, memory_mib=memory_mib)
     files = flashboot.take_apart(built.image)
     return BootImage(
         files.disk, "bios", architecture=architecture, memory_mib=memory_mib, kernel=files.kernel, initrd=files.initrd,
