@@ -46,6 +46,11 @@ def test_a_sysupgrade_image_is_read_to_its_files_and_metadata(tmp_path: Path) ->
     assert facts.supported == ("seagate,dockstar", "dockstar")
 
 
+def test_metadata_is_found_before_a_signature(tmp_path: Path) -> None:
+    data = made.sysupgrade(KERNEL, FILES)
+    assert inspect(written(tmp_path, data + made.signature(data)), DEVICE).supported[0] == "seagate,dockstar"
+
+
 def ubinize(folder: Path, *words: str, files: dict[str, bytes]) -> Path:
     """A UBI image by mtd-utils' own program, with the command line of OpenWrt's build for this device."""
     done = subprocess.run(

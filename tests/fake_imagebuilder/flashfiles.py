@@ -80,6 +80,12 @@ def trailer(before: bytes, facts: object) -> bytes:
     return data + struct.pack(">4sIB3xI", b"FWx0", crc(before + data), 1, len(data) + 16)
 
 
+def signature(before: bytes) -> bytes:
+    """A signature behind metadata, as builds with a key of their own have it; without the two words of a header."""
+    data = b"ucert"
+    return data + struct.pack(">4sIB3xI", b"FWx0", crc(before + data), 0, len(data) + 16)
+
+
 def sysupgrade(
     kernel_image: bytes,
     root: bytes,
