@@ -44,8 +44,8 @@ class PackagesMissing(BuildError):
             )
         else:
             fix = (
-                "in image.packages write the name that this release uses, or put the package into the workspace's packages/;"
-                " what ndakit itself asks for must be in the ImageBuilder's feeds or there"
+                "in image.packages write the name that this release uses, or put the package into the workspace's"
+                " packages/; what ndakit itself asks for must be in the ImageBuilder's feeds or there"
             )
         super().__init__(
             f"no such package in this release: {', '.join(missing)}" + (f" ({hints})" if hints else ""),
