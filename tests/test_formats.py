@@ -290,6 +290,20 @@ def test_another_format_makes_an_image_stale_and_is_named(tmp_path: Path, monkey
     assert "image.formats: img → img vdi" in plan.reasons
 
 
+def test_instructions_that_would_read_differently_make_an_image_stale(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    build(tmp_path, "img", monkeypatch)
+    workspace = Workspace.at(tmp_path / "ws")
+    builder = builders.OpenWrtBuilder(tmp_path / "ib")
+    assert pipeline.plan(workspace, load.load(workspace, "bakery"), "lb1", builder).up_to_date
+    own = tmp_path / "ws/templates/beside/FLASH.md.j2"
+    own.parent.mkdir(parents=True)
+    own.write_text("{{ header | comment }}: ask the network team\n")
+    plan = pipeline.plan(workspace, load.load(workspace, "bakery"), "lb1", builder)
+    assert plan.reasons == ("FLASH.md would read differently now",)
+
+
 @pytest.mark.parametrize(
     ("platform", "formats", "format_", "bus"),
     [

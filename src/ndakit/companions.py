@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ndakit import render
-from ndakit.artifacts import ImageFile
+from ndakit.artifacts import Artifact, ImageFile
 from ndakit.lab_plan import cards
 from ndakit.model import Profile
 from ndakit.model.capacity import capacity_of
@@ -200,6 +200,19 @@ def texts(
         name: render.single(templates, f"beside/{template}", subject, {"vm": machine}).content.decode()
         for name, template in sorted(found.items())
     }
+
+
+def outdated(profile: Profile, node: str, built: Artifact, templates: Sequence[Path]) -> list[str]:
+    """Which texts beside an image would read differently now, in words. Raises TemplateBroken."""
+    now = texts(profile, node, built.record.images, built.record.warning, templates)
+    return [f"{name} would read differently now" for name, text in now.items() if _read(built.folder / name) != text]
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_text()
+    except OSError:
+        return ""
 
 
 def unpacked(name: str) -> str:

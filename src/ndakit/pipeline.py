@@ -120,6 +120,7 @@ def plan(workspace: Workspace, loaded: Loaded, node: str, builder: Builder, *, l
         if there.record.id != artifacts.identity(inputs):
             reasons += changes.changes(there.record, inputs, sources) or ["what the image is made of changed"]
         reasons += pinning.stale(loaded, builder.kind, there.record, locked=locked)
+        reasons = reasons or companions.outdated(loaded.profile, node, there, workspace.templates)
     return Plan(node, not reasons, tuple(reasons), inputs, sources, tree, local)
 
 
