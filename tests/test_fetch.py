@@ -263,7 +263,18 @@ def test_what_was_pinned_by_hand_serves_only_whoever_pins_it(place: Place) -> No
     with pytest.raises(fetcherrors.OfflineMissing, match=f"--checksum {place.sha256}"):
         place.fetch(offline=True)
     assert place.fetch(offline=True, checksum=place.sha256).sha256 == place.sha256
+    place.server.asked.clear()
     assert place.fetch().verified_by.startswith("usign key")
+    assert place.asked() == ["sha256sums", "sha256sums.sig"]  # the archive itself is there
+
+
+def test_a_spoilt_entry_of_the_cache_is_made_again(place: Place) -> None:
+    found = place.fetch()
+    for text in ("", "[]", '{"format": 99}'):
+        (place.base / found.sha256[:16] / "verified.json").write_text(text)
+        with pytest.raises(fetcherrors.OfflineMissing):
+            place.fetch(offline=True)
+        assert place.fetch().folder == found.folder
 
 
 def test_another_pinned_checksum_is_refused_before_the_download(place: Place) -> None:

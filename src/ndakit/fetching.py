@@ -147,18 +147,24 @@ def get(release: Release, target: str, origin: Origin, events: Events = ignore) 
 # -- the cache ---------------------------------------------------------------------------------------------------------
 
 
-def _entries(wanted: _Wanted) -> Iterator[tuple[Path, dict[str, Any]]]:
-    """The entries that serve: vouched for by the pinned checksum, or without one by a signature; newest first."""
+def _known(wanted: _Wanted) -> Iterator[tuple[Path, dict[str, Any]]]:
+    """Every entry's folder and facts, the newest first; what cannot be read is none."""
     found: list[tuple[int, Path, dict[str, Any]]] = []
     for path in wanted.base.glob("*/verified.json"):
-        with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+        with contextlib.suppress(OSError, ValueError):
             facts = json.loads(path.read_text())
-            pin = wanted.origin.checksum
-            serves = facts["sha256"] == pin if pin else not facts["pinned"]
-            if facts["format"] == _FORMAT and serves:
+            if isinstance(facts, dict) and facts.get("format") == _FORMAT:
                 found.append((path.stat().st_mtime_ns, path.parent, facts))
     for _, folder, facts in sorted(found, key=lambda entry: entry[0], reverse=True):
         yield folder, facts
+
+
+def _entries(wanted: _Wanted) -> Iterator[tuple[Path, dict[str, Any]]]:
+    """The entries that serve: vouched for by the pinned checksum, or without one by a signature."""
+    pin = wanted.origin.checksum
+    for folder, facts in _known(wanted):
+        if facts["sha256"] == pin if pin else not facts["pinned"]:
+            yield folder, facts
 
 
 def _cached(wanted: _Wanted) -> Fetched | None:
@@ -176,13 +182,13 @@ def _unpacked(wanted: _Wanted) -> Fetched | None:
         if not path.is_file():
             continue
         if file_sha256(path) == facts["sha256"]:
-            return _unpack(wanted, path, facts["sha256"], facts["verified_by"], fresh=False)
+            return _unpack(wanted, path, facts["sha256"], facts["verified_by"])
         wanted.events(Warned("", f"{path} has changed since it was verified; it is thrown away"))
         path.unlink()
     return None
 
 
-def _unpack(wanted: _Wanted, path: Path, sha256: str, verified_by: str, *, fresh: bool) -> Fetched:
+def _unpack(wanted: _Wanted, path: Path, sha256: str, verified_by: str) -> Fetched:
     """Unpack a verified archive, look whether it is what was asked for, and only then give it its place."""
     with (
         _step(wanted.events, "unpack", f"unpacking {path.name}"),
@@ -200,7 +206,7 @@ def _unpack(wanted: _Wanted, path: Path, sha256: str, verified_by: str, *, fresh
             top.rename(into / _stem(path.name))
         os.sync()  # or a power failure soon after could leave empty files under a name that says "whole"
         swap_folder(into, path.parent / "unpacked")
-    return Fetched(path.parent / "unpacked" / _stem(path.name), path.name, sha256, verified_by, fresh)
+    return Fetched(path.parent / "unpacked" / _stem(path.name), path.name, sha256, verified_by)
 
 
 def _check_contents(wanted: _Wanted, top: Path, path: Path) -> None:
@@ -224,11 +230,32 @@ def _check_contents(wanted: _Wanted, top: Path, path: Path) -> None:
 
 def _fetched(wanted: _Wanted) -> Fetched:
     if wanted.origin.offline:
-        pins = [json.loads(p.read_text())["sha256"] for p in sorted(wanted.base.glob("*/verified.json"))]
+        pins = [facts["sha256"] for _, facts in _known(wanted)]
         raise fetcherrors.OfflineMissing(wanted.release, wanted.target, wanted.base, pins, wanted.origin.checksum)
     listed = _listed(wanted)
-    path = _downloaded(wanted, listed)
-    return _unpack(wanted, path, listed.sha256, listed.verified_by, fresh=True)
+    folder = wanted.base / listed.sha256[:16]
+    path = folder / listed.name
+    there = path.is_file() and file_sha256(path) == listed.sha256  # as when it was pinned by hand before
+    mirror = listed.mirrors[0] if there else _downloaded(wanted, listed)
+    facts = {
+        "format": _FORMAT,
+        "archive": listed.name,
+        "sha256": listed.sha256,
+        "release": str(wanted.release),
+        "target": wanted.target,
+        "verified_by": listed.verified_by,
+        "pinned": wanted.origin.checksum is not None,
+        "mirror": download.shown(mirror),
+    }
+    # The facts come first: an archive is never there without them, and facts without an archive serve nobody.
+    write_atomic(folder / "verified.json", json.dumps(facts, indent=2).encode())
+    if not there:
+        _partial(wanted, listed).replace(path)
+        for left in wanted.base.glob("*.partial*"):
+            left.unlink()
+    # What is unpacked already may be in use by another build, and is of the same archive.
+    found = _cached(wanted) or _unpack(wanted, path, listed.sha256, listed.verified_by)
+    return replace(found, fresh=not there)
 
 
 def _listed(wanted: _Wanted) -> _Listed:
@@ -291,36 +318,22 @@ def _entry(wanted: _Wanted, listing: str, where: str) -> tuple[str, str]:
     raise fetcherrors.ListingWithout(where, len(fitting))
 
 
-def _downloaded(wanted: _Wanted, listed: _Listed) -> Path:
-    """The archive in its place, vouched for."""
-    partial = wanted.base / f"{listed.sha256[:16]}.partial"
-    folder = wanted.base / listed.sha256[:16]
+def _partial(wanted: _Wanted, listed: _Listed) -> Path:
+    return wanted.base / f"{listed.sha256[:16]}.partial"
+
+
+def _downloaded(wanted: _Wanted, listed: _Listed) -> str:
+    """Have the archive in its partial file, with the right checksum; the mirror that it is from."""
     for place, mirror in enumerate(listed.mirrors):
         try:
             with _step(wanted.events, "download", f"downloading {listed.name} from {download.shown(mirror)}"):
-                _exactly(wanted, f"{wanted.folder_url(mirror)}/{listed.name}", partial, listed)
-            break
+                _exactly(wanted, f"{wanted.folder_url(mirror)}/{listed.name}", _partial(wanted, listed), listed)
+            return mirror
         except (MirrorFailed, VerificationFailed) as error:
             if place + 1 == len(listed.mirrors):
                 raise
             wanted.events(Warned("", f"{error.what} ({error.where}); trying the next mirror"))
-    facts = {
-        "format": _FORMAT,
-        "archive": listed.name,
-        "sha256": listed.sha256,
-        "size_bytes": partial.stat().st_size,
-        "release": str(wanted.release),
-        "target": wanted.target,
-        "verified_by": listed.verified_by,
-        "pinned": wanted.origin.checksum is not None,
-        "mirror": download.shown(mirror),
-    }
-    # The facts come first: an archive is never there without them, and facts without an archive serve nobody.
-    write_atomic(folder / "verified.json", json.dumps(facts, indent=2).encode())
-    partial.replace(folder / listed.name)
-    for left in wanted.base.glob("*.partial*"):
-        left.unlink()
-    return folder / listed.name
+    raise AssertionError("the last mirror returns or raises")
 
 
 def _exactly(wanted: _Wanted, url: str, partial: Path, listed: _Listed) -> None:
