@@ -118,6 +118,13 @@ def images(profile: Profile) -> Iterator[Finding]:
             "device-too-new", f"OpenWrt {release} has no target {profile.target}", ("device",),
             "use release 23.05 or later", other=RELEASE,
         )  # fmt: skip
+    if profile.target.startswith("armvirt/"):
+        what = "is called armsr" if release.armsr else "makes kernels and root file systems, and no disks"
+        bits = "armsr-armv8" if profile.target == "armvirt/64" else "armsr-armv7"
+        yield error(
+            "device-renamed", f"the target armvirt of OpenWrt {release} {what}", ("device",),
+            f"write device: {bits}" + ("" if release.armsr else ", and use release 23.05 or later"), other=RELEASE,
+        )  # fmt: skip
 
 
 RULES: tuple[Callable[[Profile], Iterator[Finding]], ...] = (ssh_keys, links, egress, balance, images)
