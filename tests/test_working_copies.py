@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import os
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -239,3 +241,38 @@ def test_folder_umask_locale_time_zone_and_time_decide_nothing(
 
 def _memory(base: Path, fingerprint: str, real: type[ibmemory.Memory] = ibmemory.Memory) -> ibmemory.Memory:
     return real(fingerprint, base=base)
+
+
+FULL = """\
+import sys
+from pathlib import Path
+from ndakit import artifacts, builders, load, pipeline
+from ndakit.errors import NdakitError
+from ndakit.workspace import Workspace
+
+workspace = Workspace.at(Path(sys.argv[1]))
+builder = builders.OpenWrtBuilder(Path(sys.argv[2]))
+builder.space_mib = lambda profile: 0  # as if others took the space only now
+try:
+    pipeline.build(workspace, load.load(workspace, "bakery"), ["lb1"], builder)
+    print("built")
+except NdakitError as error:
+    print(type(error).__name__, (workspace.images / "bakery/lb1").exists(), *(workspace.state / "scratch").glob("*"))
+"""
+
+
+@pytest.mark.parametrize("size_kib", [120, 240, 400])
+def test_a_disk_that_gets_full_in_the_middle_leaves_nothing_that_looks_good(size_kib: int, tmp_path: Path) -> None:
+    """On a file system of this size, in a namespace of its own; then the same command with room for it."""
+    text = workspace_folder(tmp_path / "ws") / "profiles/bakery.yaml"
+    source, small = fake(tmp_path / "ib"), tmp_path / "small"
+    small.mkdir()
+    build_here = f'"$1" -c "$2" "{small}" "{source}"'
+    line = (
+        f'mount -t tmpfs -o size={size_kib}k tmpfs "{small}" && mkdir "{small}/profiles" &&'
+        f' cp "{text}" "{small}/profiles/" && {build_here};'
+        f' mount -o remount,size=64m "{small}" && {build_here}'
+    )
+    words = ["unshare", "--map-root-user", "--mount", "sh", "-c", line, "sh", sys.executable, FULL]
+    done = subprocess.run(words, capture_output=True, text=True, timeout=60, check=False)
+    assert done.stdout.splitlines() == ["DiskFull False", "built"], done.stdout + done.stderr
