@@ -64,7 +64,7 @@ def boot_images(profile: Profile, built: dict[str, Artifact]) -> dict[str, BootI
     if profile.target in _BOARDS:
         return {n: _board_image(profile.target, a) for n, a in built.items()}
     last = tuple(built)[-1]
-    efi = profile.image.firmware == "efi" and profile.target != "x86/generic"
+    efi = profile.image.firmware == "efi" and profile.target == "x86/64"
     bus = _BUSES[profile.platform]
     return {
         n: BootImage(a.image, "efi" if efi and n == last else "bios", _FORMATS[a.first.format], bus)

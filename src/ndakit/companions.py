@@ -224,6 +224,7 @@ def _machine(profile: Profile, node: str, images: Sequence[ImageFile], warning: 
     of = f" ({profile.customer})" if profile.customer else ""
     kind = ", a lab image: for testing only" if warning else ""
     efi = profile.image.firmware == "efi"
+    efi32 = efi and profile.target.startswith("x86/") and profile.target != "x86/64"
     addresses = next(iter(profile.nodes[node].addresses.values()))
     return Machine(
         hostname=profile.hostname(node),
@@ -231,8 +232,8 @@ def _machine(profile: Profile, node: str, images: Sequence[ImageFile], warning: 
         warning=warning or "",
         platform=profile.platform,
         target=profile.target,
-        firmware="efi" if efi and profile.target != "x86/generic" else "bios",
-        efi32=efi and profile.target == "x86/generic",
+        firmware="efi" if efi and not efi32 else "bios",
+        efi32=efi32,
         memory_mib=capacity_of(profile).memory_mib,
         address=str(addresses[0]),
         files=tuple(images),
