@@ -341,7 +341,7 @@ def _record(
                 sha256=i.sha256,
                 disk_bytes=i.disk.disk_bytes if i.disk else None,
                 root_capacity_bytes=i.disk.root_capacity if i.disk else None,
-                root_used_bytes=i.disk.root_payload if i.disk else None,
+                root_used_bytes=i.disk.root_payload if i.disk else i.flash.root_bytes if i.flash else None,
                 mtime_ns=i.path.stat().st_mtime_ns,
             )
             for i in built.images
