@@ -49,9 +49,7 @@ def pair(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pair]:
         yield found
 
 
-@pytest.mark.parametrize(
-    "name", ["daemons/lb1", "daemons/lb2", "firewall/lan", "failover/connections-lan", "quiet/lb1", "quiet/lb2"]
-)
+@pytest.mark.parametrize("name", ["daemons/lb1", "daemons/lb2", "firewall/lan", "failover/connections-lan"])
 def test_the_claim_holds(pair: Pair, name: str) -> None:
     outcome = pair.outcome(name)
     assert outcome.ok, f"{outcome.figure}: {outcome.detail}"
