@@ -12,7 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from ndakit import bench_build, builders, lab_host, load, pipeline, process, render, terminal
+from ndakit import bench_all, bench_build, builders, lab_host, load, pipeline, process, render, terminal
 from ndakit.booting import boot_images, images_of
 from ndakit.claims.failover import poll_target
 from ndakit.figures import Add, Figure, timed
@@ -54,6 +54,7 @@ def bench(workspace: Workspace, *, runs: int, json: Path | None) -> int:
         _bench_render(private, add)
         _bench_build(private, add)
         bench_build.bench(private, BASE, add)
+        bench_all.bench(private, BASE, add)
         for advert_s in ADVERTS_S if runs else ():
             gaps = _bench_failover(private, advert_s, runs)
             samples[f"gap_ms_at_{advert_s:g}_s"] = gaps
