@@ -155,7 +155,7 @@ def test_without_gpg_the_message_says_that_it_would_help(
 
 def test_the_key_to_import_is_named_for_a_release_signed_by_gpg_alone(signers: Callable[..., Signer]) -> None:
     believed = trust.keys_for(Release.parse("25.12.5"))
-    with pytest.raises(trust.SignatureUntrusted, match="gpg --recv-keys") as caught:
+    with pytest.raises(trust.SignatureUntrusted, match="gpg --import FILE") as caught:
         trust.verify(LISTING, only(signers().sign(LISTING)), believed, "here")
     assert "8A8BC12F46B836C0F9CDB36F1D53D1877742E911" in caught.value.fix
 

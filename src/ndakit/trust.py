@@ -65,6 +65,7 @@ class SignatureUntrusted(VerificationFailed):
         )
 
 
+_KEYRING = "gpg/ of https://github.com/openwrt/keyring"
 _PIN = "get the archive's SHA-256 from a source you trust and pin it: --checksum SHA256"
 
 
@@ -152,5 +153,5 @@ def _advice(keys: Keys, *, gpg: bool) -> str:
     )
     if gpg and keys.gpg_fingerprints:
         prints = " or ".join(sorted(keys.gpg_fingerprints))
-        return f"{put}, or import the GPG key {prints} into your keyring (gpg --recv-keys)"
+        return f"{put}, or into your keyring (gpg --import FILE): the GPG key {prints}, from {_KEYRING}"
     return put
