@@ -220,3 +220,18 @@ def test_an_ipv6_address_is_bracketed_where_a_port_could_follow(tmp_path: Path) 
     text = texts(tmp_path, "img", *changes)["FLASH.md"]
     assert "root@[2001:db8::11]:/tmp/" in text
     assert "ssh root@2001:db8::11 " in text
+
+
+def test_a_device_with_flash_is_told_which_file_is_written_how(tmp_path: Path) -> None:
+    text = PROFILE.replace("image: {rootfs_mib: 64}", "device: dockstar")
+    workspace = Workspace.at(workspace_folder(tmp_path, text))
+    profile = load.load(workspace, "bakery").profile
+    names = {kind: f"openwrt-24.10.8-bakery-lb1-x-squashfs-{kind}.bin" for kind in ("factory", "sysupgrade")}
+    files = [ImageFile(name, kind, "squashfs", 1000, "ab" * 32) for kind, name in names.items()]
+    text = companions.texts(profile, "lb1", files, None, workspace.templates)["FLASH.md"]
+    assert set(re.findall(r"^## (.+)$", text, re.MULTILINE)) == {"On the device"} | ALWAYS
+    assert commands(text, "On the device")[-1] == f"ubiformat /dev/mtdN -y -f {names['factory']}"
+    update = "\n".join(commands(text, "Updating a node that runs"))
+    assert f"sysupgrade -n {names['sysupgrade']}" in update
+    assert names["factory"] not in update
+    assert "\n\n\n" not in text

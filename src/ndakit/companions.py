@@ -19,6 +19,7 @@ from ndakit.artifacts import Artifact, ImageFile
 from ndakit.lab_plan import cards
 from ndakit.model import Profile
 from ndakit.model.capacity import capacity_of
+from ndakit.model.check_device import FLASH_TARGETS
 from ndakit.model.check_image import DISK_TARGETS
 from ndakit.names import device_name
 
@@ -95,6 +96,12 @@ class Machine:
     def flash(self) -> bool:
         """True for devices that are flashed by their boot loader."""
         return not self.disks
+
+    @property
+    def ubi(self) -> ImageFile | None:
+        """The file with the whole content of the flash's UBI partition, where a device has that."""
+        ours = self.target.partition("/")[0] in FLASH_TARGETS
+        return next((f for f in self.files if ours and f.kind == "factory"), None)
 
     @property
     def kvm_disk(self) -> Disk | None:
