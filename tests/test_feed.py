@@ -228,6 +228,13 @@ def test_only_what_the_profile_asks_for_is_taken_with_what_it_needs_there(tmp_pa
     ]
 
 
+def test_a_dependency_that_is_a_path_is_not_looked_for(tmp_path: Path) -> None:
+    workspace = asking(tmp_path, "clock: add")
+    feeds.folder(tmp_path / "elsewhere", "gears")
+    ready(tmp_path / "packages", "clock", depends="libc, ../elsewhere/gears, *")
+    assert [one.name for one in chosen(workspace)] == ["clock"]
+
+
 def test_the_workspaces_own_folder_comes_before_the_shipped_one(tmp_path: Path) -> None:
     workspace = asking(tmp_path, "clock: add")
     feeds.folder(tmp_path / "shipped/packages", "clock", ("PKG_RELEASE:=3", "PKG_RELEASE:=9"))

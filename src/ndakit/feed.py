@@ -75,7 +75,7 @@ def choose(workspace: Workspace, loaded: Loaded, node: str) -> tuple[Local, ...]
     asked = set(queue)
     while queue:
         name = queue.pop(0)
-        if name in found:
+        if name in found or not packagefolder.NAME.fullmatch(name):  # what a package file depends on is not ours
             continue
         try:
             local = _find(workspace, profile, name)
