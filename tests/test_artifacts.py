@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import subprocess
@@ -23,7 +24,8 @@ def record(image: Path, **changes: object) -> Record:
     inputs = {"release": "24.10.8", "files": {"/etc/banner": "0644 abc"}}
     made = Record(
         id=artifacts.identity(inputs), inputs=inputs, profile="bakery", node="lb1", hostname="bakery-lb1",
-        release="24.10.8", target="x86/64", device="generic", builder="lab", imagebuilder="the lab's", source={"fingerprint": "f" * 64}, revision="r1",
+        release="24.10.8", target="x86/64", device="generic", builder="lab", imagebuilder="the lab's",
+        source={"fingerprint": "f" * 64}, revision="r1",
         warning="for testing only", argv=("make", "image"), overlay="d" * 64, packages={"haproxy": "3.0"}, lock={},
         images=(file,), sources={"profiles/bakery.yaml": "s" * 64}, warnings=("w",), tools={"ndakit": "0"},
         built_at="2026-01-01T00:00:00+00:00", elapsed_s=1.0, verify=("sha256sum -c SHA256SUMS",),
@@ -157,6 +159,28 @@ def test_a_crash_while_storing_leaves_the_old_image(tmp_path: Path, monkeypatch:
         stored(tmp_path, b"new")
     assert Artifact.load(tmp_path / "images/bakery/lb1").verify() == []
     assert (tmp_path / "images/bakery/lb1/x.img.gz").read_bytes() == b"old"
+
+
+@pytest.mark.parametrize("name", ["FLASH.md", "manifest", "record.json", "SHA256SUMS"])
+def test_a_full_disk_at_any_file_leaves_the_old_image(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    beside = {"FLASH.md": "how to\n"}
+    stored(tmp_path, b"old", beside)
+    write = Path.write_text
+
+    def full(path: Path, *args: str) -> int:
+        if path.name == name:
+            raise OSError(errno.ENOSPC, "No space left on device", str(path))
+        return write(path, *args)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "write_text", full)
+        with pytest.raises(OSError, match="No space"):
+            stored(tmp_path, b"new", beside)
+    again = Artifact.load(tmp_path / "images/bakery/lb1")
+    assert (again.verify(), again.image.read_bytes()) == ([], b"old")
+    assert stored(tmp_path, b"new", beside).verify() == []
 
 
 def test_an_image_reaches_another_disk_whole_past_leftovers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -77,6 +77,14 @@ def test_what_does_not_go_together_is_exit_2(line: tuple[str, ...], told: str, w
     assert not (workspace / "images").exists()
 
 
+def test_an_image_of_a_node_that_left_is_mentioned_and_kept(workspace: Path, tmp_path: Path) -> None:
+    (workspace / "images/one/lb9").mkdir(parents=True)
+    done = inv(workspace, "build", "one", *words(fake(tmp_path / "ib")))
+    assert done.returncode == 0
+    assert "images/one/lb9 is of a node that the profile no longer has" in done.stderr
+    assert (workspace / "images/one/lb9").is_dir()
+
+
 def test_a_workspace_without_profiles_has_nothing_to_build(tmp_path: Path) -> None:
     (tmp_path / "profiles").mkdir()
     done = inv(tmp_path, "build", "--all")

@@ -330,6 +330,28 @@ def test_a_killed_build_leaves_no_process_no_image_and_does_not_trip_the_next(pl
     assert place.scratch() == []
 
 
+@pytest.mark.parametrize("moment", ["before", "after"])
+def test_a_build_killed_while_it_stores_leaves_a_whole_image_or_none(moment: str, place: Place) -> None:
+    script = (
+        "import os, signal, sys; from pathlib import Path; from ndakit import artifacts, builders, load, pipeline;"
+        "from ndakit.workspace import Workspace; ws = Workspace.at(Path(sys.argv[1])); swap = artifacts.swap_folder;"
+        "end = lambda: os.kill(os.getpid(), signal.SIGKILL);"
+        "before = lambda *two: end(); after = lambda *two: (swap(*two), end());"
+        "artifacts.swap_folder = {'before': before, 'after': after}[sys.argv[3]];"
+        "pipeline.build(ws, load.load(ws, 'bakery'), ['lb1'], builders.OpenWrtBuilder(Path(sys.argv[2])))"
+    )
+    argv = [sys.executable, "-c", script, str(place.workspace.root), str(place.folder), moment]
+    assert subprocess.run(argv, check=False, timeout=60).returncode == -signal.SIGKILL
+    if moment == "before":
+        assert place.reasons() == ("there is no image yet",)
+    else:
+        assert Artifact.load(folder_of(place.workspace, "bakery", "lb1")).verify() == []
+        assert place.reasons() == ()
+    (result,) = place.build("lb1")
+    assert result.built is (moment == "before")
+    assert result.artifact.verify() == []
+
+
 def wait_for(condition: object, timeout_s: float = 10.0) -> None:
     assert callable(condition)
     end_s = time.monotonic() + timeout_s

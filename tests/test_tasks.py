@@ -160,6 +160,20 @@ def test_clean_removes_what_can_be_made_again_and_nothing_else(workspace: Path) 
     assert (workspace / "profiles/bakery.yaml").exists()
 
 
+def test_clean_gone_removes_only_what_belongs_to_no_profile_or_node(workspace: Path) -> None:
+    kept = ["images/bakery/lb1", "overlays/bakery/lb2", "images/broken/lb7"]
+    gone = ["images/bakery/lb9", "overlays/bakery/lb9", "images/former/lb1"]
+    for name in (*kept, *gone):
+        (workspace / name).mkdir(parents=True)
+    (workspace / "images/bakery/acceptance.json").write_text("{}")
+    (workspace / "profiles/broken.yaml").write_text("name: broken\n")
+    done = inv(workspace, "clean", "--gone")
+    assert done.returncode == 0, done.stderr
+    assert all((workspace / name).is_dir() for name in kept)
+    assert not any((workspace / name).exists() for name in gone)
+    assert (workspace / "images/bakery/acceptance.json").is_file()
+
+
 def test_colours_are_for_terminals_only(workspace: Path) -> None:
     done = inv(workspace, "check", "nothing-like-it", env={"FORCE_COLOR": "1"})
     assert "\033" not in done.stdout + done.stderr

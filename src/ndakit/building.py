@@ -86,6 +86,7 @@ def build_profile(workspace: Workspace, profile: str, node: str | None, wish: Wi
     nodes = nodes_of(loaded, node)
     builder = wish.builder(workspace, loaded, steps)
     results = pipeline.build(workspace, loaded, nodes, builder, steps, locked=wish.locked)
+    _mention_left_over(workspace, loaded)
     if as_json:
         terminal.show_json([result_facts(r) for r in results])
         return
@@ -97,6 +98,14 @@ def build_profile(workspace: Workspace, profile: str, node: str | None, wish: Wi
             terminal.say(f"  {result.artifact.folder / image.name}  {image.size_bytes / 2**20:.1f} MiB  {image.kind}")
         if record.warning:
             terminal.say(f"  {terminal.paint(record.warning, 'yellow')}")
+
+
+def _mention_left_over(workspace: Workspace, loaded: Loaded) -> None:
+    """Images of nodes that left the profile stay, and should not be flashed by mistake."""
+    base = workspace.images / loaded.profile.name
+    for folder in sorted(base.iterdir()) if base.is_dir() else ():
+        if folder.is_dir() and not folder.name.startswith(".") and folder.name not in loaded.profile.nodes:
+            terminal.note(f"note: {folder} is of a node that the profile no longer has; ./inv clean --gone removes it")
 
 
 def _build_many(workspace: Workspace, names: Sequence[str], wish: Wish, *, jobs: int, as_json: bool) -> int:

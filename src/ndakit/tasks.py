@@ -283,14 +283,19 @@ def bench(c: Context, runs: int = 10, json: str | None = None) -> None:
     raise Exit(code=measure(Workspace.at(), runs=runs, json=Path(json) if json else None))
 
 
-@task(help={"cache": "also the per-user cache with the lab's downloads (all workspaces share it)"})
+@task(
+    help={
+        "cache": "also the per-user cache with downloads (all workspaces share it)",
+        "gone": "only overlays and images of profiles and nodes that are no longer there",
+    }
+)
 @shown
-def clean(c: Context, cache: bool = False) -> None:
+def clean(c: Context, cache: bool = False, gone: bool = False) -> None:
     """Remove rendered overlays, built images, logs and scratch files."""
     from ndakit.front import clean_workspace
     from ndakit.workspace import Workspace
 
-    clean_workspace(Workspace.at(), cache=cache)
+    clean_workspace(Workspace.at(), cache=cache, gone=gone)
 
 
 GROUPS = (
