@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from functools import partial
 
-from ndakit.claims import failover, firewall, handover, kernel, node, traffic
+from ndakit.claims import failover, faults, firewall, handover, kernel, node, traffic
 from ndakit.claims.base import Claim, Outcome, front
 from ndakit.model import Profile
 
@@ -109,6 +109,9 @@ def _about_failover(profile: Profile) -> Iterator[Claim]:
         if profile.networks[name].egress in profile.vips and firewall.egress_way(profile, name):
             text = f"connections of servers in {name} to the outside survive a change of the master"
             yield Claim(f"failover/connections-{name}", text, partial(handover.connections, network=name))
+    for kind in faults.FAULTS:
+        text = f"{kind.text}: another node is master in time, and one again afterwards"
+        yield Claim(f"failover/{kind.name}", text, partial(faults.fault, kind=kind), thorough=True)
     yield Claim("failover/power-off", "a master that loses power is replaced in time", failover.power_off)
     if profile.vrrp.preempt:
         text = f"{profile.preferred()} takes the VIPs back when it returns (preempt: true)"

@@ -29,6 +29,8 @@ class Claim:
     try_it: Callable[[LabNetwork], Outcome]
     needs: tuple[str, ...] = ()
     """Claims that have to be tried, and hold, before this one."""
+    thorough: bool = False
+    """Left out where one only wants to be shown the whole (demo)."""
 
 
 def targets(profile: Profile, service: str) -> list[tuple[Endpoint, int]]:

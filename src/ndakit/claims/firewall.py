@@ -52,7 +52,7 @@ def expected_open(lab: LabNetwork, seat: Seat, network: str) -> dict[Address, se
                 continue
             admin = any(source in s for s in profile.sources(address.version))
             found[address] = {22} if admin else set()
-    for name in profile.services:
+    for name in (n for n, s in profile.services.items() if s.transport == "tcp"):
         for endpoint in profile.endpoints(name):
             if endpoint.address in found:
                 ports = {p for p in profile.services[name].ports if p in _sampled(profile, name)}

@@ -1,0 +1,188 @@
+"""Claims about what else can happen to a master than losing its power: cables, a hanging machine, a killed keepalived,
+networks that are cut. Each one is made, clients are asked all the time, it is mended, and the pair has to agree again.
+
+How long both nodes say that they are master after a cut is mended is counted on the wire.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from ndakit.claims.base import Outcome
+from ndakit.claims.failover import gap_bound_s, poll_target, precision, too_long
+from ndakit.frames import decode_vrrp
+from ndakit.lab_network import LabNetwork
+from ndakit.switch import Frame, Port
+
+RESPAWN_S = 8.0
+"""procd starts a daemon that died again after five seconds."""
+BOTH_SLACK_S = 0.5
+"""Beyond one advert, for two masters to become one: emulation, and the advert that is on its way."""
+WATCH_ADVERTS = 4
+
+
+@dataclass(frozen=True)
+class Fault:
+    """Something that happens to the master. `parts` if both nodes may be master until it is mended."""
+
+    name: str
+    text: str
+    make: Callable[[LabNetwork, str], None]
+    mend: Callable[[LabNetwork, str], None]
+    parts: bool = False
+    moves: bool = True
+    """Whether another node has to take over."""
+    mended_s: float = 0.0
+    """How long mending by itself may take."""
+
+
+def fault(lab: LabNetwork, kind: Fault) -> Outcome:
+    """Make it, see the gap that clients get and who answers then; mend it, and see one master again."""
+    master = lab.master()
+    survivors = sorted((n for n in lab.profile.nodes if n != master and lab.is_up(n)), key=lab.profile.priority)
+    if not master or not survivors:
+        return Outcome(False, "not tried", "there is not one master, or no other node")
+    bound_s = gap_bound_s(lab.profile, survivors[-1])
+    with _Adverts(lab) as adverts:
+        with lab.poller(poll_target(lab.profile)) as poll:
+            time.sleep(0.5)
+            lab.tell(f"{kind.text}: {master}")
+            kind.make(lab, master)
+            try:
+                moved = _wait_other(lab, adverts, master, bound_s + 3) if kind.moves else master
+                time.sleep(1.0)
+                polled = poll.stop()
+            finally:
+                kind.mend(lab, master)
+        mended_s = time.monotonic()
+        time.sleep(kind.mended_s + WATCH_ADVERTS * lab.profile.vrrp.advert_interval_s + BOTH_SLACK_S)
+        both_s = adverts.both_after(mended_s)
+    lab.settle()
+    wrong = [] if moved else ["no other node became master"]
+    if too_long(polled, bound_s):
+        wrong.append(f"the gap was longer than {bound_s * 1000:.0f} ms")
+    if both_s > lab.profile.vrrp.advert_interval_s + BOTH_SLACK_S + kind.mended_s:
+        wrong.append(f"for {both_s:.1f} s after it was mended, two nodes said that they are master")
+    figure = f"gap {polled.gap_ms:.0f} ms (limit {bound_s * 1000:.0f} ms){precision(polled)}, then {moved or 'nobody'}"
+    if kind.parts:
+        figure += f"; mended, two masters for {both_s * 1000:.0f} ms"
+    values: dict[str, float | int | str] = {"gap_ms": round(polled.gap_ms), "both_ms": round(both_s * 1000)}
+    return Outcome(not wrong, figure, "; ".join(wrong), values)
+
+
+class _Adverts:
+    """When which node said on the wire that it is master."""
+
+    def __init__(self, lab: LabNetwork) -> None:
+        self._lab = lab
+        self._lock = threading.Lock()
+        self._seen: list[tuple[float, str]] = []
+        self._stack = contextlib.ExitStack()
+        self._nodes = {nic.mac: node for node, nics in lab.plan.balancers.items() for nic in nics}
+
+    def __enter__(self) -> _Adverts:
+        self._stack.enter_context(self._lab.switch.on_frame(self._see))
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stack.close()
+
+    def _see(self, frame: Frame) -> None:
+        advert = decode_vrrp(frame.data)
+        if advert is not None and advert.priority:
+            node = self._nodes.get(frame.data[6:12].hex(":"))
+            if node is not None:
+                with self._lock:
+                    self._seen.append((frame.time_s, node))
+
+    def other_than(self, node: str) -> str:
+        """A node other than this one that has said so, the last one; empty if none has."""
+        with self._lock:
+            return next((n for _, n in reversed(self._seen) if n != node), "")
+
+    def both_after(self, moment_s: float) -> float:
+        """For how long after a moment more than one node went on saying so."""
+        with self._lock:
+            last = {node: when_s for when_s, node in self._seen if when_s > moment_s}
+        ends = sorted(last.values())
+        return ends[-2] - moment_s if len(ends) > 1 else 0.0
+
+
+def _wait_other(lab: LabNetwork, adverts: _Adverts, master: str, timeout_s: float) -> str:
+    """Wait for another node's advert; its name, empty if none comes."""
+    end_s = time.monotonic() + timeout_s
+    while not (found := adverts.other_than(master)) and time.monotonic() < end_s:
+        time.sleep(0.05)
+    if found:
+        lab.tell(f"{found} is master")
+    return found
+
+
+# -- what happens ------------------------------------------------------------------------------------------------------
+
+
+def _cards(lab: LabNetwork, node: str) -> list[str]:
+    return [nic.name for nic in lab.plan.balancers[node] if nic.segment]
+
+
+def _ports(lab: LabNetwork, node: str) -> list[Port]:
+    names = {f"{node}-{card}" for card in _cards(lab, node)}
+    return [port for port in lab.switch.ports() if port.name in names]
+
+
+def _links(up: bool, count: int | None) -> Callable[[LabNetwork, str], None]:
+    def act(lab: LabNetwork, node: str) -> None:
+        for card in _cards(lab, node)[:count]:
+            lab.machine(node).set_link(card, up)
+
+    return act
+
+
+def _kill_keepalived(lab: LabNetwork, node: str) -> None:
+    lab.run(node, "kill -9 $(pidof keepalived)")
+
+
+def _cut(lab: LabNetwork, node: str) -> None:
+    for port in _ports(lab, node):
+        lab.switch.cut(port)
+
+
+def _heal(lab: LabNetwork, node: str) -> None:
+    for port in _ports(lab, node):
+        lab.switch.heal(port)
+
+
+def _pairs(lab: LabNetwork, node: str) -> list[tuple[Port, Port]]:
+    """The master's ports, each with those of the other nodes on the same segment."""
+    others = [p for n in lab.profile.nodes if n != node for p in _ports(lab, n)]
+    return [(mine, other) for mine in _ports(lab, node) for other in others if mine.segment == other.segment]
+
+
+def _deafen(lab: LabNetwork, node: str) -> None:
+    for mine, other in _pairs(lab, node):
+        lab.switch.block(mine, other)
+
+
+def _hear(lab: LabNetwork, node: str) -> None:
+    for mine, other in _pairs(lab, node):
+        lab.switch.unblock(mine, other)
+
+
+FAULTS = (
+    Fault("cable", "one of the master's cables is pulled", _links(False, 1), _links(True, 1)),
+    Fault("cables", "all of the master's cables are pulled", _links(False, None), _links(True, None)),
+    Fault(
+        "frozen", "the master hangs", lambda lab, node: lab.machine(node).freeze(),
+        lambda lab, node: lab.machine(node).thaw(), parts=True,
+    ),
+    Fault(
+        "keepalived-killed", "keepalived is killed on the master", _kill_keepalived, lambda lab, node: None,
+        parts=True, mended_s=RESPAWN_S,
+    ),
+    Fault("cut-off", "the master is cut off from all networks", _cut, _heal, parts=True),
+    Fault("not-heard", "the other nodes do not hear the master, but it hears them", _deafen, _hear, parts=True),
+)  # fmt: skip

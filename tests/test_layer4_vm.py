@@ -1,0 +1,195 @@
+"""Services that the kernel balances (nat, dr, tun): every claim holds, and fails when its fact is broken."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+
+import pytest
+
+from ndakit.claims import kernel
+from ndakit.claims.traffic import service as service_claim
+from ndakit.lab_people import LabNotReady
+from pairs import Pair, new_key, running
+
+pytestmark = pytest.mark.vm
+
+PROFILE = """\
+name: layer4
+release: 24.10.8
+access:
+  ssh_keys: {{admin: {key}}}
+  sources: {{noc: 192.168.0.0/24}}
+networks:
+  wan: {{nics: [eth0], subnet: [203.0.113.0/24, "2001:db8:0:1::/64"], gateway: [203.0.113.1, "2001:db8:0:1::1"]}}
+  lan:
+    nics: [eth1]
+    subnet: [192.168.0.0/24, "fd00:0:0:1::/64"]
+    routes: [{{to: 10.20.0.0/24, via: 192.168.0.254}}]
+system: {{ntp: []}}
+nodes:
+  lb1: {{addresses: {{wan: [203.0.113.11, "2001:db8:0:1::11"], lan: [192.168.0.11, "fd00:0:0:1::11"]}}}}
+  lb2: {{addresses: {{wan: [203.0.113.12, "2001:db8:0:1::12"], lan: [192.168.0.12, "fd00:0:0:1::12"]}}}}
+vips:
+  www: {{network: wan, address: [203.0.113.10, "2001:db8:0:1::10"]}}
+  lan-gw: {{network: lan, address: [192.168.0.1, "fd00:0:0:1::1"], role: gateway}}
+  intern: {{network: lan, address: [192.168.0.10, "fd00:0:0:1::10"]}}
+vrrp: {{prefer: lb1, preempt: true, preempt_delay_s: 2}}
+pools:
+  static:
+    port: 80
+    check: {{type: http, path: /health, interval_s: 1, timeout_s: 1}}
+    sorry: {{pool: spare}}
+    servers:
+      img1: {{address: [192.168.0.31, "fd00:0:0:1::31"], weight: 2}}
+      img2: {{address: [192.168.0.32, "fd00:0:0:1::32"]}}
+  spare: {{port: 80, check: {{type: tcp, interval_s: 1}}, servers: {{sorry1: [192.168.0.39, "fd00:0:0:1::39"]}}}}
+  names: {{balance: rr, check: {{type: ping, interval_s: 1}}, servers: {{ns1: 192.168.0.41, ns2: 192.168.0.42}}}}
+  media:
+    balance: leastconn
+    check: {{type: tcp, interval_s: 1, timeout_s: 1}}
+    servers: {{med1: [192.168.0.61, "fd00:0:0:1::61"], med2: [192.168.0.62, "fd00:0:0:1::62"]}}
+  kept: {{persistence: {{type: source, timeout_s: 60}}, servers: {{keep1: 192.168.0.71, keep2: 192.168.0.72}}}}
+  far: {{check: {{type: tcp, interval_s: 1, timeout_s: 1}}, servers: {{far1: 10.20.0.21, far2: 10.20.0.22}}}}
+  own: {{port: 8085, reply_route: policy, servers: {{own1: 192.168.0.81}}}}
+  plain: {{port: 80, servers: {{web1: 192.168.0.91, web2: 192.168.0.92}}}}
+services:
+  natted: {{vip: www, port: 8082, topology: nat, protocol: tcp, pool: static}}
+  names: {{vip: www, families: [ipv4], port: 53, topology: nat, protocol: udp, pool: names}}
+  fast: {{vip: intern, port: 8081, topology: dr, protocol: tcp, pool: media}}
+  sticky: {{vip: intern, families: [ipv4], port: 8084, topology: dr, protocol: tcp, pool: kept}}
+  faraway: {{vip: intern, families: [ipv4], port: 8083, topology: tun, protocol: tcp, pool: far}}
+  routed: {{vip: www, families: [ipv4], port: 8085, topology: nat, protocol: tcp, pool: own}}
+  shop: {{vip: www, families: [ipv4], port: 80, protocol: http, pool: plain}}
+"""
+
+
+@pytest.fixture(scope="module")
+def pair(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pair]:
+    folder = tmp_path_factory.mktemp("layer4")
+    public, private = new_key(folder)
+    with running(folder, "layer4", PROFILE.format(key=public), identity=private) as found:
+        yield found
+
+
+CLAIMS = (
+    *("vips/one-holder", "vrrp/lb1", "vrrp/lb2", "firewall/wan", "firewall/lan"),
+    *("service/natted", "client-address/natted", "way-back/natted", "servers/static", "check/static", "sorry/static"),
+    *("service/names", "way-back/names", "servers/names"),
+    *("service/fast", "client-address/fast", "way-back/fast", "servers/media", "check/media"),
+    *("service/sticky", "persistence/sticky", "service/faraway", "client-address/faraway", "way-back/faraway"),
+    *("servers/far", "check/far", "service/routed", "way-back/routed", "service/shop", "client-address/shop"),
+)
+
+
+@pytest.mark.parametrize("name", CLAIMS)
+def test_the_claim_holds(pair: Pair, name: str) -> None:
+    outcome = pair.outcome(name)
+    assert outcome.ok, f"{outcome.figure}: {outcome.detail}"
+
+
+@contextlib.contextmanager
+def on_server(pair: Pair, pool: str, server: str, breaking: str, mending: str) -> Iterator[None]:
+    """Something is wrong on a server for a while."""
+    host = pair.lab.server_host(pool, server)
+    host.run(["dash", "-c", breaking])
+    try:
+        yield
+    finally:
+        host.run(["dash", "-c", mending])
+
+
+def test_a_dr_server_that_answers_arp_for_the_vip_is_named(pair: Pair) -> None:
+    settings = "echo {} >/proc/sys/net/ipv4/conf/all/arp_ignore"
+    with on_server(pair, "media", "med1", settings.format(0), settings.format(1)):
+        outcome = pair.outcome("way-back/fast")
+        assert not outcome.ok
+        assert "answered ARP for 192.168.0.10" in outcome.detail
+        assert "server med1 does not keep its VIPs from ARP" in outcome.detail
+        assert not pair.outcome("servers/media").ok
+    assert pair.outcome("way-back/fast").ok
+
+
+def test_a_dr_server_without_the_vip_is_named(pair: Pair) -> None:
+    breaking, mending = "ip addr del 192.168.0.10/32 dev lo", "ip addr add 192.168.0.10/32 dev lo"
+    with on_server(pair, "media", "med2", breaking, mending):
+        outcome = service_claim(pair.lab, "fast")
+        assert not outcome.ok
+        assert "server med2 has no 192.168.0.10 on lo" in kernel.server_side(pair.lab, "media").detail
+
+
+def test_a_nat_server_without_the_gateway_vip_is_named(pair: Pair) -> None:
+    breaking, mending = "ip route replace default via 192.168.0.254", "ip route replace default via 192.168.0.1"
+    with on_server(pair, "static", "img1", breaking, mending):
+        outcome = pair.outcome("client-address/natted")
+        assert not outcome.ok
+        assert "server img1 has not 192.168.0.1 as its default gateway" in outcome.detail
+
+
+def test_a_tun_server_with_rp_filter_on_is_named(pair: Pair) -> None:
+    settings = "echo {} >/proc/sys/net/ipv4/conf/ndakit4/rp_filter"
+    with on_server(pair, "far", "far1", settings.format(1), settings.format(0)):
+        outcome = pair.outcome("client-address/faraway")
+        assert not outcome.ok
+        assert "server far1 has rp_filter on for ndakit4" in outcome.detail
+
+
+def test_a_server_without_its_rule_for_answers_is_named(pair: Pair) -> None:
+    rule = "from 192.168.0.81 ipproto tcp sport 8085 lookup 4201"
+    with on_server(pair, "own", "own1", f"ip rule del {rule}", f"ip rule add {rule}"):
+        outcome = pair.outcome("servers/own")
+        assert not outcome.ok
+        assert "has no rule for its answers from 192.168.0.81 port 8085 through 192.168.0.1" in outcome.detail
+
+
+def test_a_proxy_in_between_is_found_out(pair: Pair) -> None:
+    # The claims about the kernel's services, tried on one that HAProxy carries.
+    seen = kernel.seen_client(pair.lab, "shop")
+    assert not seen.ok
+    assert "saw 192.168.0.11, the client is 203.0.113." in seen.detail
+    assert not kernel.way_back(pair.lab, "shop").ok
+
+
+def test_a_client_that_does_not_keep_its_server_is_found_out(pair: Pair) -> None:
+    outcome = kernel.persistence(pair.lab, "natted")
+    assert not outcome.ok
+    assert "were answered by img" in outcome.detail
+
+
+def test_a_servers_script_says_what_is_missing_and_mends_it(pair: Pair) -> None:
+    lab = pair.lab
+    assert "ready" in lab.server_script("far", "far2", "status")
+    lab.server_script("far", "far2", "down")
+    assert "missing: tunnel device ndakit4" in lab.server_script("far", "far2", "status")
+    assert not kernel.server_side(lab, "far").ok
+    lab.server_script("far", "far2", "up")
+    assert kernel.server_side(lab, "far").ok
+
+
+FAULTS = ("cable", "cables", "frozen", "keepalived-killed", "cut-off", "not-heard")
+
+
+@pytest.mark.parametrize("name", FAULTS)
+def test_whatever_happens_to_the_master_clients_are_answered_again_in_time(pair: Pair, name: str) -> None:
+    outcome = pair.outcome(f"failover/{name}")
+    assert outcome.ok, f"{outcome.figure}: {outcome.detail}"
+
+
+def test_a_fault_that_nobody_takes_over_from_is_found_out(pair: Pair) -> None:
+    lab = pair.lab
+    lab.run("lb2", "/etc/init.d/keepalived stop")
+    try:
+        outcome = pair.outcome("failover/cable")
+    except LabNotReady as error:  # the pair does not settle without its other node
+        assert "keepalived on lb2" in str(error)
+    else:
+        assert "no other node became master" in outcome.detail
+    finally:
+        lab.run("lb2", "/etc/init.d/keepalived start")
+        lab.settle()
+
+
+@pytest.mark.parametrize("node", ["lb1", "lb2"])
+def test_no_alarm_in_the_logs_at_the_end(pair: Pair, node: str) -> None:
+    outcome = pair.outcome(f"quiet/{node}")
+    assert outcome.ok, f"{outcome.figure}: {outcome.detail}"
