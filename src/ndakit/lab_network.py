@@ -36,6 +36,7 @@ LAB_MEMORY_MIB = 128
 HOST_MEMORY_MIB = 6
 BOOT_TIMEOUT_S = 240.0
 SETTLE_TIMEOUT_S = 120.0
+SET_UP_TIMEOUT_S = 60.0
 ANSWERS_AFTER_A_GAP = 10
 MASTER_POLL_S = 0.5
 
@@ -151,7 +152,7 @@ class LabNetwork(LabPeople):
             return
         text = script(side, "linux", self.profile, self._templates)
         assert text is not None, "there is one for Linux always"
-        self.hosts[host.name].run(["dash", "-s", "up"], stdin=text.content)
+        self.hosts[host.name].run(["dash", "-s", "up"], stdin=text.content, timeout_s=SET_UP_TIMEOUT_S)
 
     def server_script(self, pool: str, server: str, action: str) -> str:
         """Run a server's script again: `up`, `down`, `status`; what it says."""

@@ -273,14 +273,23 @@ def test(c: Context, quick: bool = False, only: str | None = None) -> None:
     raise Exit(code=run_tests(quick=quick, only=only))
 
 
-@task(help={"runs": "failovers per advert interval", "json": "where to write the figures (default: images/bench.json)"})
+@task(
+    positional=["what"],
+    help={
+        "what": "topologies: what nat, dr and tun carry, against a plain router (default: everything else)",
+        "runs": "failovers per advert interval",
+        "json": "where to write the figures (default: images/bench.json, images/bench-topologies.json)",
+        "plot": "topologies: also draw them, an SVG file",
+    },
+)
 @shown
-def bench(c: Context, runs: int = 10, json: str | None = None) -> None:
-    """Measure rendering, building and failover on this machine."""
-    from ndakit.bench import bench as measure
+def bench(c: Context, what: str = "", runs: int = 10, json: str | None = None, plot: str | None = None) -> None:
+    """Measure rendering, building and failover on this machine, or what the topologies carry."""
+    from ndakit.bench import run
     from ndakit.workspace import Workspace
 
-    raise Exit(code=measure(Workspace.at(), runs=runs, json=Path(json) if json else None))
+    path, drawn = (Path(p) if p else None for p in (json, plot))
+    raise Exit(code=run(Workspace.at(), what, runs=runs, json=path, plot=drawn))
 
 
 @task(
