@@ -20,17 +20,18 @@ from ndakit.view_haproxy import BUFFER_BYTES
 from ndakit.workspace import cache
 
 HA, KA, SCRIPT = "/etc/haproxy.cfg", "/etc/keepalived/keepalived.conf", "/usr/libexec/ndakit/haproxy-runs"
+CT, INIT = "/etc/conntrackd/conntrackd.conf", "/etc/init.d/conntrackd"
 
 
 def checked(tree: Tree) -> list[NdakitError]:
     return check(tree, cache() / "lab")
 
 
-def changed(path: str, old: str, new: str) -> Tree:
-    file = goldens.tree("apache-pair")[path]
+def changed(path: str, old: str, new: str, profile: str = "apache-pair") -> Tree:
+    file = goldens.tree(profile)[path]
     assert old in file.text
     broken = dataclasses.replace(file, content=file.text.replace(old, new, 1).encode())
-    return Tree([*(dict(goldens.tree("apache-pair")) | {path: broken}).values()])
+    return Tree([*(dict(goldens.tree(profile)) | {path: broken}).values()])
 
 
 @pytest.mark.parametrize("name", sorted(goldens.PROFILES))
@@ -64,6 +65,25 @@ def test_a_daemon_names_the_line_of_what_it_refuses(path: str, old: str, new: st
     assert found
     assert any(message in e.what for e in found)
     assert any(e.location is not None and e.location.file == path and e.location.line for e in found)
+
+
+@pytest.mark.parametrize(
+    ("path", "old", "new", "program", "message"),
+    [
+        (CT, "HashSize", "HashSise", "conntrackd", "HashSise"),
+        (CT, "Checksum on", "Checksum maybe", "conntrackd", "maybe"),
+        (INIT, "procd_close_instance\n}", "procd_close_instance", "shell", ""),
+        (HA, "peer handover-lb1", "peer handover-lb9", "haproxy", "peer"),
+        (KA, "weight -20", "weight -2000", "keepalived", "-2000"),
+        (KA, "lvs_sync_daemon eth1", "lvs_sync_daemon eth1 inst nobody", "keepalived", ""),
+    ],
+)
+def test_what_makes_a_pair_is_refused_when_it_is_wrong(
+    path: str, old: str, new: str, program: str, message: str
+) -> None:
+    tree = changed(path, old, new, "handover")
+    found = [e for e in checked(tree) if isinstance(e, DaemonRefuses) and e.program == program]
+    assert any(message in e.what for e in found)
 
 
 def test_nft_files_are_read_inside_fw4s_table() -> None:

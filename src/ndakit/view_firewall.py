@@ -189,7 +189,7 @@ def _opening(node: NodeView, name: str, opening: Opening, *, drop: bool) -> list
         Rule(
             f"{kind}-{name}" if len(families) == 1 else f"{kind}-{name}-{family}",
             f"firewall.{kind}.{name} of the profile"
-            + (", before everything but SSH that lets somebody in" if drop else ""),
+            + (", before all that lets somebody in but what access.sources may" if drop else ""),
             "*" if drop else zone_name(opening.network),
             family=family,
             protocol=PROTOCOLS.get(opening.protocol, opening.protocol),

@@ -48,7 +48,8 @@ class Opening(Model):
     network: Name
     """The network on which they come in."""
     protocol: Protocol
-    """`tcp`, `udp`, `gre`, `esp`, `ah`, `ospf`; `icmp`: pings; `all`: every protocol (deny only)."""
+    """`tcp`, `udp`, `gre`, `esp`, `ah`, `ospf`; `icmp`: pings (let in from everywhere anyway, up to 1000 a
+    second); `all`: every protocol (deny only)."""
     port: Ports | None = None
     """tcp, udp: the ports there: one, a range such as 10000-10100, or a list."""
     sources: Annotated[tuple[Source, ...], BeforeValidator(as_list)] = ()
