@@ -11,8 +11,10 @@ import pytest
 from imagebuilder_fakes import fake
 from ndakit import builders, building, load, lockfile, pipeline
 from ndakit.artifacts import Artifact, ImageNotBuilt, folder_of
+from ndakit.builders import FetchOptions
 from ndakit.building import Wish
 from ndakit.events import Event, StepStarted, Warned
+from ndakit.fetcherrors import OfflineMissing
 from ndakit.lockfile import Base, Lock, LockBroken, LockDrift, LockMissing, LockMixed, Node, Section
 from test_pipeline import Place, own_cache, place
 
@@ -208,6 +210,15 @@ def test_why_says_what_changed_and_builds_nothing(place: Place, capsys: pytest.C
     (fact,) = json.loads(capsys.readouterr().out)
     assert (fact["node"], fact["up_to_date"]) == ("lb2", False)
     assert fact["reasons"] == ["profiles/bakery.yaml changed", "that changes /etc/haproxy.cfg"]
+
+
+def test_why_fetches_no_imagebuilder(place: Place, capsys: pytest.CaptureFixture[str]) -> None:
+    assert building.why(place.workspace, ("bakery",), "lb1", Wish("openwrt"), as_json=False) == 0
+    assert capsys.readouterr().out == "bakery/lb1: would be built\n  its ImageBuilder is not in the cache yet\n"
+    with pytest.raises(OfflineMissing):
+        building.why(
+            place.workspace, ("bakery",), "lb1", Wish("openwrt", fetch=FetchOptions(offline=True)), as_json=False
+        )
 
 
 def test_an_imagebuilder_that_is_not_as_pinned_is_found_by_why_too(place: Place, tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +18,10 @@ from ndakit.buildall import Outcome
 from ndakit.builders import Builder, FetchOptions
 from ndakit.errors import ErrorGroup, InputError, NdakitError
 from ndakit.events import Events, ignore
+from ndakit.fetcherrors import OfflineMissing
 from ndakit.front import nodes_of, read
 from ndakit.loaded import Loaded
-from ndakit.pipeline import BuildResult, Plan
+from ndakit.pipeline import BuildResult
 from ndakit.steps import Steps
 from ndakit.workspace import Workspace
 
@@ -37,6 +38,11 @@ class Wish:
     imagebuilder: Path | None = None
     fetch: FetchOptions = field(default_factory=FetchOptions)
     locked: bool = False
+
+    def without_fetching(self) -> Wish:
+        """The same from the cache alone."""
+        fetches = self.kind == "openwrt" and self.imagebuilder is None
+        return replace(self, fetch=replace(self.fetch, offline=True)) if fetches else self
 
     def builder(self, workspace: Workspace, loaded: Loaded, events: Events = ignore) -> Builder:
         """The builder for a profile; OpenWrt's is fetched if need be. Raises what `builders.choose` raises."""
@@ -163,24 +169,17 @@ def outcome_facts(outcome: Outcome) -> dict[str, Any]:
 
 
 def why(workspace: Workspace, names: Sequence[str], node: str | None, wish: Wish, *, as_json: bool) -> int:
-    """Say what a build would do and why, and build nothing; 0, or the exit code of a profile that cannot be planned."""
+    """Say what a build would do and why, and build and fetch nothing; 0, or the exit code of what cannot be planned."""
     code = 0
     facts: list[dict[str, Any]] = []
     for name in names:
         try:
-            loaded = read(workspace, name)
-            nodes = nodes_of(loaded, node)
-            builder = wish.builder(workspace, loaded)
-            plans = [pipeline.plan(workspace, loaded, one, builder, locked=wish.locked) for one in nodes]
-            if wish.locked:
-                pinning.require(loaded, builder, {one.node: str(one.inputs["packages"]) for one in plans})
+            facts += _planned(workspace, name, node, wish)
         except NdakitError as error:
             if len(names) == 1:
                 raise
             terminal.show_error(error)
             code = max(code, error.exit_code)
-            continue
-        facts += [_plan_facts(loaded.profile.name, one) for one in plans]
     if as_json:
         terminal.show_json(facts)
         return code
@@ -195,14 +194,28 @@ def why(workspace: Workspace, names: Sequence[str], node: str | None, wish: Wish
     return code
 
 
-def _plan_facts(profile: str, one: Plan) -> dict[str, Any]:
-    return {
-        "profile": profile,
-        "node": one.node,
-        "up_to_date": one.up_to_date,
-        "reasons": list(one.reasons),
-        "id": one.image_id,
-    }
+def _planned(workspace: Workspace, name: str, node: str | None, wish: Wish) -> list[dict[str, Any]]:
+    """What a build of one profile's nodes would do, for scripts; `id` is None while that is not known."""
+    loaded = read(workspace, name)
+    nodes = nodes_of(loaded, node)
+    try:
+        builder = wish.without_fetching().builder(workspace, loaded)
+    except OfflineMissing:
+        if wish.fetch.offline:
+            raise
+        reasons = ["its ImageBuilder is not in the cache yet"]
+        return [_plan_facts(loaded, one, up_to_date=False, reasons=reasons, id=None) for one in nodes]
+    plans = [pipeline.plan(workspace, loaded, one, builder, locked=wish.locked) for one in nodes]
+    if wish.locked:
+        pinning.require(loaded, builder, {one.node: str(one.inputs["packages"]) for one in plans})
+    return [
+        _plan_facts(loaded, one.node, up_to_date=one.up_to_date, reasons=list(one.reasons), id=one.image_id)
+        for one in plans
+    ]
+
+
+def _plan_facts(loaded: Loaded, node: str, **facts: Any) -> dict[str, Any]:
+    return {"profile": loaded.profile.name, "node": node, **facts}
 
 
 # -- lock --------------------------------------------------------------------------------------------------------------
