@@ -153,10 +153,11 @@ def _gzip(parts: Iterable[Part], size: int) -> Iterator[bytes]:
     for data, packed in _pieces(parts, size):
         crc = zlib.crc32(data, crc)
         wanted = 0 if packed else 1
-        if wanted != level and level >= 0:
-            yield packer.flush(zlib.Z_FULL_FLUSH)
+        if wanted != level:
+            if level >= 0:
+                yield packer.flush(zlib.Z_FULL_FLUSH)
             packer = zlib.compressobj(wanted, zlib.DEFLATED, -15)
-        level = wanted
+            level = wanted
         yield packer.compress(data)
     yield packer.flush(zlib.Z_FINISH)
     yield struct.pack("<II", crc, size & 0xFFFFFFFF)
