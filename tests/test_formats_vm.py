@@ -26,7 +26,7 @@ from ndakit.workspace import Workspace, cache
 pytestmark = pytest.mark.vm
 
 LAB = Path(__file__).resolve().parents[1] / "lab"
-BOOT_S = 180.0
+BOOT_S = 300.0
 FORMATS = "formats: [img, qcow2, vmdk, vdi, vhdx, rootfs]"
 
 
@@ -61,7 +61,7 @@ def file(built: Artifact, format_: str) -> Path:
 def answers(vm: Vm) -> None:
     """Wait until HAProxy answers at the VIP: with 503, for there are no servers."""
     vm.console.activate(Deadline(BOOT_S, "the root shell"))
-    deadline = Deadline(60.0, "HAProxy at 192.168.0.10")
+    deadline = Deadline(BOOT_S, "HAProxy at 192.168.0.10")
     while (
         "503"
         not in vm.console.run("wget -q -O - http://192.168.0.10/ 2>&1 || wget -O - http://192.168.0.10/ 2>&1").stdout
