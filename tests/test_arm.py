@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import gzip
 import re
+import tracemalloc
 from pathlib import Path
 
 import pytest
 
-from ndakit import accelerator, disks, ibparse, ibrequest, load, process
+from ndakit import accelerator, diskimage, disks, ibparse, ibrequest, load, process
 from ndakit.accelerator import TCG, Accelerator
 from ndakit.disks import EfiMissing
 from ndakit.ibrequest import ImageRequest
@@ -138,3 +140,23 @@ def test_each_device_has_its_target_and_its_name_there(
     (tmp_path / "profiles/dockstar.yaml").write_text(text)
     profile = load.load(Workspace(tmp_path), "dockstar").profile
     assert (profile.target, profile.imagebuilder_device) == (target, name)
+
+
+def test_a_disk_with_a_large_boot_partition_is_looked_into_without_holding_it(tmp_path: Path) -> None:
+    """armsr's boot partition has 128 MiB."""
+    root = 257 * 1024 * 1024
+    table = bytearray(512)
+    table[446 + 16 + 8 : 446 + 16 + 16] = (root // 512).to_bytes(4, "little") + (8192).to_bytes(4, "little")
+    table[510:512] = b"\x55\xaa"
+    image = tmp_path / "disk.img.gz"
+    with gzip.open(image, "wb", compresslevel=1) as out:
+        out.write(table)
+        for _ in range(256):
+            out.write(bytes(1024 * 1024))
+        out.write(bytes(1024 * 1024 - 512) + b"hsqs" + bytes(36) + (4000).to_bytes(8, "little") + bytes(1 << 22))
+    tracemalloc.start()
+    facts = diskimage.inspect(image)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert (facts.root_offset, facts.filesystem, facts.root_payload) == (root, "squashfs", 4000)
+    assert peak < 16 * 1024 * 1024

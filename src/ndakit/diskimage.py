@@ -21,6 +21,7 @@ SECTOR_BYTES = 512
 MIB = 1024 * 1024
 _CHUNK = 1 << 18
 _PIECE = 1 << 20
+_TABLE_BYTES = 34 * SECTOR_BYTES
 _SUPERBLOCK_BYTES = 4096
 _ROOT_PARTITION = 2  # OpenWrt: 1 is /boot, 2 the root; on GPT 128 is for GRUB
 
@@ -89,23 +90,24 @@ def inspect(path: Path) -> DiskFacts:
 
     Raises DiskImageBroken for a file that is cut off, damaged or has no partition table.
     """
-    head = bytearray()
+    head, superblock = bytearray(), bytearray()
     total = 0
-    wanted = 34 * SECTOR_BYTES
     table: tuple[str, int, int] | None = None
     for chunk in unpacked(path):
-        total += len(chunk)
-        if len(head) < wanted:
+        if table is None:
             head += chunk
-            if table is None and len(head) >= wanted:
+            if len(head) >= _TABLE_BYTES:
                 table = _root_partition(path, head)
-                wanted = table[1] + _SUPERBLOCK_BYTES
+                superblock += head[table[1] :]
+        elif len(superblock) < _SUPERBLOCK_BYTES:
+            superblock += chunk[max(0, table[1] - total) :]
+        total += len(chunk)
     if table is None:
         raise DiskImageBroken(path, f"it has only {total} bytes")
     kind, offset, capacity = table
-    if len(head) < wanted:
+    if len(superblock) < _SUPERBLOCK_BYTES:
         raise DiskImageBroken(path, f"it ends at {total // MIB} MiB, before the root partition")
-    filesystem, payload = _payload(bytes(head[offset : offset + _SUPERBLOCK_BYTES]))
+    filesystem, payload = _payload(bytes(superblock[:_SUPERBLOCK_BYTES]))
     return DiskFacts(total, kind, filesystem, offset, capacity, payload)
 
 
