@@ -71,7 +71,7 @@ class Place:
     def run(self, *, largest: int = 0, before: Sequence[str] = (), cache: Path | None = None) -> tuple[int, str]:
         """Exit code and what was said last; `before` are words before the command, such as unshare's."""
         done = subprocess.run(
-            [*before, *self.argv(largest)], env=self.environment(cache), capture_output=True, text=True, timeout=60,
+            [*before, *self.argv(largest)], env=self.environment(cache), capture_output=True, text=True, timeout=180,
             check=False,
         )  # fmt: skip
         assert "Traceback" not in done.stderr, done.stderr
@@ -80,7 +80,7 @@ class Place:
     def inv(self, *words: str, env: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
             [str(ROOT / "inv"), *words], cwd=self.root, env=self.environment() | (env or {}), capture_output=True,
-            text=True, timeout=60, check=False, stdin=subprocess.DEVNULL,
+            text=True, timeout=180, check=False, stdin=subprocess.DEVNULL,
         )  # fmt: skip
 
     def ranges(self) -> list[str]:
@@ -95,7 +95,7 @@ def place(tmp_path: Path) -> Iterator[Place]:
         yield Place(server, tmp_path, name)
 
 
-def until(condition: object, timeout_s: float = 20.0) -> None:
+def until(condition: object, timeout_s: float = 60.0) -> None:
     assert callable(condition)
     end_s = time.monotonic() + timeout_s
     while not condition():
@@ -143,7 +143,7 @@ def test_killed_while_unpacking_the_next_run_unpacks_anew(place: Place) -> None:
 def test_two_processes_fetch_the_same_archive_once(place: Place) -> None:
     place.server.faults[".tar.zst"] = mirror.slowly(0.05)
     with place.start() as first, place.start() as second:
-        said = [first.communicate(timeout=30)[0], second.communicate(timeout=30)[0]]
+        said = [first.communicate(timeout=120)[0], second.communicate(timeout=120)[0]]
     assert (first.returncode, second.returncode) == (0, 0)
     assert sorted(text.splitlines()[-1].split()[0] for text in said) == ["cached", "fresh"]
     assert place.ranges() == [""]
@@ -260,7 +260,7 @@ def test_a_build_with_a_read_only_cache_that_has_the_imagebuilder_works(place: P
     line = f'mount --bind "{place.cache}" "{place.cache}" && mount -o remount,bind,ro "{place.cache}"'
     words = [*in_namespace(line), str(ROOT / "inv"), "build", "bakery", "--node", "lb1", "--builder", "openwrt"]
     done = subprocess.run(
-        words, cwd=place.root, env=place.environment(), capture_output=True, text=True, timeout=60, check=False
+        words, cwd=place.root, env=place.environment(), capture_output=True, text=True, timeout=180, check=False
     )
     assert done.returncode == 0, done.stderr
     assert "built in" in done.stdout
