@@ -22,6 +22,7 @@ from ndakit.ibmemory import Memory
 from ndakit.ibrequest import ImageRequest
 from ndakit.imagebuilder import Built, ImageBuilder
 from ndakit.release import Release
+from ndakit.workspace import file_sha256
 
 RECIPE = """\
 _check_keys: FORCE
@@ -101,9 +102,7 @@ def test_the_second_customer_gets_the_same_bytes_without_a_second_installation(p
     assert second.argv[:2] == ("make", "image")
 
 
-@pytest.mark.parametrize(
-    "changes", [{"add": ("haproxy", "keepalived")}, {"remove": ("dnsmasq",)}, {"remove": ()}], ids=str
-)
+@pytest.mark.parametrize("changes", [{"add": ("haproxy", "keepalived")}, {"remove": ()}], ids=str)
 def test_other_packages_are_installed_anew(changes: dict[str, Any], place: Place) -> None:
     place.build()
     built = place.build(**changes)
@@ -175,8 +174,8 @@ def test_a_damaged_kept_root_is_not_used_and_replaced(damage: str, place: Place)
     again = place.build()
     assert place.installed
     assert sums(again) == sums(first)
-    assert sums(place.build()) == sums(first)
-    assert not place.installed
+    facts = json.loads(place.note().read_text())
+    assert file_sha256(place.note().parent / facts["archive"]) == facts["sha256"]
 
 
 def test_a_kept_root_that_cannot_be_unpacked_is_left_out(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
