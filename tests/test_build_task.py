@@ -13,9 +13,12 @@ from pathlib import Path
 import pytest
 
 from imagebuilder_fakes import PROFILE, fake
+from ndakit import building
 from ndakit.buildall import Outcome
+from ndakit.building import BuildContradiction, Wish
 from ndakit.buildshow import summary
 from ndakit.errors import BuildError
+from ndakit.workspace import Workspace
 from test_pipeline import processes_below, wait_for
 from test_tasks import ROOT, inv
 
@@ -61,41 +64,47 @@ def test_named_profiles_are_built_and_json_is_all_there_is_on_standard_output(wo
     ]  # fmt: skip
 
 
-@pytest.mark.parametrize(
-    ("line", "told"),
-    [
-        (("build", "one", "--all"), "profiles were named, and all are asked for"),
-        (("build", "one,two", "--node", "lb1"), "a node was named, and several profiles are to be built"),
-        (("build", "one", "--locked"), "there is no lock file"),
-        (("build",), "did not receive required positional arguments"),
-    ],
-)
-def test_what_does_not_go_together_is_exit_2(line: tuple[str, ...], told: str, workspace: Path) -> None:
-    done = inv(workspace, *line)
-    assert done.returncode == 2
-    assert told in done.stderr
-    assert not (workspace / "images").exists()
+def test_what_does_not_go_together_is_refused(workspace: Path) -> None:
+    here = Workspace.at(workspace)
+    with pytest.raises(BuildContradiction, match="profiles were named, and all are asked for"):
+        building.chosen(here, "one", all_of_them=True)
+    with pytest.raises(BuildContradiction, match="a node was named, and several profiles are to be built"):
+        building.build(here, ("one", "two"), "lb1", Wish(), jobs=2, as_json=False)
+    for path in here.profiles.iterdir():
+        path.unlink()
+    with pytest.raises(BuildContradiction, match="there is nothing to build"):
+        building.chosen(here, "", all_of_them=True)
 
 
-def test_an_image_of_a_node_that_left_is_mentioned_and_kept(workspace: Path, tmp_path: Path) -> None:
+def test_names_are_separated_by_commas_and_a_path_may_have_one(workspace: Path, tmp_path: Path) -> None:
+    odd = tmp_path / "a,b.yaml"
+    odd.write_text("")
+    here = Workspace.at(workspace)
+    assert building.chosen(here, "one, two,one", all_of_them=False) == ("one", "two")
+    assert building.chosen(here, str(odd), all_of_them=False) == (str(odd),)
+
+
+def test_an_image_of_a_node_that_left_is_mentioned_and_kept(
+    workspace: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     (workspace / "images/one/lb9").mkdir(parents=True)
-    done = inv(workspace, "build", "one", *words(fake(tmp_path / "ib")))
-    assert done.returncode == 0
-    assert "images/one/lb9 is of a node that the profile no longer has" in done.stderr
+    wish = Wish("openwrt", fake(tmp_path / "ib"))
+    building.build_profile(Workspace.at(workspace), "one", None, wish, as_json=False)
+    assert "images/one/lb9 is of a node that the profile no longer has" in capsys.readouterr().err
     assert (workspace / "images/one/lb9").is_dir()
 
 
-def test_a_workspace_without_profiles_has_nothing_to_build(tmp_path: Path) -> None:
-    (tmp_path / "profiles").mkdir()
-    done = inv(tmp_path, "build", "--all")
-    assert done.returncode == 2
-    assert "there is nothing to build" in done.stderr
-
-
-def test_why_of_all_profiles_is_exit_0_and_builds_nothing(workspace: Path, tmp_path: Path) -> None:
-    done = inv(workspace, "build", "--all", "--why", *words(fake(tmp_path / "ib")))
-    assert done.returncode == 0
-    assert done.stdout.count("would be built") == 2
+def test_why_of_all_profiles_says_so_and_builds_nothing(
+    workspace: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (workspace / "profiles/broken.yaml").write_text("name: broken\n")
+    here, wish = Workspace.at(workspace), Wish("openwrt", fake(tmp_path / "ib"))
+    assert building.why(here, ("one", "two"), None, wish, as_json=False) == 0
+    assert capsys.readouterr().out.count("would be built") == 2
+    assert building.why(here, ("one", "broken"), None, wish, as_json=False) == 2
+    said = capsys.readouterr()
+    assert said.out.count("would be built") == 1
+    assert "profiles/broken.yaml" in said.err
     assert not (workspace / "images").exists()
 
 
