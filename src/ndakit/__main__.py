@@ -59,6 +59,12 @@ def _terminated(signum: int, frame: FrameType | None) -> None:
     sys.exit(TERMINATED)
 
 
+def _lacks_first_word(words: list[str]) -> bool:
+    """True for `build --all` and `bench`, whose first argument may be left out."""
+    optional = words[1] == "bench" or (words[1] == "build" and "--all" in words[2:])
+    return optional and (len(words) == 2 or words[2].startswith("-"))
+
+
 def main(argv: list[str] | None = None) -> Any:
     """Run the task named on the command line."""
     words = list(sys.argv if argv is None else argv)
@@ -73,7 +79,7 @@ def main(argv: list[str] | None = None) -> Any:
         if not words[1].startswith("-") and {"--help", "-h"} & set(words[2:]):
             # Invoke would take the word for the value of a missing positional argument.
             words[1:] = ["--help", words[1]]
-        elif words[1] == "build" and "--all" in words[2:] and words[2].startswith("-"):
+        elif _lacks_first_word(words):
             # Invoke knows no positional argument that may be left out.
             words.insert(2, "")
         namespace: Collection | None = None

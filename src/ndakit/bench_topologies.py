@@ -22,7 +22,7 @@ from ndakit.report import write_json
 from ndakit.workspace import Workspace, cache, scratch_folder, write_atomic
 
 CLIENTS = (1, 2, 3, 4)
-FILE_MIB = 48
+FILE_MIB = 16
 ROUNDS = 3
 GOALS = {"nat": 0.85, "dr": 0.95, "tun": 0.85}
 """At least so much of what the plain router carries (the best round of each, four clients)."""
@@ -115,11 +115,11 @@ def _prepare(lab: LabNetwork) -> dict[str, tuple[Host, str]]:
     profile = lab.profile
     outside = lab.hosts[lab.client_for(profile.endpoints("nat")[0]).host]
     inside = lab.hosts[lab.client_for(profile.endpoints("dr")[0]).host]
-    server = profile.pools["nat"].servers["nat1"].address[0]
+    target = profile.pools["nat"].servers["nat1"].address[0]
     router = profile.node_address("lb", "wan", 4)
     lab.run("lb", "nft insert rule inet fw4 forward accept")
-    outside.run(["ip", "route", "replace", f"{server}/32", "via", str(router)])
-    found = {"plain": (outside, f"http://{server}:{PORT['plain']}/file")}
+    outside.run(["ip", "route", "replace", f"{target}/32", "via", str(router)])
+    found = {"plain": (outside, f"http://{target}:{PORT['plain']}/file")}
     for kind, client in (("nat", outside), ("dr", inside), ("tun", inside)):
         found[kind] = (client, f"http://{literal(profile.endpoints(kind)[0].address)}:{PORT[kind]}/file")
     lab.settle()
