@@ -52,8 +52,8 @@ class Interface:
 class HostSpec:
     """A host: cards eth0, eth1, … in this order; `gateways` are default routes, `routes` others as (network, gateway).
 
-    An empty gateway stands for the network of the first card. A host with one card may have a gateway outside of its own
-    addresses' networks.
+    An empty gateway stands for the network of the only card; with one card, a gateway may lie outside of its addresses'
+    networks.
 
     `loopback` are addresses on lo (what lies behind a router; a virtual address of direct routing), `sysctls` are set
     before any address. Addresses are usable at once (no duplicate detection), and neighbours are asked for every 20 ms.
