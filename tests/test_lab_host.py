@@ -286,7 +286,7 @@ def test_a_removed_host_is_gone_and_its_name_and_address_are_free(lab: LabHosts,
         (HostSpec("odd", (Interface("lan", "02:00:00:00:00:0a", ("192.0.2.300/24",)),)), "192.0.2.300"),
         (HostSpec("odd", (Interface("lan", "02:00:00:00:00:0a", ()),), sysctls={"net.nonsense": "1"}), "net.nonsense"),
         (HostSpec("odd", (Interface("lan", "03:00:00:00:00:0a", ()),)), "ip:"),
-        (HostSpec("odd", (Interface("lan", "02:00:00:00:00:0a", ()),), gateways=("192.0.2.1",)), "ip:"),
+        (HostSpec("odd", (Interface("lan", "02:00:00:00:00:0a", ()),), gateways=("192.0.2.300",)), "ip:"),
         (HostSpec("Odd/..", (Interface("lan", "02:00:00:00:00:0a", ()),)), "not a host name"),
     ],
 )

@@ -51,7 +51,7 @@ def test_two_sources_for_one_path_in_one_folder_are_refused(tmp_path: Path) -> N
 
 def test_a_template_for_a_sorry_page_is_refused(tmp_path: Path) -> None:
     folder = write(tmp_path, {"etc/ndakit/sorry-apache.http.j2": "x\n"})
-    with pytest.raises(TemplateConflict, match="sorry page"):
+    with pytest.raises(TemplateConflict, match="made from the profile's file"):
         render(goldens.profile("apache-pair"), "lb1", [folder])
 
 

@@ -65,6 +65,7 @@ def test_the_pair_makes_these_claims(pair: Profile) -> None:
         "check/apache",
         "sorry/apache",
         "failover/haproxy-stopped",
+        *(f"failover/{what}" for what in ("cable", "cables", "frozen", "keepalived-killed", "cut-off", "not-heard")),
         "failover/power-off",
         "failover/return",
         "quiet/lb1",

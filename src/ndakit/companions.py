@@ -19,8 +19,8 @@ from ndakit.artifacts import Artifact, ImageFile
 from ndakit.lab_plan import cards
 from ndakit.model import Profile
 from ndakit.model.capacity import capacity_of
-from ndakit.model.check_device import FLASH_TARGETS
 from ndakit.model.check_image import DISK_TARGETS
+from ndakit.model.profile import FLASH_TARGETS
 from ndakit.names import device_name
 
 FLASH = "FLASH.md"

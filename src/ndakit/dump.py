@@ -28,8 +28,11 @@ class OriginLine:
 
 
 def lines(profile: Profile, origins: Mapping[KeyPath, Location]) -> Iterator[OriginLine]:
-    """The profile as YAML lines in the order of the model."""
-    yield from _mapping(profile.model_dump(mode="json", exclude_none=True), (), 0, origins)
+    """The profile as YAML lines in the order of the model; without defaults that its device has no use for."""
+    data = profile.model_dump(mode="json", exclude_none=True)
+    if profile.on_flash:
+        data["image"] = {k: v for k, v in data["image"].items() if k not in ("firmware", "rootfs_mib")}
+    yield from _mapping(data, (), 0, origins)
 
 
 def _mapping(

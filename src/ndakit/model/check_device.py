@@ -14,8 +14,6 @@ from ndakit.model.host import Platform
 from ndakit.model.profile import Profile
 
 DEVICE: KeyPath = ("device",)
-FLASH_TARGETS = ("kirkwood",)
-"""Targets whose devices start from NAND flash with UBI: one file system image, whose size is the flash's business."""
 USB_CARD = "kmod-usb-net"
 """The beginning of the names of packages with drivers of USB network cards."""
 CARDS: Mapping[str, int] = {"dockstar": 1, "kirkwood/generic:seagate_dockstar": 1}
@@ -29,7 +27,7 @@ VIRTUAL_ARM: Mapping[str, tuple[Platform, ...]] = {
 
 def flash(profile: Profile) -> Iterator[Finding]:
     """Keys of disks on a device that has flash, and platforms that have no such device."""
-    if profile.target.partition("/")[0] not in FLASH_TARGETS:
+    if not profile.on_flash:
         return
     if profile.platform != "bare":
         yield error(

@@ -29,6 +29,8 @@ PRIORITY_TOP = 250
 PRIORITY_STEP = 10
 NODES_MAX = 8
 
+FLASH_TARGETS = ("kirkwood",)
+"""Targets whose devices start from NAND flash (openwrt.md, 2.3)."""
 SYNC_PORT = 3780
 """conntrackd's UDP port (conntrackd.conf(5))."""
 KERNEL_SYNC_PORT, KERNEL_SYNC_GROUP = 8848, "224.0.0.81"
@@ -167,6 +169,11 @@ class Profile(Model):
         if self.device in ("x86-64", "x86"):
             return self.release.generic_device
         return DEVICES[self.device][1] if self.device in DEVICES else self.device.partition(":")[2]
+
+    @property
+    def on_flash(self) -> bool:
+        """True if the device starts from NAND flash (UBI): one file system image, no BIOS, EFI or partitions."""
+        return self.target.partition("/")[0] in FLASH_TARGETS
 
     @property
     def standalone(self) -> bool:
