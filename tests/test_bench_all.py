@@ -12,6 +12,8 @@ from ndakit.errors import NdakitError
 from ndakit.figures import Figure
 from ndakit.workspace import Workspace
 
+pytestmark = pytest.mark.images
+
 ONE_NODE = PROFILE.replace("  lb2: {addresses: {lan: 192.168.0.12}}\n", "")
 
 

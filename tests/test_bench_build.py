@@ -11,6 +11,8 @@ from ndakit import bench_build, builders
 from ndakit.figures import Figure, timed
 from ndakit.workspace import Workspace
 
+pytestmark = pytest.mark.images
+
 
 def test_overhead_second_customer_and_memory_are_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))

@@ -22,6 +22,8 @@ from ndakit.workspace import Workspace
 from test_pipeline import processes_below, wait_for
 from test_tasks import ROOT, inv
 
+pytestmark = pytest.mark.images
+
 ONE_NODE = PROFILE.replace("  lb2: {addresses: {lan: 192.168.0.12}}\n", "")
 
 

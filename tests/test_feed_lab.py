@@ -12,6 +12,8 @@ from imagebuilder_fakes import PROFILE, workspace_folder
 from ndakit import builders, ibdiagnose, load, pipeline
 from ndakit.workspace import Workspace
 
+pytestmark = pytest.mark.images
+
 WISH = "rootfs_mib: 128, formats: [img, rootfs], packages: {clock: add}"
 Parts = tuple[Workspace, load.Loaded, builders.Builder]
 

@@ -24,6 +24,8 @@ from ndakit.errors import InputError
 from ndakit.getting import fetch_imagebuilder
 from ndakit.workspace import Workspace
 
+pytestmark = pytest.mark.images
+
 ROOT = Path(__file__).resolve().parents[1]
 PROGRAM = """
 import resource, sys

@@ -14,6 +14,8 @@ from ndakit import builders, ibdiagnose, load, pipeline
 from ndakit.events import Event, Planned
 from ndakit.workspace import Workspace
 
+pytestmark = pytest.mark.images
+
 
 def build(root: Path, name: str, node: str, heard: list[Event] | None = None) -> pipeline.BuildResult:
     workspace = Workspace.at(root)

@@ -24,6 +24,8 @@ from ndakit.imagebuilder import Built, ImageBuilder
 from ndakit.release import Release
 from ndakit.workspace import file_sha256
 
+pytestmark = pytest.mark.images
+
 RECIPE = """\
 _check_keys: FORCE
 \t@usign -G

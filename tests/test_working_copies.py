@@ -21,6 +21,8 @@ from ndakit.imagebuilder import ImageBuilderMismatch
 from ndakit.model import Profile
 from ndakit.workspace import Workspace
 
+pytestmark = pytest.mark.images
+
 
 @pytest.fixture(autouse=True)
 def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

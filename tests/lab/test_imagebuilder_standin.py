@@ -20,6 +20,8 @@ from standin import tree
 
 from ndakit.workspace import cache
 
+pytestmark = pytest.mark.images
+
 LEAN = "haproxy keepalived ip-full -dnsmasq -odhcpd-ipv6only -odhcp6c -ppp -ppp-mod-pppoe"
 
 
