@@ -50,6 +50,18 @@ def sha256(path: Path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
+def test_what_a_longer_cid_left_behind_in_a_vmdk_does_not_count(tmp_path: Path) -> None:
+    (image,) = diskformats.make([built(tmp_path)], ["vmdk"])
+    whole = image.path.read_bytes()
+    end = whole.index(b"\0", whole.index(b"# Disk DescriptorFile"))
+    image.path.write_bytes(whole[: end + 1] + b"\n" + whole[end + 2 :])  # as qemu-img does it once in some dozen times
+    with image.path.open("r+b") as disk_file:
+        diskformats._identify_vmdk(disk_file, uuid.UUID(int=1, version=4))
+    again = image.path.read_bytes()
+    assert again[end + 1] == 0
+    assert again[:600] != whole[:600]
+
+
 def test_the_same_image_gives_the_same_disks_in_every_folder_and_umask(tmp_path: Path) -> None:
     first = diskformats.make([built(tmp_path / "one")], FORMATS)
     before = os.umask(0o077)

@@ -172,12 +172,14 @@ def _identify_vmdk(disk: BinaryIO, identity: uuid.UUID) -> None:
     head = disk.read(44)
     start, sectors = struct.unpack_from("<QQ", head, 28)
     disk.seek(start * 512)
-    text = disk.read(sectors * 512)
-    named = re.sub(rb"\nCID=[0-9a-f]+\n", b"\nCID=%s\n" % identity.hex[:8].encode(), text, count=1).rstrip(b"\0")
-    if head[:4] != b"KDMV" or named == text.rstrip(b"\0") or len(named) > len(text):
+    room = disk.read(sectors * 512)
+    # qemu-img writes the CID twice, without leading zeros: what a longer text left behind its end is no part of it.
+    text = room.partition(b"\0")[0]
+    named = re.sub(rb"\nCID=[0-9a-f]+\n", b"\nCID=%s\n" % identity.hex[:8].encode(), text, count=1)
+    if head[:4] != b"KDMV" or named == text or len(named) > len(room):
         raise DiskImageBroken(Path(disk.name), "qemu-img made a vmdk without a descriptor")
     disk.seek(start * 512)
-    disk.write(named.ljust(len(text), b"\0"))
+    disk.write(named.ljust(len(room), b"\0"))
 
 
 def _identify_vdi(disk: BinaryIO, identity: uuid.UUID) -> None:
