@@ -89,7 +89,7 @@ def test_a_failure_of_one_profile_stops_no_other(workspace: Workspace, tmp_path:
 
 
 def test_ctrl_c_ends_every_build_at_once_and_leaves_nothing(workspace: Workspace, tmp_path: Path) -> None:
-    folder = fake(tmp_path / "ib", mode="sleep")
+    folder = fake(tmp_path / "ib", mode="sleep-installing")  # both install: none can take what the other has kept
     installing: set[str] = set()
 
     def tell(name: str, event: Told) -> None:
