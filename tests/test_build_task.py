@@ -111,7 +111,7 @@ def test_why_of_all_profiles_says_so_and_builds_nothing(
 
 
 def test_ctrl_c_ends_all_builds_with_130_and_leaves_nothing(workspace: Path, tmp_path: Path) -> None:
-    argv = [str(ROOT / "inv"), "build", "--all", "-j", "2", *words(fake(tmp_path / "ib", mode="sleep"))]
+    argv = [str(ROOT / "inv"), "build", "--all", "-j", "2", *words(fake(tmp_path / "ib", mode="sleep-installing"))]
     with subprocess.Popen(
         argv, cwd=workspace, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, preexec_fn=_interruptible
     ) as run:
