@@ -261,7 +261,7 @@ def demo(c: Context) -> None:
 
 @task(
     help={
-        "quick": "leave the virtual machines out (under a minute)",
+        "quick": "leave out virtual machines and image builds (under a minute)",
         "only": "pytest's -k: only tests whose name matches",
     }
 )
