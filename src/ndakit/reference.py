@@ -16,7 +16,7 @@ from pydantic_core import PydanticUndefined
 from ndakit import dump, shapes, wording
 from ndakit.model import Model, Profile
 from ndakit.model.base import Between
-from ndakit.schema import models, schema
+from ndakit.schema import descriptions, models, schema
 from ndakit.workspace import Workspace, write_atomic
 
 _BY_VALIDATOR = {
@@ -106,7 +106,7 @@ def _section(model: type[Model]) -> Iterator[str]:
     if model is Profile:
         yield "| `extends` | name, or list of names | – | Fragments or profiles merged below this one; see above. |"
     for key, field in model.model_fields.items():
-        meaning = " ".join((field.description or "").split()) or _class_words(shapes.field_type(model, key))
+        meaning = " ".join(descriptions(model).get(key, "").split()) or _class_words(shapes.field_type(model, key))
         yield f"| `{key}` | {_value(shapes.field_type(model, key))} | {_default(field)} | {_cell(meaning)} |"
     yield ""
 

@@ -1,9 +1,10 @@
 """Profile and templates → the tree of files of one node, in memory.
 
-Pure: no clock, no environment, no network; the templates are the only thing read. `rootfs/etc/config/network.j2`
-becomes `/etc/config/network`, a file without `.j2` is taken as it is; of two folders with the same path the first one
-wins (the workspace's own before the shipped one). A template that starts with `{% only_if … %}` is left out of nodes
-for which that is false. Modes come from one table here. Writing the tree to disk is overlay's.
+Pure: no clock, no environment, no network; the templates are the only thing read (`templatecache` spares compiling
+them each time). `rootfs/etc/config/network.j2` becomes `/etc/config/network`, a file without `.j2` is taken as it is;
+of two folders with the same path the first one wins (the workspace's own before the shipped one). A template that
+starts with `{% only_if … %}` is left out of nodes for which that is false. Modes come from one table here. Writing the
+tree to disk is overlay's.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from ndakit import packages, timezone, view_firewall, view_haproxy, view_ipvs, v
 from ndakit.errors import BuildError, InputError
 from ndakit.filters import FILTERS, plain
 from ndakit.model import Profile
+from ndakit.templatecache import CompiledTemplates
 from ndakit.view import NodeView
 
 ROOTFS = "rootfs"
@@ -276,6 +278,7 @@ class _Loader(BaseLoader):
 def _environment() -> Environment:
     environment = Environment(
         loader=_Loader(),
+        bytecode_cache=CompiledTemplates(),
         undefined=StrictUndefined,
         finalize=plain,
         autoescape=False,  # no HTML here: `plain` sees to it that every value went through a filter

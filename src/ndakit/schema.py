@@ -6,7 +6,12 @@ leave required keys out and take inherited ones away with `null`: the second hal
 
 from __future__ import annotations
 
+import ast
 import copy
+import functools
+import inspect
+import itertools
+import textwrap
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -59,6 +64,23 @@ def models() -> Mapping[str, type[Model]]:
     return found
 
 
+@functools.cache
+def descriptions(model: type[Model]) -> Mapping[str, str]:
+    """The text under each key of a class, where there is one.
+
+    Pydantic can read it too (`use_attribute_docstrings`), but for every class each time anything starts.
+    """
+    found: dict[str, str] = {}
+    for owner in reversed([c for c in model.__mro__ if issubclass(c, Model)]):
+        (tree,) = ast.parse(textwrap.dedent(inspect.getsource(owner))).body
+        body = tree.body if isinstance(tree, ast.ClassDef) else []
+        for field, under in itertools.pairwise(body):
+            match field, under:
+                case ast.AnnAssign(target=ast.Name(id=key)), ast.Expr(value=ast.Constant(value=str(text))):
+                    found[key] = inspect.cleandoc(text)
+    return found
+
+
 def _classes(annotation: Any) -> Iterator[type[Model]]:
     """The model classes in a type, if a profile writes them as mappings."""
     for member in shapes.alternatives(annotation):
@@ -74,6 +96,9 @@ def _classes(annotation: Any) -> Iterator[type[Model]]:
 def _complete(part: Schema, model: type[Model]) -> None:
     """Add the short forms that only the validators know."""
     body = next((b for b in part.get("anyOf", ()) if "properties" in b), part)
+    for key in body["properties"]:
+        if text := descriptions(model).get(key):
+            body["properties"][key] = {"description": text} | body["properties"][key]
     for key, found in body["properties"].items():
         annotation = shapes.field_type(model, key)
         if "minLength" in found and found.get("type") == "array":

@@ -37,7 +37,7 @@ FamilyName = Literal["ipv4", "ipv6"]
 class Model(BaseModel):
     """Frozen, closed, documented by the text under each field."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, arbitrary_types_allowed=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", arbitrary_types_allowed=True)
 
     planned: ClassVar[Mapping[str, str]] = {}
     """Keys of the profile language that this version does not carry yet, and what they are for."""
