@@ -14,6 +14,7 @@ import argparse
 import hashlib
 import json
 import os
+import shlex
 import shutil
 import sys
 import tempfile
@@ -62,12 +63,14 @@ def instantiate(release: str, target: str, cache: Path, into: Path) -> bool:
     """Make the folder, or bring it up to date; False when it was already. Raises UnknownRelease, OSError."""
     family = families.family(release, target)
     year, month = family.number
+    python = os.path.realpath(sys.executable)
     settings = {
         "release": release,
         "target": target,
         "cache": str(cache),
         "source_date_epoch": _EPOCH_BASE + year * 10000 + month * 100 + int(release.split(".")[2].split("-")[0]),
         "sources": _digest(),
+        "python": python,
     }
     text = json.dumps(settings, indent=1) + "\n"
     stamp = into / ".lab.json"
@@ -84,7 +87,8 @@ def instantiate(release: str, target: str, cache: Path, into: Path) -> bool:
                 shutil.copytree(source, lab / part, symlinks=True, ignore=_NOT)
             else:
                 shutil.copyfile(source, lab / part)
-        shutil.copyfile(_HERE / "Makefile.in", partial / "Makefile")
+        word = shlex.quote(python).replace("$", "$$")
+        (partial / "Makefile").write_text((_HERE / "Makefile.in").read_text().replace("@PYTHON@", word))
         (partial / ".config").write_text(config(family))
         (partial / "packages").mkdir()
         if family.apk:
