@@ -271,7 +271,7 @@ class LabNetwork(LabPeople):
     @property
     def _proxies(self) -> bool:
         """True if HAProxy carries services, so that its statistics tell of servers."""
-        return any(not s.kernel for s in self.profile.services.values())
+        return bool(self.profile.proxy_services)
 
     def _unsettled(self) -> str:
         for node in self._nodes:

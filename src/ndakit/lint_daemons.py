@@ -184,7 +184,7 @@ def _scripts(subject: Subject, root: Block) -> Iterator[LintFinding]:
     scripts = {b.name for b in root.inner("vrrp_script")}
     for instance in root.inner("vrrp_instance"):
         tracked = {line.words[0] for b in instance.inner("track_script") for line in b.lines}
-        if "haproxy" not in tracked:
+        if "haproxy" not in tracked and subject.profile.proxy_services:
             what = f"instance {instance.name} keeps its VIPs when HAProxy is gone"
             yield subject.finding("keepalived-script", KEEPALIVED, instance.number, what)
         for name in sorted(tracked - scripts):

@@ -138,7 +138,7 @@ def haproxy(node: NodeView) -> HaproxyView:
     """HAProxy's view of a node."""
     profile = node.profile
     backends: _Backends = {}
-    frontends = tuple(_frontend(node, name, backends) for name, s in profile.services.items() if not s.kernel)
+    frontends = tuple(_frontend(node, name, backends) for name in profile.proxy_services)
     port = profile.monitoring.statistics.port
     pages = _sorry_pages(profile, {b.pool for b in backends.values() if b.sorry_file is not None})
     large = any(len(content) > BUFFER_BYTES - _HTX_BYTES for _, content in pages.values())

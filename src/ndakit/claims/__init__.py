@@ -103,8 +103,9 @@ def _about_pools(profile: Profile) -> Iterator[Claim]:
 def _about_failover(profile: Profile) -> Iterator[Claim]:
     if profile.standalone or not profile.vips or not profile.services:
         return
-    text = "a master whose HAProxy stops hands the VIPs over"
-    yield Claim("failover/haproxy-stopped", text, failover.haproxy_stopped)
+    if profile.proxy_services:
+        text = "a master whose HAProxy stops hands the VIPs over"
+        yield Claim("failover/haproxy-stopped", text, failover.haproxy_stopped)
     for name in profile.networks if profile.tracks_connections else ():
         if profile.networks[name].egress in profile.vips and firewall.egress_way(profile, name):
             text = f"connections of servers in {name} to the outside survive a change of the master"

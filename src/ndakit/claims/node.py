@@ -99,11 +99,12 @@ def statistics(lab: LabNetwork, node: str) -> Outcome:
         for target in reachable_addresses(lab, node, seat):
             states = lab.statistics(seat, target)
             servers = max(servers, len(states))
-            if not states and any(not s.kernel for s in lab.profile.services.values()):
+            if not states and lab.profile.proxy_services:
                 wrong.append(f"{source} does not get it from {target}")
     wrong += intruders(lab, node, port)
-    expected = any(not s.kernel for s in lab.profile.services.values())
-    return Outcome(not wrong and (servers > 0 or not expected), f"{servers} servers listed", "; ".join(wrong))
+    return Outcome(
+        not wrong and (servers > 0 or not lab.profile.proxy_services), f"{servers} servers listed", "; ".join(wrong)
+    )
 
 
 def intruders(lab: LabNetwork, node: str, port: int) -> list[str]:

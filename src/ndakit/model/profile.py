@@ -312,6 +312,11 @@ class Profile(Model):
         return tuple(n for n in self.services_of(pool) if self.services[n].kernel)
 
     @property
+    def proxy_services(self) -> tuple[str, ...]:
+        """The services that HAProxy carries."""
+        return tuple(n for n, s in self.services.items() if not s.kernel)
+
+    @property
     def kernel_services(self) -> tuple[str, ...]:
         """The services that the kernel (IPVS) balances."""
         return tuple(n for n, s in self.services.items() if s.kernel)
@@ -396,7 +401,7 @@ class Profile(Model):
     @property
     def shares_tables(self) -> bool:
         """True if the nodes' HAProxies tell each other which client belongs to which server (peers)."""
-        kept = any(self.persistence(n) is not None for n, s in self.services.items() if not s.kernel)
+        kept = any(self.persistence(n) is not None for n in self.proxy_services)
         return bool(self.instances and self.vrrp.connection_sync and self.sync_link and kept)
 
     @property
