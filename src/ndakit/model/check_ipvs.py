@@ -6,6 +6,7 @@ HAProxy cannot, each with the service that asks for it and the place that says s
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable, Iterator
 
@@ -277,6 +278,25 @@ def persistence(profile: Profile) -> Iterator[Finding]:
             )  # fmt: skip
 
 
+def returning(profile: Profile) -> Iterator[Finding]:
+    """A node that is master again before it knows which servers are well: keepalived puts a server into IPVS when it
+    has answered, and asks for the first time somewhen within the interval."""
+    settings = profile.vrrp
+    if profile.standalone or not settings.preempt:
+        return
+    waits_s = settings.preempt_delay_s + 3 * settings.advert_interval_s
+    checked_s = {s.pool: profile.pools[s.pool].check.interval_s for _, s in kernel_services(profile)}
+    pool = max(checked_s, key=lambda name: checked_s[name], default=None)
+    if pool is not None and checked_s[pool] > waits_s:
+        yield warning(
+            "back-before-checks",
+            f"a node that returns takes its VIPs back after {waits_s:g} s, and has looked at the servers of pool "
+            f"{pool} after {checked_s[pool]:g} s: until then IPVS has none of them",
+            ("vrrp", "preempt_delay_s"), f"write preempt_delay_s: {math.ceil(checked_s[pool])}",
+            other=("pools", pool, "check"), also=(("vrrp", "preempt"),),
+        )  # fmt: skip
+
+
 RULES: tuple[Callable[[Profile], Iterator[Finding]], ...] = (
     protocols,
     balance,
@@ -285,4 +305,5 @@ RULES: tuple[Callable[[Profile], Iterator[Finding]], ...] = (
     pools_of_engine,
     sorry_servers,
     persistence,
+    returning,
 )
