@@ -133,6 +133,30 @@ def test_a_load_counts_who_answered_over_fresh_and_over_kept_connections(web: Ho
     assert server.stats().connections == 75
 
 
+def test_a_held_connection_is_asked_over_again_until_it_is_closed(web: Host, client: Host) -> None:
+    server = web.web(0, name="w")
+    held = client.hold(f"http://{V4}:{server.port}/", source="192.0.2.2")
+    assert (held.server, held.first.local[0], held.is_open) == ("w", "192.0.2.2", True)
+    assert (held.again().server, held.again().seen["request"]) == ("w", 3)
+    assert (server.stats().connections, server.stats().open) == (1, 1)
+    held.close()
+    Deadline(5, "the end").wait_until(lambda: server.stats().open == 0)
+    with pytest.raises(LabHostRefused, match="that connection has ended"):
+        held.again()
+    server.stop()
+
+
+def test_a_held_connection_that_the_server_ends_is_noticed(web: Host, client: Host) -> None:
+    server = web.web(0)
+    held = client.hold(f"http://{V4}:{server.port}/")
+    server.set(mode="refuse")
+    assert held.again().error == "reset"
+    assert not held.is_open
+    refused = client.hold(f"http://{V4}:{server.port}/")
+    assert (refused.first.error, refused.server, refused.is_open) == ("refused", "", False)
+    server.stop()
+
+
 def test_a_load_counts_failures(web: Host, client: Host) -> None:
     server = web.web(0, status=503)
     url = f"http://{V4}:{server.port}/"

@@ -201,15 +201,14 @@ def ping(loop: Loop, target: Target, count: int, interval_s: float, timeout_s: f
 
 def ask(loop: Loop, target: Target, timeout_s: float, done: Done) -> None:
     """One try of any kind, reported in full."""
+    KINDS[target.kind](loop, target, timeout_s, lambda outcome: done(in_full(outcome))).start()
 
-    def ended(outcome: Outcome) -> None:
-        done(
-            {
-                "row": outcome.row(),
-                "headers": outcome.headers,
-                "body": outcome.body.decode(errors="replace"),
-                "local": outcome.local,
-            }
-        )
 
-    KINDS[target.kind](loop, target, timeout_s, ended).start()
+def in_full(outcome: Outcome) -> dict[str, Any]:
+    """How a try went, with all that was answered."""
+    return {
+        "row": outcome.row(),
+        "headers": outcome.headers,
+        "body": outcome.body.decode(errors="replace"),
+        "local": outcome.local,
+    }

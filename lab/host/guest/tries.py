@@ -17,7 +17,7 @@ from guest.loop import READ, WRITE, Loop
 from guest.servers import SERVER_HEADER, plain
 from guest.wire import Malformed, Message
 
-_RESET = struct.pack("ii", 1, 0)
+RESET = struct.pack("ii", 1, 0)
 _WORDS = {
     errno.ECONNREFUSED: "refused",
     errno.ECONNRESET: "reset",
@@ -170,7 +170,7 @@ class Try:
         if self.sock is not None:
             # Nothing of a try that is over may stay on the wire and be answered later.
             with contextlib.suppress(OSError):
-                self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
+                self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET)
         self.fail("time-out" if self.outcome.connected_s is None else "time-out after connecting")
 
 

@@ -13,6 +13,7 @@ import os
 from collections.abc import Callable
 
 from guest import asking, system
+from guest.holding import Kept
 from guest.loop import Lines, Loop
 from guest.servers import Behaviour, EchoServer, Server, UdpServer, WebServer
 from guest.tries import Target
@@ -34,6 +35,7 @@ class Worker:
         self._spec: Given = {"interfaces": []}
         self._servers: dict[int, Server] = {}
         self._pollers: dict[int, asking.Poller] = {}
+        self._kept = Kept(self._loop)
         self._number = 0
         self._lines = Lines(self._loop, fd, self._asked, self._loop.stop)
 
@@ -133,6 +135,15 @@ class Worker:
     def do_ask(self, given: Given, done: Done) -> None:
         """One try, in full."""
         asking.ask(self._loop, _target(given), given["timeout_s"], done)
+
+    def do_hold(self, given: Given, done: Done) -> None:
+        """One request over a connection that is kept."""
+        self._kept.ask(_target(given), given["held"], given["timeout_s"], done)
+
+    def do_let_go(self, given: Given, done: Done) -> None:
+        """End a kept connection."""
+        self._kept.close(given["held"], reset=given["reset"])
+        done({})
 
     def do_load(self, given: Given, done: Done) -> None:
         """Many requests."""

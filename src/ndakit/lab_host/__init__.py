@@ -5,6 +5,7 @@
 
 from ndakit.lab_host import image
 from ndakit.lab_host.channel import LabHostLost, LabHostRefused
+from ndakit.lab_host.held import Held
 from ndakit.lab_host.hosts import (
     Behaviour,
     Host,
@@ -24,6 +25,7 @@ __all__ = [
     "Behaviour",
     "Clock",
     "Gap",
+    "Held",
     "Host",
     "HostSpec",
     "Interface",

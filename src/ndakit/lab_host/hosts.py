@@ -17,6 +17,7 @@ from ndakit.deadline import Deadline
 from ndakit.errors import VerifyError
 from ndakit.lab_host import request
 from ndakit.lab_host.channel import OWN, Channel
+from ndakit.lab_host.held import Held
 from ndakit.lab_host.measure import Answer, Clock, Load, Ping, Ran, SshProbe, Try, WebStats
 from ndakit.lab_host.poller import Poller
 from ndakit.lab_host.request import Address, Headers
@@ -199,6 +200,10 @@ class Host:
         """One exchange: `tcp://…` (answered by `lines` lines; 0: being connected is enough), `udp://…`, `icmp://…`."""
         return self._in_full(request.target(url, source, lines=lines, payload=payload), timeout_s)
 
+    def hold(self, url: str, *, source: Address = "", timeout_s: float = 5.0) -> Held:
+        """Open a connection by one HTTP request, and keep it."""
+        return Held(self._ask, request.http(url, "GET", (), b"", None, source, keep_alive=True), timeout_s)
+
     def load(
         self,
         url: str,
@@ -346,9 +351,7 @@ class Host:
         return Ran(tuple(argv), **given)
 
     def _in_full(self, target: dict[str, Any], timeout_s: float) -> Answer:
-        given = self._ask("ask", within_s=timeout_s + _MARGIN_S, **target, timeout_s=timeout_s)
-        headers = tuple((name, value) for name, value in given["headers"])
-        return Answer(Try.of(given["row"]), headers, given["body"], (given["local"][0], given["local"][1]))
+        return Answer.of(self._ask("ask", within_s=timeout_s + _MARGIN_S, **target, timeout_s=timeout_s))
 
     def _ask(self, do: str, *, within_s: float = _QUICK_S, **given: Any) -> Any:
         return self._channel.ask(self.name, do, within_s=within_s, **given)

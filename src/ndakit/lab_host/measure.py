@@ -234,6 +234,12 @@ class Answer:
     body: str
     local: tuple[str, int]
 
+    @classmethod
+    def of(cls, given: Mapping[str, Any]) -> Answer:
+        """As the lab host sends it."""
+        headers = tuple((name, value) for name, value in given["headers"])
+        return cls(Try.of(given["row"]), headers, given["body"], (given["local"][0], given["local"][1]))
+
     @property
     def ok(self) -> bool:
         """True if something answered (whatever the status)."""
