@@ -140,7 +140,9 @@ def checks_of_engine(profile: Profile) -> Iterator[Finding]:
                 f"keepalived, behind service {user}, would read $ and ~ in the path {check.path} as something else",
                 (*at, "path"), "write %24 for $ and %7E for ~", other=_topology(user),
             )  # fmt: skip
-        for datagrams in (s for s in balanced if profile.services[s].transport == "udp"):
+        # A sorry server of IPVS is not checked, whatever its pool says.
+        asked = (s for s in balanced if profile.services[s].pool == name)
+        for datagrams in (s for s in asked if profile.services[s].transport == "udp"):
             if "type" not in check.model_fields_set:
                 yield error(
                     "check-of-udp",
