@@ -213,4 +213,30 @@ def test_verify_expects_what_the_rules_say() -> None:
 def test_a_port_is_in_the_state_that_it_should_be_in(
     state: str, is_open: bool, let_in: bool, stated: bool, fits: bool
 ) -> None:
-    assert _fits(state, is_open, let_in, stated) is fits
+    assert _fits(state, False, is_open, let_in, stated) is fits
+
+
+@pytest.mark.parametrize(
+    ("state", "passed", "is_open", "let_in", "fits"),
+    [
+        ("open", False, True, False, True),
+        ("filtered", True, True, False, False),
+        ("filtered", True, False, True, True),
+        ("filtered", False, False, True, False),
+        ("filtered", False, False, False, True),
+        ("filtered", True, False, False, False),
+        ("closed", True, False, False, False),
+        ("open", False, False, False, False),
+    ],
+)
+def test_of_a_silent_udp_port_it_counts_whether_its_packets_were_let_in(
+    state: str, passed: bool, is_open: bool, let_in: bool, fits: bool
+) -> None:
+    assert _fits(state, passed, is_open, let_in, False, "udp") is fits
+
+
+def test_a_rule_for_udp_is_none_for_tcp() -> None:
+    found = profile(("  deny:\n", "    syslog: {network: lan, protocol: udp, port: 514}\n  deny:\n"))
+    assert own_ports(found, "lan", "udp") == {514}
+    assert let_through(found, "lan", ip_address("192.168.0.98"), "udp") == {514}
+    assert 514 not in let_through(found, "lan", ip_address("192.168.0.98"))

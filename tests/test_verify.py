@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from ipaddress import ip_interface
+from ipaddress import ip_address, ip_interface
 from pathlib import Path
 from typing import Any, cast
 
@@ -25,6 +25,7 @@ from ndakit.probe import (
     OutputNotUnderstood,
     parse_addresses,
     parse_statistics,
+    parse_tracked,
     parse_virtual_servers,
     parse_vrrp_states,
 )
@@ -265,7 +266,11 @@ def test_a_service_runs_only_if_procd_says_so() -> None:
 
 def test_trouble_in_the_logs_is_found_and_everyday_lines_are_not() -> None:
     facts = NodeFacts(
-        Typed(dmesg="[1.0] eth0: link up\n[2.0] haproxy[9]: segfault at 0 ip 1\n", logread="all is well\n")
+        Typed(
+            dmesg="[0.1] ..MP-BIOS bug: 8254 timer not connected to IO-APIC\n[1.0] eth0: link up\n"
+            "[2.0] haproxy[9]: segfault at 0 ip 1\n",
+            logread="all is well\n",
+        )
     )
     assert facts.trouble() == ["[2.0] haproxy[9]: segfault at 0 ip 1"]
 
@@ -333,6 +338,27 @@ UDP  [2001:0db8:0000:0000:0000:0000:0000:0010]:0035 rr
 FWM  00000050 wrr
   -> C0A8003D:0000      Tunnel  1      0          0
 """
+
+
+TRACKED = """\
+ipv4     2 udp      17 29 src=203.0.113.99 dst=203.0.113.11 sport=42114 dport=8848 packets=1 bytes=33 [UNREPLIED] \
+src=203.0.113.11 dst=203.0.113.99 sport=8848 dport=42114 packets=0 bytes=0 mark=0 zone=0 use=2
+ipv4     2 tcp      6 119 TIME_WAIT src=203.0.113.99 dst=203.0.113.10 sport=40000 dport=80 packets=6 bytes=600 \
+src=203.0.113.10 dst=203.0.113.99 sport=80 dport=40000 packets=4 bytes=400 [ASSURED] mark=0 zone=0 use=2
+ipv6     10 icmpv6   58 29 src=2001:0db8:0000:0000:0000:0000:0000:0099 dst=2001:0db8:0000:0000:0000:0000:0000:0011 \
+type=128 code=0 id=14271 src=2001:0db8:0000:0000:0000:0000:0000:0011 dst=2001:0db8:0000:0000:0000:0000:0000:0099 \
+type=129 code=0 id=14271 mark=0 zone=0 use=2
+"""
+
+
+def test_what_the_firewall_has_let_in_is_read_from_proc() -> None:
+    assert {(p, str(a), str(b), port) for p, a, b, port in parse_tracked(TRACKED)} == {
+        ("udp", "203.0.113.99", "203.0.113.11", 8848),
+        ("tcp", "203.0.113.99", "203.0.113.10", 80),
+        ("icmpv6", "2001:db8::99", "2001:db8::11", 0),
+    }
+    with pytest.raises(OutputNotUnderstood):
+        NodeFacts(Typed()).let_in([ip_address("203.0.113.99")])
 
 
 def test_the_kernels_virtual_servers_are_read_from_proc() -> None:

@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from typing import Literal
 
 from ndakit.errors import VerifyError
 from ndakit.lab_host import Answer, Host, Load, Poller, Service, SshProbe, Web
@@ -184,12 +185,16 @@ class LabPeople:
         kinds = {p.number: p.kind for p in ports if p.kind != "udp"}
         return kinds.get(server.port or found.port or port, "tcp")
 
-    def scan(self, seat: Seat, address: Address, ports: Sequence[int]) -> dict[int, str]:
-        """Port → open, closed (refused), filtered (nothing came within a second), …."""
+    def scan(
+        self, seat: Seat, address: Address, ports: Sequence[int], protocol: Literal["tcp", "udp"] = "tcp"
+    ) -> dict[int, str]:
+        """Port → open, closed (refused), filtered (nothing came within a second), …; more about UDP at Host.scan."""
         host, source = self._host(seat), self._source(seat, address)
-        return host.scan(address, ports, source=source, timeout_s=SCAN_TIMEOUT_S)
+        return host.scan(address, ports, protocol=protocol, source=source, timeout_s=SCAN_TIMEOUT_S)
 
-    def scan_all(self, wanted: Sequence[tuple[Seat, Address, Sequence[int]]]) -> list[dict[int, str]]:
+    def scan_all(
+        self, wanted: Sequence[tuple[Seat, Address, Sequence[int], Literal["tcp", "udp"]]]
+    ) -> list[dict[int, str]]:
         """Several scans at once, for each spends its time waiting for ports that keep silent."""
         with ThreadPoolExecutor(max_workers=max(1, len(wanted))) as pool:
             return list(pool.map(lambda one: self.scan(*one), wanted))

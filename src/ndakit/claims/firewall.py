@@ -2,40 +2,82 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection, Iterable
+from typing import Literal
+
 from ndakit.claims.base import Outcome, reachable_addresses
 from ndakit.lab_network import LabNetwork
 from ndakit.lab_plan import Seat
 from ndakit.model import Address, Opening, Profile
 
-WATCHED_PORTS = (21, 22, 23, 25, 53, 80, 111, 179, 443, 3306, 8080, 8404, 9090, 10000)
-"""Ports tried from every network besides those the profile opens."""
+Protocol = Literal["tcp", "udp"]
+
+WATCHED_PORTS: dict[Protocol, tuple[int, ...]] = {
+    "tcp": (21, 22, 23, 25, 53, 80, 111, 179, 443, 3306, 8080, 8404, 9090, 10000),
+    "udp": (53, 67, 123, 161, 514, 3780, 8848),
+}
+"""Ports tried from every network besides those the profile opens: of usual services, and of what the nodes tell each
+other (10000, 3780, 8848), which is nobody else's business."""
 
 
 def firewall(lab: LabNetwork, network: str) -> Outcome:
     """A list of ports tried from a client and a stranger of the network, against what the model opens."""
     seats = {f"client-{network}": lab.plan.clients.get(network), f"stranger-{network}": lab.plan.strangers.get(network)}
     wanted = [
-        (who, seat, target, allowed)
+        (who, seat, target, protocol, allowed)
         for who, seat in seats.items()
         if seat is not None
-        for target, allowed in expected_open(lab, seat, network).items()
+        for protocol in WATCHED_PORTS
+        for target, allowed in expected_open(lab, seat, network, protocol).items()
     ]
-    more = own_ports(lab.profile, network)
+    answering = _answering(lab, seats.values(), {target for _, _, target, _, _ in wanted})
+    ports = {p: {*WATCHED_PORTS[p], *own_ports(lab.profile, network, p)} for p in WATCHED_PORTS}
     found = lab.scan_all(
-        [(seat, target, sorted({*WATCHED_PORTS, *more, *allowed})) for _, seat, target, allowed in wanted]
+        [(seat, target, sorted(ports[protocol] | allowed), protocol) for _, seat, target, protocol, allowed in wanted]
     )
-    wrong: list[str] = []
-    for (who, seat, target, allowed), states in zip(wanted, found, strict=True):
-        let_in = let_through(lab.profile, network, seat.address(target.version))
+    noted = _noted(lab, seats.values())
+    wrong = [
+        f"{target} answered a ping of {source}, and no node has noted it: what UDP is let in cannot be told"
+        for source, target in answering
+        if not any((a, b) == (source, target) and p.startswith("icmp") for p, a, b, _ in noted)
+    ]
+    for (who, seat, target, protocol, allowed), states in zip(wanted, found, strict=True):
+        source = seat.address(target.version)
+        let_in = let_through(lab.profile, network, source, protocol)
+        more = own_ports(lab.profile, network, protocol)
         for port, state in states.items():
-            if not _fits(state, port in allowed, port in let_in, port in more):
+            passed = (protocol, source, target, port) in noted
+            if not _fits(state, passed, port in allowed, port in let_in, port in more, protocol):
                 says = "open" if port in allowed else "let in" if port in let_in else "shut"
-                wrong.append(f"{who} finds {target}:{port} {state}, the profile says {says}")
+                is_so = "let in" if passed and state == "filtered" else state
+                name = f"{target}:{port}" if protocol == "tcp" else f"{target}:{port}/udp"
+                wrong.append(f"{who} finds {name} {is_so}, the profile says {says}")
     tried = sum(len(states) for states in found)
     return Outcome(not wrong and tried > 0, f"{tried} ports tried", "; ".join(wrong[:6]), {"tried": tried})
 
 
-def expected_open(lab: LabNetwork, seat: Seat, network: str) -> dict[Address, set[int]]:
+def _answering(
+    lab: LabNetwork, seats: Iterable[Seat | None], targets: Collection[Address]
+) -> list[tuple[Address, Address]]:
+    """Who (source) gets an answer to a ping from where (target): so that it is known that packets let in are noted."""
+    return [
+        (source, target)
+        for seat in seats
+        for target in targets
+        if seat is not None and (source := seat.address(target.version)) is not None
+        if lab.hosts[seat.host].ping(target, source=source).ok
+    ]
+
+
+def _noted(lab: LabNetwork, seats: Iterable[Seat | None]) -> set[tuple[str, Address, Address, int]]:
+    """What the nodes' firewalls have let in from these people (NodeFacts.let_in). A UDP port that keeps silent may be
+    shut, or somebody may listen there who has nothing to say; and of refusals the kernel sends only some. So it is not
+    the answer that tells, but what the kernel notes of the packets that it has accepted."""
+    sources = [a for seat in seats if seat is not None for a in seat.addresses]
+    return {one for node in lab.profile.nodes if lab.is_up(node) for one in lab.facts(node).let_in(sources)}
+
+
+def expected_open(lab: LabNetwork, seat: Seat, network: str, protocol: Protocol = "tcp") -> dict[Address, set[int]]:
     """Address → ports that somebody in a network may find open there, from the model alone."""
     profile = lab.profile
     found: dict[Address, set[int]] = {}
@@ -44,66 +86,75 @@ def expected_open(lab: LabNetwork, seat: Seat, network: str) -> dict[Address, se
             source = seat.address(target.version)
             admin = source is not None and any(source in s for s in profile.sources(target.version))
             own = {22} | ({profile.monitoring.statistics.port} if profile.services else set())
-            found[target] = own if admin else set()
+            found[target] = own if admin and protocol == "tcp" else set()
     for vip in profile.vips.values():
         for address in vip.address:
             source = seat.address(address.version)
             if source is None or vip.network != network:
                 continue
             admin = any(source in s for s in profile.sources(address.version))
-            found[address] = {22} if admin else set()
-    for name in (n for n, s in profile.services.items() if s.transport == "tcp"):
+            found[address] = {22} if admin and protocol == "tcp" else set()
+    for name in (n for n, s in profile.services.items() if s.transport == protocol):
         for endpoint in profile.endpoints(name):
             if endpoint.address in found:
-                ports = {p for p in profile.services[name].ports if p in _sampled(profile, name)}
+                ports = {p for p in profile.services[name].ports if p in _sampled(profile, name, protocol)}
                 source = seat.address(endpoint.address.version)
-                found[endpoint.address] |= {p for p in ports if not denied(profile, network, source, p)}
+                found[endpoint.address] |= {p for p in ports if not denied(profile, network, source, p, protocol)}
     return found
 
 
-def _fits(state: str, is_open: bool, let_in: bool, stated: bool) -> bool:
-    """True if a port is in the state that it should be in. Nobody may listen where firewall.allow lets packets in: then
-    the kernel refuses them, which is an answer. Where a rule of the profile is about a port, shut means silence."""
+def _fits(state: str, passed: bool, is_open: bool, let_in: bool, stated: bool, protocol: Protocol = "tcp") -> bool:
+    """True if a port is in the state that it should be in; `passed` says whether the firewall was seen to let it in.
+
+    Nobody may listen where firewall.allow lets packets in: then the kernel refuses them, which is an answer; one of UDP
+    it may keep to itself. Where a rule of the profile is about a TCP port, shut means silence; a UDP port that is shut
+    is one whose packets were not let in.
+    """
     if is_open:
         return state == "open"
     if let_in:
-        return state in ("open", "closed")
+        return state in ("open", "closed") if protocol == "tcp" else passed
+    if protocol == "udp":
+        return state != "open" and not passed
     return state == "filtered" if stated else state != "open"
 
 
-def own_ports(profile: Profile, network: str) -> set[int]:
-    """TCP ports of the profile's own firewall rules for a network: both ends of every range."""
+def own_ports(profile: Profile, network: str, protocol: Protocol = "tcp") -> set[int]:
+    """Ports of the profile's own firewall rules for a network: both ends of every range."""
     rules = (*profile.firewall.allow.values(), *profile.firewall.deny.values())
     return {
-        p for r in rules if r.network == network and r.protocol == "tcp" for span in r.port or () for p in span
+        p for r in rules if r.network == network and r.protocol == protocol for span in r.port or () for p in span
     }  # fmt: skip
 
 
-def let_through(profile: Profile, network: str, source: Address | None) -> set[int]:
-    """Those of them that firewall.allow lets somebody reach, whether or not anybody listens there."""
+def let_through(profile: Profile, network: str, source: Address | None, protocol: Protocol = "tcp") -> set[int]:
+    """The ports (of those, and of the watched ones) that firewall.allow lets somebody reach, whether or not anybody
+    listens there."""
     return {
         port
-        for port in own_ports(profile, network)
-        if any(_about(profile, r, network, source, port) for r in profile.firewall.allow.values())
-        and not denied(profile, network, source, port)
+        for port in own_ports(profile, network, protocol) | {*WATCHED_PORTS[protocol]}
+        if any(_about(profile, r, network, source, port, protocol) for r in profile.firewall.allow.values())
+        and not denied(profile, network, source, port, protocol)
     }
 
 
-def denied(profile: Profile, network: str, source: Address | None, port: int) -> bool:
-    """True if firewall.deny shuts a TCP port for somebody."""
-    return any(_about(profile, r, network, source, port) for r in profile.firewall.deny.values())
+def denied(profile: Profile, network: str, source: Address | None, port: int, protocol: Protocol = "tcp") -> bool:
+    """True if firewall.deny shuts a port for somebody."""
+    return any(_about(profile, r, network, source, port, protocol) for r in profile.firewall.deny.values())
 
 
-def _about(profile: Profile, rule: Opening, network: str, source: Address | None, port: int) -> bool:
+def _about(
+    profile: Profile, rule: Opening, network: str, source: Address | None, port: int, protocol: Protocol
+) -> bool:
     sources = profile.opening_sources(rule)
     from_there = not sources or (source is not None and any(source in s for s in sources))
-    return rule.network == network and rule.covers("tcp", port) and from_there
+    return rule.network == network and rule.covers(protocol, port) and from_there
 
 
-def _sampled(profile: Profile, name: str) -> set[int]:
+def _sampled(profile: Profile, name: str, protocol: Protocol) -> set[int]:
     """The ports of a service that are tried: both ends of every range, and the watched ones."""
     service_ports = set(profile.services[name].ports)
-    return {p for pair in profile.services[name].port for p in pair} | (service_ports & set(WATCHED_PORTS))
+    return {p for pair in profile.services[name].port for p in pair} | (service_ports & {*WATCHED_PORTS[protocol]})
 
 
 # -- egress ------------------------------------------------------------------------------------------------------------

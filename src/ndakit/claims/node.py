@@ -114,7 +114,7 @@ def intruders(lab: LabNetwork, node: str, port: int) -> list[str]:
         for network, seat in lab.plan.strangers.items()
         for target in reachable_addresses(lab, node, seat)
     ]
-    found = lab.scan_all([(seat, target, [port]) for _, seat, target in wanted])
+    found = lab.scan_all([(seat, target, [port], "tcp") for _, seat, target in wanted])
     return [
         f"a stranger on {network} ({seat.address(target.version)}) reaches port {port} of {target}"
         for (network, seat, target), states in zip(wanted, found, strict=True)
