@@ -139,7 +139,7 @@ def ipvs(node: NodeView) -> IpvsView:
     return IpvsView(
         servers=servers,
         modules=modules,
-        kernel_values=_kernel_values() if servers else (),
+        kernel_values=_kernel_values(profile) if servers else (),
         scripts=tuple(
             Script(pool, f"/usr/libexec/ndakit/script-{pool}", c.script.path, c.script.content, c.arguments or ())
             for pool, c in pools.items()
@@ -148,8 +148,8 @@ def ipvs(node: NodeView) -> IpvsView:
     )
 
 
-def _kernel_values() -> tuple[KernelValue, ...]:
-    return (
+def _kernel_values(profile: Profile) -> tuple[KernelValue, ...]:
+    found = (
         # With 1, answers that the servers send on their own after a failover would belong to no known connection, and
         # the firewall would drop them; here it has a rule for them instead.
         KernelValue("net.ipv4.vs.conntrack", "0", "IPVS keeps its connections itself; conntrack would know them twice"),
@@ -159,6 +159,17 @@ def _kernel_values() -> tuple[KernelValue, ...]:
         KernelValue(
             "net.ipv4.vs.expire_quiescent_template", "1", "a drained server (weight 0) gets no persistent clients back"
         ),
+    )
+    if not profile.tracks_kernel:
+        return found
+    # As the kernel comes, a connection is told with its third packet and then with every fiftieth: one on which little
+    # is said would be forgotten by the others after 15 minutes, and a node that returns would hear of it too late
+    # (ipvs-sysctl.rst of the kernel; a period of 0 leaves it to the seconds).
+    why = "the other nodes are told of a connection anew with its next packet, at most every two seconds"
+    return (
+        *found,
+        KernelValue("net.ipv4.vs.sync_threshold", "3 0", why),
+        KernelValue("net.ipv4.vs.sync_refresh_period", "2", why),
     )
 
 
