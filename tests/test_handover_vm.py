@@ -9,7 +9,7 @@ import pytest
 
 from pairs import Pair, new_key, running
 
-pytestmark = pytest.mark.vm
+pytestmark = [pytest.mark.vm, pytest.mark.alone]
 
 PROFILE = """\
 name: handover

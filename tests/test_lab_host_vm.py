@@ -21,7 +21,7 @@ from ndakit.switch import Port, Switch
 from ndakit.vm import Vm, launch
 from ndakit.vmspec import Nic
 
-pytestmark = pytest.mark.vm
+pytestmark = [pytest.mark.vm, pytest.mark.alone]
 
 BOOT_S = 120.0
 V4, V6 = "192.0.2.1", "2001:db8::1"

@@ -11,7 +11,7 @@ from ndakit.claims import kernel
 from ndakit.claims.traffic import service as service_claim
 from pairs import Pair, new_key, running
 
-pytestmark = pytest.mark.vm
+pytestmark = [pytest.mark.vm, pytest.mark.alone]
 
 PROFILE = """\
 name: layer4

@@ -11,7 +11,7 @@ import pytest
 from ndakit.deadline import Deadline
 from pairs import Pair, new_key, running
 
-pytestmark = pytest.mark.vm
+pytestmark = [pytest.mark.vm, pytest.mark.alone]
 
 PROFILE = """\
 name: pair
