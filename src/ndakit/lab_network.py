@@ -25,7 +25,7 @@ from ndakit.lab_host import Host, HostSpec, Interface, LabHosts, Polled, Poller
 from ndakit.lab_host.image import LabImage
 from ndakit.lab_people import LabNotReady, LabPeople, RunningServer
 from ndakit.lab_plan import BootImage, PlannedHost, Seat, mac_of, plan
-from ndakit.model import Profile
+from ndakit.model import Address, Profile
 from ndakit.probe import NodeFacts, ServerState, VirtualServer
 from ndakit.servers import ServerSide, script
 from ndakit.servers import servers as server_sides
@@ -346,32 +346,34 @@ class LabNetwork(LabPeople):
             time.sleep(0.1)
 
     def _sees(self, node: str, pool: str, server: str) -> bool | None:
-        """True if the server is in use wherever the pool is used on a node, by HAProxy and in the kernel."""
-        found: list[bool] = []
+        """True if the server is in use wherever the pool is used on a node, by HAProxy and in the kernel; False if
+        nowhere; None while they differ."""
+        found: list[bool | None] = []
         if self.profile.proxied(pool):
             found = [s.up for s in self.states(node) if s.server == server and s.proxy.partition(".")[0] == pool]
         if any(self.profile.services[s].pool == pool for s in self.profile.balanced(pool)):
             found.append(self._in_kernel(self.facts(node).virtual_servers(), pool, server))
-        return all(found) if found else None
+        return found[0] if len(set(found)) == 1 else None
 
-    def _in_kernel(self, there: Sequence[VirtualServer], pool: str, server: str) -> bool:
-        """True if a server has a weight in every virtual server of the services that use the pool."""
+    def _in_kernel(self, there: Sequence[VirtualServer], pool: str, server: str) -> bool | None:
+        """True if a server has a weight in every virtual server of the services that use the pool, False if in none;
+        None while they differ, for each has checks of its own."""
         addresses = set(self.profile.pools[pool].servers[server].address)
-        wanted = 0
+        versions = {a.version for a in addresses}
+        found: set[bool] = set()
         for name in self.profile.balanced(pool):
             service, mark = self.profile.services[name], self.profile.marks.get(name)
             for endpoint in self.profile.endpoints(name) if service.pool == pool else ():
-                if not any(a.version == endpoint.address.version for a in addresses):
+                if endpoint.address.version not in versions:
                     continue
-                wanted += 1
-                ours = [
-                    v for v in there
-                    if (mark is not None and v.mark == mark)
-                    or (v.address, v.port, v.protocol) == (endpoint.address, service.ports[0], service.transport)
-                ]  # fmt: skip
-                if not any(w for v in ours for (a, _), w in v.weights.items() if a in addresses):
-                    return False
-        return wanted > 0
+                socket = (endpoint.address, service.ports[0], service.transport)
+                ours = [v for v in there if (v.mark == mark if mark is not None else _socket(v) == socket)]
+                for virtual in ours:
+                    if not virtual.weights or versions & {a.version for a, _ in virtual.weights}:
+                        found.add(any(w for (a, _), w in virtual.weights.items() if a in addresses))
+                if not ours:
+                    found.add(False)
+        return found.pop() if len(found) == 1 else None
 
     # -- servers -------------------------------------------------------------------------------------------------------
 
@@ -398,6 +400,10 @@ class LabNetwork(LabPeople):
     def server_host(self, pool: str, server: str) -> Host:
         """The lab host on which a server runs, for faults."""
         return self.servers[pool, server].host
+
+
+def _socket(virtual: VirtualServer) -> tuple[Address | None, int, str]:
+    return virtual.address, virtual.port, virtual.protocol
 
 
 def _answers_again(polled: Polled) -> bool:
