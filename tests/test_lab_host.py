@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import socket
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -14,7 +15,16 @@ import pytest
 
 import lab_hosts
 from ndakit.deadline import Deadline, DeadlineExceeded
-from ndakit.lab_host import Host, HostSpec, Interface, LabCommandFailed, LabHostLost, LabHostRefused, LabHosts
+from ndakit.lab_host import (
+    Host,
+    HostSpec,
+    Interface,
+    LabCommandFailed,
+    LabHostLost,
+    LabHostRefused,
+    LabHosts,
+    certificate,
+)
 
 V4, V6 = "192.0.2.1", "2001:db8::1"
 BOTH = pytest.mark.parametrize("at", [V4, f"[{V6}]"])
@@ -71,13 +81,13 @@ def test_servers_of_one_host_may_share_a_port_on_different_addresses(web: Host, 
 
 
 def test_a_web_server_behaves_as_told(web: Host, client: Host) -> None:
-    server = web.web(0, status=503, delay_ms=30.0, body_size=50_000, health_path="/health")
+    server = web.web(0, status=503, delay_ms=30.0, body_size=50_000, pages={"/health": (200, None)})
     url = f"http://{V4}:{server.port}"
     answer = client.get(f"{url}/")
     assert (answer.status, len(answer.body)) == (503, 50_001)
     assert 30 <= answer.took_ms < 1000
     assert client.get(f"{url}/health?x").status == 200
-    server.set(health_status=404, delay_ms=0)
+    server.set(pages={"/health": (404, None)}, delay_ms=0)
     assert client.get(f"{url}/health").status == 404
     server.set(mode="hang")
     assert client.get(f"{url}/", timeout_s=0.1).error == "time-out after connecting"
@@ -188,6 +198,26 @@ def test_tcp_and_udp_servers_say_their_name_and_echo(web: Host, client: Host, at
     tcp.stop()
     udp.stop()
     assert client.ask(f"udp://{at}:{udp.port}", b"hello").error == "refused"
+
+
+def test_what_checks_say_and_the_names_of_all_kinds_of_servers_reach_the_host(web: Host, client: Host) -> None:
+    tcp = web.tcp(0, talks=[(b"", b"+OK"), (b"a?", b"a!\n")])
+    mail = web.smtp(0, name="mx")
+    bad = web.smtp(0, code=554)
+    udp = web.udp(0, name="ns", talks=[(b"a?", b"a!")], dns_code=2)
+    secure = web.web(0, name="tls", certificate=certificate(), talks=[(b"a?", b"a!\n")])
+    line = client.ask(f"tcp://{V4}:{tcp.port}", b"a?", lines=2)
+    assert (line.server, line.body) == ("web", "web +OK\na!\n")
+    assert client.ask(f"tcp://{V4}:{mail.port}", b"HELO x\r\n", lines=2).body.split()[-1] == "192.0.2.2"
+    assert client.ask(f"tcp://{V4}:{mail.port}").server == "mx"
+    assert client.ask(f"tcp://{V4}:{bad.port}").body.startswith("554 ")
+    assert client.ask(f"udp://{V4}:{udp.port}", b"a?").body == "a!"
+    assert client.ask(f"tcp://{V4}:{secure.port}", b"a?").body == "a!\n"
+    hello = "import socket, ssl, sys; c = ssl._create_unverified_context(); s = socket.create_connection((sys.argv[1], "
+    hello += "int(sys.argv[2]))); print(c.wrap_socket(s).version())"
+    assert "TLS" in client.run([sys.executable, "-c", hello, V4, str(secure.port)]).stdout
+    for server in (tcp, mail, bad, udp, secure):
+        server.stop()
 
 
 @pytest.mark.parametrize(("address", "via"), [("203.0.113.77", "192.0.2.1"), ("2001:db8:77::77", V6)])

@@ -12,7 +12,8 @@ from pathlib import Path
 
 root = Path(sys.argv[1])
 sys.path.insert(0, str(root / "usr/lib/lab-host"))
-for name in ("guest.__main__", "encodings.idna", "encodings.latin_1", "encodings.ascii", "fcntl", "contextlib"):
+_LATER = ("guest.tls", "encodings.idna", "encodings.latin_1", "encodings.ascii", "fcntl", "contextlib")
+for name in ("guest.__main__", *_LATER):
     importlib.import_module(name)
 for module in list(sys.modules.values()):
     source = getattr(module, "__file__", None)

@@ -21,10 +21,11 @@ from ndakit import vm
 from ndakit.accelerator import Accelerator, probe
 from ndakit.console import ConsoleBackend
 from ndakit.deadline import Deadline, DeadlineExceeded
-from ndakit.lab_host import Host, HostSpec, Interface, LabHosts, Polled, Poller
+from ndakit.lab_host import Host, HostSpec, Interface, LabHosts, Polled, Poller, certificate
 from ndakit.lab_host.image import LabImage
 from ndakit.lab_people import LabNotReady, LabPeople, RunningServer
 from ndakit.lab_plan import BootImage, PlannedHost, Seat, mac_of, plan
+from ndakit.lab_ports import need_pages
 from ndakit.model import Address, Profile
 from ndakit.probe import NodeFacts, ServerState, VirtualServer
 from ndakit.servers import ServerSide, script
@@ -59,9 +60,14 @@ class LabNetwork(LabPeople):
         *,
         templates: Sequence[Path],
         identity: str | None = None,
+        pages: Mapping[str, bytes] | None = None,
         tell: Callable[[str], None] = lambda text: None,
     ) -> None:
+        """`pages`: MD5 digest → the page that a check knows by it. Raises PageMissing if one is not there."""
         super().__init__(profile, plan(profile), identity, tell)
+        self._pages = pages or {}
+        need_pages(profile, self._pages)
+        self._certificate = certificate() if any(p.check.type == "https" for p in profile.pools.values()) else ""
         self.boot_s: dict[str, float] = {}
         self.accelerator: Accelerator = probe()
         self._images = images
@@ -167,7 +173,10 @@ class LabNetwork(LabPeople):
         twin = next((r for (p, s), r in self.servers.items() if self.plan.servers[p, s] == seat), None)
         if twin is None:
             address = "" if host.role == "server" else str(seat.addresses[0])
-            twin = RunningServer(self.hosts[seat.host], str(seat.addresses[0]), address, host.ports)
+            label = str(seat.addresses[0])
+            twin = RunningServer(
+                self.hosts[seat.host], label, seat.addresses, address, host.ports, self._pages, self._certificate
+            )
             twin.start()
         self.servers[pool, server] = twin
 
@@ -379,14 +388,20 @@ class LabNetwork(LabPeople):
 
     @contextlib.contextmanager
     def server_down(self, pool: str, server: str) -> Iterator[None]:
-        """A server's programs are stopped for a while (its ports refuse connections)."""
+        """A server is dead for a while: its programs are stopped (its ports refuse connections), and where the check
+        may ask for more than ports it does not answer pings either."""
         running = self.servers[pool, server]
+        deaf = self.profile.pools[pool].check.type in ("ping", "script")
         self.tell(f"{server} stops serving")
         running.stop()
+        if deaf:
+            running.hear_pings(heard=False)
         try:
             yield
         finally:
             running.start()
+            if deaf:
+                running.hear_pings(heard=True)
             self.tell(f"{server} serves again")
 
     @contextlib.contextmanager

@@ -14,8 +14,9 @@ from typing import Literal
 
 from ndakit.errors import VerifyError
 from ndakit.lab_host import Answer, Host, Load, Poller, Service, SshProbe, Web
-from ndakit.lab_host.request import literal
-from ndakit.lab_plan import LabPlan, Port, Seat
+from ndakit.lab_host.request import literal, text
+from ndakit.lab_plan import LabPlan, Seat
+from ndakit.lab_ports import Kind, Port, path_asked
 from ndakit.model import Address, Endpoint, Profile
 from ndakit.probe import OutputNotUnderstood, ServerState, parse_statistics
 
@@ -46,12 +47,17 @@ class LoadResult:
 
 @dataclass
 class RunningServer:
-    """A server's programs in the lab, by port."""
+    """A server's programs in the lab, by port. `label` is what it calls itself, `addresses` are its own."""
 
     host: Host
     label: str
+    addresses: tuple[Address, ...]
     address: str
     ports: tuple[Port, ...]
+    pages: Mapping[str, bytes] = field(default_factory=dict)
+    """MD5 digest → the page that a check knows by it."""
+    certificate: str = ""
+    """PEM with its key, for the ports that speak HTTPS."""
     services: dict[Port, Service] = field(default_factory=dict)
 
     def start(self) -> None:
@@ -59,12 +65,37 @@ class RunningServer:
             service = self.services.get(port)
             if isinstance(service, Web):
                 service.set(mode="answer")
-            elif service is None and port.kind == "http":
-                self.services[port] = self.host.web(port.number, address=self.address, name=self.label)
-            elif service is None and port.kind == "udp":
-                self.services[port] = self.host.udp(port.number, address=self.address, name=self.label)
             elif service is None:
-                self.services[port] = self.host.tcp(port.number, address=self.address, banner=self.label)
+                self.services[port] = self._serve(port)
+
+    def _serve(self, port: Port) -> Service:
+        at, talks = self.address, port.talks
+        if port.kind == "udp":
+            return self.host.udp(port.number, address=at, name=self.label, talks=talks)
+        if port.kind == "smtp":
+            return self.host.smtp(port.number, address=at, name=self.label, talks=talks)
+        if port.kind == "tcp":
+            return self.host.tcp(port.number, address=at, banner=self.label, talks=talks)
+        pages = {p.path: (p.status, None if p.digest is None else text(self.pages[p.digest])) for p in port.pages}
+        certificate = self.certificate if port.tls else ""
+        return self.host.web(
+            port.number, address=at, name=self.label, talks=talks, certificate=certificate, pages=pages
+        )
+
+    def hear_pings(self, *, heard: bool) -> None:
+        """Answer echo requests to the server's own addresses, or not. Several servers may live on one host (behind a
+        router), so that the host's own switch for all of them will not do."""
+        rules = [
+            f"{'ip' if a.version == 4 else 'ip6'} daddr {a} icmp{'' if a.version == 4 else 'v6'} type echo-request drop"
+            for a in self.addresses
+        ]
+        table = f"ndakit-{self.label}".replace(".", "-").replace(":", "-")
+        # Made before it is deleted, so that it does not matter whether it was there.
+        script = f"table inet {table}\ndelete table inet {table}\n"
+        if not heard:
+            body = "; ".join(["type filter hook input priority 0", *rules])
+            script += f"table inet {table} {{ chain input {{ {body}; }} }}\n"
+        self.host.run(["nft", "-f", "-"], stdin=script.encode())
 
     def stop(self) -> None:
         for port, service in list(self.services.items()):
@@ -85,6 +116,8 @@ class LabPeople:
         self.tell = tell
         self.hosts: dict[str, Host] = {}
         self.servers: dict[tuple[str, str], RunningServer] = {}
+        self.path = path_asked(profile)
+        """What is asked for over HTTP."""
 
     def statistics(self, seat: Seat, address: Address) -> list[ServerState]:
         """The statistics page of a node's address, as somebody gets it; empty if it does not answer."""
@@ -118,10 +151,10 @@ class LabPeople:
         )
 
     def get(
-        self, seat: Seat, address: Address, port: int, *, path: str = "/", headers: Mapping[str, str] | None = None
+        self, seat: Seat, address: Address, port: int, *, path: str = "", headers: Mapping[str, str] | None = None
     ) -> Answer:
         """One HTTP request."""
-        url = f"http://{literal(address)}:{port}{path}"
+        url = f"http://{literal(address)}:{port}{path or self.path}"
         source = self._source(seat, address)
         return self._host(seat).get(url, headers=headers or {}, source=source, timeout_s=REQUEST_TIMEOUT_S)
 
@@ -133,11 +166,13 @@ class LabPeople:
         host, source = self._host(seat), self._source(seat, address)
         shares: Counter[str] = Counter()
         errors: list[str] = []
-        kind = self._kind(pool, port, transport)
+        kind = _scheme(self._kind(pool, port, transport))
         url = f"{kind}://{literal(address)}:{port}"
         if kind == "http":
             for batch in _batches(requests, 20):
-                found: Load = host.load(f"{url}/", batch, at_once=1, sources=[source], timeout_s=REQUEST_TIMEOUT_S)
+                found: Load = host.load(
+                    f"{url}{self.path}", batch, at_once=1, sources=[source], timeout_s=REQUEST_TIMEOUT_S
+                )
                 for attempt in found.tries:
                     if attempt.ok and attempt.status == 200:
                         shares[names.get(attempt.server, attempt.server or "?")] += 1
@@ -166,23 +201,41 @@ class LabPeople:
         """Ask a service every 20 ms (or another interval) over fresh connections, until the context ends."""
         name, endpoint, port = front
         seat, service = self.client_for(endpoint, name), self.profile.services[name]
-        kind = self._kind(service.pool, port, service.transport)
+        kind = _scheme(self._kind(service.pool, port, service.transport))
         return self._host(seat).poller(
-            f"{kind}://{literal(endpoint.address)}:{port}" + ("/" if kind == "http" else ""),
+            f"{kind}://{literal(endpoint.address)}:{port}" + (self.path if kind == "http" else ""),
             interval_s=interval_s,
             timeout_s=POLL_TIMEOUT_S,
             source=self._source(seat, endpoint.address),
             lines=1 if kind == "tcp" else 0,
         )
 
-    def _kind(self, pool: str, port: int, transport: str) -> str:
-        """What a pool's servers in the lab speak on a service's port: http (also behind tcp), tcp, udp."""
+    def client_seen(self, seat: Seat, address: Address, port: int, pool: str) -> str:
+        """The client's address as a server sees it that answers on a VIP's TCP port; `nobody` and why if none does."""
+        kind = self._kind(pool, port, "tcp")
+        if kind == "http":
+            asked = self.get(seat, address, port)
+            return str(asked.seen.get("client", "")) or f"nobody: {asked.error}"
+        question = b"HELO lab.invalid\r\n" if kind == "smtp" else b"client?\n"
+        answer = self._host(seat).ask(
+            f"tcp://{literal(address)}:{port}", question,
+            source=self._source(seat, address), lines=2, timeout_s=REQUEST_TIMEOUT_S,
+        )  # fmt: skip
+        return answer.body.split()[-1] if answer.ok else f"nobody: {answer.error}"
+
+    def speaks(self, service: str, port: int) -> Kind:
+        """What the lab's servers speak behind a service's port."""
+        found = self.profile.services[service]
+        return self._kind(found.pool, port, found.transport)
+
+    def _kind(self, pool: str, port: int, transport: str) -> Kind:
+        """What a pool's servers in the lab speak on a service's port: http (also behind tcp), smtp, tcp, udp."""
         if transport == "udp":
             return "udp"
         found = self.profile.pools[pool]
         name, server = next(iter(found.servers.items()))
         ports = self.plan.hosts[self.plan.servers[pool, name].host].ports
-        kinds = {p.number: p.kind for p in ports if p.kind != "udp"}
+        kinds = {p.number: p.kind for p in ports if not p.datagrams}
         return kinds.get(server.port or found.port or port, "tcp")
 
     def scan(
@@ -227,6 +280,11 @@ class LabPeople:
         near = {r.label: s for (p, s), r in self.servers.items() if p in chain and p != pool}
         own = {r.label: s for (p, s), r in self.servers.items() if p == pool}
         return everyone | near | own
+
+
+def _scheme(kind: Kind) -> str:
+    """How it is asked who answers: servers of tcp and smtp begin with their names."""
+    return "tcp" if kind == "smtp" else kind
 
 
 def _batches(total: int, size: int) -> Iterator[int]:

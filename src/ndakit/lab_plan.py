@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Literal
 
 from ndakit.accelerator import Architecture
+from ndakit.lab_ports import Port, joined, ports_of
 from ndakit.model import Address, Profile, Subnet
 from ndakit.regions import narrower, take, without
 from ndakit.vmspec import Bus, Disk, DiskFormat, Nic, VmSpec
@@ -41,14 +42,6 @@ class Interface:
 
     def __str__(self) -> str:
         return f"{self.address}/{self.prefix}"
-
-
-@dataclass(frozen=True)
-class Port:
-    """A port that a lab server answers on, and how: an HTTP answer, a line of text and an echo, or datagrams echoed."""
-
-    number: int
-    kind: Literal["http", "tcp", "udp"]
 
 
 @dataclass(frozen=True)
@@ -289,32 +282,9 @@ class _Planner:
         if address not in host.behind and address not in _addresses(host):
             self.hosts[router] = replace(host, behind=(*host.behind, address))
 
-    def ports_of(self, pool: str, server: str) -> tuple[Port, ...]:
-        profile, found = self.profile, dict[tuple[int, bool], Port]()
-        own, check = profile.pools[pool].servers[server], profile.pools[pool].check
-        fixed = own.port or profile.pools[pool].port
-        for service in (profile.services[s] for s in profile.services_of(pool)):
-            kind: Literal["http", "tcp", "udp"] = "tcp"
-            if service.protocol == "udp":
-                kind = "udp"
-            elif "http" in (service.protocol, check.type) or service.kernel:
-                kind = "http"  # for IPVS one is as good as the other, and HTTP says whom the server saw
-            for number in (fixed,) if fixed else service.ports:
-                if kind != "tcp" or (number, False) not in found:
-                    found[number, kind == "udp"] = Port(number, kind)
-        checked = check.port or (fixed if not found else None)
-        if checked is not None:
-            found.setdefault((checked, False), Port(checked, "http" if check.type == "http" else "tcp"))
-        return tuple(found.values())
-
     def listen(self, host: str, ports: tuple[Port, ...]) -> None:
-        """Let a host answer on further ports; HTTP where two pools differ about one."""
-        merged = {(q.number, q.kind == "udp"): q for q in self.hosts[host].ports}
-        for port in ports:
-            key = (port.number, port.kind == "udp")
-            if key not in merged or port.kind == "http":
-                merged[key] = port
-        self.hosts[host] = replace(self.hosts[host], ports=tuple(merged.values()))
+        """Let a host answer on further ports."""
+        self.hosts[host] = replace(self.hosts[host], ports=joined((*self.hosts[host].ports, *ports)))
 
 
 def plan(profile: Profile) -> LabPlan:
@@ -368,7 +338,7 @@ def _add_servers(p: _Planner, lab: LabPlan) -> None:
                 else:
                     continue
                 homes[address] = host
-            p.listen(host, p.ports_of(pool_name, name))
+            p.listen(host, ports_of(p.profile, pool_name, name))
             lab.servers[(pool_name, name)] = Seat(host, tuple(a for a in server.address if homes.get(a) == host))
     for key, seat in lab.servers.items():
         if p.hosts[seat.host].role == "server":  # the same in every pool, also where one does not name all addresses

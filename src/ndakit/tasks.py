@@ -7,7 +7,7 @@ what it uses.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -227,16 +227,23 @@ def boot(c: Context, profile: str, node: str | None = None) -> None:
 
 @task(
     positional=["profile"],
+    iterable=["page"],
     help={
         "profile": PROFILE_HELP,
         "only": "only claims whose name is or begins with this (several: comma); see the table a run prints",
         "json": "also write the result to this file",
         "identity": "private SSH key of an admin of the profile, to prove the login as well",
+        "page": "a page that a check knows by its digest (expect.digest); may be given several times",
     },
 )
 @shown
 def verify(
-    c: Context, profile: str, only: str | None = None, json: str | None = None, identity: str | None = None
+    c: Context,
+    profile: str,
+    only: str | None = None,
+    json: str | None = None,
+    identity: str | None = None,
+    page: Sequence[str] = (),
 ) -> None:
     """Boot the built images in a lab network and prove what the profile says."""
     from ndakit.trying import verify_profile
@@ -244,7 +251,7 @@ def verify(
 
     code = verify_profile(
         Workspace.at(), profile, only=only, json=Path(json) if json else None,
-        identity=Path(identity) if identity else None,
+        identity=Path(identity) if identity else None, pages=[Path(p) for p in page],
     )  # fmt: skip
     raise Exit(code=code)
 

@@ -7,11 +7,11 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 
-from ndakit import accelerator, claims, lab_host, live, report, terminal, verify
+from ndakit import accelerator, claims, lab_host, lab_ports, live, report, terminal, verify
 from ndakit.booting import boot_images, images_of
 from ndakit.building import Wish, build_profile
 from ndakit.claims import Claim
@@ -40,11 +40,19 @@ class IdentityUnusable(InputError):
 
 
 def verify_profile(
-    workspace: Workspace, profile: str, *, only: str | None, json: Path | None, identity: Path | None
+    workspace: Workspace,
+    profile: str,
+    *,
+    only: str | None,
+    json: Path | None,
+    identity: Path | None,
+    pages: Sequence[Path] = (),
 ) -> int:
-    """Try the claims on the built images; 0 if every one holds."""
+    """Try the claims on the built images; 0 if every one holds. `pages`: files that checks know by their digests."""
     loaded = read(workspace, profile)
-    return _verify(workspace, loaded, only=only, json=json, identity=_key(identity))
+    found = lab_ports.pages_given(loaded.profile, {path: _page(path) for path in pages})
+    lab_ports.need_pages(loaded.profile, found)
+    return _verify(workspace, loaded, only=only, json=json, identity=_key(identity), pages=found)
 
 
 def demo_pair(workspace: Workspace) -> int:
@@ -52,6 +60,13 @@ def demo_pair(workspace: Workspace) -> int:
     shipped = Workspace(workspace.shipped)
     build_profile(shipped, DEMO, None, Wish(), as_json=False)
     return _verify(shipped, read(shipped, DEMO), only=None, json=None, identity=None, thorough=False)
+
+
+def _page(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as cause:
+        raise lab_ports.PageUnusable(path, cause.strerror or str(cause)) from cause
 
 
 def _key(path: Path | None) -> str | None:
@@ -73,6 +88,7 @@ def _verify(
     only: str | None,
     json: Path | None,
     identity: str | None,
+    pages: Mapping[str, bytes] | None = None,
     thorough: bool = True,
 ) -> int:
     profile = loaded.profile
@@ -92,7 +108,7 @@ def _verify(
                 image = lab_host.image.build(workspace.lab, cache() / "lab", tell=show.tell)
                 network = LabNetwork(
                     profile, boot_images(profile, built), run_dir, image,
-                    templates=workspace.templates, identity=identity, tell=show.tell,
+                    templates=workspace.templates, identity=identity, pages=pages, tell=show.tell,
                 )  # fmt: skip
                 with network as lab:
                     verdicts = verify.run(lab, wanted, show.claim)

@@ -229,8 +229,10 @@ def _open_port(device: Path) -> int:
 def _serve_socket(loop: Loop, board: Switchboard, path: Path) -> None:
     """Accept callers on a Unix socket; a new one replaces the one before."""
     listening = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    listening.bind(str(path))
+    made = path.with_name(f"{path.name}.new")
+    listening.bind(str(made))
     listening.listen()
+    made.rename(path)  # whoever finds it can connect
     current: list[Lines] = []
 
     def accept(_events: int) -> None:

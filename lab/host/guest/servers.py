@@ -1,30 +1,32 @@
-"""What a host offers: web, TCP and UDP servers that tell who asked them, and misbehave on request.
+"""What all servers of a host share: ports that listen, and connections of bytes, encrypted if the client begins so.
 
 A server listens on both families unless it is given an address. Clients are reported as their own family writes them.
+What servers say is the business of `web`, `words` and `datagrams`.
 """
 
 from __future__ import annotations
 
-import collections
 import contextlib
-import json
 import socket
 import struct
-from collections.abc import Mapping
+from collections.abc import Sequence
 
-from guest.loop import HANGUP, READ, WRITE, Loop, Timer
-from guest.wire import Malformed, Message
+from guest.loop import HANGUP, READ, WRITE, Loop
 
 TYPE_CHECKING = False  # what typing says as well; importing it would cost a tenth of the start under emulation
 if TYPE_CHECKING:
     from typing import Any
 
+    from guest.tls import Certificate, Session
+
 SERVER_HEADER = "X-Lab-Server"
 _BACKLOG = 1024
-_PATHS_COUNTED = 1000
 _RESET = struct.pack("ii", 1, 0)
-_MODES = ("answer", "hang", "refuse", "reset")
-_REASONS = {200: "OK", 204: "No Content", 404: "Not Found", 500: "Internal Server Error", 503: "Service Unavailable"}
+TLS = b"\x16"  # the first byte of a TLS connection (RFC 8446, 5.1); no text begins with it
+
+
+Talks = Sequence[tuple[bytes, bytes]]
+"""What a client may say and what it is answered then, each in full; for nothing said it is part of the greeting."""
 
 
 def plain(address: str) -> str:
@@ -50,52 +52,16 @@ def listener(kind: socket.SocketKind, address: str, port: int) -> socket.socket:
     return sock
 
 
-class Behaviour:
-    """How a web server behaves; never changed, only replaced.
-
-    `mode`: answer; hang (takes the request, never answers); refuse (the port is closed, open connections are reset);
-    reset (accepts, then resets). `health_path` may have a status of its own; "" means no path has.
-    `body_size` pads the body with spaces to that many bytes.
-    """
-
-    def __init__(
-        self,
-        mode: str = "answer",
-        status: int = 200,
-        delay_ms: float = 0.0,
-        body_size: int = 0,
-        keep_alive: bool = True,
-        health_path: str = "",
-        health_status: int = 200,
-    ) -> None:
-        self.mode = mode
-        self.status = status
-        self.delay_ms = delay_ms
-        self.body_size = body_size
-        self.keep_alive = keep_alive
-        self.health_path = health_path
-        self.health_status = health_status
-
-    def changed(self, changes: Mapping[str, Any]) -> Behaviour:
-        """A copy with changes. Raises ValueError for what does not exist."""
-        unknown = set(changes) - set(vars(self))
-        if unknown:
-            raise ValueError(f"a web server has no {', '.join(sorted(unknown))}")
-        new = Behaviour(**{**vars(self), **changes})
-        if new.mode not in _MODES:
-            raise ValueError(f"no such mode: {new.mode} (there are {', '.join(_MODES)})")
-        if not 200 <= new.status <= 999 or not 200 <= new.health_status <= 999:
-            raise ValueError("a status is a number from 200 to 999")
-        return new
-
-
 class StreamServer:
     """A listening TCP port; makes a connection object per client."""
 
-    def __init__(self, loop: Loop, name: str, address: str, port: int) -> None:
+    def __init__(self, loop: Loop, name: str, address: str, port: int, talks: Talks = ()) -> None:
         self.loop = loop
         self.name = name
         self.address = address
+        self.talks = [(said, answer) for said, answer in talks if said]
+        self.greetings = [answer for said, answer in talks if not said]
+        self.certificate: Certificate | None = None
         self.connections = 0
         self.open: set[Connection] = set()
         self._listening: socket.socket | None = None
@@ -145,7 +111,10 @@ class StreamServer:
 
 
 class Connection:
-    """A client's connection: bytes in, bytes out, closed once all is written if so wished."""
+    """A client's connection: bytes in, bytes out, closed once all is written if so wished.
+
+    What a client says first is compared with the server's `talks`; whatever is none of them goes to `receive`.
+    """
 
     def __init__(self, server: StreamServer, sock: socket.socket, peer: tuple[str, int]) -> None:
         self._server = server
@@ -153,6 +122,9 @@ class Connection:
         self._peer = peer
         self._out = bytearray()
         self._closing = False
+        self._session: Session | None = None
+        self._fresh = True
+        self._begun = b""
         server.open.add(self)
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         server.loop.watch(sock.fileno(), READ, self._ready)
@@ -163,7 +135,13 @@ class Connection:
 
     def send(self, data: bytes, *, then_close: bool = False) -> None:
         """Write now or as soon as the socket takes it."""
-        self._out += data
+        if self._session is None:
+            self._out += data
+        else:
+            self._session.say(data)
+            if then_close:
+                self._session.end()
+            self._out += self._session.pending
         self._closing = self._closing or then_close
         self._flush()
 
@@ -187,6 +165,48 @@ class Connection:
             except OSError:
                 self.close()
                 return
+            self._came(data)
+
+    def _came(self, data: bytes) -> None:
+        """Bytes from the wire, or its end."""
+        first = self._fresh and not self._begun and self._session is None
+        if first and data[:1] == TLS and self._server.certificate is not None:
+            self._session = self._server.certificate.session()
+        if self._session is None or not data:
+            self._said(data)
+            return
+        try:
+            plain, ended = self._session.take(data)
+        except OSError:  # the client does not like what it gets, or speaks no TLS
+            self.close()
+            return
+        if ended:
+            self._session.end()
+        self._out += self._session.pending
+        if self._out:
+            self._flush()
+        if plain and self in self._server.open:
+            self._said(plain)
+        if ended and self in self._server.open:
+            self._said(b"")
+
+    def _said(self, data: bytes) -> None:
+        """Answer what the server knows by heart, or pass it on."""
+        if self._fresh and data:
+            whole = self._begun + data
+            for said, answer in self._server.talks:
+                if whole == said:
+                    self._begun = b""
+                    self.send(answer)
+                    return
+            if any(said.startswith(whole) for said, _ in self._server.talks):
+                self._begun = whole
+                return
+            data = whole
+        elif self._begun:
+            self.receive(self._begun)
+        self._fresh, self._begun = False, b""
+        if self in self._server.open:
             self.receive(data)
 
     def _flush(self) -> None:
@@ -202,194 +222,3 @@ class Connection:
             self.close()
         else:
             self._server.loop.watch(self._sock.fileno(), READ | (WRITE if self._out else 0), self._ready)
-
-
-class WebServer(StreamServer):
-    """HTTP/1.1 with keep-alive; the answer says which server it is and what it saw."""
-
-    def __init__(self, loop: Loop, name: str, address: str, port: int, behaviour: Behaviour) -> None:
-        self.behaviour = behaviour
-        self.requests = 0
-        self.by_client: collections.Counter[str] = collections.Counter()
-        self.by_path: collections.Counter[str] = collections.Counter()
-        super().__init__(loop, name, address, port)
-        self.behave(behaviour)
-
-    def behave(self, behaviour: Behaviour) -> None:
-        """Behave differently from now on, towards open connections as well."""
-        self.behaviour = behaviour
-        if behaviour.mode == "refuse":
-            self.refuse()
-        else:
-            self.listen()
-
-    def stats(self) -> dict[str, Any]:
-        """Figures since the start: requests also per client address and per path."""
-        mine = {"requests": self.requests, "by_client": dict(self.by_client), "by_path": dict(self.by_path)}
-        return super().stats() | mine
-
-    def connect(self, sock: socket.socket, peer: tuple[str, int]) -> None:
-        """Serve a client, or reset it if that is the mode."""
-        connection = _WebConnection(self, sock, peer)
-        if self.behaviour.mode == "reset":
-            connection.close(reset=True)
-
-
-class _WebConnection(Connection):
-    _server: WebServer
-
-    def __init__(self, server: WebServer, sock: socket.socket, peer: tuple[str, int]) -> None:
-        super().__init__(server, sock, peer)
-        self._local = plain(sock.getsockname()[0])
-        self._number = server.connections
-        self._count = 0
-        self._message = Message(response=False)
-        self._busy: Timer | bool = False
-        self._later = b""
-
-    def receive(self, data: bytes) -> None:
-        """Collect a request; what comes while one is being answered waits."""
-        if not data:
-            if isinstance(self._busy, Timer):
-                self._busy.cancel()
-            self.close()
-            return
-        if self._busy:
-            self._later += data
-            return
-        try:
-            self._message.feed(data)
-        except Malformed:
-            self.send(b"HTTP/1.1 400 Bad Request\r\nContent-Length: 0\r\nConnection: close\r\n\r\n", then_close=True)
-            return
-        if self._message.complete:
-            self._answer(self._message)
-
-    def _answer(self, message: Message) -> None:
-        server = self._server
-        self._count += 1
-        server.requests += 1
-        server.by_client[self._peer[0]] += 1
-        words = message.start.split(" ")
-        path = words[1] if len(words) > 1 else ""
-        if path in server.by_path or len(server.by_path) < _PATHS_COUNTED:
-            server.by_path[path] += 1
-        self._busy = True
-        if server.behaviour.mode == "hang":
-            return
-        if server.behaviour.delay_ms > 0:
-            delay_s = server.behaviour.delay_ms / 1000
-            self._busy = server.loop.after(delay_s, lambda: self._send_answer(message, words[0], path))
-        else:
-            self._send_answer(message, words[0], path)
-
-    def _send_answer(self, message: Message, method: str, path: str) -> None:
-        if self not in self._server.open:
-            return
-        behaviour = self._server.behaviour
-        health = behaviour.health_path and path.partition("?")[0] == behaviour.health_path
-        status = behaviour.health_status if health else behaviour.status
-        facts = {
-            "server": self._server.name,
-            "port": self._server.port,
-            "local": self._local,
-            "client": self._peer[0],
-            "client_port": self._peer[1],
-            "connection": self._number,
-            "request": self._count,
-            "method": method,
-            "path": path,
-            "headers": message.headers,
-            "body_length": len(message.body),
-        }
-        body = json.dumps(facts).encode().ljust(behaviour.body_size) + b"\n"
-        alive = behaviour.keep_alive and message.keeps_alive
-        reason = _REASONS.get(status, "Lab")
-        bodyless = status in (204, 304)
-        head = (
-            f"HTTP/1.1 {status} {reason}\r\n{SERVER_HEADER}: {self._server.name}\r\nContent-Type: application/json\r\n"
-            + ("" if bodyless else f"Content-Length: {len(body)}\r\n")
-            + f"Connection: {'keep-alive' if alive else 'close'}\r\n\r\n"
-        )
-        self._busy = False
-        self._message = Message(response=False)
-        self.send(head.encode() + (b"" if bodyless or method == "HEAD" else body), then_close=not alive)
-        later = message.rest + self._later
-        self._later = b""
-        if later and alive and self in self._server.open:
-            self.receive(later)
-
-
-class EchoServer(StreamServer):
-    """Says its banner line, if it has one, then sends back what it gets."""
-
-    def __init__(self, loop: Loop, name: str, address: str, port: int, banner: str) -> None:
-        self.banner = banner
-        super().__init__(loop, name, address, port)
-
-    def connect(self, sock: socket.socket, peer: tuple[str, int]) -> None:
-        """Greet the client."""
-        connection = _EchoConnection(self, sock, peer)
-        if self.banner:
-            connection.send(self.banner.encode() + b"\n")
-
-
-class _EchoConnection(Connection):
-    def receive(self, data: bytes) -> None:
-        """Send it back."""
-        if data:
-            self.send(data)
-        else:
-            self.send(b"", then_close=True)
-
-
-class UdpServer:
-    """Sends each datagram back with its own name and a space before it, from the address it was sent to."""
-
-    def __init__(self, loop: Loop, name: str, address: str, port: int) -> None:
-        self.loop = loop
-        self.name = name
-        self.datagrams = 0
-        self._sock = listener(socket.SOCK_DGRAM, address, port)
-        self.port = self._sock.getsockname()[1]
-        # The address a client asked may be one of several (a balancer's on the loopback): answer from that one (ip(7)).
-        if self._sock.family == socket.AF_INET6:
-            self._sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_RECVPKTINFO, 1)
-        else:
-            self._sock.setsockopt(socket.IPPROTO_IP, _IP_PKTINFO, 1)
-        loop.watch(self._sock.fileno(), READ, self._ready)
-
-    def stop(self) -> None:
-        """Close the port."""
-        self.loop.unwatch(self._sock.fileno())
-        self._sock.close()
-
-    def stats(self) -> dict[str, Any]:
-        """Figures since the start."""
-        return {"datagrams": self.datagrams}
-
-    def _ready(self, _events: int) -> None:
-        for _ in range(64):
-            try:
-                data, notes, _flags, peer = self._sock.recvmsg(65536, 256)
-            except OSError:
-                return
-            self.datagrams += 1
-            back = [(level, kind, _sender(level, kind, note)) for level, kind, note in notes]
-            with contextlib.suppress(OSError):
-                self._sock.sendmsg([self.name.encode(), b" ", data], back, 0, peer)
-
-
-_IP_PKTINFO = 8  # ip(7); the socket module has no name for it before Python 3.14
-
-
-def _sender(level: int, kind: int, note: bytes) -> bytes:
-    """What a datagram's destination note becomes as the note of its answer: the same address, any interface."""
-    if level == socket.IPPROTO_IP and kind == _IP_PKTINFO:
-        _index, specific, _destination = struct.unpack("@I4s4s", note[:12])
-        return struct.pack("@I4s4s", 0, specific, b"\0" * 4)
-    link_local = note[:2] == b"\xfe\x80"
-    return note[:20] if link_local else note[:16] + struct.pack("@I", 0)
-
-
-Server = StreamServer | UdpServer

@@ -284,7 +284,7 @@ class HttpTry(StreamTry):
 
 
 class TcpTry(StreamTry):
-    """A connection, and as many lines as wanted; the first one is taken for the server's name."""
+    """A connection, and as many lines as wanted; the first one begins with the server's name."""
 
     def settled(self) -> bool:
         """True if no line is wanted."""
@@ -294,10 +294,16 @@ class TcpTry(StreamTry):
         """Collect lines."""
         self.outcome.body += data
         if self.outcome.body.count(b"\n") >= self.target.lines:
-            self.outcome.server = self.outcome.body.split(b"\n")[0].decode(errors="replace")
+            self.outcome.server = _name(self.outcome.body)
             self.finish()
         elif not data:
             self.fail("ended without an answer")
+
+
+def _name(greeting: bytes) -> str:
+    """The first word of a greeting that is no status (mail servers begin with one)."""
+    words = greeting.split(b"\n")[0].decode(errors="replace").split()
+    return next((w for w in words if not (len(w) == 3 and w.isdigit())), "")
 
 
 class UdpTry(Try):

@@ -13,11 +13,14 @@ import os
 from collections.abc import Callable
 
 from guest import asking, system
+from guest.datagrams import UdpServer
 from guest.holding import Kept
 from guest.loop import Lines, Loop
-from guest.servers import Behaviour, EchoServer, Server, UdpServer, WebServer
+from guest.servers import StreamServer
 from guest.tries import Target
+from guest.web import Behaviour, WebServer
 from guest.wire import request
+from guest.words import EchoServer, SmtpServer
 
 TYPE_CHECKING = False  # what typing says as well; importing it would cost a tenth of the start under emulation
 if TYPE_CHECKING:
@@ -33,7 +36,7 @@ class Worker:
     def __init__(self, fd: int) -> None:
         self._loop = Loop()
         self._spec: Given = {"interfaces": []}
-        self._servers: dict[int, Server] = {}
+        self._servers: dict[int, StreamServer | UdpServer] = {}
         self._pollers: dict[int, asking.Poller] = {}
         self._kept = Kept(self._loop)
         self._number = 0
@@ -97,8 +100,13 @@ class Worker:
 
     def do_web(self, given: Given, done: Done) -> None:
         """Start a web server."""
-        behaviour = Behaviour().changed(given.get("behaviour", {}))
-        self._keep(WebServer(self._loop, given["name"], given["address"], given["port"], behaviour), done)
+        behaviour, certificate = Behaviour().changed(given.get("behaviour", {})), None
+        if given["certificate"]:
+            from guest.tls import Certificate  # large, and seldom needed
+
+            certificate = Certificate(given["certificate"])
+        place = (given["name"], given["address"], given["port"])
+        self._keep(WebServer(self._loop, *place, behaviour, _talks(given), certificate), done)
 
     def do_web_set(self, given: Given, done: Done) -> None:
         """Change how a web server behaves."""
@@ -110,11 +118,18 @@ class Worker:
 
     def do_tcp(self, given: Given, done: Done) -> None:
         """Start a TCP server that greets and echoes."""
-        self._keep(EchoServer(self._loop, given["name"], given["address"], given["port"], given["banner"]), done)
+        place = (given["name"], given["address"], given["port"])
+        self._keep(EchoServer(self._loop, *place, given["banner"], _talks(given)), done)
+
+    def do_smtp(self, given: Given, done: Done) -> None:
+        """Start a mail server."""
+        place = (given["name"], given["address"], given["port"])
+        self._keep(SmtpServer(self._loop, *place, _talks(given), given["code"]), done)
 
     def do_udp(self, given: Given, done: Done) -> None:
-        """Start a UDP server that echoes."""
-        self._keep(UdpServer(self._loop, given["name"], given["address"], given["port"]), done)
+        """Start a UDP server that echoes, and answers as a name server does."""
+        place = (given["name"], given["address"], given["port"])
+        self._keep(UdpServer(self._loop, *place, _talks(given), given["dns_code"]), done)
 
     def do_stats(self, given: Given, done: Done) -> None:
         """A server's figures."""
@@ -125,7 +140,7 @@ class Worker:
         self._servers.pop(given["server"]).stop()
         done({})
 
-    def _keep(self, server: Server, done: Done) -> None:
+    def _keep(self, server: StreamServer | UdpServer, done: Done) -> None:
         self._number += 1
         self._servers[self._number] = server
         done({"server": self._number, "port": server.port})
@@ -182,6 +197,10 @@ class Worker:
         """Stop a poller; answered once its last try has ended."""
         poller = self._pollers[given["poller"]]
         poller.stop(lambda: done(poller.facts(given["since"])))
+
+
+def _talks(given: Given) -> list[tuple[bytes, bytes]]:
+    return [(binascii.a2b_base64(said), binascii.a2b_base64(answer)) for said, answer in given["talks"]]
 
 
 def _target(given: Given) -> Target:

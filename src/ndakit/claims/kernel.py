@@ -26,8 +26,7 @@ def seen_client(lab: LabNetwork, name: str) -> Outcome:
         seat = lab.client_for(endpoint, name)
         own = str(seat.address(endpoint.address.version))
         for _ in lab.profile.pools[service.pool].servers:
-            answer = lab.get(seat, endpoint.address, port)
-            seen = str(answer.seen.get("client", "")) or f"nobody: {answer.error}"
+            seen = lab.client_seen(seat, endpoint.address, port, service.pool)
             if seen != own:
                 wrong.append(f"a server behind {endpoint.address}:{port} saw {seen}, the client is {own}")
                 break

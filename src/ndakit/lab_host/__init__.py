@@ -4,6 +4,7 @@
 """
 
 from ndakit.lab_host import image
+from ndakit.lab_host.certificate import throw_away as certificate
 from ndakit.lab_host.channel import LabHostLost, LabHostRefused
 from ndakit.lab_host.held import Held
 from ndakit.lab_host.hosts import (
@@ -45,6 +46,7 @@ __all__ = [
     "Try",
     "Web",
     "WebStats",
+    "certificate",
     "gaps",
     "image",
 ]

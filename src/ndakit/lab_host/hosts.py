@@ -20,7 +20,7 @@ from ndakit.lab_host.channel import OWN, Channel
 from ndakit.lab_host.held import Held
 from ndakit.lab_host.measure import Answer, Clock, Load, Ping, Ran, SshProbe, Try, WebStats
 from ndakit.lab_host.poller import Poller
-from ndakit.lab_host.request import Address, Headers
+from ndakit.lab_host.request import Address, Headers, Talks
 
 _QUICK_S = 20.0
 _MARGIN_S = 15.0
@@ -77,8 +77,7 @@ class Behaviour(TypedDict, total=False):
     delay_ms: float
     body_size: int
     keep_alive: bool
-    health_path: str
-    health_status: int
+    pages: Mapping[str, tuple[int, str | None]]
 
 
 class LabHosts:
@@ -158,21 +157,52 @@ class Host:
 
     # -- what it offers
 
-    def web(self, port: int = 80, *, address: Address = "", name: str = "", **behaviour: Unpack[Behaviour]) -> Web:
-        """Start a web server (both families unless an address is given); its answers name `name`, or the host."""
-        given = self._ask("web", port=port, address=str(address), name=name or self.name, behaviour=behaviour)
+    def web(
+        self,
+        port: int = 80,
+        *,
+        address: Address = "",
+        name: str = "",
+        talks: Talks = (),
+        certificate: str = "",
+        **behaviour: Unpack[Behaviour],
+    ) -> Web:
+        """Start a web server (both families unless an address is given); its answers name `name`, or the host.
+
+        With a `certificate` (PEM, with its key) it speaks HTTPS on the same port as well.
+        """
+        place = self._place(port, address, name, talks)
+        given = self._ask("web", **place, certificate=certificate, behaviour=behaviour)
         return Web(self, given["server"], given["port"])
 
-    def tcp(self, port: int, *, address: Address = "", banner: str | None = None) -> Service:
-        """Start a TCP server: says `banner` (the host's name; "" for nothing) and a newline, then echoes."""
+    def tcp(self, port: int, *, address: Address = "", banner: str | None = None, talks: Talks = ()) -> Service:
+        """Start a TCP server: says `banner` (the host's name; "" for nothing) and a newline, then echoes.
+
+        The line `client?` is answered with the client's address, what is in `talks` as they say.
+        """
         text = self.name if banner is None else banner
-        given = self._ask("tcp", port=port, address=str(address), name=self.name, banner=text)
+        given = self._ask("tcp", **self._place(port, address, "", talks), banner=text)
         return Service(self, given["server"], given["port"])
 
-    def udp(self, port: int, *, address: Address = "", name: str = "") -> Service:
-        """Start a UDP server: sends each datagram back with its name and a space before it."""
-        given = self._ask("udp", port=port, address=str(address), name=name or self.name)
+    def smtp(self, port: int, *, address: Address = "", name: str = "", talks: Talks = (), code: int = 220) -> Service:
+        """Start a mail server that takes no mail: it greets with `code` and its name, HELO is told the client's
+        address."""
+        given = self._ask("smtp", **self._place(port, address, name, talks), code=code)
         return Service(self, given["server"], given["port"])
+
+    def udp(self, port: int, *, address: Address = "", name: str = "", talks: Talks = (), dns_code: int = 0) -> Service:
+        """Start a UDP server: sends each datagram back with its name and a space before it.
+
+        Questions to a name server are answered as one does, with the status `dns_code` (0: no error); what is in
+        `talks` as they say.
+        """
+        given = self._ask("udp", **self._place(port, address, name, talks), dns_code=dns_code)
+        return Service(self, given["server"], given["port"])
+
+    def _place(self, port: int, address: Address, name: str, talks: Talks) -> dict[str, Any]:
+        return {
+            "port": port, "address": str(address), "name": name or self.name, "talks": request.talks(talks),
+        }  # fmt: skip
 
     # -- what it asks of others
 
@@ -382,7 +412,8 @@ class Web(Service):
 
         `mode`: answer; hang (take the request and never answer); refuse (port closed, open connections reset); reset
         (accept, then reset). `status` of the answers; `delay_ms` before each; `body_size` in bytes at least;
-        `keep_alive` or one request per connection; `health_path` answers `health_status` instead.
+        `keep_alive` or one request per connection; `pages` are paths with a status of their own, and a body of their
+        own (`page_body`) or None.
         """
         self._host._ask("web_set", server=self._number, behaviour=changes)
 

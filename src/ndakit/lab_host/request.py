@@ -12,6 +12,15 @@ Address = str | IPv4Address | IPv6Address
 Headers = Mapping[str, str] | Sequence[tuple[str, str]]
 
 
+Talks = Sequence[tuple[bytes, bytes]]
+"""What a client may say to a server first, and what it is answered then; for nothing said it is in the greeting."""
+
+
+def talks(given: Talks) -> list[list[str]]:
+    """Talks as they travel in JSON."""
+    return [[text(said), text(answer)] for said, answer in given]
+
+
 def text(data: bytes) -> str:
     """Bytes as they travel in JSON."""
     return base64.b64encode(data).decode()
