@@ -167,6 +167,39 @@ def test_a_held_connection_that_the_server_ends_is_noticed(web: Host, client: Ho
     server.stop()
 
 
+@pytest.mark.parametrize(("kind", "asking", "more"), [
+    ("web", b"GET /stream HTTP/1.1\r\nHost: x\r\n\r\n", b""),
+    ("tcp", b"stream\n", b""),
+    ("tcp", b"hello\n", b"again\n"),
+    ("web", b"GET / HTTP/1.1\r\nHost: x\r\n\r\n", b"GET / HTTP/1.1\r\nHost: x\r\n\r\n"),
+])  # fmt: skip
+def test_a_call_lasts_and_tells_what_it_hears(web: Host, client: Host, kind: str, asking: bytes, more: bytes) -> None:
+    server = web.web(0, name="w") if kind == "web" else web.tcp(0, banner="w")
+    with client.call(V4, server.port, payload=asking, source="192.0.2.2") as call:
+        Deadline(5, "an answer").wait_until(lambda: call.heard().heard > len("w\nhello\n") - 1, every_s=0.01)
+        before = call.heard(anew=True)
+        assert ("X-Lab-Server: w" if kind == "web" else "w\n") in before.first
+        if more:
+            call.say(more)
+        Deadline(5, "more").wait_until(lambda: call.heard().heard > before.heard, every_s=0.01)
+        after = call.heard()
+        assert after.error == ""
+        assert after.silent_ms <= after.longest_ms < 1000
+    server.stop()
+
+
+def test_a_call_that_the_other_side_ends_says_so_and_takes_nothing_more(web: Host, client: Host) -> None:
+    server = web.tcp(0)
+    with client.call(V4, server.port) as call:
+        Deadline(5, "the greeting").wait_until(lambda: call.heard().heard > 0, every_s=0.01)
+        server.stop()
+        Deadline(5, "its end").wait_until(lambda: call.heard().error == "reset", every_s=0.01)
+        with pytest.raises(LabHostRefused, match="that connection has ended: reset"):
+            call.say(b"hello\n")
+    with client.call(V4, server.port) as call:
+        Deadline(5, "refusal").wait_until(lambda: call.heard().error == "refused", every_s=0.01)
+
+
 def test_a_load_counts_failures(web: Host, client: Host) -> None:
     server = web.web(0, status=503)
     url = f"http://{V4}:{server.port}/"

@@ -24,6 +24,7 @@ _BACKLOG = 1024
 _RESET = struct.pack("ii", 1, 0)
 TLS = b"\x16"  # the first byte of a TLS connection (RFC 8446, 5.1); no text begins with it
 
+_LINE, _LINE_S, _MOST_WAITING = b"and on it goes\n", 0.05, 1000
 
 Talks = Sequence[tuple[bytes, bytes]]
 """What a client may say and what it is answered then, each in full; for nothing said it is part of the greeting."""
@@ -144,6 +145,13 @@ class Connection:
             self._out += self._session.pending
         self._closing = self._closing or then_close
         self._flush()
+
+    def stream(self) -> None:
+        """Send a line every 50 ms until the connection ends; none while much waits for a client that takes nothing."""
+        if self in self._server.open:
+            if len(self._out) < _MOST_WAITING:
+                self.send(_LINE)
+            self._server.loop.after(_LINE_S, self.stream)
 
     def close(self, *, reset: bool = False) -> None:
         """End the connection."""

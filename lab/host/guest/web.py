@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 
     from guest.tls import Certificate
 
+STREAM = "/stream"
+"""The path whose answer never ends."""
 _PATHS_COUNTED = 1000
 _MODES = ("answer", "hang", "refuse", "reset")
 _REASONS = {200: "OK", 204: "No Content", 404: "Not Found", 500: "Internal Server Error", 503: "Service Unavailable"}
@@ -180,6 +182,10 @@ class _WebConnection(Connection):
             "body_length": len(message.body),
             "encrypted": self._session is not None,
         }
+        if path == STREAM:
+            self.send(f"HTTP/1.1 200 OK\r\n{SERVER_HEADER}: {self._server.name}\r\nConnection: close\r\n\r\n".encode())
+            self.stream()
+            return
         body = json.dumps(facts).encode().ljust(behaviour.body_size) + b"\n" if page is None else page
         alive = behaviour.keep_alive and message.keeps_alive
         reason = _REASONS.get(status, "Lab")

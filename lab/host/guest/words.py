@@ -8,6 +8,8 @@ from guest.loop import Loop
 from guest.servers import Connection, StreamServer, Talks
 
 WHO_AM_I = b"client?\n"
+STREAM = b"stream\n"
+"""Said to an echo server, it sends for ever."""
 
 
 class EchoServer(StreamServer):
@@ -29,6 +31,8 @@ class _EchoConnection(Connection):
         """Send it back; who asks for it is told its own address."""
         if data == WHO_AM_I:
             self.send(f"you are {self._peer[0]}\n".encode())
+        elif data == STREAM:
+            self.stream()
         elif data:
             self.send(data)
         else:

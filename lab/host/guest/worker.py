@@ -13,6 +13,7 @@ import os
 from collections.abc import Callable
 
 from guest import asking, system
+from guest.calling import Call
 from guest.datagrams import UdpServer
 from guest.holding import Kept
 from guest.loop import Lines, Loop
@@ -39,6 +40,7 @@ class Worker:
         self._servers: dict[int, StreamServer | UdpServer] = {}
         self._pollers: dict[int, asking.Poller] = {}
         self._kept = Kept(self._loop)
+        self._calls: dict[int, Call] = {}
         self._number = 0
         self._lines = Lines(self._loop, fd, self._asked, self._loop.stop)
 
@@ -158,6 +160,27 @@ class Worker:
     def do_let_go(self, given: Given, done: Done) -> None:
         """End a kept connection."""
         self._kept.close(given["held"], reset=given["reset"])
+        done({})
+
+    def do_call(self, given: Given, done: Done) -> None:
+        """Open a connection that lasts."""
+        self._number += 1
+        self._calls[self._number] = Call(self._loop, _target(given), given["timeout_s"])
+        self._calls[self._number].start()
+        done({"call": self._number})
+
+    def do_say(self, given: Given, done: Done) -> None:
+        """Say something over it."""
+        self._calls[given["call"]].say(binascii.a2b_base64(given["payload"]))
+        done({})
+
+    def do_heard(self, given: Given, done: Done) -> None:
+        """What came over it."""
+        done(self._calls[given["call"]].facts(anew=given["anew"]))
+
+    def do_hang_up(self, given: Given, done: Done) -> None:
+        """End it."""
+        self._calls.pop(given["call"]).hang_up()
         done({})
 
     def do_load(self, given: Given, done: Done) -> None:

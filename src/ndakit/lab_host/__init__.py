@@ -4,6 +4,7 @@
 """
 
 from ndakit.lab_host import image
+from ndakit.lab_host.call import Call, Heard
 from ndakit.lab_host.certificate import throw_away as certificate
 from ndakit.lab_host.channel import LabHostLost, LabHostRefused
 from ndakit.lab_host.held import Held
@@ -24,8 +25,10 @@ from ndakit.lab_host.poller import Poller
 __all__ = [
     "Answer",
     "Behaviour",
+    "Call",
     "Clock",
     "Gap",
+    "Heard",
     "Held",
     "Host",
     "HostSpec",

@@ -16,6 +16,7 @@ from typing import Any, Literal, Self, TypedDict, Unpack
 from ndakit.deadline import Deadline
 from ndakit.errors import VerifyError
 from ndakit.lab_host import request
+from ndakit.lab_host.call import Call
 from ndakit.lab_host.channel import OWN, Channel
 from ndakit.lab_host.held import Held
 from ndakit.lab_host.measure import Answer, Clock, Load, Ping, Ran, SshProbe, Try, WebStats
@@ -233,6 +234,13 @@ class Host:
     def hold(self, url: str, *, source: Address = "", timeout_s: float = 5.0) -> Held:
         """Open a connection by one HTTP request, and keep it."""
         return Held(self._ask, request.http(url, "GET", (), b"", None, source, keep_alive=True), timeout_s)
+
+    def call(
+        self, address: Address, port: int, *, payload: bytes = b"", source: Address = "", timeout_s: float = 5.0
+    ) -> Call:
+        """Open a TCP connection that lasts, and say something; whether it came about is told by what is heard."""
+        url = f"tcp://{request.literal(address)}:{port}"
+        return Call(self._ask, request.target(url, source, payload=payload), timeout_s)
 
     def load(
         self,
