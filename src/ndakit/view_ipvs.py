@@ -61,6 +61,11 @@ class Checker:
         return math.ceil(self.check.timeout_s) if self.kind == "MISC_CHECK" else self.check.timeout_s
 
     @property
+    def reply_length(self) -> int:
+        """udp: bytes that a good reply has at least; keepalived takes a shorter one that agrees so far for good."""
+        return len(self.reply) // 2
+
+    @property
     def retries(self) -> int:
         """Further attempts after a failed one."""
         return self.check.fall - 1
