@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Iterator
 
 from ndakit.mistakes import KeyPath, guess
-from ndakit.model.capacity import PORTS_FROM_WIDE, PORTS_TO, capacity_of, ports_needed, proxied_pools
+from ndakit.model.capacity import PORTS_FROM_WIDE, PORTS_TO, TRACKED_AFTER_S, capacity_of, ports_needed, proxied_pools
 from ndakit.model.findings import Finding, error, warning
 from ndakit.model.profile import Profile
 from ndakit.model.sysctls import KNOWN, general, gone, owner
@@ -79,17 +79,26 @@ def servers(profile: Profile) -> Iterator[Finding]:
             continue
         taken = {n: limit or 0 for n, limit in limits.items()}
         whole, largest = sum(taken.values()), max(taken, key=lambda n: taken[n])
-        sessions = f"{found.sessions} sessions at once (sessions_per_second × session_duration_s)"
+        sessions, expected = (
+            f"{found.sessions} sessions at once (sessions_per_second × session_duration_s)",
+            found.sessions,
+        )
+        if profile.balanced(name) and whole >= found.sessions:
+            expected = found.kernel_entries
+            sessions = (
+                f"{expected} that count (sessions_per_second × (session_duration_s + {TRACKED_AFTER_S}): IPVS counts a "
+                "connection until it forgets it, after its end)"
+            )
         path: KeyPath = ("pools", name, "servers")
         other = _stated(profile, "sessions_per_second")
-        if whole < found.sessions:
-            say = error if used == (name,) else warning
+        if whole < expected:
+            say = error if used == (name,) and expected == found.sessions else warning
             yield say(
                 "sizing-servers", f"the servers of pool {name} take {whole} connections, and sizing expects {sessions}",
                 path, "raise their max_connections if they can take more, or add servers", other=other,
                 also=(("services",), ("device",)),
             )  # fmt: skip
-        elif len(taken) > 1 and whole - taken[largest] < found.sessions:
+        elif len(taken) > 1 and whole - taken[largest] < expected:
             yield warning(
                 "n-plus-one",
                 f"with {largest} lost, the servers of pool {name} take {whole - taken[largest]} connections, and "

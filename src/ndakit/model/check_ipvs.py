@@ -85,6 +85,16 @@ def balance(profile: Profile) -> Iterator[Finding]:
                     "has "
                     "no such scheduler", at, "write source (sh) instead", other=RELEASE,
                 )  # fmt: skip
+            left_out = next((n for n, s in pool.servers.items() if not s.weight or s.max_connections is not None), None)
+            if scheduler == "dh" and left_out is not None:
+                why = "is full" if pool.servers[left_out].weight else "has weight 0"
+                yield warning(
+                    "destination-refuses",
+                    f"pool {name} balances by {pool.balance}, which sends whole VIPs to one server each, and to no "
+                    f"other while {left_out} {why}: its clients are refused",
+                    at, "write locality (lblc), or leave weight 0 and max_connections out",
+                    other=("pools", name, "servers", left_out),
+                )  # fmt: skip
             weights = {s.weight for s in pool.servers.values()} - {0}
             if scheduler in WEIGHTLESS and len(weights) > 1:
                 yield warning(

@@ -85,7 +85,7 @@ class Server(Model):
     """Its share compared with the others'; 0 takes no new connections."""
     max_connections: Annotated[Int, Between(1, 1_000_000)] | None = None
     """More connections than this wait in the balancer's queue; with topology nat, dr and tun there is no queue, and
-    they go to the other servers."""
+    they go to the other servers. There finished connections count as well for up to two minutes: state as much more."""
     resume_below: Annotated[Int, Between(1, 1_000_000)] | None = None
     """A full server gets new connections again once it has fewer than this; default three quarters of
     `max_connections`. Services of topology nat, dr and tun only."""
@@ -113,7 +113,8 @@ class Persistence(Model):
     type: Literal["source"]
     """`source`: who comes from the same address gets the same server."""
     timeout_s: Annotated[Int, Between(1, 86400, "s")] = 300
-    """Seconds after the client's last connection for which this is remembered."""
+    """Seconds for which this is remembered, counted from the beginning of the client's last connection. With topology
+    nat, dr and tun at least as long as the kernel remembers a connection of the client: two minutes after its end."""
     netmask: Annotated[Int, Between(8, 32, "bits")] = 32
     """How many bits of an IPv4 address count: with 24, all of a /24 get the same server."""
     netmask_ipv6: Annotated[Int, Between(16, 128, "bits")] = 128
@@ -134,7 +135,8 @@ class Pool(Model):
     balance: Balance = "roundrobin"
     """How a server is chosen. By HAProxy (topology proxy): `roundrobin`, `leastconn`, `source`, `first`, `uri`,
     `random`. By IPVS (nat, dr, tun): `roundrobin` (wrr), `leastconn` (wlc), `source` (sh), `destination` (dh),
-    `locality` (lblc), `locality-replica` (lblcr), `shortest-delay` (sed), or IPVS's own names."""
+    `locality` (lblc), `locality-replica` (lblcr), `shortest-delay` (sed), or IPVS's own names; what each does is in
+    topologies.md."""
     check: Check = Check()
     """How the servers are watched: a type, or a mapping."""
     sorry: Sorry | None = None
