@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -39,8 +39,11 @@ def new_key(folder: Path) -> tuple[str, str]:
 
 
 @contextmanager
-def running(folder: Path, name: str, text: str, identity: str | None = None) -> Iterator[Pair]:
-    """Write a profile into a private workspace, build it with the lab, and boot it."""
+def running(
+    folder: Path, name: str, text: str, identity: str | None = None, pages: Mapping[str, bytes] | None = None
+) -> Iterator[Pair]:
+    """Write a profile into a private workspace, build it with the lab, and boot it. `pages`: those that checks know by
+    their digests."""
     (folder / "profiles").mkdir(exist_ok=True)
     (folder / "profiles" / f"{name}.yaml").write_text(text)
     (folder / "profiles" / "sorry.html").write_bytes((ROOT / "profiles/sorry.html").read_bytes())
@@ -58,6 +61,7 @@ def running(folder: Path, name: str, text: str, identity: str | None = None) -> 
         image,
         templates=workspace.templates,
         identity=identity,
+        pages=pages,
     )
     with network as lab:
         yield Pair(lab, {c.name: c for c in claims.all_claims(profile)}, workspace)

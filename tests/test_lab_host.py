@@ -9,6 +9,7 @@ import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from ipaddress import ip_address
 from pathlib import Path
 
 import pytest
@@ -25,6 +26,7 @@ from ndakit.lab_host import (
     LabHosts,
     certificate,
 )
+from ndakit.lab_people import RunningServer
 
 V4, V6 = "192.0.2.1", "2001:db8::1"
 BOTH = pytest.mark.parametrize("at", [V4, f"[{V6}]"])
@@ -253,6 +255,16 @@ def test_what_checks_say_and_the_names_of_all_kinds_of_servers_reach_the_host(we
         server.stop()
 
 
+def test_a_dead_server_answers_no_ping_and_the_others_on_its_host_do(web: Host, client: Host) -> None:
+    web.run(["ip", "address", "replace", "192.0.2.40", "dev", "lo"])
+    dead = RunningServer(web, "192.0.2.40", (ip_address("192.0.2.40"), ip_address(V6)), "", ())
+    for heard in (False, False, True, True):
+        dead.hear_pings(heard=heard)
+        for address in ("192.0.2.40", V6):
+            assert client.ping(address, timeout_s=1 if heard else 0.1).ok == heard
+        assert client.ping(V4).ok
+
+
 @pytest.mark.parametrize(("address", "via"), [("203.0.113.77", "192.0.2.1"), ("2001:db8:77::77", V6)])
 def test_a_udp_answer_comes_from_the_address_that_was_asked(
     lab: LabHosts, web: Host, client: Host, address: str, via: str
@@ -323,7 +335,7 @@ def test_a_program_is_ended_after_its_time_with_all_it_started(client: Host) -> 
     ran = client.run(["sh", "-c", "echo begun; sleep 61 | sleep 61"], timeout_s=0.2, check=False)
     assert time.monotonic() - started_s < 3
     assert (ran.timed_out, ran.stdout) == (True, "begun\n")
-    assert "sleep 61" not in client.run(["ps", "ax"]).stdout
+    Deadline(5, "the end of all").wait_until(lambda: "sleep 61" not in client.run(["ps", "ax"]).stdout)
 
 
 def test_what_a_program_leaves_in_the_background_does_not_delay_its_answer(client: Host) -> None:

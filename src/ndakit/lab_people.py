@@ -93,8 +93,8 @@ class RunningServer:
         # Made before it is deleted, so that it does not matter whether it was there.
         script = f"table inet {table}\ndelete table inet {table}\n"
         if not heard:
-            body = "; ".join(["type filter hook input priority 0", *rules])
-            script += f"table inet {table} {{ chain input {{ {body}; }} }}\n"
+            body = "\n".join(["type filter hook input priority 0;", *rules])
+            script += f"table inet {table} {{\nchain input {{\n{body}\n}}\n}}\n"
         self.host.run(["nft", "-f", "-"], stdin=script.encode())
 
     def stop(self) -> None:

@@ -1,0 +1,222 @@
+"""Every type of check, by keepalived and by HAProxy, with its effect: the dead are out in time and come back, and who
+answers wrongly is out as well, though its port is open."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+
+import pytest
+
+from ndakit.lab_host import Service
+from ndakit.lab_people import RunningServer
+from ndakit.lab_ports import Port
+from pairs import Pair, running
+
+pytestmark = pytest.mark.vm
+
+KEY = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIAABAgMEBQYHCAkKCwwNDg8QERITFBUWFxgZGhscHR4f admin"
+PAGE = b"<p>all well</p>\n"
+DIGEST = hashlib.md5(PAGE, usedforsecurity=False).hexdigest()
+SCRIPT = """\
+#!/bin/sh
+# Well if the server's page /script is there.
+exec wget -q -O /dev/null -T "$3" "http://$1:$2/script"
+"""
+
+Wrong = Callable[[RunningServer, Port], Service]
+
+
+def web(**behaviour: object) -> Wrong:
+    """A web server that behaves otherwise; without a certificate."""
+
+    def serve(server: RunningServer, port: Port) -> Service:
+        return server.host.web(port.number, address=server.address, name=server.label, **behaviour)  # type: ignore[arg-type]  # its own
+
+    return serve
+
+
+def tcp(server: RunningServer, port: Port) -> Service:
+    """A server of lines that knows no answers."""
+    return server.host.tcp(port.number, address=server.address, banner=server.label)
+
+
+def smtp(code: int) -> Wrong:
+    """A mail server that greets otherwise."""
+    return lambda server, port: server.host.smtp(port.number, address=server.address, name=server.label, code=code)
+
+
+def udp(dns_code: int = 0) -> Wrong:
+    """A server of datagrams that knows no answers, or a name server that fails."""
+    return lambda server, port: server.host.udp(
+        port.number, address=server.address, name=server.label, dns_code=dns_code
+    )
+
+
+@dataclass(frozen=True)
+class Case:
+    """A pool: its check as in a profile, how its port is served wrongly, and what its service carries."""
+
+    check: str
+    wrong: Wrong | None = None
+    protocol: str = "tcp"
+
+
+KERNEL: Mapping[str, Case] = {
+    "k-tcp": Case("type: tcp"),
+    "k-http": Case("type: http, path: /health, expect: {status: 418}", web(pages={"/health": (200, None)})),
+    "k-page": Case(f"type: http, expect: {{digest: {DIGEST}}}", web()),
+    "k-https": Case("type: https, path: /health, host: www.example", web()),
+    "k-smtp": Case("type: smtp", smtp(554)),
+    "k-dns": Case("type: dns, query: example.com, record: A", udp(dns_code=2), "udp"),
+    "k-talk": Case(r"type: udp, send: 'ping\x00', expect: {reply: 'pong\x00'}", udp(), "udp"),
+    "k-udp": Case("type: udp", protocol="udp"),
+    "k-ping": Case("type: ping", protocol="udp"),
+    "k-script": Case("type: script, script: check.sh, arguments: ['1']", web(pages={"/script": (500, None)})),
+}
+PROXY: Mapping[str, Case] = {
+    "p-tcp": Case("type: tcp"),
+    "p-talk": Case(r"type: tcp, send: 'ping\r\n', expect: {reply: '+pong\x00'}", tcp),
+    "p-greet": Case("type: tcp, expect: {reply: 'ready'}", tcp),
+    "p-http": Case("type: http, expect: {status: 418}", web(), "http"),
+    "p-https": Case("type: https, path: /health, host: www.example", web()),
+    "p-smtp": Case("type: smtp, helo: balancer.example", smtp(554)),
+}
+CASES = {**KERNEL, **PROXY}
+WRONG = {name: case.wrong for name, case in CASES.items() if case.wrong is not None}
+
+
+def profile() -> str:
+    """One node, a pool and a service for each case, each on a port of its own. Behind the kernel's services the second
+    server is the same host for all; behind HAProxy's all servers are on one."""
+    pools, services = [], []
+    for number, (name, case) in enumerate(CASES.items()):
+        kernel = name in KERNEL
+        first, second = (f"10.1.0.{20 + number}", "10.1.0.19") if kernel else (f"10.9.0.{20 + number}", "10.9.0.19")
+        seldom = 1 if any(word in case.check for word in ("https", "script", "udp")) else 0.5
+        pools.append(
+            f"  {name}: {{port: {9000 + number}, check: {{{case.check}, interval_s: {seldom}, timeout_s: 1, "
+            f"retry_delay_s: 0.2, fall: 2{'' if kernel else ', rise: 1'}}}, "
+            f"servers: {{{name}-1: {first}, {name}-2: {second}}}}}"
+        )
+        what = f"topology: {'dr' if kernel else 'proxy'}, protocol: {case.protocol}, pool: {name}"
+        services.append(f"  {name}: {{vip: main, port: {9000 + number}, {what}}}")
+    return f"""\
+name: checks
+release: 24.10.8
+image: {{firmware: bios}}
+access:
+  ssh_keys: {{admin: {KEY}}}
+  sources: {{noc: 10.1.0.0/24}}
+networks:
+  lan: {{nics: [eth0], subnet: 10.1.0.0/24, routes: [{{to: 10.9.0.0/24, via: 10.1.0.2}}]}}
+system: {{ntp: []}}
+nodes: {{one: {{addresses: {{lan: 10.1.0.11}}}}}}
+vips: {{main: {{network: lan, address: 10.1.0.10}}}}
+pools:
+{chr(10).join(pools)}
+services:
+{chr(10).join(services)}
+"""
+
+
+@pytest.fixture(scope="module")
+def pair(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pair]:
+    folder = tmp_path_factory.mktemp("checks")
+    (folder / "profiles").mkdir()
+    (folder / "profiles/check.sh").write_text(SCRIPT)
+    with running(folder, "checks", profile(), pages={DIGEST: PAGE}) as found:
+        yield found
+
+
+CLAIMS = ("service/k-smtp", "client-address/k-smtp", "client-address/k-page", "service/k-dns", "service/p-talk")
+
+
+@pytest.mark.parametrize("name", [*CLAIMS, *(f"check/{name}" for name in CASES)])
+def test_the_claim_holds(pair: Pair, name: str) -> None:
+    outcome = pair.outcome(name)
+    assert outcome.ok, f"{outcome.figure}: {outcome.detail}"
+
+
+@contextlib.contextmanager
+def answering_wrongly(server: RunningServer, wanted: Port, wrong: Wrong) -> Iterator[None]:
+    """A server's port is served by something else for a while."""
+    server.services.pop(wanted).stop()
+    instead = wrong(server, wanted)
+    try:
+        yield
+    finally:
+        instead.stop()
+        server.start()
+
+
+def port_of(pair: Pair, pool: str) -> tuple[RunningServer, Port]:
+    """A pool's first server, and the port that its check asks."""
+    server, number = pair.lab.servers[pool, f"{pool}-1"], pair.lab.profile.pools[pool].port
+    return server, next(p for p in server.ports if p.number == number)
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What became of servers that answer wrongly: seconds until they were out and, mended, in again."""
+
+    out_s: Mapping[str, float]
+    back_s: Mapping[str, float]
+    open: Mapping[str, bool]
+
+
+@pytest.fixture(scope="module")
+def wrongly(pair: Pair) -> Seen:
+    """The first server of each pool answers wrongly, all at the same time, for the checks do not know of each other."""
+    out_s: dict[str, float] = {}
+    still_open: dict[str, bool] = {}
+    with contextlib.ExitStack() as stack:
+        for name, wrong in WRONG.items():
+            stack.enter_context(answering_wrongly(*port_of(pair, name), wrong))
+        watch(pair, out_s, up=False)
+        for name in WRONG:
+            server, port = port_of(pair, name)
+            kind = "udp" if port.datagrams else "tcp"
+            url = f"{kind}://{server.addresses[0]}:{port.number}"
+            still_open[name] = server.host.ask(url, b"?" if port.datagrams else b"", lines=0).ok
+    back_s: dict[str, float] = {}
+    watch(pair, back_s, up=True)
+    return Seen(out_s, back_s, still_open)
+
+
+def watch(pair: Pair, found: dict[str, float], *, up: bool) -> None:
+    """Note when the first server of each pool is in or out; gives up after twice the longest time."""
+    profile = pair.lab.profile
+    longest_s = max(profile.recovery_s(n) if up else profile.detection_s(n) for n in WRONG)
+    started_s = time.monotonic()
+    while set(found) != set(WRONG) and time.monotonic() < started_s + 2 * longest_s:
+        for name in WRONG:
+            if name not in found and pair.lab.wait_server(name, f"{name}-1", up=up, timeout_s=0) is not None:
+                found[name] = time.monotonic() - started_s
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_a_server_that_answers_wrongly_is_out_though_its_port_is_open(pair: Pair, wrongly: Seen, name: str) -> None:
+    assert wrongly.open[name]
+    # All are asked about one after the other, which takes some seconds.
+    assert wrongly.out_s.get(name, 999) <= pair.lab.profile.detection_s(name) + 8
+    assert wrongly.back_s.get(name, 999) <= pair.lab.profile.recovery_s(name) + 8
+
+
+def test_a_server_that_answers_everything_but_pings_is_out(pair: Pair) -> None:
+    server, port = port_of(pair, "k-ping")
+    server.hear_pings(heard=False)
+    try:
+        assert pair.lab.wait_server("k-ping", "k-ping-1", up=False, timeout_s=8) is not None
+        assert server.host.ask(f"udp://{server.addresses[0]}:{port.number}", b"?").ok
+    finally:
+        server.hear_pings(heard=True)
+    assert pair.lab.wait_server("k-ping", "k-ping-1", up=True, timeout_s=8) is not None
+
+
+def test_no_alarm_in_the_log_at_the_end(pair: Pair) -> None:
+    outcome = pair.outcome("quiet/one")
+    assert outcome.ok, f"{outcome.figure}: {outcome.detail}"
