@@ -80,6 +80,9 @@ def _virtual_servers(subject: Subject, blocks: list[Block]) -> Iterator[LintFind
             if module not in modules:
                 what = f"nothing loads the module {module}: there would be no such virtual server"
                 yield subject.finding("ipvs-module", KEEPALIVED, block.number, what)
+        if scheduler == "sh" and block.first("sh-fallback") is None:
+            what = "sh without sh-fallback: clients of a drained or full server would be refused"
+            yield subject.finding("ipvs", KEEPALIVED, block.number, what)
         if not block.inner("real_server"):
             yield subject.finding("ipvs", KEEPALIVED, block.number, "a virtual server without servers")
         for server in block.inner("real_server"):
