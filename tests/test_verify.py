@@ -152,6 +152,39 @@ def test_one_client_stays_on_one_server_where_the_balance_says_so(pair: Profile,
     assert "spread one client over 2 servers" in share_errors(profile, "www", shares(web1=30, web2=30))[0]
 
 
+def balanced(profile: Profile, balance: str, **weights: int) -> Profile:
+    """A pool of the kernel's, with other weights."""
+    pool = profile.pools["apache"]
+    servers = {n: s.model_copy(update={"weight": weights[n]}) for n, s in pool.servers.items() if n in weights}
+    changed = pool.model_copy(update={"balance": balance, "servers": servers})
+    return profile.model_copy(update={"pools": {"apache": changed}})
+
+
+@pytest.mark.parametrize("balance", ["wrr", "sh", "lc", "nq"])
+def test_a_drained_server_that_answers_is_named(pair: Profile, balance: str) -> None:
+    profile = balanced(pair, balance, web1=0, web2=1)
+    assert share_errors(profile, "www", shares(web2=60)) == []
+    assert share_errors(profile, "www", shares(web1=60)) == ["web1 answered, and has weight 0"]
+
+
+def test_shares_are_not_judged_where_the_kernel_may_think_a_server_full(pair: Profile) -> None:
+    kernel = balanced(pair, "rr", web1=1, web2=1)
+    services = {"www": kernel.services["www"].model_copy(update={"topology": "nat"})}
+    kernel = kernel.model_copy(update={"services": services})
+    assert share_errors(kernel, "www", shares(web1=4, web2=56)) != []
+    limited = kernel.pools["apache"].servers["web1"].model_copy(update={"max_connections": 4})
+    kernel.pools["apache"].servers["web1"] = limited
+    assert share_errors(kernel, "www", shares(web1=4, web2=56)) == []
+
+
+@pytest.mark.parametrize("balance", ["fo", "ovf"])
+def test_the_heaviest_server_answers_where_the_balance_says_so(pair: Profile, balance: str) -> None:
+    profile = balanced(pair, balance, web1=2, web2=1)
+    assert share_errors(profile, "www", shares(web1=60)) == []
+    wrong = ["web2 answered, and not a server of weight 2"]
+    assert share_errors(profile, "www", shares(web2=60)) == wrong
+
+
 def adverts(profile: Profile, advert_s: float) -> Profile:
     return profile.model_copy(update={"vrrp": profile.vrrp.model_copy(update={"advert_interval_s": advert_s})})
 

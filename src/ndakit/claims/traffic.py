@@ -67,6 +67,8 @@ STICKY = frozenset({
     *("locality", "locality-replica", "lblc", "lblcr"),
 })  # fmt: skip
 """Ways to choose that send one client, asking one address for one path, to one server."""
+HEAVIEST = frozenset({"fo", "ovf"})
+"""Those of them that send whoever comes first to the server with the most weight."""
 IN_TURN = frozenset({"roundrobin", "rr", "wrr"})
 BY_LOAD = frozenset({"leastconn", "random", "wlc"})
 """Ways to choose that come near the weights when requests come one after the other. Others (sed, nq, lc) need not."""
@@ -81,11 +83,17 @@ def share_errors(profile: Profile, service: str, result: LoadResult) -> list[str
     strangers = set(result.shares) - set(weights)
     if not answered or strangers:
         return [f"answered by {', '.join(sorted(strangers))}, which is not in pool {name}"] if strangers else []
+    if drained := sorted(n for n in result.shares if not weights[n]):
+        return [f"{', '.join(drained)} answered, and has weight 0"]
+    if pool.balance in HEAVIEST and (heaviest := max(weights.values())) > max(weights[n] for n in result.shares):
+        return [f"{', '.join(sorted(result.shares))} answered, and not a server of weight {heaviest}"]
     if profile.persistence(service) is not None or pool.balance in STICKY:
         if len(result.shares) == 1:
             return []
         why = "persistence" if profile.persistence(service) is not None else f"balance {pool.balance}"
         return [f"{why} spread one client over {len(result.shares)} servers"]
+    if profile.services[service].kernel and any(s.max_connections for s in pool.servers.values()):
+        return []  # finished connections count as well, so that a server may be full by now
     if pool.balance == "rr":
         weights = {n: int(w > 0) for n, w in weights.items()}
     tolerance = SHARE_TOLERANCE if pool.balance in IN_TURN else 4 * SHARE_TOLERANCE
