@@ -6,6 +6,7 @@ written here as facts; the cross-checks (`check_ipvs`) compare them with who use
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping
 from typing import Annotated, ClassVar, Literal, Self
@@ -118,9 +119,11 @@ class Check(Model):
 
     type: Literal["tcp", "http", "https", "smtp", "dns", "udp", "ping", "script"] = "tcp"
     """`tcp`: a connection is accepted. `http`, `https`: a request is answered as expected (certificates are not
-    looked at). `smtp`: the mail server greets and takes HELO. `dns`: the name server answers a query. `udp`: nothing
-    says that the port is closed, or the answer is as expected. `ping`: the host answers. `script`: a program of your
-    own says so. The last four are for services of topology nat, dr and tun."""
+    looked at). `smtp`: the mail server greets and takes HELO (behind topology nat, dr and tun with one line each:
+    keepalived takes `220-` for a failure). `dns`: the name server answers a query. `udp`: nothing says that the port
+    is closed (a Linux server says that to a node once a second, so ask no more often), or the answer is as expected.
+    `ping`: the host answers. `script`: a program of your own says so. The last four are for services of topology nat,
+    dr and tun."""
     path: UrlPath | None = None
     """http, https: the path that is asked for, default `/`."""
     host: HostName | None = None
@@ -149,7 +152,7 @@ class Check(Model):
     timeout_s: Annotated[Number, Between(0.1, 600, "s")] = 2.0
     """Seconds that a server has for its answer once it is connected. By HAProxy connecting may take as long as the
     service's `timeouts.connect_s`, at most `interval_s`, and that is all there is to a plain tcp check; by keepalived
-    it may take as long again as `timeout_s`. script: whole seconds, rounded up."""
+    it may take as long again as `timeout_s`, and smtp has three answers. script: whole seconds, rounded up."""
     retry_delay_s: Annotated[Number, Between(0.1, 3600, "s")] | None = None
     """Seconds from a failed check to the next one while `fall` is not reached; default `interval_s`."""
     rise: Annotated[Int, Between(1, 100)] | None = None
@@ -237,8 +240,11 @@ class Check(Model):
     @property
     def kernel_attempt_s(self) -> float:
         """The longest time, in seconds, that one check by keepalived takes: `connect_timeout` counts for connecting,
-        and once more for the answer (keepalived.conf(5), check_http.c)."""
-        return self.timeout_s * (1 if self.type in ("tcp", "ping", "udp", "dns", "script") else 2)
+        and once more for each answer (keepalived.conf(5), check_http.c; check_smtp.c: greeting, HELO, QUIT).
+        `misc_timeout` is in whole seconds."""
+        if self.type == "script":
+            return math.ceil(self.timeout_s)
+        return self.timeout_s * {"http": 2, "https": 2, "smtp": 4}.get(self.type, 1)
 
     @property
     def kernel_detection_s(self) -> float:
