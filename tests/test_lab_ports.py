@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 import goldens
-from ndakit import lab_ports
+from ndakit import lab_ports, tasks
 from ndakit.lab_people import RunningServer
 from ndakit.lab_ports import Page, PageMissing, PageUnusable, Port
 from ndakit.model import Profile
@@ -144,6 +144,13 @@ def test_verify_refuses_at_once_what_it_could_not_answer(tmp_path: Path) -> None
         verify_profile(Workspace(tmp_path), "made", only=None, json=None, identity=None)
     with pytest.raises(PageUnusable, match="No such file"):
         verify_profile(Workspace(tmp_path), "made", only=None, json=None, identity=None, pages=[tmp_path / "x"])
+
+
+def test_the_option_takes_several_pages() -> None:
+    (page,) = (a for a in tasks.verify.get_arguments() if a.name == "page")
+    page.value = "one"
+    page.value = "two"
+    assert page.value == ["one", "two"]
 
 
 class Recorder:

@@ -243,7 +243,7 @@ def verify(
     only: str | None = None,
     json: str | None = None,
     identity: str | None = None,
-    page: Sequence[str] = (),
+    page: Sequence[str] | None = None,
 ) -> None:
     """Boot the built images in a lab network and prove what the profile says."""
     from ndakit.trying import verify_profile
@@ -251,7 +251,7 @@ def verify(
 
     code = verify_profile(
         Workspace.at(), profile, only=only, json=Path(json) if json else None,
-        identity=Path(identity) if identity else None, pages=[Path(p) for p in page],
+        identity=Path(identity) if identity else None, pages=[Path(p) for p in page or ()],
     )  # fmt: skip
     raise Exit(code=code)
 
