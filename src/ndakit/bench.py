@@ -35,6 +35,8 @@ from ndakit.workspace import Workspace, cache, scratch_folder
 BASE = "apache-pair"
 ADVERTS_S = (1.0, 0.1)
 LIMITS_MS = {1.0: 4000.0, 0.1: 800.0}
+USUAL_LIMITS_MS = {1.0: 3800.0, 0.1: 600.0}
+"""Limits for every gap, and for 95 of 100."""
 WARM_ROUNDS = 200
 
 _PROFILE = """\
@@ -90,7 +92,8 @@ def bench(workspace: Workspace, *, runs: int, json: Path | None) -> int:
         for advert_s in ADVERTS_S if runs else ():
             gaps = _bench_failover(private, advert_s, runs)
             samples[f"gap_ms_at_{advert_s:g}_s"] = gaps
-            add(_gap_figure(advert_s, gaps))
+            for figure in gap_figures(advert_s, gaps):
+                add(figure)
     path = json or workspace.images / "bench.json"
     facts: dict[str, Any] = {"figures": [{**f.__dict__, "ok": f.ok} for f in figures], "samples": samples}
     write_json(path, facts)
@@ -98,11 +101,18 @@ def bench(workspace: Workspace, *, runs: int, json: Path | None) -> int:
     return 0 if all(f.ok for f in figures) else 5
 
 
-def _gap_figure(advert_s: float, gaps: list[float]) -> Figure:
+def gap_figures(advert_s: float, gaps: list[float]) -> tuple[Figure, Figure]:
+    """The longest gap, and the one that 95 % are not longer than (nearest rank), in ms, each with its limit."""
+    what = f"failover, adverts every {advert_s:g} s"
     good = sum(g <= LIMITS_MS[advert_s] for g in gaps)
-    p95 = sorted(gaps)[max(0, -(-len(gaps) * 95 // 100) - 1)]
-    note = f"median {statistics.median(gaps):.0f} ms, 95 % within {p95:.0f} ms, {good} of {len(gaps)} within the limit"
-    return Figure(f"failover, adverts every {advert_s:g} s, longest gap", max(gaps), "ms", LIMITS_MS[advert_s], note)
+    p95 = sorted(gaps)[-(-len(gaps) * 95 // 100) - 1]
+    return (
+        Figure(f"{what}, longest gap", max(gaps), "ms", LIMITS_MS[advert_s], f"{good} of {len(gaps)} within the limit"),
+        Figure(
+            f"{what}, 95 % of the gaps", p95, "ms", USUAL_LIMITS_MS[advert_s],
+            f"half of them within {statistics.median(gaps):.0f} ms",
+        ),
+    )  # fmt: skip
 
 
 def _private(workspace: Workspace, folder: Path) -> Workspace:

@@ -290,7 +290,7 @@ def test(c: Context, quick: bool = False, only: str | None = None) -> None:
     },
 )
 @shown
-def bench(c: Context, what: str, runs: int = 10, json: str | None = None, plot: str | None = None) -> None:
+def bench(c: Context, what: str, runs: int = 20, json: str | None = None, plot: str | None = None) -> None:
     """Measure rendering, building and failover on this machine, or what the topologies carry."""
     from ndakit.bench import run
     from ndakit.workspace import Workspace
