@@ -8,19 +8,11 @@ from ndakit.lab_host.call import Call, Heard
 from ndakit.lab_host.certificate import throw_away as certificate
 from ndakit.lab_host.channel import LabHostLost, LabHostRefused
 from ndakit.lab_host.held import Held
-from ndakit.lab_host.hosts import (
-    Behaviour,
-    Host,
-    HostSpec,
-    Interface,
-    LabCommandFailed,
-    LabHosts,
-    Service,
-    Web,
-)
+from ndakit.lab_host.hosts import Host, LabCommandFailed, LabHosts, Service, Web
 from ndakit.lab_host.image import LabHostNotMade, LabImage
 from ndakit.lab_host.measure import Answer, Clock, Gap, Load, Ping, Polled, Ran, SshProbe, Try, WebStats, gaps
 from ndakit.lab_host.poller import Poller
+from ndakit.lab_host.spec import Behaviour, HostSpec, Interface
 
 __all__ = [
     "Answer",

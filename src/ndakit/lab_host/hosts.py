@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Literal, Self, TypedDict, Unpack
+from typing import Any, Literal, Self, Unpack
 
 from ndakit.deadline import Deadline
 from ndakit.errors import VerifyError
@@ -22,6 +22,7 @@ from ndakit.lab_host.held import Held
 from ndakit.lab_host.measure import Answer, Clock, Load, Ping, Ran, SshProbe, Try, WebStats
 from ndakit.lab_host.poller import Poller
 from ndakit.lab_host.request import Address, Headers, Talks
+from ndakit.lab_host.spec import Behaviour, HostSpec
 
 _QUICK_S = 20.0
 _MARGIN_S = 15.0
@@ -38,47 +39,6 @@ class LabCommandFailed(VerifyError):
             fix="correct what the lab was asked for",
         )
         self.ran = ran
-
-
-@dataclass(frozen=True)
-class Interface:
-    """A card of a host: its segment, its MAC address, its addresses with prefix lengths, its VLAN if tagged."""
-
-    segment: str
-    mac: str
-    addresses: tuple[str, ...]
-    vlan: int | None = None
-
-
-@dataclass(frozen=True)
-class HostSpec:
-    """A host: cards eth0, eth1, … in this order; `gateways` are default routes, `routes` others as (network, gateway).
-
-    An empty gateway stands for the network of the only card; with one card, a gateway may lie outside of its addresses'
-    networks.
-
-    `loopback` are addresses on lo (what lies behind a router; a virtual address of direct routing), `sysctls` are set
-    before any address. Addresses are usable at once (no duplicate detection), and neighbours are asked for every 20 ms.
-    """
-
-    name: str
-    interfaces: tuple[Interface, ...]
-    gateways: tuple[str, ...] = ()
-    routes: tuple[tuple[str, str], ...] = ()
-    loopback: tuple[str, ...] = ()
-    forwarding: bool = False
-    sysctls: Mapping[str, str] = field(default_factory=dict)
-
-
-class Behaviour(TypedDict, total=False):
-    """How a web server behaves; see Web.set."""
-
-    mode: Literal["answer", "hang", "refuse", "reset"]
-    status: int
-    delay_ms: float
-    body_size: int
-    keep_alive: bool
-    pages: Mapping[str, tuple[int, str | None]]
 
 
 class LabHosts:
