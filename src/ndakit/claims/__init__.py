@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from functools import partial
 
-from ndakit.claims import failover, faults, firewall, handover, kernel, node, traffic
+from ndakit.claims import choice, failover, faults, firewall, handover, kernel, node, traffic
 from ndakit.claims.base import Claim, Outcome, front
 from ndakit.model import Profile
 
@@ -95,6 +95,12 @@ def _about_pools(profile: Profile) -> Iterator[Claim]:
         if sum(1 for s in pool.servers.values() if s.weight) > 1:
             text = f"a dead server of {name} leaves the pool, nobody notices, and it comes back"
             yield Claim(f"check/{name}", text, partial(traffic.check, name=name))
+        if choice.can_drain(profile, name):
+            text = f"a drained server of {name} keeps its connections, and others get the new ones"
+            yield Claim(f"drain/{name}", text, partial(choice.drained, name=name))
+        if choice.has_quorum(pool) and front(profile, name):
+            text = f"below the quorum of {name} the sorry server answers, although servers are left"
+            yield Claim(f"quorum/{name}", text, partial(choice.quorum, name=name))
         if pool.sorry is not None and front(profile, name):
             text = f"with all servers of {name} dead, clients get what the profile says"
             yield Claim(f"sorry/{name}", text, partial(traffic.sorry, name=name))

@@ -62,11 +62,9 @@ def service(lab: LabNetwork, name: str) -> Outcome:
     )
 
 
-STICKY = frozenset({
-    *("source", "first", "uri", "sh", "dh", "destination", "fo", "ovf", "mh"),
-    *("locality", "locality-replica", "lblc", "lblcr"),
-})  # fmt: skip
-"""Ways to choose that send one client, asking one address for one path, to one server."""
+STICKY = frozenset({"source", "first", "uri", "sh", "dh", "destination", "locality", "lblc", "fo", "ovf", "mh"})
+"""Ways to choose that send one client, asking one address for one path, to one server. Not lblcr: an address that was
+once too much for one server has several."""
 HEAVIEST = frozenset({"fo", "ovf"})
 """Those of them that send whoever comes first to the server with the most weight."""
 IN_TURN = frozenset({"roundrobin", "rr", "wrr"})

@@ -1,0 +1,147 @@
+"""Claims about whom the kernel chooses: servers that are drained, and pools below their quorum."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+
+from ndakit.claims.base import Outcome, front, share_text, targets
+from ndakit.lab_host.request import literal
+from ndakit.lab_network import LabNetwork
+from ndakit.model import Endpoint, Pool, Profile
+from ndakit.model.traffic import SCHEDULERS
+
+REQUESTS = 8
+SLACK_S = 2.0
+METHODS: Mapping[str, str] = {"nat": "-m", "dr": "-g", "tun": "-i"}
+"""How ipvsadm calls the topologies; without any of them it takes -g."""
+
+
+@dataclass(frozen=True)
+class Front:
+    """A service of the kernel's with an address and port, its pool, and a server of that."""
+
+    service: str
+    endpoint: Endpoint
+    port: int
+    pool: str
+
+    @classmethod
+    def of(cls, profile: Profile, pool: str) -> Front | None:
+        """The first service of a pool over which a connection can be held open: tcp, with servers that speak HTTP."""
+        for name in profile.balanced(pool):
+            found = profile.services[name]
+            if found.pool == pool and found.protocol == "tcp" and profile.pools[pool].check.type != "smtp":
+                return cls(name, *targets(profile, name)[0], pool)
+        return None
+
+
+def can_drain(profile: Profile, pool: str) -> bool:
+    """True if others take over from a drained server of a pool. By destination (dh) they do not: its clients are
+    refused, whoever else is there."""
+    taking = [s for s in profile.pools[pool].servers.values() if s.weight]
+    others = len(taking) > 1 and SCHEDULERS.get(profile.pools[pool].balance) != "dh"
+    return others and Front.of(profile, pool) is not None
+
+
+def drained(lab: LabNetwork, name: str) -> Outcome:
+    """A held connection's server is drained on the running master, as an admin would: who gets new connections then,
+    and does the held one go on?"""
+    front = Front.of(lab.profile, name)
+    assert front is not None, "can_drain says so"
+    names = {lab.servers[name, s].label: s for s in lab.profile.pools[name].servers if (name, s) in lab.servers}
+    seat, address = lab.client_for(front.endpoint, front.service), front.endpoint.address
+    source = str(seat.address(address.version))
+    held = lab.hosts[seat.host].hold(f"http://{literal(address)}:{front.port}/", source=source)
+    server = names.get(held.server)
+    if server is None:
+        return Outcome(False, "not tried", f"no connection to {address}:{front.port}: {held.first.error}")
+    try:
+        with _without_weight(lab, front, server):
+            result = lab.load(seat, address, front.port, name, REQUESTS)
+            after = held.again()
+    finally:
+        held.close()
+    wrong = []
+    if server in result.shares:
+        wrong.append(f"{server} was drained, and got {result.shares[server]} of {REQUESTS} new connections")
+    if result.failures:
+        wrong.append(f"while {server} was drained, {result.failures} of {REQUESTS} failed ({result.first_error})")
+    if names.get(after.server) != server:
+        wrong.append(f"the connection that {server} had did not go on: {after.error or after.server}")
+    figure = (
+        f"{server} drained: its connection {'goes on' if after.ok else 'broke'}, new ones {share_text(result.shares)}"
+    )
+    return Outcome(not wrong, figure, "; ".join(wrong))
+
+
+@contextmanager
+def _without_weight(lab: LabNetwork, front: Front, server: str) -> Iterator[None]:
+    """A server without weight on the master for a while (docs/topologies.md, "Taking a server out")."""
+    node = lab.master()
+    lab.run(node, weight_command(lab.profile, front, server, 0))
+    lab.tell(f"{server} is drained on {node}")
+    try:
+        yield
+    finally:
+        lab.run(node, weight_command(lab.profile, front, server, lab.profile.pools[front.pool].servers[server].weight))
+
+
+def weight_command(profile: Profile, front: Front, server: str, weight: int) -> str:
+    """The command that gives a server another weight until keepalived adds it anew (ipvsadm(8)).
+
+    It sets all that there is of a server: what is not said again (the way there, the limits) would be lost.
+    """
+    found, pool = profile.services[front.service], profile.pools[front.pool]
+    facts, mark, version = pool.servers[server], profile.marks.get(front.service), front.endpoint.address.version
+    address = facts.address_of(version) or facts.address[0]
+    virtual, real = f"-t {literal(front.endpoint.address)}:{front.port}", literal(address)
+    if mark is not None:
+        virtual = f"-f {mark}{' -6' if version == 6 else ''}"
+    else:
+        real += f":{facts.port or pool.port or front.port}"
+    limits = f" -x {facts.max_connections} -y {facts.resume_below or 0}" if facts.max_connections else ""
+    return f"ipvsadm -e {virtual} -r {real} {METHODS[found.topology]} -w {weight}{limits}"
+
+
+def has_quorum(pool: Pool) -> bool:
+    """True if a pool can be below its quorum with servers left."""
+    weights = [s.weight for s in pool.servers.values() if s.weight]
+    return len(weights) > 1 and pool.quorum is not None and min(weights) < pool.quorum
+
+
+def quorum(lab: LabNetwork, name: str) -> Outcome:
+    """Servers stop until the others' weights are below the quorum; the sorry server answers; then all return."""
+    pool, ahead = lab.profile.pools[name], front(lab.profile, name)
+    assert ahead is not None and pool.quorum is not None, "the claim is made for such pools only"
+    service, endpoint, port = ahead
+    seat, transport = lab.client_for(endpoint, service), lab.profile.services[service].transport
+    others = set(lab.profile.pools[pool.sorry.pool or ""].servers) if pool.sorry else set()
+    with ExitStack() as stack:
+        for server in (stopped := to_stop(pool)):
+            stack.enter_context(lab.server_down(name, server))
+        for server in stopped:
+            lab.wait_server(name, server, up=False, timeout_s=lab.profile.detection_s(name) + SLACK_S)
+        below = lab.load(seat, endpoint.address, port, name, REQUESTS, transport)
+    for server in pool.servers:
+        lab.wait_server(name, server, up=True, timeout_s=lab.profile.recovery_s(name) + SLACK_S)
+    again = lab.load(seat, endpoint.address, port, name, REQUESTS, transport)
+    wrong = []
+    if below.failures or not below.shares or not set(below.shares) <= others:
+        wrong.append(f"without {', '.join(stopped)}: {share_text(below.shares)}, {below.failures} failures")
+    if again.failures or not set(again.shares) <= set(pool.servers):
+        wrong.append(f"with all servers again: {share_text(again.shares)}, {again.failures} failures")
+    return Outcome(not wrong, f"without {', '.join(stopped)}: {share_text(below.shares)}", "; ".join(wrong))
+
+
+def to_stop(pool: Pool) -> list[str]:
+    """As few servers as it takes to come below the quorum; at least one is left."""
+    left, found = pool.total_weight, list[str]()
+    for name, server in sorted(pool.servers.items(), key=lambda item: -item[1].weight):
+        if left < (pool.quorum or math.inf):
+            break
+        left -= server.weight
+        found.append(name)
+    return found
