@@ -7,7 +7,7 @@ import time
 from ndakit.claims.base import Outcome, front, share_text, targets
 from ndakit.lab_network import LabNetwork
 from ndakit.lab_people import LoadResult
-from ndakit.model import Profile
+from ndakit.model import Endpoint, Profile
 
 HOLDER_WAIT_S = 8.0
 """A handover may be under way when holders are asked for; it takes no longer than this."""
@@ -153,27 +153,43 @@ def _s(value_s: float | None) -> str:
 
 
 def sorry(lab: LabNetwork, name: str) -> Outcome:
-    """All servers of a pool at once."""
-    pool = lab.profile.pools[name]
-    ahead = front(lab.profile, name)
-    if ahead is None or pool.sorry is None:
+    """All servers of a pool at once, and what every service of it answers then, in each family."""
+    pool, profile = lab.profile.pools[name], lab.profile
+    ours = [s for s in profile.services_of(name) if profile.services[s].pool == name]
+    if pool.sorry is not None and pool.sorry.page is not None:
+        ours = [s for s in ours if profile.services[s].protocol == "http"]
+    fronts = [(s, e) for s in ours for e in profile.endpoints(s)]
+    if not fronts or pool.sorry is None:
         return Outcome(False, "not tried", "no service in front of the pool")
-    service, endpoint, port = ahead
-    seat = lab.client_for(endpoint, service)
+    figures: list[str] = []
+    wrong: list[str] = []
     with lab.pool_down(name):
         for server in pool.servers:
-            lab.wait_server(name, server, up=False, timeout_s=lab.profile.detection_s(name) + 2)
-        if pool.sorry.page is not None:
-            answer = lab.get(seat, endpoint.address, port)
-            same = answer.body.strip() == pool.sorry.page.content.decode(errors="replace").strip()
-            figure = f"status {answer.status}, {'the page' if same else 'another text'}"
-            outcome = Outcome(answer.status == 503 and same, figure, f"expected status 503 with {pool.sorry.page.path}")
-        else:
-            transport = lab.profile.services[service].transport
-            result = lab.load(seat, endpoint.address, port, name, REQUESTS // 3, transport)
-            others = set(lab.profile.pools[pool.sorry.pool or ""].servers)
-            good = result.failures == 0 and bool(result.shares) and set(result.shares) <= others
-            outcome = Outcome(good, share_text(result.shares), f"expected answers from pool {pool.sorry.pool} only")
+            lab.wait_server(name, server, up=False, timeout_s=profile.detection_s(name) + 2)
+        for service, endpoint in fronts:
+            good, figure = _sorry_answer(lab, name, service, endpoint)
+            figures.append(figure)
+            if not good:
+                transport = profile.services[service].transport
+                wrong.append(f"{endpoint.address} {transport} port {endpoint.ports[0][0]}: {figure}")
     for server in pool.servers:
-        lab.wait_server(name, server, up=True, timeout_s=lab.profile.recovery_s(name) + 2)
-    return outcome
+        lab.wait_server(name, server, up=True, timeout_s=profile.recovery_s(name) + 2)
+    expected = "status 503 with " + pool.sorry.page.path if pool.sorry.page else f"answers from pool {pool.sorry.pool}"
+    detail = f"expected {expected}; {'; '.join(wrong)}" if wrong else ""
+    return Outcome(not wrong, ", ".join(dict.fromkeys(figures)), detail)
+
+
+def _sorry_answer(lab: LabNetwork, name: str, service: str, endpoint: Endpoint) -> tuple[bool, str]:
+    """Does an endpoint answer as the profile says for the time without servers, and what it answers."""
+    wanted, port = lab.profile.pools[name].sorry, endpoint.ports[0][0]
+    assert wanted is not None, "looked at before"
+    seat = lab.client_for(endpoint, service)
+    if wanted.page is not None:
+        answer = lab.get(seat, endpoint.address, port)
+        same = answer.body.strip() == wanted.page.content.decode(errors="replace").strip()
+        return answer.status == 503 and same, f"status {answer.status}, {'the page' if same else 'another text'}"
+    transport = lab.profile.services[service].transport
+    result = lab.load(seat, endpoint.address, port, name, REQUESTS // 3, transport)
+    others = set(lab.profile.pools[wanted.pool or ""].servers)
+    good = result.failures == 0 and bool(result.shares) and set(result.shares) <= others
+    return good, share_text(result.shares)
