@@ -77,17 +77,8 @@ CLAIMS = (
     *("service/names", "way-back/names", "servers/names"),
     *("service/fast", "client-address/fast", "way-back/fast", "servers/media", "check/media"),
     *("service/sticky", "persistence/sticky", "service/faraway", "client-address/faraway", "way-back/faraway"),
-    *(
-        "drain/static",
-        "drain/media",
-        "drain/far",
-        "servers/far",
-        "check/far",
-        "service/routed",
-        "way-back/routed",
-        "service/shop",
-        "client-address/shop",
-    ),
+    *("drain/static", "drain/media", "drain/far"),
+    *("servers/far", "check/far", "service/routed", "way-back/routed", "service/shop", "client-address/shop"),
 )
 
 
