@@ -9,7 +9,9 @@ import pytest
 from ndakit import load
 from ndakit.claims import all_claims, choice
 from ndakit.claims.base import targets
+from ndakit.lab_network import LabNetwork
 from ndakit.model import Profile
+from ndakit.probe import VirtualServer
 from ndakit.workspace import Workspace
 
 HERE = Path(__file__).parent
@@ -75,3 +77,30 @@ def test_a_pool_that_is_below_its_quorum_only_without_servers_is_not_tried(profi
     pool = profile.pools["web"]
     assert not choice.has_quorum(pool.model_copy(update={"quorum": 1}))
     assert not choice.has_quorum(pool.model_copy(update={"quorum": None}))
+
+
+def in_kernel(profile: Profile, server: str, *weights: int) -> bool | None:
+    """Is a server of pool web there, with these weights in the virtual servers for IPv4 and IPv6?"""
+    lab = LabNetwork.__new__(LabNetwork)
+    lab.profile = profile
+    there = [
+        VirtualServer("tcp", address, 80, None, {(profile.pools["web"].servers[server].address[i], 8080): weight})
+        for i, (address, weight) in enumerate(zip(profile.vips["www"].address, weights, strict=False))
+    ]
+    return lab._in_kernel(there, "web", server)
+
+
+def test_a_server_is_in_or_out_when_all_virtual_servers_agree(profile: Profile) -> None:
+    assert in_kernel(profile, "web1", 3, 3) is True
+    assert in_kernel(profile, "web1", 0, 0) is False
+    assert in_kernel(profile, "web1", 0, 3) is None
+    assert in_kernel(profile, "web1", 3) is None, "the one for IPv6 is not there"
+
+
+def test_a_server_of_a_marked_service_is_looked_for_in_those_of_its_family(profile: Profile) -> None:
+    lab = LabNetwork.__new__(LabNetwork)
+    lab.profile = profile
+    (four, six), mark = profile.pools["med"].servers["m1"].address, profile.marks["med"]
+    there = [VirtualServer("", None, 0, mark, {(a, 0): w}) for a, w in ((four, 1), (six, 0))]
+    assert lab._in_kernel(there, "med", "m1") is None
+    assert lab._in_kernel(there[:1], "med", "m1") is True
