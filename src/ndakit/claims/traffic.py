@@ -15,6 +15,9 @@ HOLDER_WAIT_S = 8.0
 REQUESTS = 60
 """Requests per measurement of shares: a multiple of small weights, and quick enough under emulation."""
 
+SORRY_REQUESTS = 6
+"""Who answers does not change: a few are enough."""
+
 SHARE_TOLERANCE = 0.05
 """Round robin is exact but for the checks' and retries' requests: five points."""
 
@@ -189,7 +192,7 @@ def _sorry_answer(lab: LabNetwork, name: str, service: str, endpoint: Endpoint) 
         same = answer.body.strip() == wanted.page.content.decode(errors="replace").strip()
         return answer.status == 503 and same, f"status {answer.status}, {'the page' if same else 'another text'}"
     transport = lab.profile.services[service].transport
-    result = lab.load(seat, endpoint.address, port, name, REQUESTS // 3, transport)
+    result = lab.load(seat, endpoint.address, port, name, SORRY_REQUESTS, transport)
     others = set(lab.profile.pools[wanted.pool or ""].servers)
     good = result.failures == 0 and bool(result.shares) and set(result.shares) <= others
     return good, share_text(result.shares)
