@@ -101,7 +101,8 @@ class Expect(Model):
     status: Annotated[Int, Between(100, 599)] | None = None
     """http, https: the status; without it any 2xx or 3xx is good."""
     digest: Annotated[str, AfterValidator(_digest)] | None = None
-    """http, https: the MD5 digest of the answer's body. Services of topology nat, dr and tun only."""
+    """http, https: the MD5 digest of the answer's body. Services of topology nat, dr and tun only. `./inv verify` then
+    wants the page: `--page FILE`."""
     reply: Talk | None = None
     r"""tcp: the answer (or the greeting) contains this. udp: the answer begins with this. Escapes as in `send`."""
 
