@@ -59,6 +59,13 @@ def test_draining_and_the_quorum_are_claimed_where_they_can_be_tried(profile: Pr
     assert {n for n in names if n.startswith("quorum/")} == {"quorum/web"}
 
 
+def test_draining_is_not_claimed_where_no_connection_can_be_held_open(profile: Profile) -> None:
+    pool = profile.pools["far"]
+    smtp = pool.model_copy(update={"check": pool.check.model_copy(update={"type": "smtp"})})
+    assert choice.can_drain(profile, "far")
+    assert not choice.can_drain(profile.model_copy(update={"pools": profile.pools | {"far": smtp}}), "far")
+
+
 @pytest.mark.parametrize(
     ("weights", "quorum", "stopped"),
     [((1, 1, 1), 2, ["a", "b"]), ((3, 2, 1), 4, ["a"]), ((1, 5, 2), 2, ["b", "c"]), ((0, 1, 1), 2, ["b"])],

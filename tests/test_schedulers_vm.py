@@ -30,6 +30,7 @@ from choosing import (
 from ndakit import claims
 from ndakit.claims import choice
 from ndakit.claims.base import targets
+from ndakit.deadline import Deadline
 from pairs import new_key, running
 
 pytestmark = pytest.mark.vm
@@ -251,6 +252,21 @@ def test_a_server_that_is_drained_keeps_its_connections_and_gets_no_new_ones(cli
     assert old.again().seen["request"] == 2
     _weigh(clients, "wrr", "c", 3)
     assert Counter(clients.all("wrr", 6)) == Counter(a=1, b=2, c=3)
+
+
+def test_a_drained_server_that_was_away_is_back_with_its_weight(clients: Clients) -> None:
+    lab, address = clients.lab, clients.lab.profile.pools["fo"].servers["x"].address[0]
+
+    def there() -> bool:
+        found = next(v.weights for v in lab.facts("lb1").virtual_servers() if v.port == 8030)
+        return any(a == address for a, _ in found)
+
+    _weigh(clients, "fo", "x", 0)
+    assert (clients.who("fo"), there()) == ("y", True)
+    with lab.server_down("fo", "x"):
+        Deadline(5, "keepalived to take the server out").wait_until(lambda: not there(), every_s=0.2)
+    assert lab.wait_server("fo", "x", up=True, timeout_s=5) is not None
+    assert clients.who("fo") == "x"
 
 
 def test_a_client_that_was_kept_leaves_a_drained_server_with_new_connections(clients: Clients) -> None:

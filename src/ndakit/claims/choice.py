@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from ndakit.claims.base import Outcome, front, share_text, targets
 from ndakit.lab_host.request import literal
 from ndakit.lab_network import LabNetwork
+from ndakit.lab_ports import joined, ports_of
 from ndakit.model import Endpoint, Pool, Profile
 from ndakit.model.traffic import SCHEDULERS
 
@@ -33,9 +34,22 @@ class Front:
         """The first service of a pool over which a connection can be held open: tcp, with servers that speak HTTP."""
         for name in profile.balanced(pool):
             found = profile.services[name]
-            if found.pool == pool and found.protocol == "tcp" and profile.pools[pool].check.type != "smtp":
-                return cls(name, *targets(profile, name)[0], pool)
+            endpoint, port = targets(profile, name)[0]
+            if found.pool == pool and found.protocol == "tcp" and _by_http(profile, pool, port):
+                return cls(name, endpoint, port, pool)
         return None
+
+
+def _by_http(profile: Profile, pool: str, port: int) -> bool:
+    """True if the lab's servers of a pool speak HTTP on a service's port."""
+    everyone = [(p, n, s) for p, found in profile.pools.items() for n, s in found.servers.items()]
+    for server in profile.pools[pool].servers.values():
+        number = server.port or profile.pools[pool].port or port
+        same = [(p, n) for p, n, s in everyone if set(s.address) & set(server.address)]
+        offered = joined(one for p, n in same for one in ports_of(profile, p, n))
+        if not any(one.number == number and one.kind == "http" for one in offered):
+            return False
+    return True
 
 
 def can_drain(profile: Profile, pool: str) -> bool:
