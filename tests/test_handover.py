@@ -13,6 +13,7 @@ import yaml
 import goldens
 from ndakit.claims import all_claims
 from ndakit.claims.firewall import _fits, denied, let_through, own_ports
+from ndakit.claims.handover import handed_over
 from ndakit.model import Profile, checks
 from ndakit.render import render
 from ndakit.view import NodeView
@@ -90,8 +91,30 @@ def test_without_the_key_nothing_is_told_and_nothing_is_open_for_it() -> None:
     assert not [p for p in tree if "conntrackd" in p or p.endswith("/connections")]
     assert not [r for r in firewall(NodeView(quiet, "lb1")).rules if r.name.startswith("sync")]
     assert "lvs_sync_daemon" not in tree["/etc/keepalived/keepalived.conf"].text
+    assert "net.ipv4.vs.sync" not in tree["/etc/sysctl.conf"].text
     assert not [c for c in all_claims(quiet) if "connections" in c.name]
-    assert [c.name for c in all_claims(profile()) if "connections" in c.name] == ["failover/connections-lan"]
+    claims = [c.text for c in all_claims(profile()) if "connections" in c.name]
+    assert claims == [
+        "connections of servers in lan to the outside and connections of raw and who keeps which server of www: "
+        "handed over to the next master, and back"
+    ]
+
+
+def test_of_each_topology_and_family_one_service_is_tried() -> None:
+    found = handed_over(profile((
+        "  raw: {vip: www, families: [ipv4], port: 5000,",
+        "  again: {vip: www, families: [ipv4], port: 5001, topology: nat, protocol: tcp, pool: inner}\n"
+        "  names: {vip: www, families: [ipv4], port: 53, topology: nat, protocol: udp, pool: inner}\n"
+        "  near: {vip: www, families: [ipv4], port: [6000, 6001], topology: dr, protocol: tcp, pool: inner}\n"
+        "  six: {vip: www, port: 7000, topology: dr, protocol: tcp, pool: inner}\n"
+        "  raw: {vip: www, families: [ipv4], port: 5000,",
+    )))  # fmt: skip
+    assert [(c.service, c.endpoint.address.version, c.port) for c in found.carried] == [
+        ("again", 4, 5001),
+        ("near", 4, 6000),
+        ("six", 6, 7000),
+    ]
+    assert (found.egress, found.kept) == (("lan",), ("www",))
 
 
 def test_haproxies_tell_each_other_under_their_host_names() -> None:
@@ -106,6 +129,17 @@ def test_haproxies_tell_each_other_under_their_host_names() -> None:
 
 def test_without_persistence_there_are_no_peers() -> None:
     assert "peers" not in text(profile((" persistence: {type: source},", "")), "/etc/haproxy.cfg")
+
+
+def test_answers_that_ipvs_does_not_know_do_not_wear_the_vip() -> None:
+    nats = firewall(NodeView(profile(), "lb1")).nats
+    assert [(n.source, n.source_ports, n.protocol, n.to) for n in nats] == [
+        ("192.168.0.31", "5000", "tcp", None),
+        ("192.168.0.32", "5000", "tcp", None),
+        ("192.168.0.0/24", None, "all", "203.0.113.10"),
+    ]
+    by_udp = firewall(NodeView(profile(("nat, protocol: tcp", "nat, protocol: udp")), "lb1")).nats
+    assert [n.source for n in by_udp] == ["192.168.0.0/24"]
 
 
 # who is master

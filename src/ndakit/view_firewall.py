@@ -7,7 +7,7 @@ destination are both stated, nothing empty.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from ipaddress import ip_network
 
@@ -65,6 +65,8 @@ class Nat:
     family: str
     source: str
     to: str | None
+    protocol: str = "all"
+    source_ports: str | None = None
 
 
 @dataclass(frozen=True)
@@ -459,7 +461,7 @@ def _egress(exits: tuple[Exit, ...]) -> list[Rule]:
 
 
 def _nats(profile: Profile, exits: tuple[Exit, ...]) -> list[Nat]:
-    found: list[Nat] = []
+    found: list[Nat] = list(_unbalanced(profile, exits))
     for way in exits:
         zone, family = zone_name(way.through), f"ipv{way.subnet.version}"
         if way.through == way.network:
@@ -483,6 +485,34 @@ def _nats(profile: Profile, exits: tuple[Exit, ...]) -> list[Nat]:
             )
         )
     return found
+
+
+def _unbalanced(profile: Profile, exits: tuple[Exit, ...]) -> Iterator[Nat]:
+    """Answers of nat servers that IPVS does not know, or not any more: while a node gives its VIPs away they still
+    arrive there. With the VIP as their source, but their own port, they would make clients reset a port that nobody
+    asked; translated back, that reset would end the connection at the server, although the next node carries it on.
+
+    TCP only: UDP has no resets, and a name or time server asks others from the very port that it answers on."""
+    for name in (n for n, s in profile.services.items() if s.topology == "nat" and s.transport == "tcp"):
+        sockets = dict.fromkeys(server_sockets(profile, name))
+        sources = [
+            (way, address, port)
+            for way in exits
+            for address, ports in sockets
+            for port in ports.split()  # fw4 takes one, or a range
+            if address in way.subnet
+        ]
+        for number, (way, address, port) in enumerate(sources, 1):
+            yield Nat(
+                f"answers-{name}-{number}",
+                f"answers of {name} that IPVS has not made the VIP's own are nobody's way out",
+                zone_name(way.through),
+                f"ipv{address.version}",
+                str(address),
+                None,
+                "tcp",
+                port,
+            )
 
 
 def _ports(service: Service) -> str:

@@ -112,10 +112,9 @@ def _about_failover(profile: Profile) -> Iterator[Claim]:
     if profile.proxy_services:
         text = "a master whose HAProxy stops hands the VIPs over"
         yield Claim("failover/haproxy-stopped", text, failover.haproxy_stopped)
-    for name in profile.networks if profile.tracks_connections else ():
-        if profile.networks[name].egress in profile.vips and firewall.egress_way(profile, name):
-            text = f"connections of servers in {name} to the outside survive a change of the master"
-            yield Claim(f"failover/connections-{name}", text, partial(handover.connections, network=name))
+    if told := handover.handed_over(profile):
+        text = f"{told.words}: handed over to the next master, and back"
+        yield Claim("failover/connections", text, handover.connections)
     for kind in faults.FAULTS:
         text = f"{kind.text}: another node is master in time, and one again afterwards"
         yield Claim(f"failover/{kind.name}", text, partial(faults.fault, kind=kind), thorough=True)

@@ -1,95 +1,278 @@
-"""The claim that connections through the pair outlive their master: one is held while the VIPs move there and back."""
+"""The claim that what the nodes tell each other is enough: connections are held, and clients keep their servers, while
+the VIPs move to the next node and back.
+
+Three programs tell: conntrackd (the servers' connections to the outside), IPVS's sync daemon (topologies nat, dr, tun)
+and HAProxy (which server a client keeps). One takeover and one return try them all. A connection that the new master
+does not know can only die: neither conntrack with its source address translated nor IPVS picks one up in the middle.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
 
-from ndakit.claims.base import Outcome
+from ndakit.claims.base import Outcome, targets
 from ndakit.claims.failover import gap_bound_s
 from ndakit.claims.firewall import egress_way
-from ndakit.lab_host import Host
+from ndakit.lab_host import Call, LabHostRefused
 from ndakit.lab_network import LabNetwork
-from ndakit.model import Address
+from ndakit.lab_plan import Seat
+from ndakit.model import Address, Endpoint, Profile
 
-PORT = 7007
-"""Where the outside host waits."""
-HELD_S = 600
-STEP_S = 0.1
+WEB_PORT = 80
+"""Where the outside host's web server is."""
+BEGIN_S = 5.0
+TOLD_S = 3.0
+"""What IPVS has to tell it gathers for up to two seconds (Linux, ip_vs_sync.c, IPVS_SYNC_SEND_DELAY)."""
+STAYS_S = 1.0
+"""How long a connection has to go on after it went on: a reset comes with the first acknowledgement."""
+POLL_S = 0.1
+RETURN_S = 20.0
+TYPED_S = 0.5
 RETRANSMIT_S = 6.0
 """What lies unanswered during the gap is sent again after 0.2, 0.4, 0.8 … s (RFC 6298): the gap may nearly double."""
 
 
-class Held:
-    """A connection that one host opens to another, which then sends numbers, while the first one only listens.
+@dataclass(frozen=True)
+class Carried:
+    """A service of the kernel whose connections are tried: the first of its topology and address family."""
 
-    So whoever carries it must know it: packets from inside would teach the connection to a node that does not.
-    """
-
-    def __init__(self, inside: Host, outside: Host, address: Address) -> None:
-        self._inside, self._outside = inside, outside
-        self._path = f"/tmp/held-{inside.name}"
-        numbers = f"( n=0; while echo $n; do n=$((n + 1)); sleep {STEP_S}; done )"
-        self._start(outside, f"{numbers} | nc -l -p {PORT}", "/dev/null")
-        time.sleep(STEP_S)
-        self._start(inside, f"sleep {HELD_S} | nc {address} {PORT}", self._path)
-
-    def _start(self, host: Host, pipe: str, output: str) -> None:
-        quiet = "exec >/dev/null 2>&1 </dev/null"
-        host.run(["sh", "-c", f"{quiet}\n{pipe} >{output} &\necho $! >{self._path}.{host.name}"])
-
-    def last(self) -> int:
-        """The last number that came back; -1 before the first."""
-        words = self._inside.run(["tail", "-n", "1", self._path], check=False).stdout.split()
-        return int(words[-1]) if words and words[-1].isdigit() else -1
-
-    def goes_on(self, timeout_s: float) -> float | None:
-        """The seconds until another number comes back; None if none does in time."""
-        begun_s, before = time.monotonic(), self.last()
-        while time.monotonic() - begun_s < timeout_s:
-            if self.last() > before:
-                return time.monotonic() - begun_s
-            time.sleep(STEP_S)
-        return None
-
-    def stop(self) -> None:
-        """Close it."""
-        for host in (self._inside, self._outside):
-            host.run(["sh", "-c", f"kill $(cat {self._path}.{host.name}); rm -f {self._path}*"], check=False)
+    service: str
+    endpoint: Endpoint
+    port: int
 
 
-def connections(lab: LabNetwork, network: str) -> Outcome:
-    """A server talks to the outside through the gateway VIP; keepalived stops on the master, and starts again."""
-    way = egress_way(lab.profile, network)
-    seats = [s for s in lab.plan.servers.values() if lab.plan.hosts[s.host].network == network and s.address(4)]
-    server = next((s for s in seats if lab.plan.hosts[s.host].role == "server"), None)
-    outside = lab.plan.outside.get(way or "")
-    target = outside.address(4) if outside is not None else None
-    if server is None or outside is None or target is None:
-        return Outcome(False, "not tried", f"there is no server in {network}, or nobody outside, to try it with")
-    held = Held(lab.hosts[server.host], lab.hosts[outside.host], target)
-    try:
-        if held.goes_on(5.0) is None:
-            return Outcome(False, "not tried", f"{server.host} does not get out to {target}, port {PORT}")
-        return _moved(lab, held)
-    finally:
-        held.stop()
+@dataclass(frozen=True)
+class HandedOver:
+    """What the nodes of a profile tell each other, as far as it is tried."""
+
+    egress: tuple[str, ...]
+    """Networks whose servers' connections to the outside are tracked."""
+    carried: tuple[Carried, ...]
+    kept: tuple[str, ...]
+    """Proxied services whose clients keep their servers."""
+
+    def __bool__(self) -> bool:
+        return bool(self.egress or self.carried or self.kept)
+
+    @property
+    def words(self) -> str:
+        """What it is, as the subject of a sentence."""
+        services = list(dict.fromkeys(c.service for c in self.carried))
+        found = [f"connections of servers in {', '.join(self.egress)} to the outside"] if self.egress else []
+        found += [f"connections of {', '.join(services)}"] if services else []
+        found += [f"who keeps which server of {', '.join(self.kept)}"] if self.kept else []
+        return " and ".join(found)
 
 
-def _moved(lab: LabNetwork, held: Held) -> Outcome:
+def handed_over(profile: Profile) -> HandedOver:
+    """What a profile promises to survive a change of the master (`vrrp.connection_sync`)."""
+    return HandedOver(
+        egress=tuple(
+            name
+            for name, network in profile.networks.items()
+            if profile.tracks_connections and network.egress in profile.vips and egress_way(profile, name)
+        ),
+        carried=tuple(_carried(profile)) if profile.tracks_kernel else (),
+        kept=tuple(
+            name
+            for name, service in profile.services.items()
+            if profile.shares_tables and not service.kernel and profile.persistence(name) is not None
+        ),
+    )
+
+
+def _carried(profile: Profile) -> Iterator[Carried]:
+    seen: set[tuple[str, int]] = set()
+    for name in profile.kernel_services:
+        service = profile.services[name]
+        for endpoint, port in targets(profile, name) if service.transport == "tcp" else ():
+            if (service.topology, endpoint.address.version) not in seen:
+                seen.add((service.topology, endpoint.address.version))
+                yield Carried(name, endpoint, port)
+
+
+@dataclass
+class _Held:
+    """A connection that is held. `steady`: the other side sends all the time; else it is silent until spoken over."""
+
+    name: str
+    call: Call
+    steady: bool
+    words: bytes = b""
+    """What is said over one that idles; it is answered."""
+    mark: int = 0
+
+    def again(self) -> None:
+        """From now on something new has to come."""
+        self.mark = self.call.heard().heard
+        if not self.steady and not self.error:
+            self.call.say(self.words)
+
+    @property
+    def error(self) -> str:
+        return self.call.heard().error
+
+    @property
+    def goes_on(self) -> bool:
+        return self.call.heard().heard > self.mark
+
+
+@dataclass
+class _Clients:
+    """Clients of a service and the server that each of them has."""
+
+    service: str
+    endpoint: Endpoint
+    port: int
+    servers: dict[tuple[str, Address], str] = field(default_factory=dict)
+
+    def ask(self, lab: LabNetwork) -> list[str]:
+        """Let every client connect anew; who has not the server that it had before. Those of one server come one after
+        the other: a node that knew nothing of them would spread them."""
+        order = sorted(self.servers, key=lambda client: self.servers[client]) or _clients(lab, self.endpoint)
+        pool = lab.profile.services[self.service].pool
+        wrong = []
+        for host, source in order:
+            found = lab.load(Seat(host, (source,)), self.endpoint.address, self.port, pool, 1)
+            server = next(iter(found.shares), "") or f"nobody ({found.first_error})"
+            had = self.servers.setdefault((host, source), server)
+            if server != had or not found.shares:
+                wrong.append(f"{source} had {had} of {self.service} and got {server}")
+        return wrong
+
+
+def _clients(lab: LabNetwork, endpoint: Endpoint) -> list[tuple[str, Address]]:
+    """Everybody in the VIP's network, or behind its routers, who is no server: each has an address of its own."""
+    servers = {a for pool in lab.profile.pools.values() for s in pool.servers.values() for a in s.address}
+    return [
+        (host.name, address)
+        for host in lab.plan.hosts.values()
+        if host.network == endpoint.network and host.role != "server"
+        for address in (*(i.address for i in host.addresses), *host.behind)
+        if address.version == endpoint.address.version and address not in servers
+    ]
+
+
+def connections(lab: LabNetwork) -> Outcome:
+    """Hold connections and ask for servers; keepalived stops on the master, and starts again."""
+    wanted = handed_over(lab.profile)
+    with contextlib.ExitStack() as stack:
+        held: list[_Held] = []
+        for one in _open(lab, wanted):
+            stack.callback(one.call.hang_up)
+            held.append(one)
+        clients = [_Clients(name, *targets(lab.profile, name)[0]) for name in wanted.kept]
+        silent = [f"{h.name}: {h.error or 'no answer'}" for h in _waited(held, BEGIN_S)]
+        silent += [wrong for each in clients for wrong in each.ask(lab)]
+        if silent:
+            return Outcome(False, "not tried", "; ".join(silent))
+        return _moved(lab, held, clients)
+
+
+def _open(lab: LabNetwork, wanted: HandedOver) -> Iterator[_Held]:
+    for network in wanted.egress:
+        way = egress_way(lab.profile, network)
+        seats = [s for s in lab.plan.servers.values() if lab.plan.hosts[s.host].network == network and s.address(4)]
+        server = next((s for s in seats if lab.plan.hosts[s.host].role == "server"), None)
+        outside = lab.plan.outside.get(way or "")
+        target = outside.address(4) if outside is not None else None
+        if server is not None and target is not None:
+            # Only the outside speaks: a packet from inside would teach a node the connection that it does not know.
+            call = lab.hosts[server.host].call(
+                target, WEB_PORT, payload=b"GET /stream HTTP/1.1\r\nHost: outside\r\n\r\n"
+            )
+            yield _Held(f"{network} to the outside", call, steady=True)
+    for one in wanted.carried:
+        yield from _open_service(lab, one)
+
+
+def _open_service(lab: LabNetwork, one: Carried) -> Iterator[_Held]:
+    """Two connections: a download, and one over which nothing goes until the client says something, as with SSH."""
+    seat = lab.client_for(one.endpoint, one.service)
+    address, source = one.endpoint.address, seat.address(one.endpoint.address.version)
+    kind = lab.speaks(one.service, one.port)
+    asked = {"http": f"GET {lab.path} HTTP/1.1\r\nHost: lab\r\n\r\n".encode(), "smtp": b"NOOP\r\n", "tcp": b"hello\n"}
+    endless = {"http": b"GET /stream HTTP/1.1\r\nHost: lab\r\n\r\n", "tcp": b"stream\n"}
+    name = f"{one.service} ({lab.profile.services[one.service].topology}, IPv{address.version})"
+    host = lab.hosts[seat.host]
+    if kind in endless:
+        call = host.call(address, one.port, payload=endless[kind], source=source or "")
+        yield _Held(f"{name}, a download", call, steady=True)
+    call = host.call(address, one.port, payload=asked[kind], source=source or "")
+    yield _Held(f"{name}, an idle session", call, steady=False, words=asked[kind])
+
+
+def _waited(held: Sequence[_Held], timeout_s: float) -> list[_Held]:
+    """Wait until something has come over each of them; those over which nothing came in time."""
+    waiting, end_s = list(held), time.monotonic() + timeout_s
+    while waiting and time.monotonic() < end_s:
+        waiting = [one for one in waiting if not one.goes_on]
+        time.sleep(POLL_S if waiting else 0)
+    return waiting
+
+
+def _moved(lab: LabNetwork, held: list[_Held], clients: list[_Clients]) -> Outcome:
     master = lab.master()
     bound_s = gap_bound_s(lab.profile, master) + RETRANSMIT_S
-    wrong: list[str] = []
+    time.sleep(TOLD_S)
+    for one in held:
+        one.call.heard(anew=True)
     lab.run(master, "/etc/init.d/keepalived stop")
-    moved = lab.wait_other_master(master, timeout_s=bound_s)
-    there_s = held.goes_on(bound_s)
-    lab.run(master, "/etc/init.d/keepalived start")
-    lab.settle()
-    back_s = held.goes_on(bound_s)
+    try:
+        moved = lab.wait_other_master(master, timeout_s=bound_s)
+        pause_ms, alive, wrong = _after(lab, held, clients, f"when {moved or 'no other node'} became master", bound_s)
+    finally:
+        _come_back(lab, master, held)
+    return_ms, _, more = _after(lab, alive, clients, f"when {master} had returned", bound_s)
+    wrong += more
     if not moved:
-        wrong.append(f"the VIPs stayed on {master}")
-    if there_s is None:
-        wrong.append(f"the connection died when {moved or 'another node'} became master")
-    elif back_s is None:
-        wrong.append(f"the connection died when {master} had returned")
-    figure = "broken" if wrong else f"went on {there_s:.1f} s after {moved} was master, and after {master} returned"
-    return Outcome(not wrong, figure, "; ".join(wrong), {"there_s": round(there_s or -1, 1)})
+        wrong.insert(0, f"the VIPs stayed on {master}")
+    figure = f"to {moved} and back: " + ", ".join(_figures(held, clients, pause_ms, return_ms))
+    values: dict[str, float | int | str] = {
+        "connections": len(held), "clients": sum(len(c.servers) for c in clients),
+        "pause_ms": round(pause_ms), "return_ms": round(return_ms),
+    }  # fmt: skip
+    return Outcome(not wrong, "broken" if wrong else figure, "; ".join(wrong[:6]), values)
+
+
+def _come_back(lab: LabNetwork, node: str, held: list[_Held]) -> None:
+    """Start keepalived again and wait for the VIPs. Somebody types in the idle sessions meanwhile: IPVS tells the node
+    that returns of a connection when its next packet comes, and not before."""
+    lab.run(node, "/etc/init.d/keepalived start")
+    end_s = time.monotonic() + lab.profile.vrrp.preempt_delay_s + RETURN_S
+    while lab.profile.vrrp.preempt and lab.master() != node and time.monotonic() < end_s:
+        for one in held:
+            if not one.steady:
+                with contextlib.suppress(LabHostRefused):
+                    one.call.say(one.words)
+        time.sleep(TYPED_S)
+    lab.settle()
+
+
+def _after(
+    lab: LabNetwork, held: list[_Held], clients: list[_Clients], moment: str, bound_s: float
+) -> tuple[float, list[_Held], list[str]]:
+    """Does everything go on? The longest pause of a steady connection until now in milliseconds, what lives, and what
+    went wrong."""
+    for one in held:
+        one.again()
+    dead = {one.name: one for one in _waited(held, bound_s)}
+    time.sleep(STAYS_S if held else 0)
+    dead |= {one.name: one for one in held if one.error}
+    names = ", ".join(f"{name} ({one.error or 'silence'})" for name, one in dead.items())
+    wrong = [f"{moment}, {len(dead)} of {len(held)} connections died: {names}"] if dead else []
+    pauses = [one.call.heard(anew=True).longest_ms for one in held if one.steady and one.name not in dead]
+    wrong += [f"{moment}, {found}" for each in clients for found in each.ask(lab)]
+    return max(pauses, default=0.0), [one for one in held if one.name not in dead], wrong
+
+
+def _figures(held: list[_Held], clients: list[_Clients], pause_ms: float, return_ms: float) -> Iterator[str]:
+    if any(one.steady for one in held):
+        yield f"{len(held)} connections went on, after {pause_ms / 1000:.1f} s and {return_ms / 1000:.1f} s at most"
+    elif held:
+        yield f"{len(held)} connections went on"
+    for each in clients:
+        yield f"{len(each.servers)} clients of {each.service} kept their servers"
