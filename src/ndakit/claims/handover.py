@@ -25,7 +25,7 @@ WEB_PORT = 80
 """Where the outside host's web server is."""
 BEGIN_S = 5.0
 TOLD_S = 3.0
-"""What IPVS has to tell it gathers for up to two seconds (Linux, ip_vs_sync.c, IPVS_SYNC_SEND_DELAY)."""
+"""What IPVS has to tell it gathers for up to three seconds (Linux, IPVS_SYNC_FLUSH_TIME, IPVS_SYNC_CHECK_PERIOD)."""
 STAYS_S = 1.0
 """How long a connection has to go on after it went on: a reset comes with the first acknowledgement."""
 POLL_S = 0.1

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 
 from ndakit.mistakes import KeyPath
@@ -9,6 +10,9 @@ from ndakit.model.findings import Finding, error, unknown, warning
 from ndakit.model.profile import PEERS_PORT, Profile
 
 SYNC: KeyPath = ("vrrp", "connection_sync")
+KERNEL_TOLD_S = 5.0
+"""A connection is told again after two seconds (view_ipvs), and what is to be told is gathered for up to three (Linux,
+include/net/ip_vs.h: IPVS_SYNC_FLUSH_TIME, IPVS_SYNC_CHECK_PERIOD)."""
 DEMOTE: KeyPath = ("vrrp", "demote_on")
 
 
@@ -55,6 +59,15 @@ def connection_sync(profile: Profile) -> Iterator[Finding]:
             f"three of them, or services of topology nat, dr or tun, and network {network} has no IPv4",
             SYNC, "give every node an IPv4 address in one network",
             other=("networks", network, "subnet"), also=(("nodes",), ("services",)),
+        )  # fmt: skip
+    waits_s = profile.vrrp.preempt_delay_s + 3 * profile.vrrp.advert_interval_s
+    if profile.tracks_kernel and profile.vrrp.preempt and waits_s < KERNEL_TOLD_S:
+        yield warning(
+            "back-before-told", f"a node that returns takes its VIPs back after {waits_s:g} s, and IPVS may need "
+            f"{KERNEL_TOLD_S:g} s to tell it of the connections that go on: those would end at that moment",
+            ("vrrp", "preempt_delay_s"),
+            f"write preempt_delay_s: {math.ceil(KERNEL_TOLD_S - 3 * profile.vrrp.advert_interval_s)}",
+            other=SYNC, also=(("vrrp", "preempt"),),
         )  # fmt: skip
     if profile.egress_groups and not profile.release.conntrackd:
         yield error(
