@@ -7,14 +7,14 @@ destination are both stated, nothing empty.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
-from ipaddress import ip_network
 
-from ndakit.model import Address, Opening, Profile, Service, Subnet
+from ndakit.model import Address, Opening, Profile
 from ndakit.model.profile import KERNEL_SYNC_GROUP, KERNEL_SYNC_PORT, PEERS_PORT, SYNC_PORT
 from ndakit.names import zone_name
 from ndakit.view import NodeView
+from ndakit.view_nat import Exit, Nat, nats, port_text, server_sockets, ways_out
 
 SSH_PORT = 22
 MARK_MASK = 0xFF0
@@ -56,36 +56,12 @@ class Rule:
 
 
 @dataclass(frozen=True)
-class Nat:
-    """Source NAT of what leaves through a zone; `to` None = leave it as it is."""
-
-    name: str
-    why: str
-    zone: str
-    family: str
-    source: str
-    to: str | None
-    protocol: str = "all"
-    source_ports: str | None = None
-
-
-@dataclass(frozen=True)
 class FirewallView:
     """Everything /etc/config/firewall needs."""
 
     zones: tuple[Zone, ...]
     rules: tuple[Rule, ...]
     nats: tuple[Nat, ...]
-
-
-@dataclass(frozen=True)
-class Exit:
-    """One way out for the servers of a network: family, the zone it leaves through, the address it wears."""
-
-    network: str
-    through: str
-    subnet: Subnet
-    address: Address
 
 
 def firewall(node: NodeView) -> FirewallView:
@@ -108,29 +84,8 @@ def firewall(node: NodeView) -> FirewallView:
     return FirewallView(
         zones=tuple(Zone(zone_name(i.network), i.section) for i in node.interfaces),
         rules=tuple(rules),
-        nats=tuple(_nats(profile, exits)),
+        nats=tuple(nats(profile, exits)),
     )
-
-
-def ways_out(profile: Profile, node: str) -> tuple[Exit, ...]:
-    """The servers' ways out: for each network with egress, each family, each network it may leave through."""
-    found: list[Exit] = []
-    for name, net in profile.networks.items():
-        if net.egress == "none":
-            continue
-        for subnet in net.subnet:
-            version = subnet.version
-            through = [n for n, other in profile.networks.items() if other.gateway_of(version) is not None]
-            vip = profile.vips.get(net.egress)
-            if vip is not None and vip.network not in through and vip.network != name:
-                through.append(vip.network)
-            for exit_network in through:
-                address = (
-                    vip.address_of(version) if vip is not None else profile.node_address(node, exit_network, version)
-                )
-                if address is not None:
-                    found.append(Exit(name, exit_network, subnet, address))
-    return tuple(found)
 
 
 def _administration(node: NodeView) -> list[Rule]:
@@ -246,7 +201,7 @@ def _services(profile: Profile) -> list[Rule]:
                     zone,
                     protocol=service.transport,
                     destination_addresses=tuple(addresses),
-                    ports=_ports(service),
+                    ports=port_text(service),
                 )
             )
     return found
@@ -281,23 +236,6 @@ def _replies(profile: Profile) -> list[Rule]:
     return found
 
 
-def server_sockets(profile: Profile, name: str) -> list[tuple[Address, str]]:
-    """Address and port (or ports) of every server that can answer for a service that the kernel balances."""
-    service = profile.services[name]
-    versions = dict.fromkeys(e.address.version for e in profile.endpoints(name))
-    pools = [profile.pools[service.pool]]
-    if pools[0].sorry is not None and pools[0].sorry.pool is not None:
-        pools.append(profile.pools[pools[0].sorry.pool])
-    several = len(service.ports) > 1
-    return [
-        (address, _ports(service) if several else str(server.port or pool.port or service.ports[0]))
-        for pool in pools
-        for server in pool.servers.values()
-        for version in versions
-        if (address := server.address_of(version)) is not None
-    ]
-
-
 def network_towards(profile: Profile, address: Address) -> str | None:
     """The network through which packets to an address leave: its own, that of the narrowest route, or the gateway's."""
     own = profile.network_of(address)
@@ -323,7 +261,7 @@ def _marks(profile: Profile) -> list[Rule]:
                 destination="*",
                 protocol=service.transport,
                 destination_addresses=tuple(str(e.address) for e in endpoints),
-                ports=_ports(service),
+                ports=port_text(service),
                 mark=f"{mark:#x}/{MARK_MASK:#x}",
             )
             for zone in zones
@@ -458,65 +396,6 @@ def _egress(exits: tuple[Exit, ...]) -> list[Rule]:
         )
         for (source, through), subnets in found.items()
     ]
-
-
-def _nats(profile: Profile, exits: tuple[Exit, ...]) -> list[Nat]:
-    found: list[Nat] = list(_unbalanced(profile, exits))
-    for way in exits:
-        zone, family = zone_name(way.through), f"ipv{way.subnet.version}"
-        if way.through == way.network:
-            # One network in and out: what a node says for itself there must keep its address, or its own checks,
-            # time and name look-ups would come back to whoever holds the VIP.
-            found += [
-                Nat(
-                    f"own-{zone}-{node}-{family}", "a node's own packets stay as they are", zone, family, str(own), None
-                )
-                for node in profile.nodes
-                if (own := profile.node_address(node, way.network, way.subnet.version)) is not None
-            ]
-        found.append(
-            Nat(
-                f"egress-{zone_name(way.network)}-{zone}-{family}",
-                "what servers send out wears this address, which moves to the new master",
-                zone,
-                family,
-                str(ip_network(way.subnet)),
-                str(way.address),
-            )
-        )
-    return found
-
-
-def _unbalanced(profile: Profile, exits: tuple[Exit, ...]) -> Iterator[Nat]:
-    """Answers of nat servers that IPVS does not know, or not any more: while a node gives its VIPs away they still
-    arrive there. With the VIP as their source, but their own port, they would make clients reset a port that nobody
-    asked; translated back, that reset would end the connection at the server, although the next node carries it on.
-
-    TCP only: UDP has no resets, and a name or time server asks others from the very port that it answers on."""
-    for name in (n for n, s in profile.services.items() if s.topology == "nat" and s.transport == "tcp"):
-        sockets = dict.fromkeys(server_sockets(profile, name))
-        sources = [
-            (way, address, port)
-            for way in exits
-            for address, ports in sockets
-            for port in ports.split()  # fw4 takes one, or a range
-            if address in way.subnet
-        ]
-        for number, (way, address, port) in enumerate(sources, 1):
-            yield Nat(
-                f"answers-{name}-{number}",
-                f"answers of {name} that IPVS has not made the VIP's own are nobody's way out",
-                zone_name(way.through),
-                f"ipv{address.version}",
-                str(address),
-                None,
-                "tcp",
-                port,
-            )
-
-
-def _ports(service: Service) -> str:
-    return " ".join(str(low) if low == high else f"{low}-{high}" for low, high in service.port)
 
 
 def _unique(items: tuple[str, ...]) -> tuple[str, ...]:
