@@ -22,6 +22,7 @@ from ndakit.model import Address
 
 KEEPALIVED_DATA = "/tmp/keepalived.data"
 TRACKED = "/proc/net/nf_conntrack"
+_READS = 4
 HARMLESS = ("MP-BIOS bug: 8254 timer not connected to IO-APIC",)
 """Lines that only look like alarms. The timer: a machine whose APIC is wired in another way than its BIOS says, as some
 emulators are; the kernel then finds another way by itself (Linux, arch/x86/kernel/apic/io_apic.c, check_timer)."""
@@ -158,7 +159,9 @@ class NodeFacts:
         30 s at least, and whether or not anybody listens. What IPVS balances is not noted where vs.conntrack is 0.
         """
         wanted = "|".join(re.escape(a.exploded) for a in sources)
-        command = "sed -nE %s " + TRACKED
+        # The kernel hands out some 4 KiB at a time and goes on by number: when connections end meanwhile, others are
+        # left out. So it is read more than once.
+        command = "sed -nE %s " + " ".join([TRACKED] * _READS)
         result = self._host.run(command, f"/ src=({wanted}) /p")
         if result.rc != 0:
             raise OutputNotUnderstood(command, result.stdout or "an error")
