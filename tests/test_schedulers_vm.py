@@ -389,7 +389,7 @@ def test_clients_that_a_drained_server_loses_are_found_out(clients: Clients) -> 
     assert "8 of 8 failed (refused)" in outcome.detail
 
 
-SERVICES = (*PORTS, "lblcr", "fo", "drained", "limited", "quorum", "sorry", "sorry-udp", "kept", "kept-udp", "ftp")
+SERVICES = (*PORTS, "fo", "drained", "limited", "quorum", "sorry", "sorry-udp", "kept", "kept-udp")
 
 
 @pytest.mark.parametrize("service", SERVICES)

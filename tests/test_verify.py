@@ -177,6 +177,12 @@ def test_shares_are_not_judged_where_the_kernel_may_think_a_server_full(pair: Pr
     assert share_errors(kernel, "www", shares(web1=4, web2=56)) == []
 
 
+@pytest.mark.parametrize("balance", ["lblcr", "locality-replica"])
+def test_an_address_may_have_several_servers_where_the_balance_says_so(pair: Profile, balance: str) -> None:
+    profile = balanced(pair, balance, web1=1, web2=1)
+    assert share_errors(profile, "www", shares(web1=10, web2=50)) == []
+
+
 @pytest.mark.parametrize("balance", ["fo", "ovf"])
 def test_the_heaviest_server_answers_where_the_balance_says_so(pair: Profile, balance: str) -> None:
     profile = balanced(pair, balance, web1=2, web2=1)
