@@ -11,6 +11,7 @@ import re
 from collections.abc import Callable, Iterator
 
 from ndakit.mistakes import KeyPath
+from ndakit.model.base import Address
 from ndakit.model.findings import Finding, error, warning
 from ndakit.model.health import PROXY_CHECKS
 from ndakit.model.profile import Profile
@@ -19,6 +20,9 @@ from ndakit.model.traffic import PROXY_BALANCE, SCHEDULERS, WEIGHTLESS, Service,
 RELEASE: KeyPath = ("release",)
 _NOT_IN_KEEPALIVED = re.compile(r"\$|~[A-Z]")
 """keepalived.conf replaces these (keepalived.conf(5), "PARAMETER SUBSTITUTION", "~SEQ"), and has no escape for them."""
+UNREACHABLE_PER_S = 1.0
+"""How often Linux tells one address that a port is closed (icmp(7), icmp_ratelimit), after the first six. Measured: of two
+questions a second every other one stays without an answer."""
 
 
 def kernel_services(profile: Profile) -> Iterator[tuple[str, Service]]:
@@ -161,6 +165,35 @@ def checks_of_engine(profile: Profile) -> Iterator[Finding]:
                     other=("services", datagrams, "protocol"), also=(at,),
                 )  # fmt: skip
                 break
+
+
+def closed_ports(profile: Profile) -> Iterator[Finding]:
+    """udp checks that ask more often than a server says that its port is closed: it would seem well in between."""
+    asked: dict[Address, list[tuple[float, str]]] = {}
+    for name in profile.kernel_services:
+        service = profile.services[name]
+        pool = profile.pools.get(service.pool)
+        if pool is None or pool.check.type != "udp" or pool.check.expect.reply is not None:
+            continue
+        endpoints = profile.endpoints(name) if all(v in profile.vips for v in service.vip) else ()
+        # One virtual server for each address, or for each family if several ports are one service.
+        versions = [e.address.version for e in endpoints]
+        for version in sorted(set(versions)) if len(service.ports) > 1 else versions:
+            for address in (s.address_of(version) for s in pool.servers.values()):
+                if address is not None:
+                    asked.setdefault(address, []).append((1 / pool.check.interval_s, service.pool))
+    told: set[str] = set()
+    for address, found in asked.items():
+        total, pools = sum(rate for rate, _ in found), dict.fromkeys(name for _, name in found)
+        first = next(iter(pools))
+        if total > UNREACHABLE_PER_S and first not in told:
+            told.add(first)
+            yield warning(
+                "closed-ports", f"each node asks {address} {total:.3g} times a second whether a udp port is closed, "
+                "and a Linux server says so once a second: a dead one would seem well in between",
+                ("pools", first, "check"), "lengthen interval_s, or state expect: {reply: …}: then silence counts too",
+                also=tuple(("pools", name, "check") for name in pools),
+            )  # fmt: skip
 
 
 def checks_of_release(profile: Profile) -> Iterator[Finding]:
@@ -313,6 +346,7 @@ RULES: tuple[Callable[[Profile], Iterator[Finding]], ...] = (
     protocols,
     balance,
     checks_of_engine,
+    closed_ports,
     checks_of_release,
     pools_of_engine,
     sorry_servers,
