@@ -21,8 +21,8 @@ RELEASE: KeyPath = ("release",)
 _NOT_IN_KEEPALIVED = re.compile(r"\$|~[A-Z]")
 """keepalived.conf replaces these (keepalived.conf(5), "PARAMETER SUBSTITUTION", "~SEQ"), and has no escape for them."""
 UNREACHABLE_PER_S = 1.0
-"""How often Linux tells one address that a port is closed (icmp(7), icmp_ratelimit), after the first six. Measured: of two
-questions a second every other one stays without an answer."""
+"""How often Linux tells one address that a port is closed (icmp(7), icmp_ratelimit), after the first six. Measured: of
+two questions a second every other one stays without an answer."""
 
 
 def kernel_services(profile: Profile) -> Iterator[tuple[str, Service]]:
