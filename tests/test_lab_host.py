@@ -171,6 +171,7 @@ def test_a_held_connection_that_the_server_ends_is_noticed(web: Host, client: Ho
 
 @pytest.mark.parametrize(("kind", "asking", "more"), [
     ("web", b"GET /stream HTTP/1.1\r\nHost: x\r\n\r\n", b""),
+    ("web", b"GET /stream?10 HTTP/1.1\r\nHost: x\r\n\r\n", b""),
     ("tcp", b"stream\n", b""),
     ("tcp", b"hello\n", b"again\n"),
     ("web", b"GET / HTTP/1.1\r\nHost: x\r\n\r\n", b"GET / HTTP/1.1\r\nHost: x\r\n\r\n"),

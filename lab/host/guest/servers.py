@@ -24,7 +24,7 @@ _BACKLOG = 1024
 _RESET = struct.pack("ii", 1, 0)
 TLS = b"\x16"  # the first byte of a TLS connection (RFC 8446, 5.1); no text begins with it
 
-_LINE, _LINE_S, _MOST_WAITING = b"and on it goes\n", 0.05, 1000
+_LINE, _MOST_WAITING = b"and on it goes\n", 1000
 
 Talks = Sequence[tuple[bytes, bytes]]
 """What a client may say and what it is answered then, each in full; for nothing said it is part of the greeting."""
@@ -146,12 +146,12 @@ class Connection:
         self._closing = self._closing or then_close
         self._flush()
 
-    def stream(self) -> None:
-        """Send a line every 50 ms until the connection ends; none while much waits for a client that takes nothing."""
+    def stream(self, every_s: float = 0.05) -> None:
+        """Send a line so often until the connection ends; none while much waits for a client that takes nothing."""
         if self in self._server.open:
             if len(self._out) < _MOST_WAITING:
                 self.send(_LINE)
-            self._server.loop.after(_LINE_S, self.stream)
+            self._server.loop.after(every_s, lambda: self.stream(every_s))
 
     def close(self, *, reset: bool = False) -> None:
         """End the connection."""
