@@ -111,8 +111,13 @@ class _Held:
     def again(self) -> None:
         """From now on something new has to come."""
         self.mark = self.call.heard().heard
-        if not self.every_s and not self.error:
-            self.call.say(self.words)
+        self.speak()
+
+    def speak(self) -> None:
+        """Say something over one that idles; that it has ended is told by its error."""
+        if not self.every_s:
+            with contextlib.suppress(LabHostRefused):
+                self.call.say(self.words)
 
     @property
     def error(self) -> str:
@@ -247,11 +252,9 @@ def _come_back(lab: LabNetwork, node: str, held: list[_Held]) -> None:
     that returns of a connection when its next packet comes, and not before."""
     lab.run(node, "/etc/init.d/keepalived start")
     end_s = time.monotonic() + lab.profile.vrrp.preempt_delay_s + RETURN_S
-    while lab.profile.vrrp.preempt and lab.master() != node and time.monotonic() < end_s:
+    while lab.profile.vrrp.preempt and lab.master() != lab.profile.preferred() and time.monotonic() < end_s:
         for one in held:
-            if not one.every_s:
-                with contextlib.suppress(LabHostRefused):
-                    one.call.say(one.words)
+            one.speak()
         time.sleep(TYPED_S)
     lab.settle()
 
