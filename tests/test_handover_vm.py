@@ -36,7 +36,7 @@ vips:
   www: {{network: wan, address: [203.0.113.10, "2001:db8:0:1::10"]}}
   lan-gw: {{network: lan, address: [192.168.0.1, "fd00:0:0:1::1"], role: gateway}}
   intern: {{network: lan, address: [192.168.0.10, "fd00:0:0:1::10"]}}
-vrrp: {{prefer: lb1, preempt: true, preempt_delay_s: 2, connection_sync: true, demote_on: [apache]}}
+vrrp: {{prefer: lb1, preempt: true, preempt_delay_s: 4, connection_sync: true, demote_on: [apache]}}
 pools:
   apache: {{port: 80, check: {{type: http, interval_s: 1, timeout_s: 3, fall: 2}}, servers: {{web1: 192.168.0.21}}}}
   kept: {{port: 80, persistence: {{type: source}}, servers: {{keep1: 192.168.0.22, keep2: 192.168.0.23}}}}

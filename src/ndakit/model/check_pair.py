@@ -60,19 +60,31 @@ def connection_sync(profile: Profile) -> Iterator[Finding]:
             SYNC, "give every node an IPv4 address in one network",
             other=("networks", network, "subnet"), also=(("nodes",), ("services",)),
         )  # fmt: skip
-    waits_s = profile.vrrp.preempt_delay_s + 3 * profile.vrrp.advert_interval_s
-    if profile.tracks_kernel and profile.vrrp.preempt and waits_s < KERNEL_TOLD_S:
-        yield warning(
-            "back-before-told", f"a node that returns takes its VIPs back after {waits_s:g} s, and IPVS may need "
-            f"{KERNEL_TOLD_S:g} s to tell it of the connections that go on: those would end at that moment",
-            ("vrrp", "preempt_delay_s"),
-            f"write preempt_delay_s: {math.ceil(KERNEL_TOLD_S - 3 * profile.vrrp.advert_interval_s)}",
-            other=SYNC, also=(("vrrp", "preempt"),),
-        )  # fmt: skip
     if profile.egress_groups and not profile.release.conntrackd:
         yield error(
             "sync-of-release", f"connection_sync needs conntrackd, and OpenWrt {profile.release} is not known to have "
             "it as a package", SYNC, "use release 21.02 or later, or delete connection_sync", other=("release",),
+        )  # fmt: skip
+
+
+def told_in_time(profile: Profile) -> Iterator[Finding]:
+    """A node that is master again before IPVS has heard of the connections: keepalived puts a server into IPVS once it
+    has answered, and a connection that was told before belongs to no server until it is told again (topology tun then
+    drops its packets: Linux, ip_vs_xmit.c)."""
+    settings = profile.vrrp
+    if not profile.tracks_kernel or not settings.preempt:
+        return
+    adverts_s = 3 * settings.advert_interval_s
+    waits_s = settings.preempt_delay_s + adverts_s
+    pools = [profile.pools[profile.services[n].pool] for n in profile.kernel_services]
+    needs_s = KERNEL_TOLD_S + max(pool.check.interval_s for pool in pools)
+    if waits_s < needs_s:
+        yield warning(
+            "back-before-told",
+            f"a node that returns takes its VIPs back after {waits_s:g} s, and it may take {needs_s:g} s until IPVS "
+            "knows its servers and has been told of their connections: those would end then",
+            ("vrrp", "preempt_delay_s"), f"write preempt_delay_s: {math.ceil(needs_s - adverts_s)}",
+            other=SYNC, also=(("vrrp", "preempt"),),
         )  # fmt: skip
 
 
@@ -110,4 +122,4 @@ def demote_on(profile: Profile) -> Iterator[Finding]:
         )  # fmt: skip
 
 
-RULES: tuple[Callable[[Profile], Iterator[Finding]], ...] = (connection_sync, demote_on)
+RULES: tuple[Callable[[Profile], Iterator[Finding]], ...] = (connection_sync, told_in_time, demote_on)
