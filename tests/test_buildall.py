@@ -19,6 +19,8 @@ from ndakit.loaded import Loaded
 from ndakit.workspace import Workspace
 from test_pipeline import processes_below, wait_for
 
+pytestmark = pytest.mark.images
+
 NAMES = ("one", "two", "three")
 
 

@@ -25,6 +25,8 @@ from ndakit.ibdiagnose import DiskFull
 from ndakit.imagebuilder import BuiltImage, ImageMissing
 from ndakit.workspace import Workspace
 
+pytestmark = pytest.mark.images
+
 FORMATS = tuple(diskformats.OPTIONS)
 
 

@@ -23,6 +23,8 @@ from ndakit.events import Event, Line, Planned, StepDone, StepStarted, Waiting, 
 from ndakit.imagebuilder import ImageBuilderBroken
 from ndakit.workspace import Workspace
 
+pytestmark = pytest.mark.images
+
 REPOSITORY = Path(__file__).resolve().parents[1]
 
 
