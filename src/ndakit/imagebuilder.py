@@ -14,6 +14,7 @@ import functools
 import re
 import time
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -297,10 +298,12 @@ class ImageBuilder:
         return list(found.images)
 
     def _looked_into(self, path: Path, listed: ibparse.Listed, request: ImageRequest) -> BuiltImage:
-        sha256 = file_sha256(path)
+        with ThreadPoolExecutor(1) as beside:  # hashing and unpacking both let the other work meanwhile
+            looking = beside.submit(diskimage.inspect, path) if listed.kind.startswith("combined") else None
+            sha256 = file_sha256(path)
         if listed.sha256 and listed.sha256 != sha256:
             raise diskimage.DiskImageBroken(path, "its SHA-256 is not the one in profiles.json")
-        disk = diskimage.inspect(path) if listed.kind.startswith("combined") else None
+        disk = looking.result() if looking is not None else None
         if disk is not None:
             self._check_disk(path, disk, request)
         known = request.device in flashimage.FLASHES and disk is None
