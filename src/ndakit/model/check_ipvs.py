@@ -327,7 +327,7 @@ def returning(profile: Profile) -> Iterator[Finding]:
     """A node that is master again before it knows which servers are well: keepalived puts a server into IPVS when it
     has answered, and asks for the first time somewhen within the interval."""
     settings = profile.vrrp
-    if profile.standalone or not settings.preempt:
+    if profile.standalone or not settings.preempt or profile.tracks_kernel:  # with sync see check_pair.told_in_time
         return
     waits_s = settings.preempt_delay_s + 3 * settings.advert_interval_s
     checked_s = {s.pool: profile.pools[s.pool].check.interval_s for _, s in kernel_services(profile)}
