@@ -268,7 +268,7 @@ def test_keepalived_tells_the_state_of_each_instance_and_of_nothing_else() -> No
 def test_a_node_without_keepalived_has_no_vrrp_states() -> None:
     assert NodeFacts(Typed(cat=DUMP)).vrrp_states(2) == {}
     there = json.dumps({"keepalived": {"instances": {"instance1": {"running": True, "pid": 420}}}})
-    assert NodeFacts(Typed(ubus=there, cat=DUMP, rm="")).vrrp_states(2)["lan-main"] == "FAULT"
+    assert NodeFacts(Typed(ubus=there, sed=DUMP, rm="")).vrrp_states(2)["lan-main"] == "FAULT"
 
 
 def test_a_page_that_is_no_statistics_is_not_understood() -> None:

@@ -291,8 +291,14 @@ class LabNetwork(LabPeople):
                 down = [f"{s.proxy}/{s.server} {s.status}" for s in states if not s.up]
                 if down:
                     return f"{node} sees {', '.join(down)}"
-            if self.is_up(node) and (trouble := self.kernel_trouble(node) or self.vrrp_trouble(node)):
+            if self.is_up(node) and (trouble := self.kernel_trouble(node)):
                 return trouble
+        # keepalived's account comes last: it costs a node that is still booting the most.
+        vrrp = (self.vrrp_trouble(node) for node in self._nodes if self.is_up(node))
+        return self._vips_trouble() or next(filter(None, vrrp), "")
+
+    def _vips_trouble(self) -> str:
+        """Which VIPs are not where they belong; empty if all are."""
         holders = self.vip_holders()
         wrong = [f"VIP {v} is on {', '.join(n) or 'no node'}" for v, n in holders.items() if len(n) != 1]
         preferred = self.profile.preferred()

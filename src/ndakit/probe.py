@@ -128,7 +128,9 @@ class NodeFacts:
         self._host.run(f"rm -f {KEEPALIVED_DATA}; kill -USR1 %s", pids[0])
         end_s = time.monotonic() + timeout_s
         while True:
-            states = parse_vrrp_states(self.text(f"cat {KEEPALIVED_DATA}"))
+            # The whole file is 20 KiB, which take a serial console seconds.
+            lines = self.text(f"sed -n -e '/^ VRRP Instance = /p' -e '/^   State = /p' {KEEPALIVED_DATA}")
+            states = parse_vrrp_states(lines)
             if len(states) >= count or time.monotonic() >= end_s:
                 self._host.run(f"rm -f {KEEPALIVED_DATA}")
                 return states

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Literal
 
 from ndakit.claims.base import Outcome, reachable_addresses
@@ -77,7 +78,9 @@ def _noted(lab: LabNetwork, seats: Iterable[Seat | None]) -> set[tuple[str, Addr
     shut, or somebody may listen there who has nothing to say; and of refusals the kernel sends only some. So it is not
     the answer that tells, but what the kernel notes of the packets that it has accepted."""
     sources = [a for seat in seats if seat is not None for a in seat.addresses]
-    return {one for node in lab.profile.nodes if lab.is_up(node) for one in lab.facts(node).let_in(sources)}
+    nodes = [node for node in lab.profile.nodes if lab.is_up(node)]
+    with ThreadPoolExecutor(max_workers=max(1, len(nodes))) as pool:
+        return set().union(*pool.map(lambda node: lab.facts(node).let_in(sources), nodes))
 
 
 def expected_open(lab: LabNetwork, seat: Seat, network: str, protocol: Protocol = "tcp") -> dict[Address, set[int]]:
