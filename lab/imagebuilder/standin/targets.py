@@ -71,8 +71,8 @@ TARGETS: Mapping[str, Target] = {
             supported=("generic",),
             grub="x86_64-efi",
             efi_name="BOOTX64.EFI",
-            # Several guests at once crash this kernel in cmpxchg16b under QEMU's emulation; its tests of its own ciphers
-            # take half a second there.
+            # Several guests at once crash this kernel in cmpxchg16b under QEMU's emulation; its tests of its own
+            # ciphers take half a second there.
             kernel_options="clearcpuid=cx16 cryptomgr.notests",
         ),
         Target(
