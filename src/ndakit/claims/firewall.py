@@ -53,7 +53,8 @@ def firewall(lab: LabNetwork, network: str) -> Outcome:
             passed = (protocol, source, target, port) in noted
             if not _fits(state, passed, port in allowed, port in let_in, port in more, protocol):
                 says = "open" if port in allowed else "let in" if port in let_in else "shut"
-                is_so = "let in" if passed and state == "filtered" else state
+                # What TCP has noted may be from before: there the answer tells.
+                is_so = "let in" if protocol == "udp" and passed and state == "filtered" else state
                 name = f"{target}:{port}" if protocol == "tcp" else f"{target}:{port}/udp"
                 wrong.append(f"{who} finds {name} {is_so}, the profile says {says}")
     tried = sum(len(states) for states in found)
