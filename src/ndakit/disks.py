@@ -6,10 +6,8 @@ machine whose spec says so).
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import shutil
-import time
 import zlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -141,12 +139,8 @@ def _inflate(path: Path, into: Path) -> None:
 
 def _prune(folder: Path) -> None:
     """Keep the images used last; never one that was used within the hour, for a machine may be about to open it."""
-    kept = sorted(folder.glob("*.img"), key=lambda p: p.stat().st_mtime, reverse=True)
-    for old in kept[_KEPT:]:
-        with contextlib.suppress(OSError):
-            if time.time() - old.stat().st_mtime > _YOUNG_S:
-                old.unlink()
-                old.with_suffix(".lock").unlink(missing_ok=True)
+    for old in workspace.stale(folder.glob("*.img"), keep=_KEPT, idle_s=_YOUNG_S):
+        workspace.give_up(old, old.with_suffix(".lock"), old.unlink, idle_s=_YOUNG_S)
 
 
 def efi(

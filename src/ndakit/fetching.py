@@ -252,7 +252,7 @@ def _fetched(wanted: _Wanted) -> Fetched:
     if not there:
         _partial(wanted, listed).replace(path)
         for left in wanted.base.glob("*.partial*"):
-            left.unlink()
+            left.unlink(missing_ok=True)
     # What is unpacked already may be in use by another build, and is of the same archive.
     found = _cached(wanted) or _unpack(wanted, path, listed.sha256, listed.verified_by)
     return replace(found, fresh=not there)

@@ -8,10 +8,9 @@ kernel is for that board and brings its initramfs. Owns the cache of what was ta
 
 from __future__ import annotations
 
-import contextlib
+import functools
 import hashlib
 import shutil
-import time
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -106,9 +105,14 @@ def _write(image: Path, into: Path) -> None:
 
 def _prune(folder: Path) -> None:
     """Keep what was used last, and whatever was used within the hour: a machine may be about to open it."""
-    places = [p for p in folder.iterdir() if (p / "disk").is_file() and p.suffix != ".partial"]
-    for old in sorted(places, key=lambda p: (p / "disk").stat().st_mtime, reverse=True)[_KEPT:]:
-        with contextlib.suppress(OSError):
-            if time.time() - (old / "disk").stat().st_mtime > _YOUNG_S:
-                shutil.rmtree(old)
-                (folder / f"{old.name}.lock").unlink(missing_ok=True)
+    disks = [place / "disk" for place in folder.iterdir() if place.suffix not in (".lock", ".partial")]
+    for disk in workspace.stale(disks, keep=_KEPT, idle_s=_YOUNG_S):
+        place = disk.parent
+        workspace.give_up(disk, folder / f"{place.name}.lock", functools.partial(_remove, place), idle_s=_YOUNG_S)
+
+
+def _remove(place: Path) -> None:
+    """Under its lock. What is removed in part must not look like a whole one."""
+    partial = place.with_name(f"{place.name}.partial")
+    place.rename(partial)
+    shutil.rmtree(partial)

@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ndakit import process
-from ndakit.workspace import cache, file_sha256, write_atomic
+from ndakit.workspace import cache, file_sha256, stale, write_atomic
 
 REMOTE_AGE_S = 4 * 3600.0
 """How long a root made of a feed on the network is used again: as long as apk itself trusts its list of packages
@@ -106,16 +106,15 @@ class Memory:
 
     def _prune(self) -> None:
         """Leave the roots that were used last, and no archive that no note names."""
-        notes = sorted(self._base.glob("*/*.json"), key=lambda p: p.stat().st_mtime, reverse=True)
-        for note in notes[_KEPT_ROOTS:]:
+        for note in stale(self._base.glob("*/*.json"), keep=_KEPT_ROOTS, idle_s=0):
             self._forget(note)
         named: set[str] = set()
-        for note in notes[:_KEPT_ROOTS]:
+        for note in self._base.glob("*/*.json"):
             with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
                 named.add(str(json.loads(note.read_text())["archive"]))
-        for file in [*self._base.glob("*/*.tar"), *self._base.glob("*/.*.partial")]:
-            if file.name not in named and time.time() - file.stat().st_mtime > _ORPHAN_S:
-                file.unlink(missing_ok=True)
+        left = [*self._base.glob("*/*.tar"), *self._base.glob("*/.*.partial")]
+        for file in stale((f for f in left if f.name not in named), keep=0, idle_s=_ORPHAN_S):
+            file.unlink(missing_ok=True)
 
 
 def folder_of(fingerprint: str) -> Path:

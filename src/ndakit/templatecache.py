@@ -16,7 +16,7 @@ from jinja2 import BytecodeCache, __version__
 from jinja2.bccache import Bucket
 
 from ndakit import filters
-from ndakit.workspace import cache, write_atomic
+from ndakit.workspace import cache, stale, write_atomic
 
 _LIMIT = 500
 """Files that are kept; one is some 6 KiB."""
@@ -38,8 +38,7 @@ class CompiledTemplates(BytecodeCache):
         """Keep a compiled template; a cache that cannot be written costs time, nothing else."""
         with contextlib.suppress(OSError):
             write_atomic(_folder() / bucket.key, bucket.bytecode_to_string(), mode=0o600)
-            files = sorted(_folder().iterdir(), key=lambda p: p.stat().st_mtime, reverse=True)
-            for file in files[_LIMIT:]:
+            for file in stale(_folder().iterdir(), keep=_LIMIT, idle_s=0):
                 file.unlink(missing_ok=True)
 
 

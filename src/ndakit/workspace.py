@@ -17,7 +17,7 @@ import shutil
 import stat
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -195,29 +195,73 @@ def hold(
     told once who has it (of several who share it, the last who came). Raises WorkspaceBusy after `wait_s`.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    fd = _lock_file(path)
     kind = fcntl.LOCK_SH if shared else fcntl.LOCK_EX
     try:
         started_s = time.monotonic()
         told = False
         while True:
-            try:
-                fcntl.flock(fd, kind | fcntl.LOCK_NB)
-                break
-            except OSError as cause:
-                holder = _holder(path)
-                if on_wait is not None and not told:
-                    on_wait(f"waiting for {holder}, which is at work here")
-                    told = True
-                process.go_on()
-                if time.monotonic() - started_s >= wait_s:
-                    raise WorkspaceBusy(path, holder, wait_s) from cause
-                time.sleep(0.1)
+            if _locked(fd, kind):
+                if _is_still(path, fd):
+                    break
+                removed, fd = fd, _lock_file(path)  # by its last holder: whoever comes now locks another file
+                os.close(removed)
+                continue
+            holder = _holder(path)
+            if on_wait is not None and not told:
+                on_wait(f"waiting for {holder}, which is at work here")
+                told = True
+            process.go_on()
+            if time.monotonic() - started_s >= wait_s:
+                raise WorkspaceBusy(path, holder, wait_s)
+            time.sleep(0.1)
         os.ftruncate(fd, 0)
         os.pwrite(fd, json.dumps({"pid": os.getpid(), "since": int(time.time())}).encode(), 0)
         yield
     finally:
         os.close(fd)
+
+
+def _lock_file(path: Path) -> int:
+    return os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+
+
+def _locked(fd: int, kind: int) -> bool:
+    try:
+        fcntl.flock(fd, kind | fcntl.LOCK_NB)
+    except OSError:
+        return False
+    return True
+
+
+def _is_still(path: Path, fd: int) -> bool:
+    """True if the open file is the one that the path names."""
+    try:
+        return os.path.samestat(path.stat(), os.fstat(fd))
+    except FileNotFoundError:
+        return False
+
+
+def stale(entries: Iterable[Path], *, keep: int, idle_s: float) -> list[Path]:
+    """The entries of a cache to give up: all but the `keep` used last, if nobody has used them for `idle_s`.
+
+    An entry's time of modification says when it was last used. Other runs give up entries at the same time: one that
+    vanishes meanwhile is passed over.
+    """
+    used: list[tuple[float, Path]] = []
+    for entry in entries:
+        with contextlib.suppress(FileNotFoundError):
+            used.append((entry.lstat().st_mtime, entry))
+    now = time.time()
+    return [entry for last, entry in sorted(used, reverse=True)[keep:] if now - last > idle_s]
+
+
+def give_up(entry: Path, lock: Path, remove: Callable[[], None], *, idle_s: float) -> None:
+    """Remove an entry of a cache and its lock file, unless somebody holds the lock or has used the entry meanwhile."""
+    with contextlib.suppress(OSError, WorkspaceBusy), hold(lock, wait_s=0):
+        if stale([entry], keep=0, idle_s=idle_s):
+            remove()
+            lock.unlink()
 
 
 def _holder(path: Path) -> str:

@@ -6,6 +6,7 @@ Owns how files get from Debian packages and lab/base into a root, and OpenWrt's 
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import re
@@ -90,9 +91,12 @@ def prune(folder: Path, *, keep: int = 8, idle_s: float = 7200.0) -> None:
 
     What killed runs left half made goes the same way.
     """
-    used = sorted(folder.iterdir(), key=lambda p: p.lstat().st_mtime, reverse=True)
-    for path in used[keep:]:
-        if time.time() - path.lstat().st_mtime > idle_s:
+    used: list[tuple[float, Path]] = []
+    for path in folder.iterdir():
+        with contextlib.suppress(FileNotFoundError):  # another run may prune at the same time
+            used.append((path.lstat().st_mtime, path))
+    for last, path in sorted(used, reverse=True)[keep:]:
+        if time.time() - last > idle_s:
             if path.is_dir():
                 shutil.rmtree(path, ignore_errors=True)
             else:
