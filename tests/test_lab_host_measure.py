@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ndakit.lab_host import Answer, LabHostNotMade, LabImage, Load, Polled, SshProbe, Try, gaps, image
+from ndakit.lab_host import Answer, LabHostNotMade, LabImage, Load, Polled, SshProbe, Try, Watched, gaps, image
 from ndakit.lab_host.request import http, target
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -252,3 +252,48 @@ def test_a_machine_of_the_image_has_a_control_port_and_never_writes_its_root() -
     assert spec.agent_serial
     assert spec.disks[0].read_only
     assert "clearcpuid=cx16" in spec.append
+
+
+def watched(asked: tuple[float, float] | None, connected: tuple[float, float] | None) -> Watched:
+    """Requests every 50 ms and connections every 10 ms; each fails from one moment (ms) to another."""
+
+    def tries(interval: int, lost: tuple[float, float] | None) -> Polled:
+        found = []
+        for start in range(0, 2000, interval):
+            bad = lost is not None and lost[0] <= start < lost[1]
+            found.append(failed(start) if bad else answered(start))
+        return Polled(tuple(found), interval / 1000, 0.25, len(found), 0, 0, 0.0, False)
+
+    return Watched(tries(50, asked), tries(10, connected))
+
+
+def test_connections_say_how_long_a_gap_was_when_requests_agree() -> None:
+    found = watched((205, 905), (205, 905))
+    assert found.decisive is found.connected
+    assert found.longest_gap is not None
+    assert found.longest_gap.at_least_ms <= 700 <= found.gap_ms <= found.longest_gap.at_least_ms + 2 * 10 + 2
+    assert found.answered_again(10)
+
+
+@pytest.mark.parametrize("connected", [(205, 905), (205, 255), None])
+def test_a_gap_is_as_long_as_requests_went_unanswered_even_when_connections_came_about(
+    connected: tuple[float, float] | None,
+) -> None:
+    found = watched((205, 1405), connected)
+    assert found.decisive is found.asked
+    assert 1200 <= found.gap_ms <= 1200 + found.resolution_ms
+
+
+def test_requests_that_fail_now_and_then_are_a_gap_though_every_connection_came_about() -> None:
+    assert watched((205, 255), None).gap_ms == 100
+    assert watched(None, None).gap_ms == 0
+    assert watched(None, (205, 905)).gap_ms >= 700
+
+
+def test_a_service_answers_again_when_requests_and_connections_do() -> None:
+    assert not watched(None, None).answered_again(10), "there was no gap"
+    assert not watched((205, 1900), (205, 905)).answered_again(10)
+    assert not watched((205, 905), (205, 1950)).answered_again(10)
+    assert watched((205, 905), None).answered_again(10)
+    one = Watched(watched((205, 905), None).asked)
+    assert (one.answered_again(10), one.decisive) == (True, one.asked)

@@ -21,7 +21,7 @@ from ndakit import vm
 from ndakit.accelerator import Accelerator, probe
 from ndakit.console import ConsoleBackend
 from ndakit.deadline import Deadline, DeadlineExceeded
-from ndakit.lab_host import Host, HostSpec, Interface, LabHosts, Polled, Poller, certificate
+from ndakit.lab_host import Host, HostSpec, Interface, LabHosts, Watch, certificate
 from ndakit.lab_host.image import LabImage
 from ndakit.lab_people import LabNotReady, LabPeople, RunningServer
 from ndakit.lab_plan import BootImage, PlannedHost, Seat, mac_of, plan
@@ -254,13 +254,17 @@ class LabNetwork(LabPeople):
         """Wait until another node than `old` holds the VIPs; its name, "" if that does not come about in time."""
         return self.wait_master(lambda found: found not in ("", old), timeout_s)
 
-    def taken_over(self, poll: Poller, old: str, timeout_s: float) -> str:
+    def taken_over(self, watch: Watch, old: str, timeout_s: float) -> str:
         """Wait until a client is answered again after a gap, and only then ask who holds the VIPs; "" if nobody does.
 
         Asking consoles meanwhile would keep the new master's one processor busy, and lengthen what is measured.
         """
         with contextlib.suppress(DeadlineExceeded):
-            poll.wait_until(_answers_again, Deadline(timeout_s, "answers after the master's end"), every_s=0.2)
+            watch.wait_until(
+                lambda watched: watched.answered_again(ANSWERS_AFTER_A_GAP),
+                Deadline(timeout_s, "answers after the master's end"),
+                every_s=0.2,
+            )
         return self.wait_other_master(old, timeout_s=2.0)
 
     def settle(self, timeout_s: float = SETTLE_TIMEOUT_S) -> None:
@@ -425,10 +429,6 @@ class LabNetwork(LabPeople):
 
 def _socket(virtual: VirtualServer) -> tuple[Address | None, int, str]:
     return virtual.address, virtual.port, virtual.protocol
-
-
-def _answers_again(polled: Polled) -> bool:
-    return bool(polled.gaps()) and polled.answers_in_a_row() >= ANSWERS_AFTER_A_GAP
 
 
 def _spec(planned: PlannedHost) -> HostSpec:

@@ -13,14 +13,18 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from ndakit.errors import VerifyError
-from ndakit.lab_host import Answer, Host, Load, Poller, Service, SshProbe, Web
+from ndakit.lab_host import Answer, Host, Load, Poller, Service, SshProbe, Watch, Web
 from ndakit.lab_host.request import literal, text
 from ndakit.lab_plan import LabPlan, Seat
 from ndakit.lab_ports import Kind, Port, path_asked
 from ndakit.model import Address, Endpoint, Profile
 from ndakit.probe import OutputNotUnderstood, ServerState, parse_statistics
 
-POLL_INTERVAL_S = 0.02
+WATCH_INTERVAL_S = 0.01
+"""How finely a gap is measured."""
+REQUEST_INTERVAL_S = 0.05
+"""How often a whole HTTP request is made beside that: one costs HAProxy, a server and the client some 10 ms of their
+emulated processors, a bare connection 2 ms."""
 POLL_TIMEOUT_S = 0.25
 SCAN_TIMEOUT_S = 1.0
 REQUEST_TIMEOUT_S = 5.0
@@ -197,17 +201,31 @@ class LabPeople:
         seat = self.client_for(endpoint, name)
         return self.load(seat, endpoint.address, port, service.pool, requests, service.transport)
 
-    def poller(self, front: tuple[str, Endpoint, int], interval_s: float = POLL_INTERVAL_S) -> Poller:
-        """Ask a service every 20 ms (or another interval) over fresh connections, until the context ends."""
-        name, endpoint, port = front
-        seat, service = self.client_for(endpoint, name), self.profile.services[name]
+    def watch(self, front: tuple[str, Endpoint, int]) -> Watch:
+        """Ask a service over fresh connections until the context ends: every 10 ms who answers, behind TCP and UDP;
+        behind HTTP whether it lets connect, and less often for the page."""
+        name, _, port = front
+        service = self.profile.services[name]
+        if _scheme(self._kind(service.pool, port, service.transport)) != "http":
+            return Watch(self.poller(front, WATCH_INTERVAL_S))
+        return Watch(self.poller(front, REQUEST_INTERVAL_S), self._poller(front, "tcp", WATCH_INTERVAL_S))
+
+    def poller(self, front: tuple[str, Endpoint, int], interval_s: float) -> Poller:
+        """Ask a service who answers, over fresh connections, until the context ends."""
+        name, _, port = front
+        service = self.profile.services[name]
         kind = _scheme(self._kind(service.pool, port, service.transport))
+        return self._poller(front, kind, interval_s, lines=1 if kind == "tcp" else 0)
+
+    def _poller(self, front: tuple[str, Endpoint, int], kind: str, interval_s: float, lines: int = 0) -> Poller:
+        name, endpoint, port = front
+        seat = self.client_for(endpoint, name)
         return self._host(seat).poller(
             f"{kind}://{literal(endpoint.address)}:{port}" + (self.path if kind == "http" else ""),
             interval_s=interval_s,
             timeout_s=POLL_TIMEOUT_S,
             source=self._source(seat, endpoint.address),
-            lines=1 if kind == "tcp" else 0,
+            lines=lines,
         )
 
     def client_seen(self, seat: Seat, address: Address, port: int, pool: str) -> str:

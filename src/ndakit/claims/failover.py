@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 
 from ndakit.claims.base import Outcome, targets
-from ndakit.lab_host import Polled
+from ndakit.lab_host import Polled, Watched
 from ndakit.lab_network import LabNetwork
 from ndakit.model import Endpoint, Profile
 
@@ -13,7 +13,7 @@ RETURN_POLL_S = 0.1
 """A booting node needs the processor; the handover it ends with is no emergency."""
 
 GAP_SLACK_S = 0.45
-"""Beyond VRRP's own time (3 adverts and the skew): GARP, the client's 20 ms polling, emulation."""
+"""Beyond VRRP's own time (3 adverts and the skew): GARP, emulation."""
 
 
 def gap_bound_s(profile: Profile, survivor: str) -> float:
@@ -22,14 +22,24 @@ def gap_bound_s(profile: Profile, survivor: str) -> float:
     return 3 * advert_s + (256 - profile.priority(survivor)) / 256 * advert_s + GAP_SLACK_S
 
 
-def too_long(polled: Polled, bound_s: float) -> bool:
+def too_long(polled: Polled | Watched, bound_s: float) -> bool:
     """True if the gap is longer than allowed, beyond what the poller's own lateness explains (Polled.resolution_ms)."""
     return polled.gap_ms - polled.late_ms > bound_s * 1000
 
 
-def precision(polled: Polled) -> str:
+def precision(polled: Polled | Watched) -> str:
     """How far the figure can be trusted, in words; empty on a machine that was quick enough."""
     return f", measured to {polled.resolution_ms:.0f} ms" if polled.disturbed else ""
+
+
+def measured(polled: Polled | Watched) -> dict[str, float | int | str]:
+    """The gap from answer to answer, how long it was at least, and by how much it may exceed the outage."""
+    found = polled.longest_gap
+    return {
+        "gap_ms": round(polled.gap_ms),
+        "gap_at_least_ms": round(found.at_least_ms) if found else 0,
+        "resolution_ms": round(polled.resolution_ms),
+    }
 
 
 def poll_target(profile: Profile) -> tuple[str, Endpoint, int]:
@@ -43,11 +53,11 @@ def haproxy_stopped(lab: LabNetwork) -> Outcome:
     """`/etc/init.d/haproxy stop` on the master's console."""
     master = lab.master()
     bound_s = 8.0 + gap_bound_s(lab.profile, master)
-    with lab.poller(poll_target(lab.profile)) as poll:
+    with lab.watch(poll_target(lab.profile)) as watch:
         lab.run(master, "/etc/init.d/haproxy stop")
         moved = lab.wait_other_master(master, timeout_s=bound_s + 10)
         time.sleep(1.0)
-        polled = poll.stop()
+        polled = watch.stop()
         lab.run(master, "/etc/init.d/haproxy start")
     lab.settle()
     wrong = [] if moved else [f"the VIPs stayed on {master}"]
@@ -55,9 +65,7 @@ def haproxy_stopped(lab: LabNetwork) -> Outcome:
     if too_long(polled, bound_s):
         wrong.append(f"the gap was longer than {bound_s:.1f} s")
     figure = f"gap {gap_s * 1000:.0f} ms{precision(polled)}, then {moved or 'nobody'}"
-    return Outcome(
-        not wrong, figure, "; ".join(wrong), {"gap_ms": round(gap_s * 1000), "bound_ms": round(bound_s * 1000)}
-    )
+    return Outcome(not wrong, figure, "; ".join(wrong), {**measured(polled), "bound_ms": round(bound_s * 1000)})
 
 
 def power_off(lab: LabNetwork) -> Outcome:
@@ -65,18 +73,18 @@ def power_off(lab: LabNetwork) -> Outcome:
     master = lab.master()
     survivors = sorted((n for n in lab.profile.nodes if n != master and lab.is_up(n)), key=lab.profile.priority)
     bound_s = gap_bound_s(lab.profile, survivors[-1])
-    with lab.poller(poll_target(lab.profile)) as poll:
+    with lab.watch(poll_target(lab.profile)) as watch:
         time.sleep(0.5)
         lab.power_off(master)
-        moved = lab.taken_over(poll, master, timeout_s=bound_s + 10)
-        polled = poll.stop()
+        moved = lab.taken_over(watch, master, timeout_s=bound_s + 10)
+        polled = watch.stop()
     wrong = [] if moved else ["no other node took the VIPs"]
     gap_s = polled.gap_ms / 1000
     if too_long(polled, bound_s):
         wrong.append(f"the gap was longer than {bound_s * 1000:.0f} ms")
     figure = f"gap {gap_s * 1000:.0f} ms (limit {bound_s * 1000:.0f} ms){precision(polled)}, then {moved or 'nobody'}"
     values: dict[str, float | int | str] = {
-        "gap_ms": round(gap_s * 1000),
+        **measured(polled),
         "bound_ms": round(bound_s * 1000),
         "master_after": moved,
     }
@@ -108,5 +116,5 @@ def power_on(lab: LabNetwork) -> Outcome:
         not wrong,
         figure,
         "; ".join(wrong),
-        {"gap_ms": round(gap_s * 1000), "boot_s": round(boot_s, 1), "master_after": now},
+        {**measured(polled), "boot_s": round(boot_s, 1), "master_after": now},
     )

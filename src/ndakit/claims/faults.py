@@ -13,7 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from ndakit.claims.base import Outcome
-from ndakit.claims.failover import gap_bound_s, poll_target, precision, too_long
+from ndakit.claims.failover import gap_bound_s, measured, poll_target, precision, too_long
 from ndakit.frames import decode_vrrp
 from ndakit.lab_network import LabNetwork
 from ndakit.switch import Frame, Port
@@ -55,14 +55,14 @@ def fault(lab: LabNetwork, kind: Fault) -> Outcome:
     if kind.contested:
         bound_s += LASTS_S + lab.profile.vrrp.advert_interval_s
     with _Adverts(lab) as adverts:
-        with lab.poller(poll_target(lab.profile)) as poll:
+        with lab.watch(poll_target(lab.profile)) as watch:
             time.sleep(0.5)
             lab.tell(f"{kind.text}: {master}")
             kind.make(lab, master)
             try:
                 moved = _wait_other(lab, adverts, master, bound_s + 3) if kind.moves else master
                 time.sleep(LASTS_S)
-                polled = poll.stop()
+                polled = watch.stop()
             finally:
                 kind.mend(lab, master)
         mended_s = time.monotonic()
@@ -78,7 +78,7 @@ def fault(lab: LabNetwork, kind: Fault) -> Outcome:
     figure = f"gap {polled.gap_ms:.0f} ms (limit {bound_s * 1000:.0f} ms){precision(polled)}, then {moved or 'nobody'}"
     if kind.parts:
         figure += f"; mended, two masters for {both_s * 1000:.0f} ms"
-    values: dict[str, float | int | str] = {"gap_ms": round(polled.gap_ms), "both_ms": round(both_s * 1000)}
+    values: dict[str, float | int | str] = {**measured(polled), "both_ms": round(both_s * 1000)}
     return Outcome(not wrong, figure, "; ".join(wrong), values)
 
 

@@ -10,8 +10,8 @@ from ndakit.lab_host.channel import LabHostLost, LabHostRefused
 from ndakit.lab_host.held import Held
 from ndakit.lab_host.hosts import Host, LabCommandFailed, LabHosts, Service, Web
 from ndakit.lab_host.image import LabHostNotMade, LabImage
-from ndakit.lab_host.measure import Answer, Clock, Gap, Load, Ping, Polled, Ran, SshProbe, Try, WebStats, gaps
-from ndakit.lab_host.poller import Poller
+from ndakit.lab_host.measure import Answer, Clock, Gap, Load, Ping, Polled, Ran, SshProbe, Try, Watched, WebStats, gaps
+from ndakit.lab_host.poller import Poller, Watch
 from ndakit.lab_host.spec import Behaviour, HostSpec, Interface
 
 __all__ = [
@@ -39,6 +39,8 @@ __all__ = [
     "Service",
     "SshProbe",
     "Try",
+    "Watch",
+    "Watched",
     "Web",
     "WebStats",
     "certificate",

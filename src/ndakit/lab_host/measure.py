@@ -194,6 +194,56 @@ class Polled:
 
 
 @dataclass(frozen=True)
+class Watched:
+    """What clients got from a service while something was done to its nodes: what a Watch found.
+
+    `asked` are whole requests. `connected`, if there, are bare connections at a finer rhythm: whole requests as often
+    as that would keep emulated processors busy, and so lengthen what is measured.
+    """
+
+    asked: Polled
+    connected: Polled | None = None
+
+    @property
+    def decisive(self) -> Polled:
+        """Whose gap counts: the connections', unless requests went without an answer for longer than those did."""
+        finer, asked = self.connected, self.asked
+        if finer is None or (asked.gap_ms and not finer.gap_ms):
+            return asked
+        return asked if asked.gap_ms > finer.gap_ms + asked.resolution_ms else finer
+
+    @property
+    def longest_gap(self) -> Gap | None:
+        """The longest gap, None if nothing failed."""
+        return self.decisive.longest_gap
+
+    @property
+    def gap_ms(self) -> float:
+        """The length of the longest gap, 0 if nothing failed."""
+        return self.decisive.gap_ms
+
+    @property
+    def late_ms(self) -> float:
+        """How late the measuring machine itself was at most."""
+        return self.decisive.late_ms
+
+    @property
+    def resolution_ms(self) -> float:
+        """By how much the gap may exceed the outage (Polled.resolution_ms)."""
+        return self.decisive.resolution_ms
+
+    @property
+    def disturbed(self) -> str:
+        """Why the figures are not to be trusted, "" if they are."""
+        return self.decisive.disturbed
+
+    def answered_again(self, in_a_row: int) -> bool:
+        """True if there was a gap, and so many tries of each kind were answered after it."""
+        kinds = [self.asked] if self.connected is None else [self.asked, self.connected]
+        return any(p.gaps() for p in kinds) and all(p.answers_in_a_row() >= in_a_row for p in kinds)
+
+
+@dataclass(frozen=True)
 class Load:
     """The outcome of a number of requests, in the order of their ends."""
 

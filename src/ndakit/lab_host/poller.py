@@ -7,14 +7,16 @@ import threading
 import time
 from collections.abc import Callable
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
 from ndakit.deadline import Deadline
 from ndakit.errors import NdakitError
 from ndakit.lab_host.channel import OWN, Channel
-from ndakit.lab_host.measure import Polled, Try
+from ndakit.lab_host.measure import Polled, Try, Watched
 
 _QUICK_S = 20.0
+
+Found = TypeVar("Found", Polled, Watched)
 
 
 class Poller:
@@ -65,10 +67,7 @@ class Poller:
 
     def wait_until(self, condition: Callable[[Polled], bool], deadline: Deadline, *, every_s: float = 0.1) -> Polled:
         """Read again and again until the condition holds. Raises DeadlineExceeded."""
-        while not condition(polled := self.read()):
-            deadline.check()
-            time.sleep(every_s)
-        return polled
+        return _until(self.read, condition, deadline, every_s)
 
     def _fetch(self, do: str) -> Polled:
         given = self._channel.ask(
@@ -77,3 +76,43 @@ class Poller:
         self._tries += [Try.of(row) for row in given.pop("rows")]
         del given["now_ms"]
         return Polled(tuple(self._tries), self._interval_s, self._timeout_s, **given)
+
+
+class Watch:
+    """A service under watch while something is done to its nodes: whole requests, and bare connections more often.
+
+    A context manager like its pollers.
+    """
+
+    def __init__(self, asks: Poller, connects: Poller | None = None) -> None:
+        self._asks = asks
+        self._connects = connects
+        self._stack = contextlib.ExitStack()
+        for poller in filter(None, (asks, connects)):
+            self._stack.enter_context(poller)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._stack.__exit__(kind, value, trace)
+
+    def stop(self) -> Watched:
+        """Stop, and return everything."""
+        return Watched(self._asks.stop(), None if self._connects is None else self._connects.stop())
+
+    def wait_until(self, condition: Callable[[Watched], bool], deadline: Deadline, *, every_s: float = 0.1) -> Watched:
+        """Read again and again until the condition holds. Raises DeadlineExceeded."""
+        return _until(self._read, condition, deadline, every_s)
+
+    def _read(self) -> Watched:
+        return Watched(self._asks.read(), None if self._connects is None else self._connects.read())
+
+
+def _until(read: Callable[[], Found], condition: Callable[[Found], bool], deadline: Deadline, every_s: float) -> Found:
+    while not condition(found := read()):
+        deadline.check()
+        time.sleep(every_s)
+    return found
