@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import shlex
+import subprocess
 from ipaddress import ip_address, ip_interface
 from pathlib import Path
 from typing import Any, cast
@@ -303,15 +305,48 @@ def test_a_service_runs_only_if_procd_says_so() -> None:
         NodeFacts(Typed(ubus="Command failed: Not found")).service_running("haproxy")
 
 
-def test_trouble_in_the_logs_is_found_and_everyday_lines_are_not() -> None:
-    facts = NodeFacts(
-        Typed(
-            dmesg="[0.1] ..MP-BIOS bug: 8254 timer not connected to IO-APIC\n[1.0] eth0: link up\n"
-            "[2.0] haproxy[9]: segfault at 0 ip 1\n",
-            logread="all is well\n",
-        )
-    )
-    assert facts.trouble() == ["[2.0] haproxy[9]: segfault at 0 ip 1"]
+class Shell:
+    """A node whose programs are shell scripts in a folder."""
+
+    def __init__(self, folder: Path, **programs: str) -> None:
+        self.path = f"{folder}:/usr/bin:/bin"
+        for name, script in programs.items():
+            (folder / name).write_text(f"#!/bin/sh\n{script}\n")
+            (folder / name).chmod(0o755)
+
+    def run(self, command: str, *args: str) -> Any:
+        class Result:
+            done = subprocess.run(
+                ["/bin/sh", "-c", command % tuple(map(shlex.quote, args))],
+                env={"PATH": self.path}, capture_output=True, text=True, check=False,
+            )  # fmt: skip
+            rc, stdout = done.returncode, done.stdout
+
+        return Result()
+
+
+EVERYDAY = "echo '[0.1] ..MP-BIOS bug: 8254 timer not connected to IO-APIC'; echo '[1.0] eth0: link up'"
+ALARM = "echo '[2.0] haproxy[9]: segfault at 0 ip 1'"
+
+
+@pytest.mark.parametrize(
+    ("dmesg", "logread", "found"),
+    [
+        (EVERYDAY, "echo all is well", []),
+        (f"{EVERYDAY}; {ALARM}", "echo all is well", ["[2.0] haproxy[9]: segfault at 0 ip 1"]),
+        (EVERYDAY, "echo 'procd: Instance x is in a crash loop'", ["procd: Instance x is in a crash loop"]),
+        (EVERYDAY, "exit 1", ["cannot be read: logread"]),
+    ],
+)
+def test_trouble_in_the_logs_is_found_and_everyday_lines_are_not(
+    dmesg: str, logread: str, found: list[str], tmp_path: Path
+) -> None:
+    assert NodeFacts(Shell(tmp_path, dmesg=dmesg, logread=logread)).trouble() == found
+
+
+def test_logs_that_cannot_be_searched_are_no_quiet_logs(tmp_path: Path) -> None:
+    shell = Shell(tmp_path, dmesg="exit 0", logread="exit 0", grep="exit 2")
+    assert NodeFacts(shell).trouble() == ["cannot be read: the logs, grep ended with exit code 2"]
 
 
 def acceptance(*verdicts: Verdict, lab: bool = True) -> Acceptance:

@@ -23,6 +23,11 @@ from ndakit.model import Address
 KEEPALIVED_DATA = "/tmp/keepalived.data"
 TRACKED = "/proc/net/nf_conntrack"
 _READS = 4
+UNREADABLE = "cannot be read:"
+ALARMS = (
+    *("segfault", "Oops", "BUG:", "Call Trace", "general protection", "Out of memory", "crash loop", "soft lockup"),
+    UNREADABLE,
+)
 HARMLESS = ("MP-BIOS bug: 8254 timer not connected to IO-APIC",)
 """Lines that only look like alarms. The timer: a machine whose APIC is wired in another way than its BIOS says, as some
 emulators are; the kernel then finds another way by itself (Linux, arch/x86/kernel/apic/io_apic.c, check_timer)."""
@@ -146,12 +151,14 @@ class NodeFacts:
         return set(re.findall(r"^default via (\S+)", text, re.M))
 
     def trouble(self) -> list[str]:
-        """Lines of the kernel's and the system's log that nobody wants to see."""
-        wanted = re.compile(
-            r"segfault|Oops|BUG:|Call Trace|general protection|Out of memory|crash loop|soft lockup", re.I
-        )
-        lines = (self.text("dmesg") + "\n" + self.text("logread")).splitlines()
-        return [line.strip() for line in lines if wanted.search(line) and not any(h in line for h in HARMLESS)]
+        """Lines of the kernel's and the system's log that nobody wants to see, and logs that cannot be read."""
+        # Chosen on the node: whole logs take a serial console seconds.
+        logs = "; ".join(f"{log} || echo '{UNREADABLE} {log}'" for log in ("dmesg", "logread"))
+        result = self._host.run(f"{{ {logs}; }} | grep -iE %s", "|".join(ALARMS))
+        lines = result.stdout.splitlines()
+        if result.rc not in (0, 1):  # 1: nothing was found
+            lines.append(f"{UNREADABLE} the logs, grep ended with exit code {result.rc}")
+        return [line.strip() for line in lines if not any(h in line for h in HARMLESS)]
 
     def let_in(self, sources: Collection[Address]) -> set[tuple[str, Address, Address, int]]:
         """What the firewall has let in (or through) from somebody of late: protocol, source, destination, port (0 where
