@@ -201,6 +201,23 @@ def test_a_call_that_the_other_side_ends_says_so_and_takes_nothing_more(web: Hos
             call.say(b"hello\n")
     with client.call(V4, server.port) as call:
         Deadline(5, "refusal").wait_until(lambda: call.heard().error == "refused", every_s=0.01)
+    with pytest.raises(LabHostRefused, match="that connection has ended"):
+        call.heard()
+
+
+@pytest.mark.parametrize("reset", [True, False])
+def test_a_kept_connection_ends_in_the_way_that_is_wanted(web: Host, client: Host, reset: bool) -> None:
+    # The kernel's own count: a connection that was reset is gone at once, one that was ended waits (TIME-WAIT).
+    server = web.web(0)
+    held, call = client.hold(f"http://{V4}:{server.port}/"), client.call(V4, server.port, payload=b"GET ")
+    Deadline(5, "both").wait_until(lambda: server.stats().open == 2, every_s=0.01)
+    for kept in (held, call):
+        kept.close(reset=reset)
+        kept.close()
+    Deadline(5, "their ends").wait_until(lambda: server.stats().open == 0, every_s=0.01)
+    left = client.run(["ss", "-Htan", "state", "time-wait", f"dport = :{server.port}"]).stdout.splitlines()
+    assert len(left) == (0 if reset else 2)
+    server.stop()
 
 
 def test_a_load_counts_failures(web: Host, client: Host) -> None:

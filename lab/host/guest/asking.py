@@ -74,7 +74,10 @@ class Poller:
 
     def wait(self, finished: Callable[[], None]) -> None:
         """Call once all of a counted number of tries have ended."""
-        self._finished = finished
+        if len(self.rows) >= self._count:
+            finished()
+        else:
+            self._finished = finished
 
     def _beat(self) -> None:
         late_s = time.monotonic() - self._due_s
@@ -195,8 +198,6 @@ def ping(loop: Loop, target: Target, count: int, interval_s: float, timeout_s: f
     """So many echo requests, one per interval."""
     poller = Poller(loop, target, interval_s, timeout_s, count)
     poller.wait(lambda: done({"rows": poller.rows}))
-    if len(poller.rows) >= count:
-        done({"rows": poller.rows})
 
 
 def ask(loop: Loop, target: Target, timeout_s: float, done: Done) -> None:

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 SERVER_HEADER = "X-Lab-Server"
 _BACKLOG = 1024
-_RESET = struct.pack("ii", 1, 0)
+_AT_ONCE = struct.pack("ii", 1, 0)
 TLS = b"\x16"  # the first byte of a TLS connection (RFC 8446, 5.1); no text begins with it
 
 _LINE, _MOST_WAITING = b"and on it goes\n", 1000
@@ -33,6 +33,12 @@ Talks = Sequence[tuple[bytes, bytes]]
 def plain(address: str) -> str:
     """An IPv4 address that an IPv6 socket wrote, as IPv4 writes it."""
     return address[7:] if address.startswith("::ffff:") and "." in address else address
+
+
+def reset_at_close(sock: socket.socket) -> None:
+    """Let closing a connection reset it: it lingers for no time (socket(7), SO_LINGER)."""
+    with contextlib.suppress(OSError):
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _AT_ONCE)
 
 
 def listener(kind: socket.SocketKind, address: str, port: int) -> socket.socket:
@@ -158,8 +164,7 @@ class Connection:
         self._server.open.discard(self)
         self._server.loop.unwatch(self._sock.fileno())
         if reset:
-            with contextlib.suppress(OSError):
-                self._sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
+            reset_at_close(self._sock)
         self._sock.close()
 
     def _ready(self, events: int) -> None:

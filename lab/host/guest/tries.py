@@ -14,10 +14,9 @@ import time
 from collections.abc import Callable
 
 from guest.loop import READ, WRITE, Loop
-from guest.servers import SERVER_HEADER, plain
+from guest.servers import SERVER_HEADER, plain, reset_at_close
 from guest.wire import Malformed, Message
 
-RESET = struct.pack("ii", 1, 0)
 _WORDS = {
     errno.ECONNREFUSED: "refused",
     errno.ECONNRESET: "reset",
@@ -169,8 +168,7 @@ class Try:
     def _late(self) -> None:
         if self.sock is not None:
             # Nothing of a try that is over may stay on the wire and be answered later.
-            with contextlib.suppress(OSError):
-                self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET)
+            reset_at_close(self.sock)
         self.fail("time-out" if self.outcome.connected_s is None else "time-out after connecting")
 
 

@@ -13,7 +13,6 @@ import os
 from collections.abc import Callable
 
 from guest import asking, system
-from guest.calling import Call
 from guest.datagrams import UdpServer
 from guest.holding import Kept
 from guest.loop import Lines, Loop
@@ -40,7 +39,6 @@ class Worker:
         self._servers: dict[int, StreamServer | UdpServer] = {}
         self._pollers: dict[int, asking.Poller] = {}
         self._kept = Kept(self._loop)
-        self._calls: dict[int, Call] = {}
         self._number = 0
         self._lines = Lines(self._loop, fd, self._asked, self._loop.stop)
 
@@ -155,32 +153,24 @@ class Worker:
 
     def do_hold(self, given: Given, done: Done) -> None:
         """One request over a connection that is kept."""
-        self._kept.ask(_target(given), given["held"], given["timeout_s"], done)
-
-    def do_let_go(self, given: Given, done: Done) -> None:
-        """End a kept connection."""
-        self._kept.close(given["held"], reset=given["reset"])
-        done({})
+        self._kept.ask(_target(given), given["connection"], given["timeout_s"], done)
 
     def do_call(self, given: Given, done: Done) -> None:
-        """Open a connection that lasts."""
-        self._number += 1
-        self._calls[self._number] = Call(self._loop, _target(given), given["timeout_s"])
-        self._calls[self._number].start()
-        done({"call": self._number})
+        """Open a connection over which anything can be said."""
+        done({"connection": self._kept.call(_target(given), given["timeout_s"])})
 
     def do_say(self, given: Given, done: Done) -> None:
         """Say something over it."""
-        self._calls[given["call"]].say(binascii.a2b_base64(given["payload"]))
+        self._kept[given["connection"]].say(binascii.a2b_base64(given["payload"]))
         done({})
 
     def do_heard(self, given: Given, done: Done) -> None:
         """What came over it."""
-        done(self._calls[given["call"]].facts(anew=given["anew"]))
+        done(self._kept[given["connection"]].facts(anew=given["anew"]))
 
-    def do_hang_up(self, given: Given, done: Done) -> None:
-        """End it."""
-        self._calls.pop(given["call"]).hang_up()
+    def do_close(self, given: Given, done: Done) -> None:
+        """End a kept connection, of either kind."""
+        self._kept.close(given["connection"], reset=given["reset"])
         done({})
 
     def do_load(self, given: Given, done: Done) -> None:

@@ -170,7 +170,7 @@ def connections(lab: LabNetwork) -> Outcome:
     with contextlib.ExitStack() as stack:
         held: list[_Held] = []
         for one in _open(lab, wanted):
-            stack.callback(one.call.hang_up)
+            stack.enter_context(one.call)
             held.append(one)
         clients = [_Clients(name, *targets(lab.profile, name)[0]) for name in wanted.kept]
         silent = [f"{h.name}: {h.error or 'no answer'}" for h in _waited(held, BEGIN_S)]

@@ -4,12 +4,11 @@
 """
 
 from ndakit.lab_host import image
-from ndakit.lab_host.call import Call, Heard
 from ndakit.lab_host.certificate import throw_away as certificate
 from ndakit.lab_host.channel import LabHostLost, LabHostRefused
-from ndakit.lab_host.held import Held
 from ndakit.lab_host.hosts import Host, LabCommandFailed, LabHosts, Service, Web
 from ndakit.lab_host.image import LabHostNotMade, LabImage
+from ndakit.lab_host.kept import Call, Heard, Held
 from ndakit.lab_host.measure import Answer, Clock, Gap, Load, Ping, Polled, Ran, SshProbe, Try, Watched, WebStats, gaps
 from ndakit.lab_host.poller import Poller, Watch
 from ndakit.lab_host.spec import Behaviour, HostSpec, Interface

@@ -20,6 +20,10 @@ from ndakit.deadline import Deadline, DeadlineExceeded
 from ndakit.errors import VerifyError
 
 PROTOCOL = 1
+QUICK_S = 20.0
+"""For what a lab host does at once, however busy its machine is."""
+MARGIN_S = 15.0
+"""Beyond the time-out of what takes its time."""
 OWN = "-"
 """The addressee that is the lab host itself, not one of its hosts."""
 
@@ -89,7 +93,7 @@ class Channel:
             raise
         return channel
 
-    def ask(self, who: str, do: str, *, within_s: float, **given: Any) -> Any:
+    def ask(self, who: str, do: str, *, within_s: float = QUICK_S, **given: Any) -> Any:
         """Send a request and wait for its result. Raises LabHostRefused, LabHostLost, DeadlineExceeded."""
         answers: queue.SimpleQueue[dict[str, Any] | None] = queue.SimpleQueue()
         line = json.dumps({"do": do, **given})

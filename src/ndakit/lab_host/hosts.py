@@ -16,16 +16,12 @@ from typing import Any, Literal, Self, Unpack
 from ndakit.deadline import Deadline
 from ndakit.errors import VerifyError
 from ndakit.lab_host import request
-from ndakit.lab_host.call import Call
-from ndakit.lab_host.channel import OWN, Channel
-from ndakit.lab_host.held import Held
+from ndakit.lab_host.channel import MARGIN_S, OWN, QUICK_S, Channel
+from ndakit.lab_host.kept import Call, Held
 from ndakit.lab_host.measure import Answer, Clock, Load, Ping, Ran, SshProbe, Try, WebStats
 from ndakit.lab_host.poller import Poller
 from ndakit.lab_host.request import Address, Headers, Talks
 from ndakit.lab_host.spec import Behaviour, HostSpec
-
-_QUICK_S = 20.0
-_MARGIN_S = 15.0
 
 
 class LabCommandFailed(VerifyError):
@@ -76,14 +72,14 @@ class LabHosts:
             card["nic"] = self._segments[card["segment"]]
         gateways = [("default", gateway) for gateway in spec.gateways]
         given["routes"] = [*gateways, *spec.routes]
-        self._channel.ask(OWN, "add", spec=given, within_s=_QUICK_S)
+        self._channel.ask(OWN, "add", spec=given)
         host = Host(self._channel, spec)
         self.hosts[spec.name] = host
         return host
 
     def remove(self, name: str) -> None:
         """End a host at once: its services, its cards, its namespace."""
-        self._channel.ask(OWN, "remove", name=name, within_s=_QUICK_S)
+        self._channel.ask(OWN, "remove", name=name)
         self.hosts.pop(name, None)
 
     def clock(self, samples: int = 8) -> Clock:
@@ -91,7 +87,7 @@ class LabHosts:
         best: Clock | None = None
         for _ in range(samples):
             before_s = time.monotonic()
-            theirs_ms = self._channel.ask(OWN, "clock", within_s=_QUICK_S)["now_ms"]
+            theirs_ms = self._channel.ask(OWN, "clock")["now_ms"]
             after_s = time.monotonic()
             error_ms = 500 * (after_s - before_s)
             if best is None or error_ms < best.error_ms:
@@ -252,7 +248,7 @@ class Host:
             target = request.http(url, method, headers, b"", address, source, accept=accept)
         else:
             target = request.target(url, source, lines=lines, payload=b"poll\n")
-        who = self._channel.ask(OWN, "fork", host=self.name, urgent=True, within_s=_QUICK_S)["who"]
+        who = self._channel.ask(OWN, "fork", host=self.name, urgent=True)["who"]
         return Poller(self._channel, who, target, interval_s, timeout_s)
 
     def scan(
@@ -270,7 +266,7 @@ class Host:
         port after the first six (Linux limits the ICMP messages that it sends to one address: icmp_ratelimit).
         """
         wanted = sorted(set(ports))
-        within_s = _MARGIN_S + timeout_s * (1 + len(wanted) / 64)
+        within_s = MARGIN_S + timeout_s * (1 + len(wanted) / 64)
         target = {"kind": protocol, "address": str(address), "source": str(source), "payload": request.text(b"scan\n")}
         found = self._ask("scan", within_s=within_s, **target, ports=wanted, timeout_s=timeout_s)
         return {port: found[str(port)] for port in wanted}
@@ -287,7 +283,7 @@ class Host:
     ) -> Ping:
         """Echo requests, one per interval, each with `size` bytes of payload."""
         target = request.target(f"icmp://{request.literal(address)}", source, payload=bytes(size))
-        within_s = _MARGIN_S + count * interval_s + timeout_s
+        within_s = MARGIN_S + count * interval_s + timeout_s
         given = self._ask("ping", within_s=within_s, **target, count=count, interval_s=interval_s, timeout_s=timeout_s)
         return Ping(tuple(Try.of(row) for row in given["rows"]))
 
@@ -296,7 +292,7 @@ class Host:
     def run(self, argv: Sequence[str], *, stdin: bytes = b"", timeout_s: float = 10.0, check: bool = True) -> Ran:
         """Run a program in the host's namespace. Raises LabCommandFailed (with `check`), LabHostRefused."""
         given = self._ask(
-            "run", within_s=timeout_s + _MARGIN_S, argv=list(argv), stdin=request.text(stdin), timeout_s=timeout_s
+            "run", within_s=timeout_s + MARGIN_S, argv=list(argv), stdin=request.text(stdin), timeout_s=timeout_s
         )
         ran = Ran(tuple(argv), **given)
         if check and (ran.returncode != 0 or ran.timed_out):
@@ -309,7 +305,7 @@ class Host:
         """What an SSH server shows to somebody without a key: asked by OpenSSH's client, authenticating by nothing."""
         given = self._ask(
             "ssh_probe",
-            within_s=timeout_s + _MARGIN_S,
+            within_s=timeout_s + MARGIN_S,
             address=str(address),
             port=port,
             user=user,
@@ -336,7 +332,7 @@ class Host:
         """
         given = self._ask(
             "ssh",
-            within_s=timeout_s + _MARGIN_S,
+            within_s=timeout_s + MARGIN_S,
             address=str(address),
             port=port,
             user=user,
@@ -349,9 +345,9 @@ class Host:
         return Ran(tuple(argv), **given)
 
     def _in_full(self, target: dict[str, Any], timeout_s: float) -> Answer:
-        return Answer.of(self._ask("ask", within_s=timeout_s + _MARGIN_S, **target, timeout_s=timeout_s))
+        return Answer.of(self._ask("ask", within_s=timeout_s + MARGIN_S, **target, timeout_s=timeout_s))
 
-    def _ask(self, do: str, *, within_s: float = _QUICK_S, **given: Any) -> Any:
+    def _ask(self, do: str, *, within_s: float = QUICK_S, **given: Any) -> Any:
         return self._channel.ask(self.name, do, within_s=within_s, **given)
 
 

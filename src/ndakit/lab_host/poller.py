@@ -10,16 +10,14 @@ from types import TracebackType
 from typing import Any, Self, TypeVar
 
 from ndakit.deadline import Deadline
-from ndakit.errors import NdakitError
-from ndakit.lab_host.channel import OWN, Channel
+from ndakit.lab_host.channel import OWN, QUICK_S, Channel
+from ndakit.lab_host.lasting import Lasting
 from ndakit.lab_host.measure import Polled, Try, Watched
-
-_QUICK_S = 20.0
 
 Found = TypeVar("Found", Polled, Watched)
 
 
-class Poller:
+class Poller(Lasting):
     """Asks one target again and again and remembers every try; a context manager that stops at its end.
 
     A new try begins every `interval_s` over a fresh connection, whatever became of those before; each gives up after
@@ -36,21 +34,7 @@ class Poller:
         self._lock = threading.Lock()
         self._tries: list[Try] = []
         self._stopped: Polled | None = None
-        self._number = channel.ask(
-            who, "poll", within_s=_QUICK_S, **target, interval_s=interval_s, timeout_s=timeout_s
-        )["poller"]
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        if kind is None:
-            self.stop()
-        else:  # what went wrong is told, not that the poller could not be stopped after it
-            with contextlib.suppress(NdakitError):
-                self.stop()
+        self._number = channel.ask(who, "poll", **target, interval_s=interval_s, timeout_s=timeout_s)["poller"]
 
     def read(self) -> Polled:
         """What has been found so far."""
@@ -62,8 +46,12 @@ class Poller:
         with self._lock:
             if self._stopped is None:
                 self._stopped = self._fetch("poll_stop")
-                self._channel.ask(OWN, "remove", name=self._who, within_s=_QUICK_S)
+                self._channel.ask(OWN, "remove", name=self._who)
             return self._stopped
+
+    def close(self) -> None:
+        """Stop."""
+        self.stop()
 
     def wait_until(self, condition: Callable[[Polled], bool], deadline: Deadline, *, every_s: float = 0.1) -> Polled:
         """Read again and again until the condition holds. Raises DeadlineExceeded."""
@@ -71,7 +59,7 @@ class Poller:
 
     def _fetch(self, do: str) -> Polled:
         given = self._channel.ask(
-            self._who, do, within_s=_QUICK_S + self._timeout_s, poller=self._number, since=len(self._tries)
+            self._who, do, within_s=QUICK_S + self._timeout_s, poller=self._number, since=len(self._tries)
         )
         self._tries += [Try.of(row) for row in given.pop("rows")]
         del given["now_ms"]
