@@ -170,8 +170,8 @@ def test_a_held_connection_that_the_server_ends_is_noticed(web: Host, client: Ho
 
 
 @pytest.mark.parametrize(("kind", "asking", "more"), [
-    ("web", b"GET /stream HTTP/1.1\r\nHost: x\r\n\r\n", b""),
-    ("web", b"GET /stream?10 HTTP/1.1\r\nHost: x\r\n\r\n", b""),
+    ("web", b"GET /lab-stream HTTP/1.1\r\nHost: x\r\n\r\n", b""),
+    ("web", b"GET /lab-stream?10 HTTP/1.1\r\nHost: x\r\n\r\n", b""),
     ("tcp", b"stream\n", b""),
     ("tcp", b"hello\n", b"again\n"),
     ("web", b"GET / HTTP/1.1\r\nHost: x\r\n\r\n", b"GET / HTTP/1.1\r\nHost: x\r\n\r\n"),
@@ -217,6 +217,12 @@ def test_a_kept_connection_ends_in_the_way_that_is_wanted(web: Host, client: Hos
     Deadline(5, "their ends").wait_until(lambda: server.stats().open == 0, every_s=0.01)
     left = client.run(["ss", "-Htan", "state", "time-wait", f"dport = :{server.port}"]).stdout.splitlines()
     assert len(left) == (0 if reset else 2)
+    server.stop()
+
+
+def test_a_page_that_a_check_may_ask_for_ends(web: Host, client: Host) -> None:
+    server = web.web(0)
+    assert client.get(f"http://{V4}:{server.port}/stream").seen["path"] == "/stream"
     server.stop()
 
 

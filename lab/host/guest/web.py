@@ -18,8 +18,9 @@ if TYPE_CHECKING:
 
     from guest.tls import Certificate
 
-STREAM = "/stream"
-"""The path whose answer never ends: a line every 50 ms, or as many as the query says."""
+STREAM = "/lab-stream"
+"""The path whose answer never ends: a line every 50 ms, or as many as the query says. A profile's check may well
+ask for `/stream`, but not for this."""
 _PATHS_COUNTED = 1000
 _MODES = ("answer", "hang", "refuse", "reset")
 _REASONS = {200: "OK", 204: "No Content", 404: "Not Found", 500: "Internal Server Error", 503: "Service Unavailable"}
@@ -166,6 +167,10 @@ class _WebConnection(Connection):
     def _send_answer(self, message: Message, method: str, path: str) -> None:
         if self not in self._server.open:
             return
+        if path.partition("?")[0] == STREAM:
+            self.send(f"HTTP/1.1 200 OK\r\n{SERVER_HEADER}: {self._server.name}\r\nConnection: close\r\n\r\n".encode())
+            self.stream(int(path.partition("?")[2] or 50) / 1000)
+            return
         behaviour = self._server.behaviour
         status, page = behaviour.page(path)
         facts = {
@@ -182,10 +187,6 @@ class _WebConnection(Connection):
             "body_length": len(message.body),
             "encrypted": self._session is not None,
         }
-        if path.partition("?")[0] == STREAM:
-            self.send(f"HTTP/1.1 200 OK\r\n{SERVER_HEADER}: {self._server.name}\r\nConnection: close\r\n\r\n".encode())
-            self.stream(int(path.partition("?")[2] or 50) / 1000)
-            return
         body = json.dumps(facts).encode().ljust(behaviour.body_size) + b"\n" if page is None else page
         alive = behaviour.keep_alive and message.keeps_alive
         reason = _REASONS.get(status, "Lab")

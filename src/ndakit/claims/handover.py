@@ -191,7 +191,7 @@ def _open(lab: LabNetwork, wanted: HandedOver) -> Iterator[_Held]:
         for name in inside[:2]:
             # Only the outside speaks, and seldom: a packet from inside, and be it an acknowledgement on its way when
             # the VIPs move, would teach a node the connection that it does not know.
-            payload = f"GET /stream?{SELDOM_S * 1000:.0f} HTTP/1.1\r\nHost: outside\r\n\r\n".encode()
+            payload = f"GET /lab-stream?{SELDOM_S * 1000:.0f} HTTP/1.1\r\nHost: outside\r\n\r\n".encode()
             call = lab.hosts[name].call(target, WEB_PORT, payload=payload)
             yield _Held(f"{name} to the outside", call, SELDOM_S)
     for one in wanted.carried:
@@ -204,7 +204,7 @@ def _open_service(lab: LabNetwork, one: Carried) -> Iterator[_Held]:
     address, source = one.endpoint.address, seat.address(one.endpoint.address.version)
     kind = lab.speaks(one.service, one.port)
     asked = {"http": f"GET {lab.path} HTTP/1.1\r\nHost: lab\r\n\r\n".encode(), "smtp": b"NOOP\r\n", "tcp": b"hello\n"}
-    endless = {"http": b"GET /stream HTTP/1.1\r\nHost: lab\r\n\r\n", "tcp": b"stream\n"}
+    endless = {"http": b"GET /lab-stream HTTP/1.1\r\nHost: lab\r\n\r\n", "tcp": b"stream\n"}
     name = f"{one.service} ({lab.profile.services[one.service].topology}, IPv{address.version})"
     host = lab.hosts[seat.host]
     if kind in endless:
