@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import shlex
 import subprocess
@@ -13,7 +14,7 @@ import pytest
 
 from ndakit import load, report, verify
 from ndakit.claims import Claim, Outcome, all_claims
-from ndakit.claims.failover import gap_bound_s, precision, too_long
+from ndakit.claims.failover import gap_bound_s, haproxy_stopped, precision, too_long
 from ndakit.claims.firewall import expected_open
 from ndakit.claims.traffic import share_errors
 from ndakit.deadline import DeadlineExceeded
@@ -118,6 +119,44 @@ def test_a_bug_in_a_claim_stays_a_traceback() -> None:
 
     with pytest.raises(KeyError):
         verify.run(NO_LAB, [Claim("a/x", "a", bug)], lambda event: None)
+
+
+@pytest.mark.parametrize(
+    ("holders", "words"),
+    [
+        (("lb1", "lb2"), "no node is the only one to hold the VIPs"),
+        ((), "no node is the only one to hold the VIPs"),
+        (("lb1",), "no node but lb1 runs"),
+    ],
+)
+def test_without_a_master_or_a_second_node_claims_about_failover_fail_with_the_reason(
+    pair: Profile, monkeypatch: pytest.MonkeyPatch, holders: tuple[str, ...], words: str
+) -> None:
+    lab = LabNetwork.__new__(LabNetwork)
+    lab.profile, lab._nodes = pair, {}
+    monkeypatch.setattr(lab, "vip_holders", lambda: dict.fromkeys(pair.vips, holders))
+    monkeypatch.setattr(lab, "is_up", lambda node: node == "lb1")
+    wanted = [c for c in all_claims(pair) if c.thorough or c.name == "failover/power-off"]
+    verdicts = verify.run(lab, wanted, lambda said: None)
+    assert len(verdicts) == 7
+    assert {(v.state, words in v.detail) for v in verdicts} == {("fails", True)}
+
+
+def test_haproxy_runs_again_whatever_went_wrong_while_it_was_stopped(
+    pair: Profile, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def late(old: str, timeout_s: float) -> str:
+        raise DeadlineExceeded("no console answers", where="here", fix="wait")
+
+    lab = LabNetwork.__new__(LabNetwork)
+    lab.profile, typed = pair, list[tuple[str, str]]()
+    monkeypatch.setattr(lab, "one_master", lambda: "lb1")
+    monkeypatch.setattr(lab, "watch", lambda target: contextlib.nullcontext())
+    monkeypatch.setattr(lab, "run", lambda node, command: typed.append((node, command)))
+    monkeypatch.setattr(lab, "wait_other_master", late)
+    with pytest.raises(DeadlineExceeded):
+        haproxy_stopped(lab)
+    assert typed == [("lb1", f"/etc/init.d/haproxy {word}") for word in ("stop", "start")]
 
 
 def test_a_claim_is_not_tried_when_what_it_builds_on_failed() -> None:

@@ -255,6 +255,22 @@ class LabNetwork(LabPeople):
         holders = self.vip_holders()[vip]
         return holders[0] if len(holders) == 1 else ""
 
+    def one_master(self) -> str:
+        """The master. Raises LabNotReady unless one node, and no other, holds the VIPs."""
+        if not (found := self.master()):
+            raise LabNotReady("no node is the only one to hold the VIPs, and a master is needed for this", self._logs)
+        return found
+
+    def survivor(self, master: str) -> str:
+        """The node that takes over from a master: of the others that run, the one with the highest priority.
+
+        Raises LabNotReady if there is none.
+        """
+        others = [node for node in self.profile.nodes if node != master and self.is_up(node)]
+        if not others:
+            raise LabNotReady(f"no node but {master} runs, so that none can take over", self._logs)
+        return max(others, key=self.profile.priority)
+
     def wait_master(self, wanted: Callable[[str], bool], timeout_s: float) -> str:
         """Wait until the master is one that is wanted; its name, "" if that does not come about in time."""
         end_s = time.monotonic() + timeout_s
@@ -294,9 +310,13 @@ class LabNetwork(LabPeople):
         end_s = time.monotonic() + timeout_s
         while trouble := self._unsettled():
             if time.monotonic() >= end_s:
-                logs = ", ".join(str(m.console_log) for m in self._nodes.values())
-                raise LabNotReady(f"the lab is not ready after {timeout_s:.0f} s: {trouble}", logs)
+                raise LabNotReady(f"the lab is not ready after {timeout_s:.0f} s: {trouble}", self._logs)
             time.sleep(0.5)
+
+    @property
+    def _logs(self) -> str:
+        """Where the nodes' consoles are logged."""
+        return ", ".join(str(m.console_log) for m in self._nodes.values())
 
     @property
     def _proxies(self) -> bool:

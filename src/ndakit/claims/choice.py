@@ -94,7 +94,7 @@ def drained(lab: LabNetwork, name: str) -> Outcome:
 @contextmanager
 def _without_weight(lab: LabNetwork, front: Front, server: str) -> Iterator[None]:
     """A server without weight on the master for a while (docs/topologies.md, "Taking a server out")."""
-    node = lab.master()
+    node = lab.one_master()
     lab.run(node, weight_command(lab.profile, front, server, 0))
     lab.tell(f"{server} is drained on {node}")
     try:

@@ -47,11 +47,8 @@ class Fault:
 
 def fault(lab: LabNetwork, kind: Fault) -> Outcome:
     """Make it, see the gap that clients get and who answers then; mend it, and see one master again."""
-    master = lab.master()
-    survivors = sorted((n for n in lab.profile.nodes if n != master and lab.is_up(n)), key=lab.profile.priority)
-    if not master or not survivors:
-        return Outcome(False, "not tried", "there is not one master, or no other node")
-    bound_s = gap_bound_s(lab.profile, survivors[-1])
+    master = lab.one_master()
+    bound_s = gap_bound_s(lab.profile, lab.survivor(master))
     if kind.contested:
         bound_s += LASTS_S + lab.profile.vrrp.advert_interval_s
     with _Adverts(lab) as adverts:

@@ -224,7 +224,7 @@ def _waited(held: Sequence[_Held], timeout_s: float) -> list[_Held]:
 
 
 def _moved(lab: LabNetwork, held: list[_Held], clients: list[_Clients]) -> Outcome:
-    master = lab.master()
+    master = lab.one_master()
     bound_s = gap_bound_s(lab.profile, master) + RETRANSMIT_S
     time.sleep(TOLD_S)
     for one in held:
