@@ -5,6 +5,8 @@ from __future__ import annotations
 from ndakit.claims.base import Outcome, reachable_addresses
 from ndakit.lab_network import LabNetwork
 
+NOBODY_INSIDE = "nobody in the lab is inside access.sources"
+
 
 def identity(lab: LabNetwork, node: str) -> Outcome:
     """Host name and release."""
@@ -47,7 +49,7 @@ def daemons(lab: LabNetwork, node: str) -> Outcome:
     """The services that must run."""
     needed = ["dropbear"]
     needed += ["haproxy"] if lab.profile.services else []
-    needed += [] if lab.profile.standalone or not lab.profile.vips else ["keepalived"]
+    needed += ["keepalived"] if lab.profile.instances or lab.profile.kernel_services else []
     needed += ["conntrackd"] if lab.profile.tracks_connections else []
     missing = [n for n in needed if not lab.facts(node).service_running(n)]
     return Outcome(
@@ -76,6 +78,8 @@ def ssh(lab: LabNetwork, node: str) -> Outcome:
             inside += 1
             if not probe.banner:
                 wrong.append(f"{source} ({seat.addresses[0]}) gets no SSH answer from {target}")
+            elif probe.open_door:
+                wrong.append(f"{target} lets anybody in, without a key or a password")
             elif set(probe.methods) != {"publickey"}:
                 wrong.append(f"{target} offers {', '.join(probe.methods) or 'nothing'}, not just publickey")
             elif lab.identity is not None and not login:
@@ -83,7 +87,7 @@ def ssh(lab: LabNetwork, node: str) -> Outcome:
                 if login != lab.profile.hostname(node):
                     wrong.append(f"the key given by --identity does not log in to {target}")
     if not inside:
-        wrong.append("nobody in the lab is inside access.sources")
+        wrong.append(NOBODY_INSIDE)
     wrong += intruders(lab, node, 22)
     outside = sum(len(reachable_addresses(lab, node, seat)) for seat in lab.plan.strangers.values())
     figure = f"{inside} way(s) in, {outside} shut" + (", login by key works" if login else "")
@@ -93,18 +97,21 @@ def ssh(lab: LabNetwork, node: str) -> Outcome:
 def statistics(lab: LabNetwork, node: str) -> Outcome:
     """The statistics page from inside and from outside."""
     port = lab.profile.monitoring.statistics.port
+    proxies = bool(lab.profile.proxy_services)
     wrong = []
-    servers = 0
+    inside = servers = 0
     for source, seat in lab.plan.admins.items():
         for target in reachable_addresses(lab, node, seat):
+            inside += 1
             states = lab.statistics(seat, target)
             servers = max(servers, len(states))
-            if not states and lab.profile.proxy_services:
+            # Without proxied services it lists no server, as if it were not there.
+            if not states and (proxies or lab.get(seat, target, port, path="/;csv").status != 200):
                 wrong.append(f"{source} does not get it from {target}")
+    if not inside:
+        wrong.append(NOBODY_INSIDE)
     wrong += intruders(lab, node, port)
-    return Outcome(
-        not wrong and (servers > 0 or not lab.profile.proxy_services), f"{servers} servers listed", "; ".join(wrong)
-    )
+    return Outcome(not wrong, f"{servers} servers listed", "; ".join(wrong))
 
 
 def intruders(lab: LabNetwork, node: str, port: int) -> list[str]:

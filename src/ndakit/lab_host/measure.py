@@ -9,7 +9,7 @@ import itertools
 import json
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 Row = Sequence[Any]
@@ -372,7 +372,7 @@ class SshProbe:
     banner: str
     methods: tuple[str, ...]
     error: str
-    open_door: bool = field(default=False)
+    open_door: bool = False
     """True if it let somebody in without any authentication."""
 
     @classmethod

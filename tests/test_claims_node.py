@@ -1,0 +1,66 @@
+"""Claims about one node by itself, tried on stand-ins for a lab: what they find wrong."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any, cast
+
+import pytest
+import yaml
+
+import choosing
+from ndakit.claims import node
+from ndakit.lab_host import SshProbe
+from ndakit.lab_network import LabNetwork
+from ndakit.lab_plan import plan
+from ndakit.model import Profile
+
+KEY = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIAABAgMEBQYHCAkKCwwNDg8QERITFBUWFxgZGhscHR4f admin"
+PROFILE = Profile.model_validate(cast(Any, yaml.load(choosing.profile(KEY), Loader=yaml.BaseLoader)))
+"""One node, and services that the kernel balances: none that HAProxy carries."""
+
+
+def lab(**found: Any) -> LabNetwork:
+    """As much of a lab as is asked; what is behind `found` answers."""
+    shut = {"scan_all": lambda wanted: [dict.fromkeys(ports, "filtered") for _, _, ports, _ in wanted]}
+    return cast(LabNetwork, SimpleNamespace(profile=PROFILE, plan=plan(PROFILE), identity=None, **shut, **found))
+
+
+@pytest.mark.parametrize("dead", ["dropbear", "haproxy", "keepalived"])
+def test_a_daemon_that_does_not_run_is_named_on_a_standalone_node_of_the_kernels_services(dead: str) -> None:
+    def running(*dead: str) -> LabNetwork:
+        return lab(facts=lambda node: SimpleNamespace(service_running=lambda name: name not in dead))
+
+    assert node.daemons(running(), "lb1").ok
+    assert node.daemons(running(dead), "lb1").detail == f"not running: {dead}"
+
+
+@pytest.mark.parametrize("status", [200, 0, 503])
+def test_a_statistics_page_without_servers_has_to_be_there_all_the_same(status: int) -> None:
+    answer = SimpleNamespace(status=status)
+    found = lab(statistics=lambda seat, address: [], get=lambda seat, address, port, path: answer)
+    outcome = node.statistics(found, "lb1")
+    assert outcome.ok is (status == 200)
+    assert ("noc does not get it from 192.168.0.11" in outcome.detail) is (status != 200)
+
+
+def test_nothing_is_claimed_of_ssh_and_statistics_that_nobody_could_try() -> None:
+    for claim in (node.ssh, node.statistics):
+        found = lab()
+        found.plan.admins.clear()
+        assert claim(found, "lb1").detail == node.NOBODY_INSIDE
+
+
+@pytest.mark.parametrize(
+    ("probe", "words"),
+    [
+        (SshProbe("SSH-2.0-dropbear", ("publickey",), ""), ""),
+        (SshProbe("SSH-2.0-dropbear", ("publickey", "password"), ""), "offers publickey, password, not just publickey"),
+        (SshProbe("SSH-2.0-dropbear", (), "", True), "lets anybody in, without a key or a password"),
+        (SshProbe("", (), "Connection refused"), "gets no SSH answer"),
+    ],
+)
+def test_ssh_that_takes_anything_but_keys_is_found_out(probe: SshProbe, words: str) -> None:
+    outcome = node.ssh(lab(ssh_probe=lambda seat, address: probe), "lb1")
+    assert outcome.ok is (words == "")
+    assert words in outcome.detail
