@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import subprocess
+from dataclasses import replace
 from ipaddress import ip_address
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 import yaml
@@ -13,7 +15,10 @@ import yaml
 import goldens
 from ndakit.claims import all_claims
 from ndakit.claims.firewall import _fits, denied, let_through, own_ports
-from ndakit.claims.handover import handed_over
+from ndakit.claims.handover import connections, handed_over
+from ndakit.lab_network import LabNetwork
+from ndakit.lab_people import LabNotReady
+from ndakit.lab_plan import plan
 from ndakit.model import Profile, checks
 from ndakit.render import render
 from ndakit.view import NodeView
@@ -117,6 +122,18 @@ def test_of_each_topology_and_family_one_service_is_tried() -> None:
     assert (found.egress, found.kept) == (("lan",), ("www",))
 
 
+def test_what_nobody_in_the_lab_can_try_does_not_hold() -> None:
+    found = profile()
+    bare = cast(LabNetwork, SimpleNamespace(profile=found, plan=replace(plan(found), hosts={}, servers={})))
+    with pytest.raises(LabNotReady, match="no server in lan"):
+        connections(bare)
+    only_kept = profile((" egress: www", " egress: none"), (", topology: nat, protocol: tcp", ", protocol: tcp"))
+    bare = cast(LabNetwork, SimpleNamespace(profile=only_kept, plan=replace(plan(only_kept), hosts={}, servers={})))
+    outcome = connections(bare)
+    assert (outcome.ok, outcome.figure) == (False, "not tried")
+    assert outcome.detail == "nobody in the lab is a client of www"
+
+
 def test_haproxies_tell_each_other_under_their_host_names() -> None:
     for node in ("lb1", "lb2"):
         config = text(profile(), "/etc/haproxy.cfg", node)
@@ -205,6 +222,12 @@ def test_what_is_denied_stands_behind_ssh_and_before_every_service() -> None:
     names = [r.name for r in firewall(NodeView(profile(), "lb1")).rules]
     assert names.index("ssh") < names.index("deny-bad") < names.index("allow-dc") < names.index("service-www")
     assert all(r.source == "*" and r.device for r in firewall(NodeView(profile(), "lb1")).rules if r.drop)
+
+
+def test_what_is_denied_leaves_ipv6_its_neighbours() -> None:
+    names = [r.name for r in firewall(NodeView(profile(), "lb1")).rules]
+    assert names.index("neighbours") < names.index("multicast-listeners") < names.index("deny-bad")
+    assert names.index("deny-bad") < names.index("ping-ipv6")
 
 
 def test_names_of_sources_become_their_subnets() -> None:

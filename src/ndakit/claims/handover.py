@@ -18,6 +18,7 @@ from ndakit.claims.failover import gap_bound_s
 from ndakit.claims.firewall import egress_way
 from ndakit.lab_host import Call, LabHostRefused
 from ndakit.lab_network import LabNetwork
+from ndakit.lab_people import LabNotReady
 from ndakit.lab_plan import Seat
 from ndakit.model import Address, Endpoint, Profile
 
@@ -97,7 +98,7 @@ def _carried(profile: Profile) -> Iterator[Carried]:
 
 
 @dataclass
-class _Held:
+class _Connection:
     """A connection that is held."""
 
     name: str
@@ -121,10 +122,12 @@ class _Held:
 
     @property
     def error(self) -> str:
+        """Why it has ended; "" if it has not, as far as its host has noticed."""
         return self.call.heard().error
 
     @property
     def goes_on(self) -> bool:
+        """True if something new has come."""
         return self.call.heard().heard > self.mark
 
 
@@ -141,6 +144,8 @@ class _Clients:
         """Let every client connect anew; who has not the server that it had before. Those of one server come one after
         the other: a node that knew nothing of them would spread them."""
         order = sorted(self.servers, key=lambda client: self.servers[client]) or _clients(lab, self.endpoint)
+        if not order:
+            return [f"nobody in the lab is a client of {self.service}"]
         pool = lab.profile.services[self.service].pool
         wrong = []
         for host, source in order:
@@ -168,7 +173,7 @@ def connections(lab: LabNetwork) -> Outcome:
     """Hold connections and ask for servers; keepalived stops on the master, and starts again."""
     wanted = handed_over(lab.profile)
     with contextlib.ExitStack() as stack:
-        held: list[_Held] = []
+        held: list[_Connection] = []
         for one in _open(lab, wanted):
             stack.enter_context(one.call)
             held.append(one)
@@ -180,25 +185,25 @@ def connections(lab: LabNetwork) -> Outcome:
         return _moved(lab, held, clients)
 
 
-def _open(lab: LabNetwork, wanted: HandedOver) -> Iterator[_Held]:
+def _open(lab: LabNetwork, wanted: HandedOver) -> Iterator[_Connection]:
     for network in wanted.egress:
         outside = lab.plan.outside.get(egress_way(lab.profile, network) or "")
         target = outside.address(4) if outside is not None else None
-        if target is None:
-            continue
         homes = {s.host: s.address(4) for s in lab.plan.servers.values() if lab.plan.hosts[s.host].role == "server"}
         inside = [host for host, own in homes.items() if own is not None and lab.profile.network_of(own) == network]
+        if target is None or not inside:
+            raise LabNotReady(f"no server in {network} could be asked to hold a connection to the outside", network)
         for name in inside[:2]:
             # Only the outside speaks, and seldom: a packet from inside, and be it an acknowledgement on its way when
             # the VIPs move, would teach a node the connection that it does not know.
             payload = f"GET /lab-stream?{SELDOM_S * 1000:.0f} HTTP/1.1\r\nHost: outside\r\n\r\n".encode()
             call = lab.hosts[name].call(target, WEB_PORT, payload=payload)
-            yield _Held(f"{name} to the outside", call, SELDOM_S)
+            yield _Connection(f"{name} to the outside", call, SELDOM_S)
     for one in wanted.carried:
         yield from _open_service(lab, one)
 
 
-def _open_service(lab: LabNetwork, one: Carried) -> Iterator[_Held]:
+def _open_service(lab: LabNetwork, one: Carried) -> Iterator[_Connection]:
     """Two connections: a download, and one over which nothing goes until the client says something, as with SSH."""
     seat = lab.client_for(one.endpoint, one.service)
     address, source = one.endpoint.address, seat.address(one.endpoint.address.version)
@@ -209,12 +214,12 @@ def _open_service(lab: LabNetwork, one: Carried) -> Iterator[_Held]:
     host = lab.hosts[seat.host]
     if kind in endless:
         call = host.call(address, one.port, payload=endless[kind], source=source or "")
-        yield _Held(f"{name}, a download", call, STEADY_S)
+        yield _Connection(f"{name}, a download", call, STEADY_S)
     call = host.call(address, one.port, payload=asked[kind], source=source or "")
-    yield _Held(f"{name}, an idle session", call, words=asked[kind])
+    yield _Connection(f"{name}, an idle session", call, words=asked[kind])
 
 
-def _waited(held: Sequence[_Held], timeout_s: float) -> list[_Held]:
+def _waited(held: Sequence[_Connection], timeout_s: float) -> list[_Connection]:
     """Wait until something has come over each of them; those over which nothing came in time."""
     waiting, end_s = list(held), time.monotonic() + timeout_s
     while waiting and time.monotonic() < end_s:
@@ -223,7 +228,7 @@ def _waited(held: Sequence[_Held], timeout_s: float) -> list[_Held]:
     return waiting
 
 
-def _moved(lab: LabNetwork, held: list[_Held], clients: list[_Clients]) -> Outcome:
+def _moved(lab: LabNetwork, held: list[_Connection], clients: list[_Clients]) -> Outcome:
     master = lab.one_master()
     bound_s = gap_bound_s(lab.profile, master) + RETRANSMIT_S
     time.sleep(TOLD_S)
@@ -247,7 +252,7 @@ def _moved(lab: LabNetwork, held: list[_Held], clients: list[_Clients]) -> Outco
     return Outcome(not wrong, "broken" if wrong else figure, "; ".join(wrong[:6]), values)
 
 
-def _come_back(lab: LabNetwork, node: str, held: list[_Held]) -> None:
+def _come_back(lab: LabNetwork, node: str, held: list[_Connection]) -> None:
     """Start keepalived again and wait for the VIPs. Somebody types in the idle sessions meanwhile: IPVS tells the node
     that returns of a connection when its next packet comes, and not before."""
     lab.run(node, "/etc/init.d/keepalived start")
@@ -260,8 +265,8 @@ def _come_back(lab: LabNetwork, node: str, held: list[_Held]) -> None:
 
 
 def _after(
-    lab: LabNetwork, held: list[_Held], clients: list[_Clients], moment: str, bound_s: float
-) -> tuple[float, list[_Held], list[str]]:
+    lab: LabNetwork, held: list[_Connection], clients: list[_Clients], moment: str, bound_s: float
+) -> tuple[float, list[_Connection], list[str]]:
     """Does everything go on? By how much the other side was late at most in milliseconds, what lives, what is wrong."""
     for one in held:
         one.again()
@@ -279,7 +284,7 @@ def _after(
     return max(pauses, default=0.0), [one for one in held if one.name not in dead], wrong
 
 
-def _figures(held: list[_Held], clients: list[_Clients], pause_ms: float, return_ms: float) -> Iterator[str]:
+def _figures(held: list[_Connection], clients: list[_Clients], pause_ms: float, return_ms: float) -> Iterator[str]:
     if any(one.every_s for one in held):
         yield f"{len(held)} connections went on, after {pause_ms / 1000:.1f} s and {return_ms / 1000:.1f} s at most"
     elif held:
