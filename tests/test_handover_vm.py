@@ -98,7 +98,7 @@ def test_udp_that_is_let_in_is_found_although_nobody_answers(pair: Pair) -> None
     assert not outcome.ok
     # conntrackd listens there, and says nothing; it does not on IPv6, so that the kernel refuses.
     assert "client-lan finds 192.168.0.12:3780/udp let in, the profile says shut" in outcome.detail
-    assert "client-lan finds fd00:0:0:1::12:3780/udp closed, the profile says shut" in outcome.detail
+    assert "client-lan finds [fd00:0:0:1::12]:3780/udp closed, the profile says shut" in outcome.detail
 
 
 def test_what_sizing_computes_is_in_the_kernel(pair: Pair) -> None:

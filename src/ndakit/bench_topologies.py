@@ -16,7 +16,7 @@ from typing import Any
 from ndakit import builders, lab_host, load, pipeline, terminal
 from ndakit.booting import boot_images, images_of
 from ndakit.lab_host import Host
-from ndakit.lab_host.request import literal
+from ndakit.lab_host.request import authority
 from ndakit.lab_network import LabNetwork
 from ndakit.report import write_json
 from ndakit.workspace import Workspace, cache, scratch_folder, write_atomic
@@ -121,7 +121,7 @@ def _prepare(lab: LabNetwork) -> dict[str, tuple[Host, str]]:
     outside.run(["ip", "route", "replace", f"{target}/32", "via", str(router)])
     found = {"plain": (outside, f"http://{target}:{PORT['plain']}/file")}
     for kind, client in (("nat", outside), ("dr", inside), ("tun", inside)):
-        found[kind] = (client, f"http://{literal(profile.endpoints(kind)[0].address)}:{PORT[kind]}/file")
+        found[kind] = (client, f"http://{authority(profile.endpoints(kind)[0].address, PORT[kind])}/file")
     lab.settle()
     return found
 

@@ -14,7 +14,7 @@ from typing import Literal
 
 from ndakit.errors import VerifyError
 from ndakit.lab_host import Answer, Host, Load, Poller, Service, SshProbe, Watch, Web
-from ndakit.lab_host.request import literal, text
+from ndakit.lab_host.request import authority, text
 from ndakit.lab_plan import LabPlan, Seat
 from ndakit.lab_ports import Kind, Port, path_asked
 from ndakit.model import Address, Endpoint, Profile
@@ -126,7 +126,7 @@ class LabPeople:
     def statistics(self, seat: Seat, address: Address) -> list[ServerState]:
         """The statistics page of a node's address, as somebody gets it; empty if it does not answer."""
         port = self.profile.monitoring.statistics.port
-        url = f"http://{literal(address)}:{port}/;csv"
+        url = f"http://{authority(address, port)}/;csv"
         answer = self._host(seat).get(url, source=self._source(seat, address), timeout_s=REQUEST_TIMEOUT_S)
         if answer.status != 200:
             return []
@@ -158,7 +158,7 @@ class LabPeople:
         self, seat: Seat, address: Address, port: int, *, path: str = "", headers: Mapping[str, str] | None = None
     ) -> Answer:
         """One HTTP request."""
-        url = f"http://{literal(address)}:{port}{path or self.path}"
+        url = f"http://{authority(address, port)}{path or self.path}"
         source = self._source(seat, address)
         return self._host(seat).get(url, headers=headers or {}, source=source, timeout_s=REQUEST_TIMEOUT_S)
 
@@ -171,7 +171,7 @@ class LabPeople:
         shares: Counter[str] = Counter()
         errors: list[str] = []
         kind = _scheme(self._kind(pool, port, transport))
-        url = f"{kind}://{literal(address)}:{port}"
+        url = f"{kind}://{authority(address, port)}"
         if kind == "http":
             for batch in _batches(requests, 20):
                 found: Load = host.load(
@@ -182,7 +182,7 @@ class LabPeople:
                         shares[names.get(attempt.server, attempt.server or "?")] += 1
                     else:
                         errors.append(attempt.error or f"status {attempt.status}")
-                self.tell(f"{address}:{port} " + _bar(shares))
+                self.tell(f"{authority(address, port)} " + _bar(shares))
         else:
             for _ in range(requests):
                 answer = host.ask(url, b"who\n", source=source, timeout_s=REQUEST_TIMEOUT_S)
@@ -191,7 +191,7 @@ class LabPeople:
                     shares[names.get(label, label)] += 1
                 else:
                     errors.append(answer.error)
-            self.tell(f"{address}:{port} " + _bar(shares))
+            self.tell(f"{authority(address, port)} " + _bar(shares))
         return LoadResult(requests, dict(shares), len(errors), errors[0] if errors else "")
 
     def ask(self, front: tuple[str, Endpoint, int], requests: int = 30) -> LoadResult:
@@ -221,7 +221,7 @@ class LabPeople:
         name, endpoint, port = front
         seat = self.client_for(endpoint, name)
         return self._host(seat).poller(
-            f"{kind}://{literal(endpoint.address)}:{port}" + (self.path if kind == "http" else ""),
+            f"{kind}://{authority(endpoint.address, port)}" + (self.path if kind == "http" else ""),
             interval_s=interval_s,
             timeout_s=POLL_TIMEOUT_S,
             source=self._source(seat, endpoint.address),
@@ -236,7 +236,7 @@ class LabPeople:
             return str(asked.seen.get("client", "")) or f"nobody: {asked.error}"
         question = b"HELO lab.invalid\r\n" if kind == "smtp" else b"client?\n"
         answer = self._host(seat).ask(
-            f"tcp://{literal(address)}:{port}", question,
+            f"tcp://{authority(address, port)}", question,
             source=self._source(seat, address), lines=2, timeout_s=REQUEST_TIMEOUT_S,
         )  # fmt: skip
         return answer.body.split()[-1] if answer.ok else f"nobody: {answer.error}"

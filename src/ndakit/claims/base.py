@@ -9,6 +9,9 @@ from ndakit.lab_network import LabNetwork
 from ndakit.lab_plan import Seat
 from ndakit.model import Address, Endpoint, Profile
 
+SLACK_S = 2.0
+"""Beyond the time that checks take to see a server die or return: emulation, and asking the nodes."""
+
 
 @dataclass(frozen=True)
 class Outcome:

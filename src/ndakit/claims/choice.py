@@ -7,15 +7,14 @@ from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 
-from ndakit.claims.base import Outcome, front, share_text, targets
-from ndakit.lab_host.request import literal
+from ndakit.claims.base import SLACK_S, Outcome, front, share_text, targets
+from ndakit.lab_host.request import authority, literal
 from ndakit.lab_network import LabNetwork
 from ndakit.lab_ports import joined, ports_of
 from ndakit.model import Endpoint, Pool, Profile
 from ndakit.model.traffic import SCHEDULERS
 
 REQUESTS = 8
-SLACK_S = 2.0
 METHODS: Mapping[str, str] = {"nat": "-m", "dr": "-g", "tun": "-i"}
 """How ipvsadm calls the topologies; without any of them it takes -g."""
 
@@ -68,10 +67,10 @@ def drained(lab: LabNetwork, name: str) -> Outcome:
     names = {lab.servers[name, s].label: s for s in lab.profile.pools[name].servers if (name, s) in lab.servers}
     seat, address = lab.client_for(front.endpoint, front.service), front.endpoint.address
     source = str(seat.address(address.version))
-    held = lab.hosts[seat.host].hold(f"http://{literal(address)}:{front.port}/", source=source)
+    held = lab.hosts[seat.host].hold(f"http://{authority(address, front.port)}/", source=source)
     server = names.get(held.server)
     if server is None:
-        return Outcome(False, "not tried", f"no connection to {address}:{front.port}: {held.first.error}")
+        return Outcome(False, "not tried", f"no connection to {authority(address, front.port)}: {held.first.error}")
     try:
         with _without_weight(lab, front, server):
             result = lab.load(seat, address, front.port, name, REQUESTS)
@@ -111,7 +110,7 @@ def weight_command(profile: Profile, front: Front, server: str, weight: int) -> 
     found, pool = profile.services[front.service], profile.pools[front.pool]
     facts, mark, version = pool.servers[server], profile.marks.get(front.service), front.endpoint.address.version
     address = facts.address_of(version) or facts.address[0]
-    virtual, real = f"-t {literal(front.endpoint.address)}:{front.port}", literal(address)
+    virtual, real = f"-t {authority(front.endpoint.address, front.port)}", literal(address)
     if mark is not None:
         virtual = f"-f {mark}{' -6' if version == 6 else ''}"
     else:

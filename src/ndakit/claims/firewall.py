@@ -7,6 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Literal
 
 from ndakit.claims.base import Outcome, reachable_addresses
+from ndakit.lab_host.request import authority
 from ndakit.lab_network import LabNetwork
 from ndakit.lab_plan import Seat
 from ndakit.model import Address, Opening, Profile
@@ -55,7 +56,7 @@ def firewall(lab: LabNetwork, network: str) -> Outcome:
                 says = "open" if port in allowed else "let in" if port in let_in else "shut"
                 # What TCP has noted may be from before: there the answer tells.
                 is_so = "let in" if protocol == "udp" and passed and state == "filtered" else state
-                name = f"{target}:{port}" if protocol == "tcp" else f"{target}:{port}/udp"
+                name = authority(target, port) + ("" if protocol == "tcp" else "/udp")
                 wrong.append(f"{who} finds {name} {is_so}, the profile says {says}")
     tried = sum(len(states) for states in found)
     return Outcome(not wrong and tried > 0, f"{tried} ports tried", "; ".join(wrong[:6]), {"tried": tried})
@@ -113,9 +114,9 @@ def expected_open(lab: LabNetwork, seat: Seat, network: str, protocol: Protocol 
 def _fits(state: str, passed: bool, is_open: bool, let_in: bool, stated: bool, protocol: Protocol = "tcp") -> bool:
     """True if a port is in the state that it should be in; `passed` says whether the firewall was seen to let it in.
 
-    Nobody may listen where firewall.allow lets packets in: then the kernel refuses them, which is an answer; one of UDP
-    it may keep to itself. Where a rule of the profile is about a TCP port, shut means silence; a UDP port that is shut
-    is one whose packets were not let in.
+    It may be that nobody listens where firewall.allow lets packets in: then the kernel refuses them, which is an
+    answer; one of UDP it may keep to itself. Where a rule of the profile is about a TCP port, shut means silence; a UDP
+    port that is shut is one whose packets were not let in.
     """
     if is_open:
         return state == "open"

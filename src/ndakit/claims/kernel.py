@@ -9,6 +9,7 @@ from collections.abc import Iterator
 
 from ndakit.claims.base import Outcome, targets
 from ndakit.frames import arp_answer, decode_segment
+from ndakit.lab_host.request import authority
 from ndakit.lab_network import LabNetwork
 from ndakit.model import Endpoint
 from ndakit.servers import ServerSide, servers
@@ -23,12 +24,12 @@ def seen_client(lab: LabNetwork, name: str) -> Outcome:
     seen = ""
     service = lab.profile.services[name]
     for endpoint, port in targets(lab.profile, name):
-        seat = lab.client_for(endpoint, name)
+        seat, at = lab.client_for(endpoint, name), authority(endpoint.address, port)
         own = str(seat.address(endpoint.address.version))
         for _ in lab.profile.pools[service.pool].servers:
             seen = lab.client_seen(seat, endpoint.address, port, service.pool)
             if seen != own:
-                wrong.append(f"a server behind {endpoint.address}:{port} saw {seen}, the client is {own}")
+                wrong.append(f"a server behind {at} saw {seen}, the client is {own}")
                 break
     return Outcome(not wrong, f"servers see {seen}", "; ".join([*wrong, *_blame(lab, name, wrong)]))
 
@@ -41,19 +42,19 @@ def way_back(lab: LabNetwork, name: str) -> Outcome:
     total: Counter[str] = Counter()
     for endpoint, port in targets(lab.profile, name):
         watch = _Answers(endpoint, port, service.transport, balancers)
-        seat = lab.client_for(endpoint, name)
+        seat, at = lab.client_for(endpoint, name), authority(endpoint.address, port)
         with lab.switch.on_frame(watch.see):
             # Who has the VIP is asked anew, so that everybody who would answer does.
             lab.hosts[seat.host].run(["ip", "neigh", "flush", "to", str(endpoint.address)], check=False)
             result = lab.load(seat, endpoint.address, port, service.pool, REQUESTS, service.transport)
         if result.failures:
-            wrong.append(f"{result.failures} of {REQUESTS} requests to {endpoint.address}:{port} failed")
+            wrong.append(f"{result.failures} of {REQUESTS} requests to {at} failed")
         through, past = watch.counts["balancer"], watch.counts["others"]
         total.update(watch.counts)
         if service.topology == "nat" and (past or not through):
-            wrong.append(f"{past} packets of answers from {endpoint.address}:{port} went past the balancers")
+            wrong.append(f"{past} packets of answers from {at} went past the balancers")
         if service.topology != "nat" and (through or not past):
-            wrong.append(f"{through} packets of answers from {endpoint.address}:{port} came through a balancer")
+            wrong.append(f"{through} packets of answers from {at} came through a balancer")
         if watch.claimed:
             wrong.append(f"{', '.join(sorted(watch.claimed))} answered ARP for {endpoint.address}")
     figure = f"{total['others']} packets past the balancers, {total['balancer']} through them"
@@ -88,11 +89,11 @@ def persistence(lab: LabNetwork, name: str) -> Outcome:
     wrong: list[str] = []
     kept = ""
     for endpoint, port in targets(lab.profile, name):
-        seat = lab.client_for(endpoint, name)
+        seat, at = lab.client_for(endpoint, name), authority(endpoint.address, port)
         result = lab.load(seat, endpoint.address, port, service.pool, REQUESTS, service.transport)
         kept = ", ".join(result.shares)
         if result.failures or len(result.shares) != 1:
-            wrong.append(f"{REQUESTS} connections to {endpoint.address}:{port} were answered by {kept or 'nobody'}")
+            wrong.append(f"{REQUESTS} connections to {at} were answered by {kept or 'nobody'}")
     return Outcome(not wrong, f"{REQUESTS} connections, all answered by {kept}", "; ".join(wrong))
 
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import time
 
-from ndakit.claims.base import Outcome, front, share_text, targets
+from ndakit.claims.base import SLACK_S, Outcome, front, share_text, targets
+from ndakit.lab_host.request import authority
 from ndakit.lab_network import LabNetwork
 from ndakit.lab_people import LoadResult
 from ndakit.model import Endpoint, Profile
@@ -46,14 +47,12 @@ def service(lab: LabNetwork, name: str) -> Outcome:
     shares: dict[str, int] = {}
     total = 0
     for endpoint, port in targets(lab.profile, name):
-        seat = lab.client_for(endpoint, name)
+        seat, at = lab.client_for(endpoint, name), authority(endpoint.address, port)
         result = lab.load(seat, endpoint.address, port, found.pool, REQUESTS, found.transport)
         total += result.total
         if result.failures:
-            wrong.append(
-                f"{result.failures} of {result.total} to {endpoint.address}:{port} failed ({result.first_error})"
-            )
-        wrong += [f"{endpoint.address}:{port}: {w}" for w in share_errors(lab.profile, name, result)]
+            wrong.append(f"{result.failures} of {result.total} to {at} failed ({result.first_error})")
+        wrong += [f"{at}: {w}" for w in share_errors(lab.profile, name, result)]
         for server, count in result.shares.items():
             shares[server] = shares.get(server, 0) + count
     figure = share_text(shares) + f" of {total} requests"
@@ -129,17 +128,16 @@ def check(lab: LabNetwork, name: str) -> Outcome:
     pool = lab.profile.pools[name]
     ahead = front(lab.profile, name)
     victim = next(n for n, s in pool.servers.items() if s.weight)
-    slack_s = 2.0
     with lab.server_down(name, victim):
-        left_s = lab.wait_server(name, victim, up=False, timeout_s=lab.profile.detection_s(name) + slack_s)
+        left_s = lab.wait_server(name, victim, up=False, timeout_s=lab.profile.detection_s(name) + SLACK_S)
         without = lab.ask(ahead) if ahead else None
-    back_s = lab.wait_server(name, victim, up=True, timeout_s=lab.profile.recovery_s(name) + slack_s)
+    back_s = lab.wait_server(name, victim, up=True, timeout_s=lab.profile.recovery_s(name) + SLACK_S)
     after = lab.ask(ahead) if ahead else None
     wrong = []
     if left_s is None:
-        wrong.append(f"{victim} was still in the pool after {lab.profile.detection_s(name) + slack_s:.0f} s")
+        wrong.append(f"{victim} was still in the pool after {lab.profile.detection_s(name) + SLACK_S:.0f} s")
     if back_s is None:
-        wrong.append(f"{victim} was not back in the pool after {lab.profile.recovery_s(name) + slack_s:.0f} s")
+        wrong.append(f"{victim} was not back in the pool after {lab.profile.recovery_s(name) + SLACK_S:.0f} s")
     if without is not None and (without.failures or victim in without.shares):
         wrong.append(
             f"while {victim} was out: {without.failures} failures, {without.shares.get(victim, 0)} answers of its own"
@@ -168,7 +166,7 @@ def sorry(lab: LabNetwork, name: str) -> Outcome:
     wrong: list[str] = []
     with lab.pool_down(name):
         for server in pool.servers:
-            lab.wait_server(name, server, up=False, timeout_s=profile.detection_s(name) + 2)
+            lab.wait_server(name, server, up=False, timeout_s=profile.detection_s(name) + SLACK_S)
         for service, endpoint in fronts:
             good, figure = _sorry_answer(lab, name, service, endpoint)
             figures.append(figure)
@@ -176,7 +174,7 @@ def sorry(lab: LabNetwork, name: str) -> Outcome:
                 transport = profile.services[service].transport
                 wrong.append(f"{endpoint.address} {transport} port {endpoint.ports[0][0]}: {figure}")
     for server in pool.servers:
-        lab.wait_server(name, server, up=True, timeout_s=profile.recovery_s(name) + 2)
+        lab.wait_server(name, server, up=True, timeout_s=profile.recovery_s(name) + SLACK_S)
     expected = "status 503 with " + pool.sorry.page.path if pool.sorry.page else f"answers from pool {pool.sorry.pool}"
     detail = f"expected {expected}; {'; '.join(wrong)}" if wrong else ""
     return Outcome(not wrong, ", ".join(dict.fromkeys(figures)), detail)

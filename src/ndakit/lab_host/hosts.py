@@ -195,7 +195,7 @@ class Host:
         self, address: Address, port: int, *, payload: bytes = b"", source: Address = "", timeout_s: float = 5.0
     ) -> Call:
         """Open a TCP connection that lasts, and say something; whether it came about is told by what is heard."""
-        url = f"tcp://{request.literal(address)}:{port}"
+        url = f"tcp://{request.authority(address, port)}"
         return Call(self._ask, request.target(url, source, payload=payload), timeout_s)
 
     def load(
