@@ -70,6 +70,7 @@ def firewall(node: NodeView) -> FirewallView:
     exits = ways_out(profile, node.name)
     rules = [
         *_administration(node),
+        *_neighbours(profile),
         *_denied(node),
         *_allowed(node),
         *_services(profile),
@@ -334,47 +335,50 @@ def _vrrp(node: NodeView) -> list[Rule]:
     return found
 
 
+def _has_ipv6(profile: Profile) -> bool:
+    return any(6 in net.families for net in profile.networks.values())
+
+
+def _neighbours(profile: Profile) -> list[Rule]:
+    """What IPv4 does below the firewall, by ARP. So `firewall.deny` cannot stop it either: it is about who gets in,
+    and a router or server whose advertisements are dropped cannot be reached any more."""
+    if not _has_ipv6(profile):
+        return []
+    return [
+        Rule(
+            "neighbours",
+            "IPv6's ARP: without it no IPv6 address answers; not limited, a flood of pings must not stop it",
+            "*",
+            family="ipv6",
+            protocol="icmp",
+            icmp_types=("neighbour-solicitation", "neighbour-advertisement"),
+        ),
+        Rule(
+            "multicast-listeners",
+            "switches ask who listens to multicast; unanswered, some stop passing neighbour solicitations",
+            "*",
+            family="ipv6",
+            protocol="icmp",
+            source_addresses=("fe80::/10",),
+            icmp_types=("130/0", "131/0", "132/0", "143/0"),
+        ),
+    ]
+
+
 def _icmp(profile: Profile) -> list[Rule]:
     found = [
         Rule(
-            "ping-ipv4",
+            f"ping-{family}",
             "ping; errors about our own connections pass as related",
             "*",
-            family="ipv4",
+            family=family,
             protocol="icmp",
             icmp_types=("echo-request",),
             limit="1000/second",
         )
+        for family in ("ipv4", "ipv6")
+        if family == "ipv4" or _has_ipv6(profile)
     ]
-    if any(6 in net.families for net in profile.networks.values()):
-        found += [
-            Rule(
-                "ping-ipv6",
-                "ping; errors about our own connections pass as related",
-                "*",
-                family="ipv6",
-                protocol="icmp",
-                icmp_types=("echo-request",),
-                limit="1000/second",
-            ),
-            Rule(
-                "neighbours",
-                "IPv6's ARP: without it no IPv6 address answers; not limited, a flood of pings must not stop it",
-                "*",
-                family="ipv6",
-                protocol="icmp",
-                icmp_types=("neighbour-solicitation", "neighbour-advertisement"),
-            ),
-            Rule(
-                "multicast-listeners",
-                "switches ask who listens to multicast; unanswered, some stop passing neighbour solicitations",
-                "*",
-                family="ipv6",
-                protocol="icmp",
-                source_addresses=("fe80::/10",),
-                icmp_types=("130/0", "131/0", "132/0", "143/0"),
-            ),
-        ]
     if profile.instances and (not profile.vrrp.unicast or (profile.tracks_connections and len(profile.nodes) > 2)):
         why = "switches ask who listens to the nodes' multicast groups"
         found.append(Rule("igmp", why, "*", family="ipv4", protocol=IGMP))

@@ -78,4 +78,4 @@ class Firewall(Model):
     """Further packets that are let in, by name of the rule."""
     deny: dict[Name, Opening] = Field(default={})
     """Packets that are dropped although a service or an allow rule would let them in, by name of the rule. SSH from
-    access.sources and what the nodes tell each other cannot be shut."""
+    access.sources, IPv6's neighbour discovery and what the nodes tell each other cannot be shut."""
