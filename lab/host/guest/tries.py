@@ -304,52 +304,59 @@ def _name(greeting: bytes) -> str:
     return next((w for w in words if not (len(w) == 3 and w.isdigit())), "")
 
 
-class UdpTry(Try):
-    """One datagram and the one that comes back; its first word is taken for the server's name."""
+class DatagramTry(Try):
+    """One datagram, and what comes back."""
 
-    def open(self) -> None:
-        """Send it."""
-        sock = self.make(socket.SOCK_DGRAM)
+    def exchange(self, protocol: int, data: bytes) -> None:
+        """Send it, and wait."""
+        sock = self.make(socket.SOCK_DGRAM, protocol)
         sock.connect(self.place())
         self.loop.watch(sock.fileno(), READ, self.ready)
-        sock.send(self.target.payload)
+        sock.send(data)
 
     def ready(self, events: int) -> None:
-        """Something came, or the port is closed."""
+        """Something came, or an error message."""
         assert self.sock is not None
         try:
-            self.outcome.body = self.sock.recv(65536)
+            data = self.sock.recv(65536)
         except BlockingIOError:
             return
         except OSError as cause:
             self.fail(cause)
             return
-        self.outcome.server = self.outcome.body.split(b" ")[0].decode(errors="replace")
+        self.take(data)
+
+    def take(self, data: bytes) -> None:
+        """A datagram came."""
+        raise NotImplementedError
+
+
+class UdpTry(DatagramTry):
+    """One datagram and the one that comes back; its first word is taken for the server's name."""
+
+    def open(self) -> None:
+        """Send it."""
+        self.exchange(socket.IPPROTO_UDP, self.target.payload)
+
+    def take(self, data: bytes) -> None:
+        """That is the answer."""
+        self.outcome.body = data
+        self.outcome.server = data.split(b" ")[0].decode(errors="replace")
         self.finish()
 
 
-class IcmpTry(Try):
+class IcmpTry(DatagramTry):
     """One echo request through a ping socket: the kernel numbers it and hands us only its own answer (icmp(7))."""
 
     def open(self) -> None:
         """Send it."""
         six = self.target.family == socket.AF_INET6
-        sock = self.make(socket.SOCK_DGRAM, socket.IPPROTO_ICMPV6 if six else socket.IPPROTO_ICMP)
-        sock.connect(self.place())
-        self.loop.watch(sock.fileno(), READ, self.ready)
-        sock.send(struct.pack("!BBHHH", 128 if six else 8, 0, 0, 0, 1) + self.target.payload)
+        echo = struct.pack("!BBHHH", 128 if six else 8, 0, 0, 0, 1)
+        self.exchange(socket.IPPROTO_ICMPV6 if six else socket.IPPROTO_ICMP, echo + self.target.payload)
 
-    def ready(self, events: int) -> None:
-        """An answer or an error message came."""
-        assert self.sock is not None
-        try:
-            answer = self.sock.recv(65536)
-        except BlockingIOError:
-            return
-        except OSError as cause:
-            self.fail(cause)
-            return
-        if answer[:1] in (b"\x00", b"\x81"):
+    def take(self, data: bytes) -> None:
+        """An echo reply is the answer."""
+        if data[:1] in (b"\x00", b"\x81"):
             self.finish()
 
 
