@@ -162,9 +162,12 @@ class LabNetwork(LabPeople):
         host = next((self.plan.hosts[seat.host] for seat in seats if seat is not None), None)
         if side.nothing or host is None or host.role != "server" or host.role not in MACHINES[machine]:
             return
+        self.hosts[host.name].run(["dash", "-s", "up"], stdin=self._script(side), timeout_s=SET_UP_TIMEOUT_S)
+
+    def _script(self, side: ServerSide) -> bytes:
         text = script(side, "linux", self.profile, self._templates)
         assert text is not None, "there is one for Linux always"
-        self.hosts[host.name].run(["dash", "-s", "up"], stdin=text.content, timeout_s=SET_UP_TIMEOUT_S)
+        return text.content
 
     def _enter(self, node: str, quiet: Deadline) -> None:
         """Open a shell on a booting node's console: once its HAProxy answers, for both need its one processor; or at
@@ -178,9 +181,7 @@ class LabNetwork(LabPeople):
     def server_script(self, pool: str, server: str, action: str) -> str:
         """Run a server's script again: `up`, `down`, `status`; what it says."""
         side = next(s for s in server_sides(self.profile) if f"{pool}/{server}" in s.names)
-        text = script(side, "linux", self.profile, self._templates)
-        assert text is not None, "there is one for Linux always"
-        ran = self.server_host(pool, server).run(["dash", "-s", action], stdin=text.content, check=False)
+        ran = self.server_host(pool, server).run(["dash", "-s", action], stdin=self._script(side), check=False)
         return ran.stdout + ran.stderr
 
     def _start_server(self, pool: str, server: str, seat: Seat) -> None:
