@@ -8,7 +8,7 @@ from ipaddress import ip_address
 import pytest
 
 from ndakit.bench_topologies import CLIENTS, chart
-from ndakit.frames import arp_answer, decode_segment
+from ndakit.frames import announced, arp_answer, decode_segment
 
 MACS = bytes.fromhex("525400000001525400000002")
 
@@ -61,6 +61,37 @@ def test_an_arp_answer_tells_the_address_and_whose_card_it_is_on() -> None:
     assert (str(found[0]), found[1]) == ("192.168.0.10", "52:54:00:00:00:02")
     assert arp_answer(arp(1)) is None
     assert arp_answer(arp(2)[:30]) is None
+
+
+def gratuitous(operation: int, sender: str = "203.0.113.10", target: str = "203.0.113.10") -> bytes:
+    head = struct.pack("!HHBBH", 1, 0x0800, 6, 4, operation)
+    ends = bytes.fromhex("525400000002") + ip_address(sender).packed + bytes(6) + ip_address(target).packed
+    return MACS + b"\x08\x06" + head + ends
+
+
+def advertisement(flags: int, kind: int = 136) -> bytes:
+    return ipv6(58, struct.pack("!BBHI", kind, 0, 0, flags << 24) + ip_address("2001:db8::1").packed)
+
+
+@pytest.mark.parametrize(
+    ("frame", "address"),
+    [
+        (gratuitous(1), "203.0.113.10"),
+        (gratuitous(2), "203.0.113.10"),
+        (gratuitous(2)[:12] + b"\x81\x00\x00\x0a" + gratuitous(2)[12:], "203.0.113.10"),
+        (advertisement(0x20), "2001:db8::1"),
+        (gratuitous(2, target="203.0.113.50"), None),  # an answer to somebody
+        (advertisement(0x60), None),  # solicited
+        (advertisement(0x20, kind=135), None),
+        (gratuitous(1)[:40], None),
+        (advertisement(0x20)[:70], None),
+        (ipv6(6, PORTS), None),
+        (b"", None),
+    ],
+)
+def test_an_address_is_announced_by_who_says_so_unasked(frame: bytes, address: str | None) -> None:
+    found = announced(frame)
+    assert (found and str(found)) == address
 
 
 def test_the_chart_has_a_bar_for_every_way_and_number_of_clients() -> None:

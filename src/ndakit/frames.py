@@ -12,6 +12,8 @@ from ipaddress import IPv4Address, IPv6Address
 VLAN_TAGS = frozenset({0x8100, 0x88A8})
 IPV4, ARP, IPV6 = 0x0800, 0x0806, 0x86DD
 VRRP = 112
+_ICMPV6 = 58
+_NEIGHBOUR_ADVERTISEMENT = 136
 _ETHERTYPES = {IPV4: "ipv4", ARP: "arp", IPV6: "ipv6", 0x8809: "lacp", 0x88CC: "lldp"}
 _PROTOCOLS = {1: "icmp", 2: "igmp", 4: "ipip", 6: "tcp", 17: "udp", 58: "icmpv6", VRRP: "vrrp"}
 _IPV6_EXTENSIONS = frozenset({0, 43, 60})  # hop-by-hop, routing, destination options: each tells its length
@@ -170,3 +172,17 @@ def arp_answer(frame: bytes) -> tuple[IPv4Address, str] | None:
     if kind != ARP or len(frame) < at + 28 or frame[at + 7] != 2:
         return None
     return IPv4Address(frame[at + 14 : at + 18]), mac_text(frame[at + 8 : at + 14])
+
+
+def announced(frame: bytes) -> IPv4Address | IPv6Address | None:
+    """The address that its holder announces unasked: gratuitous ARP (RFC 5227, 1.1: sender and target are the same) or
+    a neighbour advertisement that answers nobody (RFC 4861, 4.4: S is 0); None for any other frame."""
+    kind, at, _ = ethertype_at(frame)
+    if kind == ARP and len(frame) >= at + 28 and frame[at + 14 : at + 18] == frame[at + 24 : at + 28]:
+        return IPv4Address(frame[at + 14 : at + 18])
+    if kind == IPV6 and len(frame) >= at + 40:
+        protocol, body = _ipv6_payload(frame, at)
+        if protocol == _ICMPV6 and len(frame) >= body + 24 and frame[body] == _NEIGHBOUR_ADVERTISEMENT:
+            solicited = bool(frame[body + 4] & 0x40)
+            return None if solicited else IPv6Address(frame[body + 8 : body + 24])
+    return None

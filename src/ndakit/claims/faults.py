@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 from ndakit.claims.base import Outcome
 from ndakit.claims.failover import gap_bound_s, measured, poll_target, precision, too_long
-from ndakit.frames import decode_vrrp
+from ndakit.frames import announced, decode_vrrp
 from ndakit.lab_network import LabNetwork
 from ndakit.switch import Frame, Port
 
@@ -80,12 +80,15 @@ def fault(lab: LabNetwork, kind: Fault) -> Outcome:
 
 
 class _Adverts:
-    """When which node said on the wire that it is master."""
+    """When which node said on the wire that it is master: by adverts, and, for an advert to a node that is gone may
+    not even find that node's card, by announcing the VIPs."""
 
     def __init__(self, lab: LabNetwork) -> None:
         self._lab = lab
         self._lock = threading.Lock()
         self._seen: list[tuple[float, str]] = []
+        self._announced: list[str] = []
+        self._vips = {address for vip in lab.profile.vips.values() for address in vip.address}
         self._stack = contextlib.ExitStack()
         self._nodes = {nic.mac: node for node, nics in lab.plan.balancers.items() for nic in nics}
 
@@ -97,17 +100,21 @@ class _Adverts:
         self._stack.close()
 
     def _see(self, frame: Frame) -> None:
+        node = self._nodes.get(frame.data[6:12].hex(":"))
+        if node is None:
+            return
         advert = decode_vrrp(frame.data)
-        if advert is not None and advert.priority:
-            node = self._nodes.get(frame.data[6:12].hex(":"))
-            if node is not None:
-                with self._lock:
-                    self._seen.append((frame.time_s, node))
+        with self._lock:
+            if advert is not None and advert.priority:
+                self._seen.append((frame.time_s, node))
+            elif announced(frame.data) in self._vips:
+                self._announced.append(node)
 
     def other_than(self, node: str) -> str:
         """A node other than this one that has said so, the last one; empty if none has."""
         with self._lock:
-            return next((n for _, n in reversed(self._seen) if n != node), "")
+            said = [*self._announced, *(n for _, n in self._seen)]
+            return next((n for n in reversed(said) if n != node), "")
 
     def both_after(self, moment_s: float) -> float:
         """For how long after a moment more than one node went on saying so."""
@@ -118,7 +125,7 @@ class _Adverts:
 
 
 def _wait_other(lab: LabNetwork, adverts: _Adverts, master: str, timeout_s: float) -> str:
-    """Wait for another node's advert; its name, empty if none comes."""
+    """Wait until another node says that it is master; its name, empty if none does."""
     end_s = time.monotonic() + timeout_s
     while not (found := adverts.other_than(master)) and time.monotonic() < end_s:
         time.sleep(0.05)

@@ -78,12 +78,16 @@ function netapply.ensure(config, name, made, depth)
 		if created then lines[1] = "link add " .. name .. " type bridge stp_state " .. (d.options.stp == "1" and "1" or "0") .. (d.options.igmp_snooping == "1" and " mcast_snooping 1" or " mcast_snooping 0") end
 	elseif d.type == "bonding" then
 		if created then lines[1] = bond(d) end
-	elseif d.type == "8021q" or d.type == "8021ad" then
-		if not netapply.ensure(config, d.options.ifname, made, (depth or 0) + 1) then return false end
-		if created then lines[1] = "link add link " .. d.options.ifname .. " name " .. name .. " type vlan proto " .. (d.type == "8021ad" and "802.1ad" or "802.1Q") .. " id " .. (d.options.vid or "1") end
-	elseif d.type == "macvlan" then
-		if not netapply.ensure(config, d.options.ifname, made, (depth or 0) + 1) then return false end
-		if created then lines[1] = "link add link " .. d.options.ifname .. " name " .. name .. " type macvlan mode " .. (d.options.mode or "private") end
+	elseif d.type == "8021q" or d.type == "8021ad" or d.type == "macvlan" then
+		-- netifd claims the device below, which brings it up.
+		local below = d.options.ifname
+		if not netapply.ensure(config, below, made, (depth or 0) + 1) then return false end
+		lines[1] = "link set " .. below .. " up"
+		if created then
+			local kind = d.type == "macvlan" and "macvlan mode " .. (d.options.mode or "private")
+				or "vlan proto " .. (d.type == "8021ad" and "802.1ad" or "802.1Q") .. " id " .. (d.options.vid or "1")
+			lines[2] = "link add link " .. below .. " name " .. name .. " type " .. kind
+		end
 	elseif d.type == "dummy" then
 		if created then lines[1] = "link add " .. name .. " type dummy" end
 	elseif created and base then
