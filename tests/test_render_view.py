@@ -101,6 +101,25 @@ def test_a_vip_of_the_outside_is_open_to_all_and_one_of_an_inner_network_only_th
     assert both == ["*", "voice"]
 
 
+def test_each_family_has_its_own_outside() -> None:
+    """A VIP beside the IPv6 gateway is no outside for IPv4 while the IPv4 gateway is elsewhere."""
+    text = goldens.PROFILES["trunk"].read_text()
+    text = text.replace("servers: {nics: [eth0, eth1], bond: {mode: 802.3ad}, vlan: 20, subnet: 10.2.0.0/24",
+                        "servers: {nics: [eth0, eth1], bond: {mode: 802.3ad}, vlan: 20,"
+                        " subnet: [10.2.0.0/24, 'fd00:2::/64'], gateway: 'fd00:2::fe'")  # fmt: skip
+    text = text.replace("servers: 10.2.0.11", "servers: [10.2.0.11, 'fd00:2::11']")
+    text = text.replace("servers: 10.2.0.12", "servers: [10.2.0.12, 'fd00:2::12']")
+    text = text.replace("vips:\n", "vips:\n  in: {network: servers, address: [10.2.0.10, 'fd00:2::10']}\n")
+    text = text.replace("vip: www,", "vip: [www, in],")
+    tree = render(goldens.parse(text), "a", goldens.TEMPLATES)
+    rules = [s for s in read(tree["/etc/config/firewall"].text) if (s.get("name") or "").startswith("service-web")]
+    assert {s.get("src"): s.list("dest_ip") for s in rules} == {
+        "*": ("10.1.0.10", "fd00:2::10"),
+        "outside": ("fd00:1::10",),
+        "servers": ("10.2.0.10",),
+    }
+
+
 def test_servers_can_reach_the_service_in_front_of_them() -> None:
     """The hairpin: a rule for the outside zone alone would not let the servers' own network in."""
     assert rule("apache-pair", "service-www").get("src") == "*"

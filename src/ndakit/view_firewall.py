@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from ndakit.model import Address, Opening, Profile
+from ndakit.model import Address, Endpoint, Opening, Profile
 from ndakit.model.profile import KERNEL_SYNC_GROUP, KERNEL_SYNC_PORT, PEERS_PORT, SYNC_PORT
 from ndakit.names import zone_name
 from ndakit.view import NodeView
@@ -192,7 +192,7 @@ def _services(profile: Profile) -> list[Rule]:
     for name, service in profile.services.items():
         by_zone: dict[str, list[str]] = {}
         for endpoint in profile.endpoints(name):
-            by_zone.setdefault(_reachable_from(profile, endpoint.network), []).append(str(endpoint.address))
+            by_zone.setdefault(_reachable_from(profile, endpoint), []).append(str(endpoint.address))
         for zone, addresses in by_zone.items():
             open_to = "from everywhere" if zone == "*" else "from its own network"
             found.append(
@@ -220,7 +220,7 @@ def _replies(profile: Profile) -> list[Rule]:
             network = network_towards(profile, address)
             if network is not None:
                 sources.setdefault((zone_name(network), ports), []).append(str(address))
-        zones = {_reachable_from(profile, e.network) for e in profile.endpoints(name)}
+        zones = {_reachable_from(profile, e) for e in profile.endpoints(name)}
         to = "*" if "*" in zones or len(zones) > 1 else next(iter(zones))
         for number, ((zone, ports), addresses) in enumerate(sources.items()):
             found.append(
@@ -252,7 +252,7 @@ def _marks(profile: Profile) -> list[Rule]:
     for name, mark in profile.marks.items():
         service = profile.services[name]
         endpoints = profile.endpoints(name)
-        open_to = {_reachable_from(profile, e.network) for e in endpoints}
+        open_to = {_reachable_from(profile, e) for e in endpoints}
         zones = [zone_name(n) for n in profile.networks if "*" in open_to or zone_name(n) in open_to]
         found += [
             Rule(
@@ -296,10 +296,14 @@ def _kernel_errors(profile: Profile) -> list[Rule]:
     return found
 
 
-def _reachable_from(profile: Profile, network: str) -> str:
+def _reachable_from(profile: Profile, endpoint: Endpoint) -> str:
     """Who may reach a VIP: with a default gateway its network is the outside, and everybody may, the servers' network
-    included; without one it is an inner network, and only its own hosts (and those routed to it) may."""
-    return "*" if profile.networks[network].gateway is not None else zone_name(network)
+    included; without one it is an inner network, and only its own hosts (and those routed to it) may. Each family may
+    have its own outside; one without any gateway shares the other's."""
+    net, version = profile.networks[endpoint.network], endpoint.address.version
+    other = any(n.gateway_of(version) is not None for n in profile.networks.values())
+    outside = net.gateway_of(version) is not None or (net.gateway is not None and not other)
+    return "*" if outside else zone_name(endpoint.network)
 
 
 def _vrrp(node: NodeView) -> list[Rule]:
