@@ -139,7 +139,6 @@ def test_a_load_counts_who_answered_over_fresh_and_over_kept_connections(web: Ho
     assert dict(kept.share) == {"w": 50}
     assert server.stats().connections == 55
     assert sum(t.reused for t in kept.tries) == 45
-    assert 0 < kept.percentile_ms(50) <= kept.percentile_ms(99)
     server.set(keep_alive=False)
     assert dict(client.load(url, 20, keep_alive=True).share) == {"w": 20}
     assert server.stats().connections == 75

@@ -41,7 +41,6 @@ def test_answers_without_a_failure_between_them_are_no_gap_however_long_they_too
     found = polled(answered(0), answered(20, took=400), answered(600))
     assert found.longest_gap is None
     assert found.gap_ms == 0
-    assert found.longest_pause_ms == 418
 
 
 def test_a_gap_at_the_end_is_open_and_one_at_the_begin_counts_from_the_first_try() -> None:
@@ -104,8 +103,6 @@ def test_a_load_is_shared_by_those_who_answered() -> None:
     assert dict(load.share) == {"web1": 2, "web2": 1}
     assert dict(load.errors) == {"refused": 1}
     assert dict(load.statuses) == {200: 3, 0: 1}
-    assert [load.percentile_ms(p) for p in (0, 50, 99)] == [1, 2, 3]
-    assert Load(()).elapsed_ms == 0
 
 
 def test_an_answer_of_something_else_has_seen_nothing() -> None:

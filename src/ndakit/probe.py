@@ -145,11 +145,6 @@ class NodeFacts:
         """What the kernel balances by itself; empty without IPVS. ipvsadm is not needed for that."""
         return parse_virtual_servers(self.text("cat /proc/net/ip_vs"))
 
-    def default_routes(self) -> set[str]:
-        """The gateways of the default routes, of both families."""
-        text = self.text("ip route show default") + self.text("ip -6 route show default")
-        return set(re.findall(r"^default via (\S+)", text, re.M))
-
     def trouble(self) -> list[str]:
         """Lines of the kernel's and the system's log that nobody wants to see, and logs that cannot be read."""
         # Chosen on the node: whole logs take a serial console seconds.

@@ -5,7 +5,6 @@ All times are milliseconds on one clock: the monotonic clock of the machine that
 
 from __future__ import annotations
 
-import itertools
 import json
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -163,12 +162,6 @@ class Polled:
         return ""
 
     @property
-    def longest_pause_ms(self) -> float:
-        """The longest time between two answers, with failures inside or not (a pause may only delay them)."""
-        ends = sorted(t.ended_ms for t in self.tries if t.ok)
-        return max((b - a for a, b in itertools.pairwise(ends)), default=0.0)
-
-    @property
     def servers(self) -> Counter[str]:
         """Who answered how often."""
         return Counter(t.server for t in self.tries if t.ok)
@@ -177,11 +170,6 @@ class Polled:
     def errors(self) -> Counter[str]:
         """What failed how often."""
         return Counter(t.error for t in self.tries if not t.ok)
-
-    @property
-    def last_server(self) -> str:
-        """Who answered last."""
-        return next((t.server for t in reversed(self.tries) if t.ok), "")
 
     def answers_in_a_row(self) -> int:
         """How many of the newest tries were answered without a failure among them."""
@@ -263,16 +251,6 @@ class Load:
     def errors(self) -> Counter[str]:
         """Failures per kind."""
         return Counter(t.error for t in self.tries if not t.ok)
-
-    @property
-    def elapsed_ms(self) -> float:
-        """From the first start to the last end."""
-        return max(t.ended_ms for t in self.tries) - min(t.started_ms for t in self.tries) if self.tries else 0.0
-
-    def percentile_ms(self, percent: float) -> float:
-        """The time within which that part of the answers had come (nearest rank)."""
-        took = sorted(t.took_ms for t in self.tries if t.ok)
-        return took[min(len(took) - 1, int(len(took) * percent / 100))] if took else 0.0
 
 
 @dataclass(frozen=True)
