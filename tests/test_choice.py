@@ -10,6 +10,7 @@ from ndakit import load
 from ndakit.claims import all_claims, choice
 from ndakit.claims.base import targets
 from ndakit.lab_network import LabNetwork
+from ndakit.lab_people import Front
 from ndakit.model import Profile
 from ndakit.probe import VirtualServer
 from ndakit.workspace import Workspace
@@ -24,9 +25,7 @@ def profile() -> Profile:
 
 def command(profile: Profile, service: str, server: str, weight: int, version: int = 4) -> str:
     target = next(t for t in targets(profile, service) if t[0].address.version == version)
-    return choice.weight_command(
-        profile, choice.Front(service, *target, profile.services[service].pool), server, weight
-    )
+    return choice.weight_command(profile, Front(service, *target), server, weight)
 
 
 @pytest.mark.parametrize(

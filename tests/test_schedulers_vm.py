@@ -29,7 +29,7 @@ from choosing import (
 )
 from ndakit import claims
 from ndakit.claims import choice
-from ndakit.claims.base import targets
+from ndakit.claims.base import first_front
 from ndakit.deadline import Deadline
 from pairs import new_key, running
 
@@ -238,8 +238,7 @@ def test_a_server_of_weight_0_gets_nothing_and_is_there_all_the_same(clients: Cl
 def _weigh(clients: Clients, service: str, server: str, weight: int) -> None:
     """As docs/topologies.md says it is done on a balancer that runs."""
     profile = clients.lab.profile
-    front = choice.Front(service, *targets(profile, service)[0], profile.services[service].pool)
-    clients.lab.run("lb1", choice.weight_command(profile, front, server, weight))
+    clients.lab.run("lb1", choice.weight_command(profile, first_front(profile, service), server, weight))
 
 
 def test_a_server_that_is_drained_keeps_its_connections_and_gets_no_new_ones(clients: Clients) -> None:

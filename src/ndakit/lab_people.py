@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from ndakit.errors import VerifyError
 from ndakit.lab_host import Answer, Host, Load, Poller, Service, SshProbe, Watch, Web
@@ -47,6 +47,14 @@ class LoadResult:
     shares: dict[str, int]
     failures: int
     first_error: str = ""
+
+
+class Front(NamedTuple):
+    """Where clients ask for a service: one of its endpoints, and a port there."""
+
+    service: str
+    endpoint: Endpoint
+    port: int
 
 
 @dataclass
@@ -194,14 +202,14 @@ class LabPeople:
             self.tell(f"{authority(address, port)} " + _bar(shares))
         return LoadResult(requests, dict(shares), len(errors), errors[0] if errors else "")
 
-    def ask(self, front: tuple[str, Endpoint, int], requests: int = 30) -> LoadResult:
+    def ask(self, front: Front, requests: int = 30) -> LoadResult:
         """Some requests to a service."""
         name, endpoint, port = front
         service = self.profile.services[name]
         seat = self.client_for(endpoint, name)
         return self.load(seat, endpoint.address, port, service.pool, requests, service.transport)
 
-    def watch(self, front: tuple[str, Endpoint, int]) -> Watch:
+    def watch(self, front: Front) -> Watch:
         """Ask a service over fresh connections until the context ends: every 10 ms who answers, behind TCP and UDP;
         behind HTTP whether it lets connect, and less often for the page."""
         name, _, port = front
@@ -210,14 +218,14 @@ class LabPeople:
             return Watch(self.poller(front, WATCH_INTERVAL_S))
         return Watch(self.poller(front, REQUEST_INTERVAL_S), self._poller(front, "tcp", WATCH_INTERVAL_S))
 
-    def poller(self, front: tuple[str, Endpoint, int], interval_s: float) -> Poller:
+    def poller(self, front: Front, interval_s: float) -> Poller:
         """Ask a service who answers, over fresh connections, until the context ends."""
         name, _, port = front
         service = self.profile.services[name]
         kind = _scheme(self._kind(service.pool, port, service.transport))
         return self._poller(front, kind, interval_s, lines=1 if kind == "tcp" else 0)
 
-    def _poller(self, front: tuple[str, Endpoint, int], kind: str, interval_s: float, lines: int = 0) -> Poller:
+    def _poller(self, front: Front, kind: str, interval_s: float, lines: int = 0) -> Poller:
         name, endpoint, port = front
         seat = self.client_for(endpoint, name)
         return self._host(seat).poller(

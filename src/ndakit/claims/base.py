@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from ndakit.lab_network import LabNetwork
+from ndakit.lab_people import Front
 from ndakit.lab_plan import Seat
 from ndakit.model import Address, Endpoint, Profile
 
@@ -41,13 +42,14 @@ def targets(profile: Profile, service: str) -> list[tuple[Endpoint, int]]:
     return [(e, p) for e in profile.endpoints(service) for low, high in e.ports for p in dict.fromkeys((low, high))]
 
 
-def front(profile: Profile, pool: str) -> tuple[str, Endpoint, int] | None:
+def first_front(profile: Profile, service: str) -> Front:
+    """A service's first address and port."""
+    return Front(service, *targets(profile, service)[0])
+
+
+def front(profile: Profile, pool: str) -> Front | None:
     """A service in front of a pool, with an address and port to try."""
-    for name, found in profile.services.items():
-        if found.pool == pool:
-            endpoint, port = targets(profile, name)[0]
-            return name, endpoint, port
-    return None
+    return next((first_front(profile, name) for name, s in profile.services.items() if s.pool == pool), None)
 
 
 def reachable_addresses(lab: LabNetwork, node: str, seat: Seat) -> list[Address]:

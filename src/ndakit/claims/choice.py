@@ -5,13 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
 
-from ndakit.claims.base import SLACK_S, Outcome, front, share_text, targets
+from ndakit.claims.base import SLACK_S, Outcome, first_front, front, share_text
 from ndakit.lab_host.request import authority, literal
 from ndakit.lab_network import LabNetwork
+from ndakit.lab_people import Front
 from ndakit.lab_ports import joined, ports_of
-from ndakit.model import Endpoint, Pool, Profile
+from ndakit.model import Pool, Profile
 from ndakit.model.traffic import SCHEDULERS
 
 REQUESTS = 8
@@ -19,24 +19,14 @@ METHODS: Mapping[str, str] = {"nat": "-m", "dr": "-g", "tun": "-i"}
 """How ipvsadm calls the topologies; without any of them it takes -g."""
 
 
-@dataclass(frozen=True)
-class Front:
-    """A service of the kernel's with an address and port, its pool, and a server of that."""
-
-    service: str
-    endpoint: Endpoint
-    port: int
-    pool: str
-
-    @classmethod
-    def of(cls, profile: Profile, pool: str) -> Front | None:
-        """The first service of a pool over which a connection can be held open: tcp, with servers that speak HTTP."""
-        for name in profile.balanced(pool):
-            found = profile.services[name]
-            endpoint, port = targets(profile, name)[0]
-            if found.pool == pool and found.protocol == "tcp" and _by_http(profile, pool, port):
-                return cls(name, endpoint, port, pool)
-        return None
+def _lasting(profile: Profile, pool: str) -> Front | None:
+    """The first service of the kernel's with this pool over which a connection can be held open: tcp, with servers that
+    speak HTTP."""
+    for name in profile.balanced(pool):
+        found, ahead = profile.services[name], first_front(profile, name)
+        if found.pool == pool and found.protocol == "tcp" and _by_http(profile, pool, ahead.port):
+            return ahead
+    return None
 
 
 def _by_http(profile: Profile, pool: str, port: int) -> bool:
@@ -56,24 +46,24 @@ def can_drain(profile: Profile, pool: str) -> bool:
     refused, whoever else is there."""
     taking = [s for s in profile.pools[pool].servers.values() if s.weight]
     others = len(taking) > 1 and SCHEDULERS.get(profile.pools[pool].balance) != "dh"
-    return others and Front.of(profile, pool) is not None
+    return others and _lasting(profile, pool) is not None
 
 
 def drained(lab: LabNetwork, name: str) -> Outcome:
     """A held connection's server is drained on the running master, as an admin would: who gets new connections then,
     and does the held one go on?"""
-    front = Front.of(lab.profile, name)
-    assert front is not None, "can_drain says so"
+    ahead = _lasting(lab.profile, name)
+    assert ahead is not None, "can_drain says so"
     names = {lab.servers[name, s].label: s for s in lab.profile.pools[name].servers if (name, s) in lab.servers}
-    seat, address = lab.client_for(front.endpoint, front.service), front.endpoint.address
+    seat, address = lab.client_for(ahead.endpoint, ahead.service), ahead.endpoint.address
     source = str(seat.address(address.version))
-    held = lab.hosts[seat.host].hold(f"http://{authority(address, front.port)}/", source=source)
+    held = lab.hosts[seat.host].hold(f"http://{authority(address, ahead.port)}/", source=source)
     server = names.get(held.server)
     if server is None:
-        return Outcome(False, "not tried", f"no connection to {authority(address, front.port)}: {held.first.error}")
+        return Outcome(False, "not tried", f"no connection to {authority(address, ahead.port)}: {held.first.error}")
     try:
-        with _without_weight(lab, front, server):
-            result = lab.load(seat, address, front.port, name, REQUESTS)
+        with _without_weight(lab, ahead, server):
+            result = lab.load(seat, address, ahead.port, name, REQUESTS)
             after = held.again()
     finally:
         held.close()
@@ -91,30 +81,32 @@ def drained(lab: LabNetwork, name: str) -> Outcome:
 
 
 @contextmanager
-def _without_weight(lab: LabNetwork, front: Front, server: str) -> Iterator[None]:
+def _without_weight(lab: LabNetwork, ahead: Front, server: str) -> Iterator[None]:
     """A server without weight on the master for a while (docs/topologies.md, "Taking a server out")."""
     node = lab.one_master()
-    lab.run(node, weight_command(lab.profile, front, server, 0))
+    pool = lab.profile.pools[lab.profile.services[ahead.service].pool]
+    lab.run(node, weight_command(lab.profile, ahead, server, 0))
     lab.tell(f"{server} is drained on {node}")
     try:
         yield
     finally:
-        lab.run(node, weight_command(lab.profile, front, server, lab.profile.pools[front.pool].servers[server].weight))
+        lab.run(node, weight_command(lab.profile, ahead, server, pool.servers[server].weight))
 
 
-def weight_command(profile: Profile, front: Front, server: str, weight: int) -> str:
+def weight_command(profile: Profile, ahead: Front, server: str, weight: int) -> str:
     """The command that gives a server another weight until keepalived adds it anew (ipvsadm(8)).
 
     It sets all that there is of a server: what is not said again (the way there, the limits) would be lost.
     """
-    found, pool = profile.services[front.service], profile.pools[front.pool]
-    facts, mark, version = pool.servers[server], profile.marks.get(front.service), front.endpoint.address.version
+    found = profile.services[ahead.service]
+    pool, mark, version = profile.pools[found.pool], profile.marks.get(ahead.service), ahead.endpoint.address.version
+    facts = pool.servers[server]
     address = facts.address_of(version) or facts.address[0]
-    virtual, real = f"-t {authority(front.endpoint.address, front.port)}", literal(address)
+    virtual, real = f"-t {authority(ahead.endpoint.address, ahead.port)}", literal(address)
     if mark is not None:
         virtual = f"-f {mark}{' -6' if version == 6 else ''}"
     else:
-        real += f":{facts.port or pool.port or front.port}"
+        real += f":{facts.port or pool.port or ahead.port}"
     limits = f" -x {facts.max_connections} -y {facts.resume_below or 0}" if facts.max_connections else ""
     return f"ipvsadm -e {virtual} -r {real} {METHODS[found.topology]} -w {weight}{limits}"
 

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import time
 
-from ndakit.claims.base import Outcome, targets
+from ndakit.claims.base import Outcome, first_front
 from ndakit.lab_host import Polled, Watched
 from ndakit.lab_network import LabNetwork
-from ndakit.model import Endpoint, Profile
+from ndakit.lab_people import Front
+from ndakit.model import Profile
 
 RETURN_POLL_S = 0.1
 """A booting node needs the processor; the handover it ends with is no emergency."""
@@ -45,11 +46,9 @@ def measured(polled: Polled | Watched) -> dict[str, float | int | str]:
     }
 
 
-def poll_target(profile: Profile) -> tuple[str, Endpoint, int]:
+def poll_target(profile: Profile) -> Front:
     """The service that is asked during a failover: the first one, on its first address and port."""
-    name = next(iter(profile.services))
-    endpoint, port = targets(profile, name)[0]
-    return name, endpoint, port
+    return first_front(profile, next(iter(profile.services)))
 
 
 def haproxy_stopped(lab: LabNetwork) -> Outcome:

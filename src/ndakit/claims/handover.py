@@ -13,12 +13,12 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
-from ndakit.claims.base import Outcome, targets
+from ndakit.claims.base import Outcome, first_front, targets
 from ndakit.claims.failover import gap_bound_s
 from ndakit.claims.firewall import egress_way
 from ndakit.lab_host import Call, LabHostRefused
 from ndakit.lab_network import LabNetwork
-from ndakit.lab_people import LabNotReady
+from ndakit.lab_people import Front, LabNotReady
 from ndakit.lab_plan import Seat
 from ndakit.model import Address, Endpoint, Profile
 
@@ -39,21 +39,13 @@ RETRANSMIT_S = 6.0
 
 
 @dataclass(frozen=True)
-class Carried:
-    """A service of the kernel whose connections are tried: the first of its topology and address family."""
-
-    service: str
-    endpoint: Endpoint
-    port: int
-
-
-@dataclass(frozen=True)
 class HandedOver:
     """What the nodes of a profile tell each other, as far as it is tried."""
 
     egress: tuple[str, ...]
     """Networks whose servers' connections to the outside are tracked."""
-    carried: tuple[Carried, ...]
+    carried: tuple[Front, ...]
+    """The kernel's services whose connections are tried: the first of each topology and address family."""
     kept: tuple[str, ...]
     """Proxied services whose clients keep their servers."""
 
@@ -87,14 +79,14 @@ def handed_over(profile: Profile) -> HandedOver:
     )
 
 
-def _carried(profile: Profile) -> Iterator[Carried]:
+def _carried(profile: Profile) -> Iterator[Front]:
     seen: set[tuple[str, int]] = set()
     for name in profile.kernel_services:
         service = profile.services[name]
         for endpoint, port in targets(profile, name) if service.transport == "tcp" else ():
             if (service.topology, endpoint.address.version) not in seen:
                 seen.add((service.topology, endpoint.address.version))
-                yield Carried(name, endpoint, port)
+                yield Front(name, endpoint, port)
 
 
 @dataclass
@@ -135,25 +127,24 @@ class _Connection:
 class _Clients:
     """Clients of a service and the server that each of them has."""
 
-    service: str
-    endpoint: Endpoint
-    port: int
+    front: Front
     servers: dict[tuple[str, Address], str] = field(default_factory=dict)
 
     def ask(self, lab: LabNetwork) -> list[str]:
         """Let every client connect anew; who has not the server that it had before. Those of one server come one after
         the other: a node that knew nothing of them would spread them."""
-        order = sorted(self.servers, key=lambda client: self.servers[client]) or _clients(lab, self.endpoint)
+        service, endpoint, port = self.front
+        order = sorted(self.servers, key=lambda client: self.servers[client]) or _clients(lab, endpoint)
         if not order:
-            return [f"nobody in the lab is a client of {self.service}"]
-        pool = lab.profile.services[self.service].pool
+            return [f"nobody in the lab is a client of {service}"]
+        pool = lab.profile.services[service].pool
         wrong = []
         for host, source in order:
-            found = lab.load(Seat(host, (source,)), self.endpoint.address, self.port, pool, 1)
+            found = lab.load(Seat(host, (source,)), endpoint.address, port, pool, 1)
             server = next(iter(found.shares), "") or f"nobody ({found.first_error})"
             had = self.servers.setdefault((host, source), server)
             if server != had or not found.shares:
-                wrong.append(f"{source} had {had} of {self.service} and got {server}")
+                wrong.append(f"{source} had {had} of {service} and got {server}")
         return wrong
 
 
@@ -177,7 +168,7 @@ def connections(lab: LabNetwork) -> Outcome:
         for one in _open(lab, wanted):
             stack.enter_context(one.call)
             held.append(one)
-        clients = [_Clients(name, *targets(lab.profile, name)[0]) for name in wanted.kept]
+        clients = [_Clients(first_front(lab.profile, name)) for name in wanted.kept]
         silent = [f"{h.name}: {h.error or 'no answer'}" for h in _waited(held, BEGIN_S)]
         silent += [wrong for each in clients for wrong in each.ask(lab)]
         if silent:
@@ -203,7 +194,7 @@ def _open(lab: LabNetwork, wanted: HandedOver) -> Iterator[_Connection]:
         yield from _open_service(lab, one)
 
 
-def _open_service(lab: LabNetwork, one: Carried) -> Iterator[_Connection]:
+def _open_service(lab: LabNetwork, one: Front) -> Iterator[_Connection]:
     """Two connections: a download, and one over which nothing goes until the client says something, as with SSH."""
     seat = lab.client_for(one.endpoint, one.service)
     address, source = one.endpoint.address, seat.address(one.endpoint.address.version)
@@ -290,4 +281,4 @@ def _figures(held: list[_Connection], clients: list[_Clients], pause_ms: float, 
     elif held:
         yield f"{len(held)} connections went on"
     for each in clients:
-        yield f"{len(each.servers)} clients of {each.service} kept their servers"
+        yield f"{len(each.servers)} clients of {each.front.service} kept their servers"
