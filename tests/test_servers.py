@@ -79,6 +79,21 @@ def test_with_a_policy_route_only_the_answers_take_the_gateway_vip(sides: dict[s
     ]
 
 
+def test_of_several_gateway_vips_a_server_has_that_of_its_services_group(tmp_path: Path) -> None:
+    """The other one may be on another node, where nobody knows the connections."""
+    workspace = profile_of(tmp_path)
+    text = PROFILE.replace("vips:\n", "vips:\n  mail: {network: wan, address: 203.0.113.20, group: mail}\n")
+    text = text.replace(
+        "  intern:", "  mail-gw: {network: lan, address: 192.168.0.2, role: gateway, group: mail}\n  intern:"
+    )
+    text = text.replace("natted: {vip: www", "natted: {vip: mail").replace("routed: {vip: www", "routed: {vip: mail")
+    (workspace.root / "profiles/sides.yaml").write_text(text)
+    found = {s.name: s for s in servers(load(workspace, "sides").profile)}
+    assert [str(g.gateway) for g in found["img1"].gateways] == ["192.168.0.2"]
+    assert [str(a.gateway) for a in found["pol1"].answers] == ["192.168.0.2"]
+    assert [str(g.gateway) for g in found["web1"].gateways] == ["192.168.0.1"]
+
+
 def test_a_dr_server_has_the_vips_on_its_loopback_and_keeps_its_gateway(sides: dict[str, ServerSide]) -> None:
     side = sides["med1"]
     assert [(str(a.address), a.device) for a in side.addresses] == [("192.168.0.10", "lo"), ("fd00:0:0:1::10", "lo")]

@@ -161,7 +161,7 @@ class _Needs:
 
     def through_us(self, service: str, own: Address) -> None:
         """Answers of a service go back through the gateway VIP of the server's network, as everything else does."""
-        found = gateway_of(self.profile, own)
+        found = gateway_of(self.profile, own, service)
         if found is not None:
             self.gateways[own.version] = Gateway(found[1], own)
             self._say(
@@ -172,7 +172,7 @@ class _Needs:
     def answers_through_us(self, service: str, own: Address, port: tuple[int, int]) -> None:
         """The same for these answers only; the default gateway stays what it is."""
         self.foreign_gateways.add(own.version)
-        found = gateway_of(self.profile, own)
+        found = gateway_of(self.profile, own, service)
         if found is not None:
             self._answers(service, found[1], own, own, port)
 
@@ -221,14 +221,17 @@ class _Needs:
         self.words[words] = None
 
 
-def gateway_of(profile: Profile, server: Address) -> tuple[str, Address] | None:
-    """The gateway VIP (name and address) in the network of a server's address; None if there is none."""
+def gateway_of(profile: Profile, server: Address, service: str | None = None) -> tuple[str, Address] | None:
+    """The gateway VIP (name and address) in the network of a server's address; None if there is none. Where there are
+    several, that of the service's group, which moves along with the service's own VIP."""
     network = profile.network_of(server)
-    for name, vip in profile.vips.items():
-        address = vip.address_of(server.version)
-        if vip.role == "gateway" and vip.network == network and address is not None:
-            return name, address
-    return None
+    groups = {profile.vips[v].group for v in profile.services[service].vip} if service is not None else set()
+    found = [
+        (vip.group not in groups, number, name, address)
+        for number, (name, vip) in enumerate(profile.vips.items())
+        if vip.role == "gateway" and vip.network == network and (address := vip.address_of(server.version)) is not None
+    ]
+    return min(found)[2:] if found else None
 
 
 def _side(profile: Profile, name: str, machine: Mapping[tuple[str, str], Server]) -> ServerSide:

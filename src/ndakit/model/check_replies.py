@@ -144,47 +144,77 @@ def _gateways(profile: Profile, network: str, version: int) -> list[str]:
 def nat_gateways(profile: Profile) -> Iterator[Finding]:
     """nat: the servers' gateway is a VIP of ours, and moves along with the service's."""
     told: set[tuple[str, str, int]] = set()
+    through: dict[Address, tuple[str, str]] = {}
     for name, service, pool, server, address in uses(profile):
         network = profile.network_of(address)
         key = (name, network or str(address), address.version)
-        if service.topology != "nat" or profile.pools[pool].reply_route == "policy" or key in told:
+        policy = profile.pools[pool].reply_route == "policy"
+        if service.topology != "nat" or key in told:
             continue
         at = _place(profile, pool, server, address)
         if network is None:
-            told.add(key)
-            yield error(
-                "nat-not-on-link",
-                f"service {name} is nat, and server {server} at {address} is in no network of the balancer, which "
-                "must be "
-                "its gateway",
-                at, f"write topology: tun or proxy, or reply_route: policy for pool {pool}", other=_topology(name),
-                also=(("networks",),),
-            )  # fmt: skip
-            continue
-        gateways = _gateways(profile, network, address.version)
-        if not gateways and not profile.standalone:
-            told.add(key)
-            yield error(
-                "nat-without-gateway",
-                f"service {name} is nat, and network {network} of server {server} has no IPv{address.version} VIP "
-                "with role: "
-                "gateway, through which answers come back",
-                _topology(name),
-                f"add a VIP with network: {network}, role: gateway, or write reply_route: policy for pool {pool}",
-                other=at, also=(("vips",),),
-            )  # fmt: skip
-        groups = {profile.vips[v].group for v in service.vip}
-        for gateway in gateways[:1]:
-            if groups != {profile.vips[gateway].group}:
+            if not policy:
                 told.add(key)
                 yield error(
-                    "nat-other-group",
-                    f"service {name}'s VIP and the servers' gateway {gateway} are in different groups, so they may "
-                    "be on "
-                    "different nodes",
-                    ("services", name, "vip"), "put both into one group", other=("vips", gateway),
-                    also=tuple(("vips", v) for v in service.vip),
+                    "nat-not-on-link",
+                    f"service {name} is nat, and server {server} at {address} is in no network of the balancer, which "
+                    "must be "
+                    "its gateway",
+                    at, f"write topology: tun or proxy, or reply_route: policy for pool {pool}", other=_topology(name),
+                    also=(("networks",),),
                 )  # fmt: skip
+            continue
+        if profile.standalone:
+            continue
+        gateways = _gateways(profile, network, address.version)
+        groups = {profile.vips[v].group for v in service.vip}
+        fitting = [g for g in gateways if groups == {profile.vips[g].group}]
+        if not gateways:
+            told.add(key)
+            yield _without_gateway(name, network, server, address, pool, at, policy=policy)
+        elif not fitting:
+            told.add(key)
+            yield error(
+                "nat-other-group",
+                f"service {name}'s VIP and the servers' gateway {gateways[0]} are in different groups, so they may "
+                "be on "
+                "different nodes",
+                ("services", name, "vip"), "put both into one group", other=("vips", gateways[0]),
+                also=tuple(("vips", v) for v in service.vip),
+            )  # fmt: skip
+        elif not policy:
+            first = through.setdefault(address, (name, fitting[0]))
+            if profile.vips[first[1]].group != profile.vips[fitting[0]].group:
+                told.add(key)
+                yield error(
+                    "nat-two-gateways",
+                    f"server {server} at {address} is to have two default gateways: VIP {first[1]} for service "
+                    f"{first[0]}, and VIP {fitting[0]} for service {name}, whose VIPs may be on different nodes",
+                    ("services", name, "vip"),
+                    f"put the VIPs of both services into one group, or write reply_route: policy for pool {pool}",
+                    other=("services", first[0], "vip"), also=(at, ("vips", first[1]), ("vips", fitting[0])),
+                )  # fmt: skip
+
+
+def _without_gateway(
+    name: str, network: str, server: str, address: Address, pool: str, at: KeyPath, *, policy: bool
+) -> Finding:
+    if policy:
+        return warning(
+            "nat-policy-without-gateway",
+            f"service {name} is nat, and network {network} of server {server} has no IPv{address.version} VIP with "
+            "role: gateway, to which a rule on the server could send the answers: ./inv servers writes none",
+            _topology(name), f"add a VIP with network: {network}, role: gateway; only these answers take it",
+            other=("pools", pool, "reply_route"), also=(("vips",), at),
+        )  # fmt: skip
+    return error(
+        "nat-without-gateway",
+        f"service {name} is nat, and network {network} of server {server} has no IPv{address.version} VIP "
+        "with role: "
+        "gateway, through which answers come back",
+        _topology(name), f"add a VIP with network: {network}, role: gateway",
+        other=at, also=(("vips",),),
+    )  # fmt: skip
 
 
 def nat_same_network(profile: Profile) -> Iterator[Finding]:
