@@ -1,4 +1,4 @@
-"""Claims about one node by itself, tried on stand-ins for a lab: what they find wrong."""
+"""Claims about one node by itself, tried on stand-ins for a lab: what they find wrong, and what a lab may lack."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ import choosing
 from ndakit.claims import node
 from ndakit.lab_host import SshProbe
 from ndakit.lab_network import LabNetwork
-from ndakit.lab_plan import plan
+from ndakit.lab_people import LabLacks, LabPeople
+from ndakit.lab_plan import Seat, plan
 from ndakit.model import Profile
 
 KEY = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIAABAgMEBQYHCAkKCwwNDg8QERITFBUWFxgZGhscHR4f admin"
@@ -64,3 +65,15 @@ def test_ssh_that_takes_anything_but_keys_is_found_out(probe: SshProbe, words: s
     outcome = node.ssh(lab(ssh_probe=lambda seat, address: probe), "lb1")
     assert outcome.ok is (words == "")
     assert words in outcome.detail
+
+
+def test_a_client_for_whom_no_address_is_left_is_told_with_what_to_do() -> None:
+    people = LabPeople(PROFILE, plan(PROFILE), None, lambda text: None)
+    endpoint = PROFILE.endpoints("rr")[0]
+    four = Seat("nobody", tuple(a for a in people.client_for(endpoint).addresses if a.version == 4))
+    people.plan.clients["wan"] = four
+    six = next(e for e in PROFILE.endpoints("rr") if e.address.version == 6)
+    with pytest.raises(LabLacks, match=r"the lab has no client who could ask 2001:db8:0:1::10") as failure:
+        people.client_for(six)
+    assert failure.value.where == "network wan"
+    assert "leave an address of that network unused" in failure.value.fix

@@ -17,7 +17,7 @@ from ndakit.claims import all_claims
 from ndakit.claims.firewall import _fits, denied, let_through, own_ports
 from ndakit.claims.handover import connections, handed_over
 from ndakit.lab_network import LabNetwork
-from ndakit.lab_people import LabNotReady
+from ndakit.lab_people import LabLacks
 from ndakit.lab_plan import plan
 from ndakit.model import Profile, checks
 from ndakit.render import render
@@ -125,7 +125,7 @@ def test_of_each_topology_and_family_one_service_is_tried() -> None:
 def test_what_nobody_in_the_lab_can_try_does_not_hold() -> None:
     found = profile()
     bare = cast(LabNetwork, SimpleNamespace(profile=found, plan=replace(plan(found), hosts={}, servers={})))
-    with pytest.raises(LabNotReady, match="no server in lan"):
+    with pytest.raises(LabLacks, match="no server that could hold a connection"):
         connections(bare)
     only_kept = profile((" egress: www", " egress: none"), (", topology: nat, protocol: tcp", ", protocol: tcp"))
     bare = cast(LabNetwork, SimpleNamespace(profile=only_kept, plan=replace(plan(only_kept), hosts={}, servers={})))

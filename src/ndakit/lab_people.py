@@ -39,6 +39,17 @@ class LabNotReady(VerifyError):
         )
 
 
+class LabLacks(VerifyError):
+    """A profile leaves no room for somebody that a claim needs."""
+
+    def __init__(self, who: str, network: str) -> None:
+        super().__init__(
+            f"the lab has no {who}",
+            where=f"network {network}",
+            fix="leave an address of that network unused, in every IP version that it has: the lab takes it",
+        )
+
+
 @dataclass(frozen=True)
 class LoadResult:
     """Requests through a VIP: how many, who answered (names of servers in the pool), how many failed and why."""
@@ -145,14 +156,12 @@ class LabPeople:
 
     def client_for(self, endpoint: Endpoint, service: str = "") -> Seat:
         """Somebody who uses a service on an endpoint: in the VIP's network; beyond its gateway for nat to servers in
-        that network, who would answer a neighbour directly. Raises LabNotReady if nobody can."""
+        that network, who would answer a neighbour directly. Raises LabLacks if nobody can."""
         seat = self.plan.clients.get(endpoint.network)
         if service and self._answers_neighbours(endpoint, service):
             seat = self.plan.outside.get(endpoint.network)
         if seat is None or seat.address(endpoint.address.version) is None:
-            raise LabNotReady(
-                f"there is no free address for a client of {endpoint.address}", f"network {endpoint.network}"
-            )
+            raise LabLacks(f"client who could ask {endpoint.address}", endpoint.network)
         return seat
 
     def _answers_neighbours(self, endpoint: Endpoint, service: str) -> bool:
@@ -293,7 +302,8 @@ class LabPeople:
     def _source(self, seat: Seat, address: Address) -> str:
         found = seat.address(address.version)
         if found is None:
-            raise LabNotReady(f"{seat.host} has no IPv{address.version} address", f"asking {address}")
+            host = self.plan.hosts[seat.host]
+            raise LabLacks(f"IPv{address.version} address for {host.name}, who is to ask {address}", host.network)
         return str(found)
 
     def _names(self, pool: str) -> dict[str, str]:

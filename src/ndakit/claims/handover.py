@@ -18,7 +18,7 @@ from ndakit.claims.failover import gap_bound_s
 from ndakit.claims.firewall import egress_way
 from ndakit.lab_host import Call, LabHostRefused
 from ndakit.lab_network import LabNetwork
-from ndakit.lab_people import Front, LabNotReady
+from ndakit.lab_people import Front, LabLacks
 from ndakit.lab_plan import Seat
 from ndakit.model import Address, Endpoint, Profile
 
@@ -183,7 +183,7 @@ def _open(lab: LabNetwork, wanted: HandedOver) -> Iterator[_Connection]:
         homes = {s.host: s.address(4) for s in lab.plan.servers.values() if lab.plan.hosts[s.host].role == "server"}
         inside = [host for host, own in homes.items() if own is not None and lab.profile.network_of(own) == network]
         if target is None or not inside:
-            raise LabNotReady(f"no server in {network} could be asked to hold a connection to the outside", network)
+            raise LabLacks("server that could hold a connection to the outside", network)
         for name in inside[:2]:
             # Only the outside speaks, and seldom: a packet from inside, and be it an acknowledgement on its way when
             # the VIPs move, would teach a node the connection that it does not know.

@@ -46,7 +46,7 @@ class LabHostRefused(VerifyError):
         super().__init__(
             f"the lab host could not do '{do}': {reason}",
             where=f"host {who}" if who != OWN else "the lab host's machine",
-            fix="correct what the lab was asked for; the reason given is that of the machine itself",
+            fix="run it again; if the reason stays the same, report it together with the profile",
         )
         self.reason = reason
 

@@ -32,7 +32,7 @@ class LabCommandFailed(VerifyError):
         super().__init__(
             f"{ran.argv[0]} {ended}: {(ran.stderr or ran.stdout).strip()[-300:]}",
             where=f"host {host}, command: {' '.join(ran.argv)}",
-            fix="correct what the lab was asked for",
+            fix="its own words say why; run it again, and if they stay the same, report them together with the profile",
         )
         self.ran = ran
 
