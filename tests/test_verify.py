@@ -109,7 +109,7 @@ def test_an_error_of_the_lab_fails_the_claim_and_the_run_goes_on() -> None:
     first, second = verify.run(NO_LAB, [Claim("a/x", "a", broken), claim("b/x")], lambda event: None)
     assert first.state == "fails"
     assert "waited 30 s" in first.detail
-    assert "lb1.console.log" in first.detail
+    assert "(lb1.console.log); look" in first.detail
     assert second.ok
 
 

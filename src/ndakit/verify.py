@@ -96,7 +96,9 @@ def run(lab: LabNetwork, claims: Sequence[Claim], listener: Listener) -> tuple[V
             try:
                 outcome = claim.try_it(lab)
             except NdakitError as error:
-                verdict = Verdict(claim.name, claim.text, "fails", "no figure", f"{error.what} ({error.where})")
+                verdict = Verdict(
+                    claim.name, claim.text, "fails", "no figure", f"{error.what} ({error.where}); {error.fix}"
+                )
             else:
                 state: State = "holds" if outcome.ok else "fails"
                 detail = "" if outcome.ok else outcome.detail
