@@ -130,12 +130,13 @@ def check_ports(profile: Profile) -> Iterator[Finding]:
         without = [s for s, server in pool.servers.items() if server.port is None]
         if some and without and not single:
             who = f"services {listing(some, 4)} have" if len(some) > 1 else f"service {some[0]} has"
-            either = "" if any(profile.services[s].kernel for s in several) else ", or port: 80 to the pool"
+            port = min(low for low, _ in ports)
+            either = "" if any(profile.services[s].kernel for s in several) else f", or port: {port} to the pool"
             yield error(
                 "check-without-port",
                 f"pool {name}'s check does not know its port: neither the pool nor server {without[0]} states one, "
                 f"and {who} several",
-                ("pools", name), f"add check: {{type: {pool.check.type}, port: 80}}{either}",
+                ("pools", name), f"add check: {{type: {pool.check.type}, port: {port}}}{either}",
                 other=("services", some[0], "port"), also=tuple(("services", s) for s in some),
             )  # fmt: skip
 
