@@ -24,11 +24,6 @@ def mac_text(mac: bytes) -> str:
     return mac.hex(":")
 
 
-def mac_bytes(mac: str) -> bytes:
-    """The opposite."""
-    return bytes.fromhex(mac.replace(":", ""))
-
-
 def ethertype_at(frame: bytes) -> tuple[int, int, int]:
     """The frame's Ethertype behind its VLAN tags, where the payload begins, and the outermost VLAN id (0: none)."""
     at, vlan = 12, 0
