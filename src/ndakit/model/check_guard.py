@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from ipaddress import IPv6Network
 
 from ndakit.mistakes import KeyPath, guess, listing
-from ndakit.model.base import Subnet
+from ndakit.model.base import Address, Subnet
 from ndakit.model.findings import Finding, error, unknown, warning
 from ndakit.model.guard import Opening
-from ndakit.model.profile import KERNEL_SYNC_PORT, PEERS_PORT, SYNC_PORT, Profile
+from ndakit.model.profile import KERNEL_SYNC_PORT, PEERS_PORT, SYNC_PORT, Instance, Profile
 
 SSH_PORT = 22
+LINK_LOCAL = IPv6Network("fe80::/10")
 
 
 def _rules(profile: Profile) -> Iterator[tuple[str, str, Opening, KeyPath]]:
@@ -145,12 +147,16 @@ def _between_nodes(profile: Profile, name: str, opening: Opening, path: KeyPath)
         if profile.shares_tables:
             talk.append(("which server a client keeps", "tcp", PEERS_PORT, network))
     shut = [what for what, protocol, port, at in talk if opening.network in at and opening.covers(protocol, port)]
-    hit = [
+    hit: list[tuple[str, Address | Subnet]] = [
         (node, address)
         for node, facts in profile.nodes.items()
         for address in facts.addresses.get(opening.network, ())
         if not about or any(a.version == address.version and address in a for a in about)
     ]
+    if shut[:1] == ["VRRP"] and any(a.overlaps(LINK_LOCAL) for a in about if a.version == 6):
+        # Adverts to VRRP's IPv6 multicast group come from the nodes' link-local addresses (RFC 5798, 5.1.2.1).
+        six = [i for i in profile.instances if i.network == opening.network and _ipv6_only(profile, i)]
+        hit += [(next(iter(profile.nodes)), LINK_LOCAL)] if six and not profile.vrrp.unicast else []
     if shut and hit:
         node, address = hit[0]
         yield error(
@@ -158,6 +164,10 @@ def _between_nodes(profile: Profile, name: str, opening: Opening, path: KeyPath)
             f"{' and '.join(shut)}", path, "narrow its sources, or name the protocol that is meant",
             other=("nodes", node, "addresses", opening.network), also=(("vrrp",), ("vips",), ("services",)),
         )  # fmt: skip
+
+
+def _ipv6_only(profile: Profile, instance: Instance) -> bool:
+    return all(a.version == 6 for v in instance.vips for a in profile.vips[v].address)
 
 
 def _comes_in(profile: Profile, network: str, source: Subnet) -> bool:
