@@ -117,6 +117,13 @@ def test_a_kernel_value_of_ones_own_replaces_the_computed_one_and_says_so() -> N
     assert why.startswith("tuning.sysctl of the profile; computed was 4096: ")
 
 
+def test_a_limit_of_ones_own_is_compared_with_the_computed_one_not_with_itself() -> None:
+    found = values(profile(sysctl="{net.netfilter.nf_conntrack_max: 20000}"))
+    value, why = found["net.netfilter.nf_conntrack_max"]
+    assert (value, found["net.netfilter.nf_conntrack_buckets"][0]) == ("20000", "20000")
+    assert why.startswith("tuning.sysctl of the profile; computed was 131072: ")
+
+
 def test_a_kernel_value_beyond_the_computed_ones_comes_last() -> None:
     found = values(profile(sysctl="{net.ipv4.tcp_rmem: '4096  87380 6291456'}"))
     assert list(found)[-1] == "net.ipv4.tcp_rmem"

@@ -15,6 +15,7 @@ from ndakit.model import Address, Capacity, Profile, capacity_of
 from ndakit.model import Route as ProfileRoute
 from ndakit.model.capacity import BACKLOG_FLOOR, PORTS_TO
 from ndakit.model.profile import PEERS_PORT, SYNC_PORT
+from ndakit.model.sizing import Tuning
 from ndakit.names import instance_name, uci_name
 from ndakit.release import Release
 
@@ -260,13 +261,16 @@ class NodeView:
     @functools.cached_property
     def kernel_values(self) -> tuple[KernelValue, ...]:
         """The lines of sysctl.conf, `tuning.sysctl` among them. Keys that every kernel from 4.14 (18.06) on has."""
-        computed = [*self._addressing(), *self._limits()]
+        computed = [*self._addressing(), *self._limits(self.capacity)]
         wishes = dict(self.profile.tuning.sysctl)
+        untuned = capacity_of(self.profile.model_copy(update={"tuning": Tuning()})) if wishes else self.capacity
+        untouched = {item.key: item.value for item in self._limits(untuned)}
         found = []
         for item in computed:
             wish = wishes.pop(item.key, None)
             if wish is not None:
-                why = f"tuning.sysctl of the profile; computed was {item.value}: {item.why}"
+                value = untouched.get(item.key, item.value)
+                why = f"tuning.sysctl of the profile; computed was {value}: {item.why}"
                 item = KernelValue(item.key, wish, why)
             found.append(item)
         found += [KernelValue(k, v, "tuning.sysctl of the profile; nothing is computed") for k, v in wishes.items()]
@@ -284,9 +288,8 @@ class NodeView:
             *self._no_redirects(),
         ]
 
-    def _limits(self) -> list[KernelValue]:
+    def _limits(self, size: Capacity) -> list[KernelValue]:
         """What follows from `sizing`, each with the figures behind it."""
-        size = self.capacity
         rate, duration_s = f"{size.sessions_per_second:g}", f"{size.session_duration_s:g}"
         found = [
             KernelValue(
