@@ -43,12 +43,10 @@ def test_a_server_is_drained_by_all_that_says_who_it_is(
 
 
 @pytest.mark.parametrize("version", [4, 6])
-def test_a_server_of_a_service_with_several_ports_is_named_by_mark_and_without_port(
-    profile: Profile, version: int
-) -> None:
+def test_a_server_of_a_service_with_several_ports_is_named_by_mark(profile: Profile, version: int) -> None:
     mark = profile.marks["med"]
     words = command(profile, "med", "m1", 3, version)
-    family, address = ("", "192.168.0.35") if version == 4 else (" -6", "[fd00:0:0:1::35]")
+    family, address = ("", "192.168.0.35") if version == 4 else (" -6", "[fd00:0:0:1::35]:0")
     assert words == f"ipvsadm -e -f {mark}{family} -r {address} -g -w 3"
 
 

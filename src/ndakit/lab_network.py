@@ -206,6 +206,13 @@ class LabNetwork(LabPeople):
         """Type a command on a node's console; what it printed."""
         return self._nodes[node].console.run(command, timeout_s).stdout
 
+    def order(self, node: str, command: str) -> None:
+        """Type a command that has to succeed. Raises LabNotReady if it does not."""
+        console = self._nodes[node].console
+        ran = console.run(command)
+        if ran.rc != 0:
+            raise LabNotReady(f"{node} refused '{command}': {ran.stderr.strip()[:200]}", str(console.log))
+
     def machine(self, node: str) -> vm.Vm:
         """A node's virtual machine, for faults."""
         return self._nodes[node]

@@ -85,12 +85,12 @@ def _without_weight(lab: LabNetwork, ahead: Front, server: str) -> Iterator[None
     """A server without weight on the master for a while (docs/topologies.md, "Taking a server out")."""
     node = lab.one_master()
     pool = lab.profile.pools[lab.profile.services[ahead.service].pool]
-    lab.run(node, weight_command(lab.profile, ahead, server, 0))
+    lab.order(node, weight_command(lab.profile, ahead, server, 0))
     lab.tell(f"{server} is drained on {node}")
     try:
         yield
     finally:
-        lab.run(node, weight_command(lab.profile, ahead, server, pool.servers[server].weight))
+        lab.order(node, weight_command(lab.profile, ahead, server, pool.servers[server].weight))
 
 
 def weight_command(profile: Profile, ahead: Front, server: str, weight: int) -> str:
@@ -105,6 +105,8 @@ def weight_command(profile: Profile, ahead: Front, server: str, weight: int) -> 
     virtual, real = f"-t {authority(ahead.endpoint.address, ahead.port)}", literal(address)
     if mark is not None:
         virtual = f"-f {mark}{' -6' if version == 6 else ''}"
+        # ipvsadm takes an address in brackets with a port only; 0 is the port of servers behind a mark.
+        real += ":0" if address.version == 6 else ""
     else:
         real += f":{facts.port or pool.port or ahead.port}"
     limits = f" -x {facts.max_connections} -y {facts.resume_below or 0}" if facts.max_connections else ""
