@@ -374,6 +374,8 @@ ALARM = "echo '[2.0] haproxy[9]: segfault at 0 ip 1'"
         (EVERYDAY, "echo all is well", []),
         (f"{EVERYDAY}; {ALARM}", "echo all is well", ["[2.0] haproxy[9]: segfault at 0 ip 1"]),
         (EVERYDAY, "echo 'procd: Instance x is in a crash loop'", ["procd: Instance x is in a crash loop"]),
+        ("echo 'kernel: BUG: scheduling while atomic'", "exit 0", ["kernel: BUG: scheduling while atomic"]),
+        (EVERYDAY, "echo 'haproxy: debug: nothing'", []),
         (EVERYDAY, "exit 1", ["cannot be read: logread"]),
     ],
 )
