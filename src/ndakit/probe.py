@@ -25,7 +25,16 @@ TRACKED = "/proc/net/nf_conntrack"
 _READS = 4
 UNREADABLE = "cannot be read:"
 ALARMS = (
-    *("segfault", "Oops", "(^|[^[:alpha:]])BUG:", "Call Trace", "general protection", "Out of memory", "crash loop", "soft lockup"),
+    *(
+        "segfault",
+        "Oops",
+        "(^|[^[:alpha:]])BUG:",
+        "Call Trace",
+        "general protection",
+        "Out of memory",
+        "crash loop",
+        "soft lockup",
+    ),
     UNREADABLE,
 )
 HARMLESS = ("MP-BIOS bug: 8254 timer not connected to IO-APIC",)
