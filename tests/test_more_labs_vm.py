@@ -1,4 +1,5 @@
-"""Other shapes of profiles, built and booted: dual stack, tcp, one arm, no preemption, fast adverts, one node, fw3."""
+"""Other shapes of profiles, built and booted: dual stack, tcp, one arm, no preemption, fast adverts, one node, fw3,
+a VLAN."""
 
 from __future__ import annotations
 
@@ -54,7 +55,7 @@ access:
   ssh_keys: {{admin: {KEY}}}
   sources: {{office: 192.168.5.0/25}}
 networks:
-  lan: {{nics: [eth0], subnet: 192.168.5.0/24, gateway: 192.168.5.1, dns: [192.168.5.1]}}
+  lan: {{nics: [eth0], vlan: 7, subnet: 192.168.5.0/24, gateway: 192.168.5.1, dns: [192.168.5.1]}}
 nodes: {{only: {{addresses: {{lan: 192.168.5.11}}}}}}
 vips: {{www: {{network: lan, address: 192.168.5.10}}}}
 pools:

@@ -106,6 +106,7 @@ class LabNetwork(LabPeople):
         machines = {name: self._stack.enter_context(self._launch(self._lab_machine(name, switch))) for name in MACHINES}
         for node in self.profile.nodes:
             self._nodes[node] = self._stack.enter_context(self._launch(self._balancer(node, switch)))
+            self._unplug(node)
         count = len(self._nodes)
         self.tell(f"{count} balancer(s) and {len(machines)} machines of the lab boot ({self.accelerator.name})")
         for name, machine in machines.items():
@@ -128,6 +129,12 @@ class LabNetwork(LabPeople):
             for nic in self.plan.balancers[node]
         )
         return image.machine(node, nics)
+
+    def _unplug(self, node: str) -> None:
+        """A card without cable has no carrier: else a bridge would stay up by a port that leads nowhere."""
+        for nic in self.plan.balancers[node]:
+            if nic.segment is None:
+                self._nodes[node].set_link(nic.name, up=False)
 
     def _lab_machine(self, name: str, switch: Switch) -> VmSpec:
         nics = tuple(
@@ -231,6 +238,7 @@ class LabNetwork(LabPeople):
         started_s = time.monotonic()
         machine = self._nodes[node]
         machine.power_on()
+        self._unplug(node)
         self._enter(node, Deadline(LEFT_ALONE_S, "the statistics"))
         if self.profile.services:
             what = f"the statistics of {node}" if self._proxies else f"the virtual servers of {node}"

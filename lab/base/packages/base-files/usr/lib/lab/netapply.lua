@@ -75,7 +75,11 @@ function netapply.ensure(config, name, made, depth)
 	local lines = {}
 	local created = not netapply.exists(name)
 	if d.type == "bridge" then
-		if created then lines[1] = "link add " .. name .. " type bridge stp_state " .. (d.options.stp == "1" and "1" or "0") .. (d.options.igmp_snooping == "1" and " mcast_snooping 1" or " mcast_snooping 0") end
+		if created then
+			lines[1] = "link add " .. name .. " type bridge mcast_snooping " .. (d.options.igmp_snooping == "1" and "1" or "0")
+			-- netifd's own times, half as long as the kernel's.
+			if d.options.stp == "1" then lines[1] = lines[1] .. " stp_state 1 forward_delay 800 hello_time 100 max_age 1000" end
+		end
 	elseif d.type == "bonding" then
 		if created then lines[1] = bond(d) end
 	elseif d.type == "8021q" or d.type == "8021ad" or d.type == "macvlan" then
