@@ -22,10 +22,13 @@ from ndakit.probe import OutputNotUnderstood, ServerState, parse_statistics
 
 WATCH_INTERVAL_S = 0.01
 """How finely a gap is measured."""
-REQUEST_INTERVAL_S = 0.05
+REQUEST_INTERVAL_S = 0.1
 """How often a whole HTTP request is made beside that: one costs HAProxy, a server and the client some 10 ms of their
 emulated processors, a bare connection 2 ms."""
 POLL_TIMEOUT_S = 0.25
+PAGE_TIMEOUT_S = 0.9
+"""A page of a busy machine may take that long and was no gap; shorter than a lost SYN is waited for (1 s, RFC 6298), so
+that a request made during an outage is a failure."""
 SCAN_TIMEOUT_S = 1.0
 REQUEST_TIMEOUT_S = 5.0
 
@@ -240,7 +243,7 @@ class LabPeople:
         return self._host(seat).poller(
             f"{kind}://{authority(endpoint.address, port)}" + (self.path if kind == "http" else ""),
             interval_s=interval_s,
-            timeout_s=POLL_TIMEOUT_S,
+            timeout_s=PAGE_TIMEOUT_S if kind == "http" else POLL_TIMEOUT_S,
             source=self._source(seat, endpoint.address),
             lines=lines,
         )
