@@ -213,3 +213,13 @@ def test_an_unknown_object_is_not_found_as_ubus_says_it(make_root: MakeRoot) -> 
         "Command failed: Method not found",
         "Failed to parse message data",
     ]
+
+
+def test_a_child_of_procd_that_ends_while_it_asks_netifd_costs_no_answer(make_root: MakeRoot) -> None:
+    # Without an answer fw4 loads a ruleset whose zones have no devices, and the node forwards nothing.
+    said = make_root().run(
+        NETIFD.replace(" &\n", " & procd=$!\n", 1)
+        + "(while kill -CHLD $procd 2>/dev/null; do :; done) & beats=$!\n"
+        + "for i in $(seq 60); do ubus call network.interface dump >/dev/null || echo failed; done; kill $beats\n"
+    )
+    assert said.out == ""

@@ -3,6 +3,7 @@
 local socket = require("posix.sys.socket")
 local unistd = require("posix.unistd")
 local fcntl = require("posix.fcntl")
+local errno = require("posix.errno")
 local json = require("lab.json")
 
 local bus = {}
@@ -20,10 +21,19 @@ function bus.listen(path)
 	return fd
 end
 
+-- A system call again and again until no signal interrupts it: procd's children end at any time.
+local function through_signals(call, ...)
+	local result, message, number
+	repeat
+		result, message, number = call(...)
+	until result or number ~= errno.EINTR
+	return result, message
+end
+
 local function read_line(fd)
 	local parts = {}
 	while true do
-		local piece = socket.recv(fd, 65536)
+		local piece = through_signals(socket.recv, fd, 65536)
 		if not piece or piece == "" then break end
 		parts[#parts + 1] = piece
 		if piece:sub(-1) == "\n" then break end
@@ -34,7 +44,7 @@ end
 local function send_all(fd, text)
 	local at = 1
 	while at <= #text do
-		local sent = socket.send(fd, text:sub(at, at + 65535))
+		local sent = through_signals(socket.send, fd, text:sub(at, at + 65535))
 		if not sent then return end
 		at = at + sent
 	end
@@ -43,7 +53,7 @@ end
 -- Answer one waiting request on `listener` with handler(object, method, arguments) -> table, or nil and a ubus error
 -- code (2 invalid argument, 3 method not found, 4 not found).
 function bus.answer(listener, handler)
-	local fd = socket.accept(listener)
+	local fd = through_signals(socket.accept, listener)
 	if not fd then return end
 	fcntl.fcntl(fd, fcntl.F_SETFD, fcntl.FD_CLOEXEC)
 	local request = json.decode(read_line(fd)) or {}
@@ -64,7 +74,7 @@ end
 -- Call a method; the result table, or nil and a code (-1 when nobody listens).
 function bus.call(object, method, arguments, path)
 	local fd = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM, 0)
-	if not fd or not socket.connect(fd, { family = socket.AF_UNIX, path = path or bus.HUB }) then
+	if not fd or not through_signals(socket.connect, fd, { family = socket.AF_UNIX, path = path or bus.HUB }) then
 		if fd then unistd.close(fd) end
 		return nil, -1
 	end
