@@ -294,3 +294,10 @@ def test_a_service_answers_again_when_requests_and_connections_do() -> None:
     assert watched((205, 905), None).answered_again(10)
     one = Watched(watched((205, 905), None).asked)
     assert (one.answered_again(10), one.decisive) == (True, one.asked)
+
+
+def test_a_gap_that_is_not_over_is_told_from_one_that_is() -> None:
+    assert not watched((205, 905), (205, 905)).silent
+    assert watched((205, 905), (205, 2000)).silent
+    assert watched((205, 2000), (205, 905)).silent
+    assert not watched(None, None).silent

@@ -142,6 +142,14 @@ def test_a_server_without_its_rule_for_answers_is_named(pair: Pair) -> None:
         assert "has no rule for its answers from 192.168.0.81 port 8085 through 192.168.0.1" in outcome.detail
 
 
+def test_a_server_that_answers_by_policy_answers_checks_directly(pair: Pair) -> None:
+    # Through the master, the backup's checks would fail when the master does: just before it takes over.
+    way = "ip route get 192.168.0.{} from 192.168.0.81 ipproto tcp sport 8085"
+    host = pair.lab.server_host("own", "own1")
+    assert " via " not in host.run(way.format(12).split()).stdout
+    assert " via 192.168.0.1 " in host.run(way.format(253).split()).stdout
+
+
 def test_a_proxy_in_between_is_found_out(pair: Pair) -> None:
     # The claims about the kernel's services, tried on one that HAProxy carries.
     seen = kernel.seen_client(pair.lab, "shop")
@@ -173,6 +181,20 @@ FAULTS = ("cable", "cables", "frozen", "keepalived-killed", "cut-off", "not-hear
 def test_whatever_happens_to_the_master_clients_are_answered_again_in_time(pair: Pair, name: str) -> None:
     outcome = pair.outcome(f"failover/{name}")
     assert outcome.ok, f"{outcome.figure}: {outcome.detail}"
+
+
+def test_a_node_that_does_not_forward_is_found_out_when_it_becomes_master(pair: Pair) -> None:
+    lab = pair.lab
+    answers = "ip saddr { 192.168.0.31, 192.168.0.32 } tcp sport 80"
+    lab.run("lb2", f"nft insert rule inet fw4 forward {answers} drop")
+    try:
+        outcome = pair.outcome("failover/cable")
+        assert not outcome.ok
+        assert "clients were not answered again" in outcome.detail
+        assert "natted does not answer at 203.0.113.10:8082 (time-out)" in outcome.detail
+        assert outcome.detail.count("does not answer") == 1
+    finally:
+        lab.run("lb2", "fw4 restart")
 
 
 def test_a_fault_that_nobody_takes_over_from_is_found_out(pair: Pair) -> None:

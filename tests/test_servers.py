@@ -77,6 +77,7 @@ def test_with_a_policy_route_only_the_answers_take_the_gateway_vip(sides: dict[s
     assert [(str(a.gateway), str(a.source), a.protocol, a.port) for a in side.answers] == [
         ("192.168.0.1", "192.168.0.71", "tcp", "8085")
     ]
+    assert [str(n) for n in side.answers[0].nodes] == ["192.168.0.11", "192.168.0.12"]
 
 
 def test_of_several_gateway_vips_a_server_has_that_of_its_services_group(tmp_path: Path) -> None:

@@ -221,14 +221,15 @@ class LabPeople:
         seat = self.client_for(endpoint, name)
         return self.load(seat, endpoint.address, port, service.pool, requests, service.transport)
 
-    def watch(self, front: Front) -> Watch:
+    def watch(self, front: Front, interval_s: float = WATCH_INTERVAL_S) -> Watch:
         """Ask a service over fresh connections until the context ends: every 10 ms who answers, behind TCP and UDP;
         behind HTTP whether it lets connect, and less often for the page."""
         name, _, port = front
         service = self.profile.services[name]
         if _scheme(self._kind(service.pool, port, service.transport)) != "http":
-            return Watch(self.poller(front, WATCH_INTERVAL_S))
-        return Watch(self.poller(front, REQUEST_INTERVAL_S), self._poller(front, "tcp", WATCH_INTERVAL_S))
+            return Watch(self.poller(front, interval_s))
+        pages_s = max(REQUEST_INTERVAL_S, interval_s)
+        return Watch(self.poller(front, pages_s), self._poller(front, "tcp", interval_s))
 
     def poller(self, front: Front, interval_s: float) -> Poller:
         """Ask a service who answers, over fresh connections, until the context ends."""

@@ -64,7 +64,13 @@ def facts(side: ServerSide) -> dict[str, Any]:
         "needs": list(side.needs),
         "default_gateways": [str(g.gateway) for g in side.gateways],
         "answers": [
-            {"from": str(a.source), "protocol": a.protocol, "port": a.port, "gateway": str(a.gateway)}
+            {
+                "from": str(a.source),
+                "protocol": a.protocol,
+                "port": a.port,
+                "gateway": str(a.gateway),
+                "directly_to": [str(n) for n in a.nodes],
+            }
             for a in side.answers
         ],
         "vips": [{"address": str(a.address), "device": a.device} for a in side.addresses],

@@ -44,7 +44,9 @@ class Gateway:
 class Answers:
     """Answers from an address and port (or range) take a gateway of their own, by a rule and a routing table.
 
-    `own` is the server's address in the gateway's network, `source` the one that the answers come from.
+    `own` is the server's address in the gateway's network, `source` the one that the answers come from. `nodes` are
+    the balancers' own addresses there: they check the server from these, and a check of the backup must not take the
+    way through the master, whose death it would not survive.
     """
 
     gateway: Address
@@ -53,6 +55,7 @@ class Answers:
     protocol: str
     port: str
     table: int
+    nodes: tuple[Address, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -174,7 +177,7 @@ class _Needs:
         self.foreign_gateways.add(own.version)
         found = gateway_of(self.profile, own, service)
         if found is not None:
-            self._answers(service, found[1], own, own, port)
+            self._answers(service, found[1], own, own, port, nodes_beside(self.profile, own))
 
     def answers_past_us(self, service: str, own: Address, vip: Address, port: tuple[int, int]) -> None:
         """Answers that the server gives as the VIP take the network's router, for we drop what comes from a VIP."""
@@ -183,12 +186,20 @@ class _Needs:
         if gateway is not None:
             self._answers(service, gateway, own, vip, port)
 
-    def _answers(self, service: str, gateway: Address, own: Address, source: Address, port: tuple[int, int]) -> None:
+    def _answers(
+        self,
+        service: str,
+        gateway: Address,
+        own: Address,
+        source: Address,
+        port: tuple[int, int],
+        nodes: tuple[Address, ...] = (),
+    ) -> None:
         kind, low, high = self.profile.services[service].transport, *port
         ports = str(low) if low == high else f"{low}-{high}"
         tables = list(dict.fromkeys([*(a.gateway for a in self.answers.values()), gateway]))
         table = FIRST_TABLE + tables.index(gateway)
-        self.answers[source, kind, ports] = Answers(gateway, own, source, kind, ports, table)
+        self.answers[source, kind, ports] = Answers(gateway, own, source, kind, ports, table, nodes)
         self._say(f"answers from {source}, {kind} port {ports}, through {gateway}: {self._named(service)}")
 
     def _named(self, service: str) -> str:
@@ -232,6 +243,17 @@ def gateway_of(profile: Profile, server: Address, service: str | None = None) ->
         if vip.role == "gateway" and vip.network == network and (address := vip.address_of(server.version)) is not None
     ]
     return min(found)[2:] if found else None
+
+
+def nodes_beside(profile: Profile, server: Address) -> tuple[Address, ...]:
+    """The balancers' own addresses in the network of a server's address, in its family."""
+    network = profile.network_of(server)
+    return tuple(
+        address
+        for node in profile.nodes.values()
+        for address in node.addresses.get(network or "", ())
+        if address.version == server.version
+    )
 
 
 def _side(profile: Profile, name: str, machine: Mapping[tuple[str, str], Server]) -> ServerSide:

@@ -143,6 +143,12 @@ class Polled:
         return longest.length_ms if longest is not None else 0.0
 
     @property
+    def silent(self) -> bool:
+        """True if the last gap was not over yet: how long it would have become is not known."""
+        found = self.gaps()
+        return bool(found) and not found[-1].closed
+
+    @property
     def resolution_ms(self) -> float:
         """By how much a gap's length may exceed the outage that caused it.
 
@@ -209,6 +215,11 @@ class Watched:
     def gap_ms(self) -> float:
         """The length of the longest gap, 0 if nothing failed."""
         return self.decisive.gap_ms
+
+    @property
+    def silent(self) -> bool:
+        """True if at the end requests or connections were still not answered."""
+        return self.asked.silent or (self.connected is not None and self.connected.silent)
 
     @property
     def late_ms(self) -> float:
