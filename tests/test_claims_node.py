@@ -10,6 +10,7 @@ import yaml
 
 import choosing
 from ndakit.claims import node
+from ndakit.claims.faults import together_s
 from ndakit.lab_host import SshProbe
 from ndakit.lab_network import LabNetwork
 from ndakit.lab_people import LabLacks, LabPeople
@@ -77,3 +78,19 @@ def test_a_client_for_whom_no_address_is_left_is_told_with_what_to_do() -> None:
         people.client_for(six)
     assert failure.value.where == "network wan"
     assert "leave an address of that network unused" in failure.value.fix
+
+
+def adverts(node: str, begin_s: float, end_s: float) -> list[tuple[float, str]]:
+    """One every second."""
+    return [(begin_s + i, node) for i in range(int(end_s - begin_s) + 1)]
+
+
+def test_two_masters_are_counted_from_the_moment_that_parted_nodes_meet_again() -> None:
+    said = [*adverts("lb1", 10.2, 16.2), *adverts("lb2", 10.9, 13.9)]
+    assert together_s(said, since_s=10.0) == pytest.approx(3.9)
+    assert together_s(adverts("lb1", 10.2, 16.2), since_s=10.0) == 0
+
+
+def test_a_master_that_hands_over_is_not_master_beside_the_other() -> None:
+    assert together_s([*adverts("lb2", 10.2, 14.2), *adverts("lb1", 14.3, 16.3)], since_s=None) == 0
+    assert together_s([*adverts("lb2", 10.2, 15.2), *adverts("lb1", 13.3, 16.3)], since_s=None) == pytest.approx(1.9)

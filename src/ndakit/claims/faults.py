@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from ndakit.claims.base import Outcome
@@ -67,7 +67,7 @@ def fault(lab: LabNetwork, kind: Fault) -> Outcome:
             kind.mend(lab, master)
         mended_s = time.monotonic()
         time.sleep(kind.mended_s + WATCH_ADVERTS * lab.profile.vrrp.advert_interval_s + BOTH_SLACK_S)
-        both_s = adverts.both_after(mended_s)
+        both_s = together_s(adverts.said_after(mended_s), since_s=mended_s if kind.parts else None)
         polled = watch.stop()
     if moved:
         lab.settle()
@@ -119,12 +119,24 @@ class _Adverts:
             said = [*self._announced, *(n for _, n in self._seen)]
             return next((n for n in reversed(said) if n != node), "")
 
-    def both_after(self, moment_s: float) -> float:
-        """For how long after a moment more than one node went on saying so."""
+    def said_after(self, moment_s: float) -> list[tuple[float, str]]:
+        """Every advert after a moment: when, and whose."""
         with self._lock:
-            last = {node: when_s for when_s, node in self._seen if when_s > moment_s}
-        ends = sorted(last.values())
-        return ends[-2] - moment_s if len(ends) > 1 else 0.0
+            return [(when_s, node) for when_s, node in self._seen if when_s > moment_s]
+
+
+def together_s(said: Sequence[tuple[float, str]], since_s: float | None) -> float:
+    """For how long more than one node said that it is master: (time, node) of each advert, seconds.
+
+    From `since_s` on, if both were masters then; otherwise from the moment at which the second one began to say so, for
+    one that hands over to another is not master beside it.
+    """
+    nodes = {node for _, node in said}
+    if len(nodes) < 2:
+        return 0.0
+    begins = sorted(min(when_s for when_s, n in said if n == node) for node in nodes)
+    ends = sorted(max(when_s for when_s, n in said if n == node) for node in nodes)
+    return max(0.0, ends[-2] - (begins[1] if since_s is None else since_s))
 
 
 def _wait_other(lab: LabNetwork, adverts: _Adverts, master: str, timeout_s: float) -> str:
