@@ -217,7 +217,8 @@ def run_tests(*, quick: bool, only: str | None) -> int:
     if not quick:
         phases.append(["-m", "vm and not alone", "-n", str(min(processors, LABS)), "--dist", "loadscope"])
         phases.append(["-m", "alone"])
-    codes = [int(pytest.main([*words, *chosen])) for words in phases]
+    slowest = ["--durations=12", "--durations-min=5"]
+    codes = [int(pytest.main([*words, *slowest, *chosen])) for words in phases]
     wanted = [c for c in codes if c != NO_TESTS] if only else codes
     return 0 if wanted and not any(wanted) else 5
 

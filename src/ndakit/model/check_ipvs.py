@@ -86,8 +86,7 @@ def balance(profile: Profile) -> Iterator[Finding]:
             if scheduler not in profile.release.ipvs_schedulers:
                 yield error(
                     "scheduler-of-release", f"pool {name} balances by {pool.balance}, and OpenWrt {profile.release} "
-                    "has "
-                    "no such scheduler", at, "write source (sh) instead", other=RELEASE,
+                    "has no such scheduler", at, "write source (sh) instead", other=RELEASE,
                 )  # fmt: skip
             left_out = next((n for n, s in pool.servers.items() if not s.weight or s.max_connections is not None), None)
             if scheduler == "dh" and left_out is not None:
@@ -217,8 +216,7 @@ def checks_of_release(profile: Profile) -> Iterator[Finding]:
                 yield error(
                     "check-of-release",
                     f"pool {name}'s check has {key}: {value:g}, and the keepalived of OpenWrt {release} (1.4) takes "
-                    "whole "
-                    "seconds only",
+                    "whole seconds only",
                     (*at, key), "write whole seconds, or use release 19.07 or later", other=RELEASE,
                 )  # fmt: skip
                 break
@@ -317,8 +315,7 @@ def persistence(profile: Profile) -> Iterator[Finding]:
             holder: KeyPath = ("services", name) if service.persistence is not None else ("pools", service.pool)
             yield error(
                 "netmask-of-release", f"service {name} counts {found.netmask_ipv6} bits of an IPv6 address, and the "
-                "HAProxy "
-                f"of OpenWrt {profile.release} (1.8) has masks for IPv4 only",
+                f"HAProxy of OpenWrt {profile.release} (1.8) has masks for IPv4 only",
                 (*holder, "persistence", "netmask_ipv6"), "delete it, or use release 19.07 or later", other=RELEASE,
             )  # fmt: skip
 

@@ -158,8 +158,7 @@ def nat_gateways(profile: Profile) -> Iterator[Finding]:
                 yield error(
                     "nat-not-on-link",
                     f"service {name} is nat, and server {server} at {address} is in no network of the balancer, which "
-                    "must be "
-                    "its gateway",
+                    "must be its gateway",
                     at, f"write topology: tun or proxy, or reply_route: policy for pool {pool}", other=_topology(name),
                     also=(("networks",),),
                 )  # fmt: skip
@@ -177,8 +176,7 @@ def nat_gateways(profile: Profile) -> Iterator[Finding]:
             yield error(
                 "nat-other-group",
                 f"service {name}'s VIP and the servers' gateway {gateways[0]} are in different groups, so they may "
-                "be on "
-                "different nodes",
+                "be on different nodes",
                 ("services", name, "vip"), "put both into one group", other=("vips", gateways[0]),
                 also=tuple(("vips", v) for v in service.vip),
             )  # fmt: skip
@@ -228,8 +226,7 @@ def nat_same_network(profile: Profile) -> Iterator[Finding]:
             yield warning(
                 "nat-same-network",
                 f"service {name}'s VIP {inside[0]} and server {server} are both in network {network}: clients there "
-                "get no "
-                "answers, because servers answer them directly",
+                "get no answers, because servers answer them directly",
                 ("services", name, "vip"), "use it for clients of other networks only, or write topology: dr or proxy",
                 other=("vips", inside[0], "network"), also=(_topology(name),),
             )  # fmt: skip
@@ -293,8 +290,7 @@ def past_the_balancer(profile: Profile) -> Iterator[Finding]:
                 f"{gateways[0]}), which has the VIP and so drops answers of server {server} that come from it",
                 _topology(name),
                 f"write topology: nat, put the service's VIP into network {network}, or write reply_route: policy "
-                "for pool "
-                f"{pool} if its servers answer through another router",
+                f"for pool {pool} if its servers answer through another router",
                 other=("vips", gateways[0], "role"), also=(("networks", network),),
             )  # fmt: skip
         else:
@@ -320,8 +316,7 @@ def tunnels(profile: Profile) -> Iterator[Finding]:
                 "of 1500",
                 _topology(name),
                 f"let the links between balancer and servers carry {1500 + room}, or the servers ask for smaller "
-                "packets "
-                f"(ip route … advmss {1460 - room})",
+                f"packets (ip route … advmss {1460 - room})",
             )  # fmt: skip
 
 
