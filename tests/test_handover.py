@@ -67,6 +67,10 @@ def test_connections_are_told_on_the_innermost_network_that_all_nodes_share() ->
     assert only_dmz.sync_link == ("dmz", 4)
     only_wan = profile((", lan: 192.168.0.12, dmz: 192.168.9.12", ""))
     assert only_wan.sync_link == ("wan", 4)
+    all_outside = profile(
+        ("subnet: 192.168.0.0/24,", "subnet: 192.168.0.0/24, gateway: 192.168.0.254,"), (", dmz: 192.168.9.12", "")
+    )
+    assert all_outside.sync_link == ("lan", 4)
 
 
 def test_three_nodes_tell_each_other_by_multicast() -> None:

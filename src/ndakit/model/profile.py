@@ -379,14 +379,15 @@ class Profile(Model):
     def sync_link(self) -> tuple[str, int] | None:
         """The network and IP version over which the nodes tell each other of connections: of the networks in which
         every node has an address, the first one without a default gateway (what is told there is not encrypted), else
-        the first one; IPv4 where there is a choice."""
+        the first one whose servers have their gateway in us, else the first one; IPv4 where there is a choice."""
+        inner = {vip.network for vip in self.vips.values() if vip.role == "gateway"}
         found = [
-            (net.gateway is not None, number, version, name)
+            (net.gateway is not None, net.gateway is not None and name not in inner, number, version, name)
             for number, (name, net) in enumerate(self.networks.items())
             for version in net.families
             if all(self.node_address(node, name, version) is not None for node in self.nodes)
         ]
-        return (min(found)[3], min(found)[2]) if found else None
+        return (min(found)[-1], min(found)[-2]) if found else None
 
     @property
     def egress_groups(self) -> tuple[str, ...]:
