@@ -556,3 +556,24 @@ def test_lines_for_the_guest_s_line_editor_are_short_and_their_answers_are_not_i
 
 def test_noise_is_kernel_lines_and_escape_sequences() -> None:
     assert without_noise(b"ab\x1b[6nc\x1b[1;31md" + KERNEL_LINE + b"e[x]\r\n") == b"abcde[x]\r\n"
+
+
+def test_a_slow_disk_does_not_stop_the_reading(tmp_path: Path) -> None:
+    # A firmware whose serial port takes nothing for a second gives it up.
+    ours, theirs = socket.socketpair()
+    log = tmp_path / "log"
+    os.mkfifo(log)  # nobody reads it at first: a disk that keeps a write waiting
+    holder = os.open(log, os.O_RDWR | os.O_NONBLOCK)
+    with contextlib.suppress(BlockingIOError):
+        while os.write(holder, bytes(4096)):
+            pass
+    console = Console("guest", log=log)
+    console.attach(ours)
+    theirs.sendall(b"said meanwhile")
+    console.wait_for("said meanwhile", Deadline(5, "what was said"))
+    os.set_blocking(holder, True)
+    while b"said meanwhile" not in os.read(holder, 1 << 20):
+        pass
+    theirs.close()
+    console.close()
+    os.close(holder)

@@ -296,7 +296,7 @@ def test_a_machine_without_its_root_file_system_says_so_and_ends(image: lab_host
     spec = replace(image.machine("bare", ()), disks=())
     with launch(spec, tmp_path, accelerator.probe()) as vm:
         assert vm.wait_gone(60)
-        assert "lab host: there is no disk /dev/vda" in vm.console_log.read_text(errors="replace")
+    assert "lab host: there is no disk /dev/vda" in vm.console_log.read_text(errors="replace")
 
 
 def test_a_machine_boots_in_seconds(image: lab_host.LabImage, tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ thread per console reads all the time, for a guest stands still when nobody take
 from __future__ import annotations
 
 import contextlib
+import queue
 import re
 import secrets
 import shlex
@@ -386,19 +387,22 @@ class Console:
         return self._base + len(self._data)
 
     def _read(self, wire: socket.socket, sink: FileIO) -> None:
-        """The reading thread."""
-        with sink as log:
-            while self._read_piece(wire, log):
-                pass
+        """The reading thread. Another one writes the log: a disk that is busy for a second must not stop the reading,
+        for a serial port that takes nothing for so long is broken to a guest's firmware (OVMF: "Device Error")."""
+        pieces: queue.SimpleQueue[bytes] = queue.SimpleQueue()
+        writer = threading.Thread(target=_write, args=(sink, pieces), name=f"log-{self.name}", daemon=True)
+        writer.start()
+        while self._read_piece(wire, pieces):
+            pass
+        writer.join()
 
-    def _read_piece(self, wire: socket.socket, log: FileIO) -> bool:
+    def _read_piece(self, wire: socket.socket, pieces: queue.SimpleQueue[bytes]) -> bool:
         """Take, keep and announce what came; False at the stream's end."""
         try:
             piece = wire.recv(65536)
         except OSError:
             piece = b""
-        with contextlib.suppress(OSError):  # a full disk must not stop the guest
-            log.write(piece)
+        pieces.put(piece)
         with self._changed:
             if piece:
                 self._data += piece
@@ -443,6 +447,14 @@ class Console:
 
     def _ended(self) -> ConsoleClosed:
         return ConsoleClosed(self.name, self._facts(), self.log, self.tail())
+
+
+def _write(sink: FileIO, pieces: queue.SimpleQueue[bytes]) -> None:
+    """The thread that writes the log, up to the stream's end."""
+    with sink as log:
+        while piece := pieces.get():
+            with contextlib.suppress(OSError):  # a full disk must not stop the guest
+                log.write(piece)
 
 
 class ConsoleBackend(BaseBackend):  # type: ignore[misc]  # testinfra ships no types
