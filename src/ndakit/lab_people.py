@@ -222,8 +222,8 @@ class LabPeople:
         return self.load(seat, endpoint.address, port, service.pool, requests, service.transport)
 
     def watch(self, front: Front, interval_s: float = WATCH_INTERVAL_S) -> Watch:
-        """Ask a service over fresh connections until the context ends: every 10 ms who answers, behind TCP and UDP;
-        behind HTTP whether it lets connect, and less often for the page."""
+        """Ask a service over fresh connections until the context ends: every `interval_s` who answers, behind TCP and
+        UDP; behind HTTP whether it lets connect, and for the page every 100 ms at most."""
         name, _, port = front
         service = self.profile.services[name]
         if _scheme(self._kind(service.pool, port, service.transport)) != "http":

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import socket
 import struct
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 
 from guest.loop import HANGUP, READ, WRITE, Loop
@@ -59,7 +60,7 @@ def listener(kind: socket.SocketKind, address: str, port: int) -> socket.socket:
     return sock
 
 
-class StreamServer:
+class StreamServer(ABC):
     """A listening TCP port; makes a connection object per client."""
 
     def __init__(self, loop: Loop, name: str, address: str, port: int, talks: Talks = ()) -> None:
@@ -100,9 +101,9 @@ class StreamServer:
         """Figures since the start."""
         return {"connections": self.connections, "open": len(self.open)}
 
+    @abstractmethod
     def connect(self, sock: socket.socket, peer: tuple[str, int]) -> None:
         """Make the connection object."""
-        raise NotImplementedError
 
     def _accept(self, _events: int) -> None:
         for _ in range(64):
@@ -117,7 +118,7 @@ class StreamServer:
             self.connect(sock, (plain(peer[0]), peer[1]))
 
 
-class Connection:
+class Connection(ABC):
     """A client's connection: bytes in, bytes out, closed once all is written if so wished.
 
     What a client says first is compared with the server's `talks`; whatever is none of them goes to `receive`.
@@ -136,9 +137,9 @@ class Connection:
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         server.loop.watch(sock.fileno(), READ, self._ready)
 
+    @abstractmethod
     def receive(self, data: bytes) -> None:
         """Bytes came; none means the client sends no more."""
-        raise NotImplementedError
 
     def send(self, data: bytes, *, then_close: bool = False) -> None:
         """Write now or as soon as the socket takes it."""

@@ -11,6 +11,7 @@ import os
 import socket
 import struct
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 
 from guest.loop import READ, WRITE, Loop
@@ -103,7 +104,7 @@ class Outcome:
         ]
 
 
-class Try:
+class Try(ABC):
     """The part that is the same for every kind: a socket, a time-out, one report."""
 
     def __init__(self, loop: Loop, target: Target, timeout_s: float, done: Callable[[Outcome], None]) -> None:
@@ -121,13 +122,13 @@ class Try:
         except OSError as cause:
             self.fail(cause)
 
+    @abstractmethod
     def open(self) -> None:
         """Make the socket and send what is sent first."""
-        raise NotImplementedError
 
+    @abstractmethod
     def ready(self, events: int) -> None:
         """The socket is ready."""
-        raise NotImplementedError
 
     def make(self, kind: socket.SocketKind, protocol: int = 0) -> socket.socket:
         """The socket, bound to the source address if there is one."""
@@ -218,9 +219,9 @@ class StreamTry(Try):
         except (OSError, Malformed) as cause:
             self.fail(cause if isinstance(cause, OSError) else str(cause))
 
+    @abstractmethod
     def take(self, data: bytes) -> None:
         """Bytes came; none means the other side sends no more."""
-        raise NotImplementedError
 
     def settled(self) -> bool:
         """True if being connected is all that is wanted."""
@@ -326,9 +327,9 @@ class DatagramTry(Try):
             return
         self.take(data)
 
+    @abstractmethod
     def take(self, data: bytes) -> None:
         """A datagram came."""
-        raise NotImplementedError
 
 
 class UdpTry(DatagramTry):
