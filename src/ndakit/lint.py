@@ -3,7 +3,7 @@
 Works on the rendered text alone, read by readers that share no code with templates and filters; expectations come from
 the profile. Every rule stands for a failure that was measured (verified-fragments of the project's reference) and has a
 test that shows it failing. This module owns the rules about files as such, and the order; the others are in lint_uci,
-lint_firewall, lint_daemons, lint_pair and lint_ipvs. What the real daemons say is validators' business.
+lint_firewall, lint_admin, lint_daemons, lint_pair and lint_ipvs. What the real daemons say is validators' business.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 
-from ndakit import lint_daemons, lint_firewall, lint_ipvs, lint_pair, lint_uci
+from ndakit import lint_admin, lint_daemons, lint_firewall, lint_ipvs, lint_pair, lint_uci
 from ndakit.errors import NdakitError
 from ndakit.lint_subject import LintFinding, Subject
 from ndakit.model import Profile
@@ -29,7 +29,15 @@ def lint(tree: Tree, profile: Profile, node: str) -> list[NdakitError]:
     """Everything that is wrong with a rendered tree, in the order of the files; empty if all is well."""
     subject = Subject(tree, profile, node)
     found: list[LintFinding] = []
-    for rules in (files, lint_uci.rules, lint_firewall.rules, lint_daemons.rules, lint_pair.rules, lint_ipvs.rules):
+    for rules in (
+        files,
+        lint_uci.rules,
+        lint_firewall.rules,
+        lint_admin.rules,
+        lint_daemons.rules,
+        lint_pair.rules,
+        lint_ipvs.rules,
+    ):
         found.extend(rules(subject))
     return [*sorted(found, key=lambda f: (f.path, f.line, f.rule))]
 

@@ -171,14 +171,14 @@ def _values(subject: Subject, section: Section) -> Iterator[LintFinding]:
     for option in section.options:
         if option.name in ("src_port", "dest_port"):
             for word in option.value.split():
-                if _port(word) is None:
+                if as_ports(word) is None:
                     what = f"'{word}' is no port number from 1 to 65535: the rule would be skipped or lose its port"
                     yield subject.finding("fw-port", FIREWALL, option.line, what)
             if protocol not in ("tcp", "udp", "tcpudp"):
                 what = f"a port with proto '{protocol}'"
                 yield subject.finding("fw-port", FIREWALL, option.line, what)
         elif option.name in ("src_ip", "dest_ip", "snat_ip"):
-            net = _network(option.value)
+            net = as_network(option.value)
             if net is None:
                 what = f"'{option.value}' is no address or subnet: the rule would be skipped"
                 yield subject.finding("fw-address", FIREWALL, option.line, what)
@@ -341,9 +341,9 @@ def _accepts(subject: Subject) -> list[_Accept]:
             _Accept(
                 zone=section.get("src") or "",
                 protocols=frozenset(numbers),
-                sources=tuple(n for v in section.list("src_ip") if (n := _network(v)) is not None),
-                destinations=tuple(n for v in section.list("dest_ip") if (n := _network(v)) is not None),
-                ports=tuple(p for v in section.list("dest_port") for w in v.split() if (p := _port(w)) is not None),
+                sources=tuple(n for v in section.list("src_ip") if (n := as_network(v)) is not None),
+                destinations=tuple(n for v in section.list("dest_ip") if (n := as_network(v)) is not None),
+                ports=tuple(p for v in section.list("dest_port") for w in v.split() if (p := as_ports(w)) is not None),
                 version=int(family[-1]) if family in ("ipv4", "ipv6") else None,
                 section=section,
             )
@@ -351,7 +351,8 @@ def _accepts(subject: Subject) -> list[_Accept]:
     return found
 
 
-def _port(word: str) -> tuple[int, int] | None:
+def as_ports(word: str) -> tuple[int, int] | None:
+    """The ports of `80` or `80-90`, first and last; None if they are none."""
     found = re.fullmatch(r"(\d{1,5})(?:-(\d{1,5}))?", word)
     if not found:
         return None
@@ -359,7 +360,8 @@ def _port(word: str) -> tuple[int, int] | None:
     return (low, high) if 1 <= low <= high <= 65535 else None
 
 
-def _network(text: str) -> IPv4Network | IPv6Network | None:
+def as_network(text: str) -> IPv4Network | IPv6Network | None:
+    """The subnet of an address or subnet; None if it is neither."""
     try:
         return ip_network(text, strict=False)
     except ValueError:

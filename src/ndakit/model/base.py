@@ -255,6 +255,11 @@ Subnets = Annotated[
 """A subnet, or a list with at most one per family."""
 
 
+BROKEN_KEY = "the key's data is cut off or broken inside: nobody could log in with it"
+RSA_BITS_MIN = 2048
+"""NIST SP 800-131A: shorter RSA keys are no longer acceptable; dropbear and ssh-keygen would take 1024 bits."""
+
+
 def _ssh_key(value: str) -> str:
     words = value.split()
     kinds = ("ssh-ed25519", "ecdsa-sha2-nistp256", "ecdsa-sha2-nistp384", "ecdsa-sha2-nistp521", "ssh-rsa",
@@ -272,12 +277,35 @@ def _ssh_key(value: str) -> str:
         blob = base64.b64decode(words[1], validate=True)
         (length,) = struct.unpack(">I", blob[:4])
         inner = blob[4 : 4 + length].decode("ascii")
-    except (binascii.Error, struct.error, UnicodeDecodeError):
+    except (binascii.Error, struct.error, ValueError):
         raise mistake("ssh-key", "the key's data is damaged (no valid base64)", fix=fix) from None
-    fixed = {"ssh-ed25519": 51, "ecdsa-sha2-nistp256": 104, "ecdsa-sha2-nistp384": 136, "ecdsa-sha2-nistp521": 172}
-    if inner != words[0] or len(blob) < 40 or len(blob) != fixed.get(words[0], len(blob)):
-        raise mistake("ssh-key", "the key's data does not belong to its type, or is cut off", fix=fix)
+    if inner != words[0]:
+        raise mistake("ssh-key", "the key's data does not belong to its type", fix=fix)
+    _inside_of_key(words[0], words[1], fix)
     return _text_of_key(" ".join(words))
+
+
+def _inside_of_key(kind: str, data: str, fix: str) -> None:
+    """Refuse a key whose numbers are not what its type needs (RFC 4253, 6.6; RFC 5656, 3.1; RFC 8709, 4): no SSH server
+    takes it, so that its owner could not log in."""
+    from cryptography.exceptions import UnsupportedAlgorithm
+    from cryptography.hazmat.primitives.asymmetric.rsa import RSAPublicKey
+    from cryptography.hazmat.primitives.serialization import load_ssh_public_key
+
+    try:
+        key = load_ssh_public_key(f"{kind} {data}".encode())
+    except (ValueError, UnsupportedAlgorithm):
+        raise mistake("ssh-key", BROKEN_KEY, fix=fix) from None
+    if not isinstance(key, RSAPublicKey):
+        return
+    numbers = key.public_numbers()
+    if numbers.n % 2 == 0 or numbers.e % 2 == 0:
+        raise mistake("ssh-key", BROKEN_KEY, fix=fix)
+    if key.key_size < RSA_BITS_MIN:
+        raise mistake(
+            "ssh-key-weak", "an RSA key of {got} bits can be broken, and whoever does is root", got=key.key_size,
+            fix="make a new key: ssh-keygen -t ed25519, or ssh-keygen -t rsa -b 3072",
+        )  # fmt: skip
 
 
 def _text_of_key(value: str) -> str:

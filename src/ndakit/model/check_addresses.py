@@ -221,7 +221,7 @@ def special_addresses(profile: Profile) -> Iterator[Finding]:
 def addresses_twice(profile: Profile) -> Iterator[Finding]:
     """One address for two things."""
     seen: dict[Address, tuple[KeyPath, str]] = {}
-    for path, words, address in _owned(profile):
+    for path, words, address in owned(profile):
         first = seen.setdefault(address, (path, words))
         if first[0] != path:
             yield error(
@@ -229,7 +229,7 @@ def addresses_twice(profile: Profile) -> Iterator[Finding]:
                 "give each its own address", other=first[0],
             )  # fmt: skip
     ours = {a: v for a, v in seen.items() if v[0][0] in ("nodes", "vips")}
-    for path, words, address in _foreign(profile):
+    for path, words, address in foreign(profile):
         if address in ours:
             yield error(
                 "address-is-ours", f"{words} has the address {address}, which is that of {ours[address][1]}", path,
@@ -237,7 +237,8 @@ def addresses_twice(profile: Profile) -> Iterator[Finding]:
             )  # fmt: skip
 
 
-def _owned(profile: Profile) -> Iterator[tuple[KeyPath, str, Address]]:
+def owned(profile: Profile) -> Iterator[tuple[KeyPath, str, Address]]:
+    """Addresses of the pair and its gateways: place, words, address."""
     for node, its in profile.nodes.items():
         for network, addresses in its.addresses.items():
             for number, address in enumerate(addresses):
@@ -251,7 +252,8 @@ def _owned(profile: Profile) -> Iterator[tuple[KeyPath, str, Address]]:
                 yield ("networks", name, "gateway", number), f"the gateway of {name}", gateway
 
 
-def _foreign(profile: Profile) -> Iterator[tuple[KeyPath, str, Address]]:
+def foreign(profile: Profile) -> Iterator[tuple[KeyPath, str, Address]]:
+    """Addresses of other machines that the profile names: place, words, address."""
     for pool, its in profile.pools.items():
         for server, facts in its.servers.items():
             for number, address in enumerate(facts.address):
@@ -293,33 +295,6 @@ def overlapping_networks(profile: Profile) -> Iterator[Finding]:
                 path, "keep the gateway of one network; reach the rest with routes: [{to: …, via: …}]",
                 other=holders[0][0],
             )  # fmt: skip
-
-
-def routes(profile: Profile) -> Iterator[Finding]:
-    """Routes stated twice, and routes to what is attached directly."""
-    seen: dict[tuple[Subnet, int | None], KeyPath] = {}
-    attached = {s: name for name, net in profile.networks.items() for s in net.subnet}
-    for name, net in profile.networks.items():
-        for number, route in enumerate(net.routes):
-            path: KeyPath = ("networks", name, "routes", number)
-            first = seen.setdefault((route.to, route.metric), path)
-            if first != path:
-                yield error(
-                    "route-twice", f"the route to {route.to} is stated twice", path,
-                    "keep one, or give each its own metric", other=first,
-                )  # fmt: skip
-            if route.to in attached:
-                yield error(
-                    "route-to-own-subnet", f"the route to {route.to} leads to network {attached[route.to]} itself",
-                    path,
-                    "delete the route: the balancer is attached to that network",
-                    other=("networks", attached[route.to], "subnet"),
-                )  # fmt: skip
-            if route.to.prefixlen == 0:
-                yield error(
-                    "route-is-default", f"the route to {route.to} is the default route", path,
-                    f"write it as networks.{name}.gateway: {route.via}",
-                )  # fmt: skip
 
 
 def unreachable(profile: Profile) -> Iterator[Finding]:
@@ -369,7 +344,6 @@ RULES: tuple[Callable[[Profile], Iterator[Finding]], ...] = (
     special_addresses,
     addresses_twice,
     overlapping_networks,
-    routes,
     unreachable,
     routed_vips,
 )

@@ -10,6 +10,8 @@ from ndakit.model.base import Address, Subnet
 from ndakit.model.findings import Finding, error, unknown, warning
 from ndakit.model.guard import Opening
 from ndakit.model.profile import KERNEL_SYNC_PORT, PEERS_PORT, SYNC_PORT, Instance, Profile
+from ndakit.model.spans import EVERYBODY, Spans
+from ndakit.model.wayin import WHOLE
 
 SSH_PORT = 22
 LINK_LOCAL = IPv6Network("fe80::/10")
@@ -28,6 +30,7 @@ def references(profile: Profile) -> Iterator[Finding]:
         if network is None:
             yield unknown("network", opening.network, profile.networks, (*path, "network"), "networks")
             continue
+        fits = any(s.version in network.families for s in profile.opening_sources(opening))
         for number, source in enumerate(opening.sources):
             at: KeyPath = (*path, "sources", number)
             if isinstance(source, str):
@@ -39,12 +42,21 @@ def references(profile: Profile) -> Iterator[Finding]:
                         f"{hint}access.sources here: {listing(list(profile.access.sources))}; or write an address",
                         other=("access", "sources"),
                     )  # fmt: skip
+                elif not fits and opening.sources.index(source) == number:
+                    yield error(
+                        "source-family", f"{kind} rule {name} is about {source} of access.sources, and network "
+                        f"{opening.network} has no subnet of its family: it would be about nobody",
+                        at, "name sources of the network's families", other=("access", "sources", source),
+                        also=(("networks", opening.network, "subnet"),),
+                    )  # fmt: skip
                 continue
             if source.version not in network.families:
-                yield error(
+                say = warning if fits else error
+                yield say(
                     "source-family", f"{kind} rule {name} is about {source}, and network {opening.network} has no "
                     f"IPv{source.version} subnet",
                     at, "name sources of the network's families", other=("networks", opening.network, "subnet"),
+                    also=(("access", "sources"),),
                 )  # fmt: skip
             elif not _comes_in(profile, opening.network, source):
                 yield warning(
@@ -79,6 +91,7 @@ def allowed(profile: Profile) -> Iterator[Finding]:
                 (*path, "port"), "add its sources to access.sources, and take the port out",
                 other=("monitoring", "statistics", "port"),
             )  # fmt: skip
+        yield from _own_ports(profile, name, opening, path)
         for service, found in profile.services.items():
             inside = any(v in profile.vips and profile.vips[v].network == opening.network for v in found.vip)
             transport = "udp" if found.protocol == "udp" else "tcp"
@@ -99,6 +112,32 @@ def allowed(profile: Profile) -> Iterator[Finding]:
                 )  # fmt: skip
 
 
+def _own_ports(profile: Profile, name: str, opening: Opening, path: KeyPath) -> Iterator[Finding]:
+    """What the nodes tell each other, without a password: it is open to the other nodes anyway."""
+    for what, protocol, port in _listeners(profile):
+        if not opening.covers(protocol, port):
+            continue
+        nodes = [a for its in profile.nodes.values() for own in its.addresses.values() for a in own]
+        if all(_about(profile, opening, v) <= Spans.of(nodes, v) for v in (4, 6)):
+            continue
+        yield error(
+            "allow-own-port", f"allow rule {name} would open {protocol} port {port}, where a node listens to {what} "
+            "and believes whoever speaks", (*path, "port"),
+            f"take {port} out of its ports; the nodes reach each other there without a rule",
+            other=("vrrp", "connection_sync"), also=(("nodes",), ("services",), ("networks",), ("access", "sources")),
+        )  # fmt: skip
+
+
+def _listeners(profile: Profile) -> Iterator[tuple[str, str, int]]:
+    """What the nodes listen to from each other: words, protocol, port. None of it asks for a password."""
+    if profile.tracks_connections:
+        yield "the connections that the others track (conntrackd)", "udp", SYNC_PORT
+    if profile.tracks_kernel:
+        yield "the connections that the others' IPVS balances", "udp", KERNEL_SYNC_PORT
+    if profile.shares_tables:
+        yield "which server a client keeps (HAProxy's peers)", "tcp", PEERS_PORT
+
+
 def denied(profile: Profile) -> Iterator[Finding]:
     """What must not be shut: the way in, the nodes' own talk, a whole service."""
     for name, opening in profile.firewall.deny.items():
@@ -108,17 +147,31 @@ def denied(profile: Profile) -> Iterator[Finding]:
         if opening.covers("tcp", SSH_PORT):
             yield from _lock_out(profile, name, opening, path)
         yield from _between_nodes(profile, name, opening, path)
-        if opening.sources:
+        yield from _whole_services(profile, name, opening, path)
+
+
+def _whole_services(profile: Profile, name: str, opening: Opening, path: KeyPath) -> Iterator[Finding]:
+    """Services of which a rule leaves nothing: it is about everybody who comes in there, however that is written."""
+    shut = [v for v in (4, 6) if (all_ := _comers(profile, opening.network, v)) and all_ <= _about(profile, opening, v)]
+    for service, found in profile.services.items():
+        transport = "udp" if found.protocol == "udp" else "tcp"
+        if not shut or opening.protocol not in ("all", transport) or not _ports(found.port) <= _ports(opening.port):
             continue
-        for service, found in profile.services.items():
-            here = [v for v in found.vip if v in profile.vips and profile.vips[v].network == opening.network]
-            transport = "udp" if found.protocol == "udp" else "tcp"
-            if here and all(opening.covers(transport, p) for span in found.port for p in span):
-                yield error(
-                    "deny-service", f"deny rule {name} shuts service {service} for everybody who comes in on network "
-                    f"{opening.network}, where its VIP {here[0]} is", path, "state sources, or delete the rule",
-                    other=("services", service), also=(("vips", here[0]),),
-                )  # fmt: skip
+        here = [v for v in found.vip if v in profile.vips and profile.vips[v].network == opening.network]
+        wanted = {int(f[-1]) for f in found.families or ("ipv4", "ipv6")}
+        for vip in here:
+            versions = [a.version for a in profile.vips[vip].address if a.version in wanted]
+            dead = [v for v in versions if v in shut]
+            if not dead:
+                continue
+            who = "everybody" if dead == versions else f"everybody with IPv{dead[0]}"
+            yield error(
+                "deny-service", f"deny rule {name} shuts service {service} for {who} who comes in on network "
+                f"{opening.network}, where its VIP {vip} is", path,
+                "narrow its sources, or delete the rule" if opening.sources else "state sources, or delete the rule",
+                other=("services", service), also=(("vips", vip), ("networks",), ("access", "sources")),
+            )  # fmt: skip
+            break
 
 
 def _lock_out(profile: Profile, name: str, opening: Opening, path: KeyPath) -> Iterator[Finding]:
@@ -170,6 +223,19 @@ def _ipv6_only(profile: Profile, instance: Instance) -> bool:
     return all(a.version == 6 for v in instance.vips for a in profile.vips[v].address)
 
 
+def _ports(spans: tuple[tuple[int, int], ...] | None) -> Spans:
+    """Ports as spans; None: all of them."""
+    return Spans() | Spans(spans if spans is not None else ((0, 65535),))
+
+
+def _comers(profile: Profile, network: str, version: int) -> Spans:
+    """Everybody of an IP version who can come in on a network."""
+    found = profile.networks[network]
+    if found.gateway_of(version) is not None:
+        return EVERYBODY[version]
+    return Spans.of((*found.subnet, *(r.to for r in found.routes)), version) & EVERYBODY[version]
+
+
 def _comes_in(profile: Profile, network: str, source: Subnet) -> bool:
     """True if packets from (some of) a subnet may come in on a network."""
     found = profile.networks[network]
@@ -178,6 +244,11 @@ def _comes_in(profile: Profile, network: str, source: Subnet) -> bool:
         or any(s.version == source.version and s.overlaps(source) for s in found.subnet)
         or any(r.to.version == source.version and r.to.overlaps(source) for r in found.routes)
     )
+
+
+def _about(profile: Profile, opening: Opening, version: int) -> Spans:
+    """Who a rule is about, of an IP version; without sources everybody."""
+    return Spans.of(profile.opening_sources(opening) if opening.sources else (WHOLE[version],), version)
 
 
 def _inside(profile: Profile, inner: Opening, outer: Opening) -> bool:
@@ -189,13 +260,9 @@ def _inside(profile: Profile, inner: Opening, outer: Opening) -> bool:
         and all(any(low <= a and b <= high for low, high in outer.port) for a, b in inner.port)
     ):  # fmt: skip
         return False
-    outside = profile.opening_sources(outer)
-    within = profile.opening_sources(inner)
-    return not outside or (bool(within) and all(any(_part(s, o) for o in outside) for s in within))
-
-
-def _part(inner: Subnet, outer: Subnet) -> bool:
-    return inner.version == outer.version and inner.subnet_of(outer)  # type: ignore[arg-type]  # same version
+    families = profile.networks[inner.network].families if inner.network in profile.networks else ()
+    within = {v: _about(profile, inner, v) & EVERYBODY[v] for v in families}
+    return any(within.values()) and all(within[v] <= _about(profile, outer, v) for v in families)
 
 
 RULES: tuple[Callable[[Profile], Iterator[Finding]], ...] = (references, allowed, denied)

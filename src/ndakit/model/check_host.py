@@ -1,15 +1,15 @@
-"""Cross-checks: network cards, VRRP, who may administer, time, device."""
+"""Cross-checks: network cards, VRRP, the servers' way out, time."""
 
 from __future__ import annotations
 
 import itertools
+import re
 from collections.abc import Callable, Iterator
 from ipaddress import ip_address
 
 from ndakit.mistakes import KeyPath
 from ndakit.model.findings import Finding, error, unknown, warning
 from ndakit.model.profile import Profile
-from ndakit.model.reach import Reach
 from ndakit.names import device_name, instance_name, zone_name
 
 RESERVED_NETWORKS = ("loopback", "globals")
@@ -17,12 +17,36 @@ RESERVED_NETWORKS = ("loopback", "globals")
 
 HOSTNAME_MAX = 63
 
+_NO_CARDS: tuple[tuple[str, str], ...] = (
+    (r"lo", "the kernel's loopback: nobody comes in there"),
+    (r"all|default", "a word of the kernel's own for every device (net.ipv4.conf)"),
+    (r"any|none|auto|unspec", "a word for any device, or for none"),
+    (r"(tunl|gre|gretap|erspan|sit|ip6tnl|ip6gre|ip6gretap|vti|ipvti)[0-9]+", "a tunnel of the kernel's own"),
+    (r"(tun|tap|wg|ppp|pppoe|l2tp|vxlan|geneve|utun|ipsec|xfrm)[0-9]*", "a tunnel"),
+    (r"(dummy|ifb|imq|nlmon|teql|vcan|vsock|netdevsim)[0-9]+", "a device without a cable"),
+    (r"(veth|docker|virbr|macvlan|ipvlan|vrf)[0-9a-z]*", "a device of containers or virtual machines on this machine"),
+    (r"(bond|team)[0-9]+", "a bond that somebody else would have to make; write bond: {mode: …} and name its cards"),
+    (r"br[0-9]+|brlan|brwan", "a bridge that somebody else would have to make; write bridge: true and name its cards"),
+)  # fmt: skip
+"""Names of devices that are no network cards, and what they are."""
+
+
+def no_card(name: str) -> str | None:
+    """What a device of this name is, if it can be no network card; None if it can be one."""
+    return next((what for pattern, what in _NO_CARDS if re.fullmatch(pattern, name)), None)
+
 
 def cards(profile: Profile) -> Iterator[Finding]:
     """Network cards: bonds, bridges, VLANs, and cards used twice."""
     several = len(profile.nodes) > 1
     for name, net in profile.networks.items():
         path: KeyPath = ("networks", name)
+        for number, nic in enumerate(net.nics):
+            if (what := no_card(nic)) is not None:
+                yield error(
+                    "nic-no-card", f"network {name} has the card {nic}, and that is no card but {what}",
+                    (*path, "nics", number), "name a network card, such as eth0",
+                )  # fmt: skip
         if len(set(net.nics)) != len(net.nics):
             yield error("nic-twice", f"network {name} names a card twice", (*path, "nics"), "name each card once")
         if net.bond is not None and net.bridge is not None:
@@ -244,34 +268,6 @@ def egress(profile: Profile) -> Iterator[Finding]:
                 )  # fmt: skip
 
 
-def access(profile: Profile) -> Iterator[Finding]:
-    """Who may administer the balancer, and whether they can."""
-    reach = Reach(profile)
-    for name, subnets in profile.access.sources.items():
-        for number, subnet in enumerate(subnets):
-            path: KeyPath = ("access", "sources", name, number)
-            if subnet.prefixlen == 0:
-                yield warning(
-                    "access-open", f"{subnet} lets everyone reach SSH and the statistics page", path,
-                    "write the subnets of the administrators",
-                )  # fmt: skip
-            if not reach.way_to_some(subnet):
-                yield error(
-                    "source-unreachable",
-                    f"no network leads to {subnet}, so nobody there could administer the balancer: it is in no subnet, "
-                    f"and there is neither a route nor an IPv{subnet.version} gateway",
-                    path, "correct the subnet, or add a gateway or a route", also=(("networks",),),
-                )  # fmt: skip
-    seen: dict[tuple[str, ...], str] = {}
-    for name, key in profile.access.ssh_keys.items():
-        first = seen.setdefault(tuple(key.split()[:2]), name)
-        if first != name:
-            yield warning(
-                "ssh-key-twice", f"{first} and {name} have the same SSH key", ("access", "ssh_keys", name),
-                "delete one, or paste the right key", other=("access", "ssh_keys", first),
-            )  # fmt: skip
-
-
 def time_servers(profile: Profile) -> Iterator[Finding]:
     """Time servers by name need a name server."""
     if any(net.dns for net in profile.networks.values()):
@@ -311,7 +307,6 @@ RULES: tuple[Callable[[Profile], Iterator[Finding]], ...] = (
     names_collide,
     vrrp,
     egress,
-    access,
     time_servers,
     ntp_twice,
 )

@@ -1,12 +1,12 @@
 """Rules over several objects of a profile, as findings; no I/O, nothing is raised.
 
 Each finding names the two places that disagree. The rules live in `check_addresses` (who has which address where),
-`check_host` (cards, VRRP, access), `check_device` (what the device lacks), `check_traffic` (pools and services),
-`check_release` (what the release cannot do), `check_packages` (what is to be left out although it is needed),
-`check_image` (files that platform or device cannot use), `check_capacity` (does the expected load fit), `check_guard`
-(the profile's own firewall rules) and `check_pair` (what the nodes tell each other), `check_ipvs` (what only one of
-HAProxy and IPVS can do) and `check_replies` (the way of answers). Rules within one object are validators of its class;
-rules across profiles are in `neighbours`.
+`check_routes` (routes that hide others), `check_host` (cards, VRRP, time), `check_access` (who gets in), `check_device`
+(what the device lacks), `check_traffic` (pools and services), `check_release` (what the release cannot do),
+`check_packages` (what is to be left out although it is needed), `check_image` (files that platform or device cannot
+use), `check_capacity` (does the expected load fit), `check_guard` (the profile's own firewall rules) and `check_pair`
+(what the nodes tell each other), `check_ipvs` (what only one of HAProxy and IPVS can do) and `check_replies` (the way
+of answers). Rules within one object are validators of its class; rules across profiles are in `neighbours`.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from ndakit.model import (
+    check_access,
     check_addresses,
     check_capacity,
     check_device,
@@ -25,6 +26,7 @@ from ndakit.model import (
     check_pair,
     check_release,
     check_replies,
+    check_routes,
     check_traffic,
 )
 from ndakit.model.findings import Finding
@@ -33,9 +35,9 @@ from ndakit.model.profile import Profile
 __all__ = ["Finding", "findings"]
 
 RULES = (
-    *check_addresses.RULES, *check_host.RULES, *check_device.RULES, *check_traffic.RULES, *check_release.RULES,
-    *check_packages.RULES, *check_image.RULES, *check_capacity.RULES, *check_guard.RULES, *check_pair.RULES,
-    *check_ipvs.RULES, *check_replies.RULES,
+    *check_addresses.RULES, *check_routes.RULES, *check_host.RULES, *check_access.RULES, *check_device.RULES,
+    *check_traffic.RULES, *check_release.RULES, *check_packages.RULES, *check_image.RULES, *check_capacity.RULES,
+    *check_guard.RULES, *check_pair.RULES, *check_ipvs.RULES, *check_replies.RULES,
 )  # fmt: skip
 
 

@@ -56,7 +56,8 @@ class Access(Model):
     planned_values: ClassVar = {"luci": {"true": "the web interface"}}
 
     ssh_keys: Annotated[dict[Name, SshKey], Field(min_length=1)]
-    """SSH public keys of root by name of their owner; at least one, for passwords are refused."""
+    """SSH public keys of root by name of their owner; at least one, for passwords are refused. RSA keys have at least
+    2048 bits."""
     sources: Annotated[
         dict[
             Name,
@@ -69,7 +70,9 @@ class Access(Model):
         ],
         Field(min_length=1),
     ]
-    """Subnets from which SSH and the statistics page can be reached, by name; nobody else can."""
+    """Subnets from which SSH and the statistics page can be reached, by name; nobody else can. Somebody of each must be
+    able to get in: a warning tells of those of an IP version that the nodes do not have, everything else is an error.
+    """
     luci: Annotated[Bool, AfterValidator(lambda v: _no_luci(v))] = False
     """Whether the web interface is in the image."""
 
@@ -165,7 +168,7 @@ class Network(Model):
     """One network that the balancer is attached to."""
 
     nics: Annotated[tuple[NicName, ...], BeforeValidator(as_list), Field(min_length=1)]
-    """The network cards by kernel name; several need `bond` or `bridge`."""
+    """The network cards by kernel name (no tunnels, no `lo`); several need `bond` or `bridge`."""
     bond: Bond | None = None
     """The cards work as one link."""
     bridge: Annotated[Bridge | None, BeforeValidator(_bridge)] = None
@@ -180,7 +183,7 @@ class Network(Model):
     dns: Annotated[tuple[IpAddress, ...], BeforeValidator(as_list)] = ()
     """Name servers for the appliance itself."""
     routes: tuple[Route, ...] = ()
-    """Further routes."""
+    """Further routes. None may lie over a part of an own subnet where somebody is whom the profile names."""
     egress: Name = "none"
     """The servers' way out: source NAT to the named VIP, to the node's address (`node`), or `none`."""
     vrid: Annotated[Int, Between(1, 255)] | None = None
