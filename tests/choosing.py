@@ -125,7 +125,7 @@ class Clients:
         address = self.lab.profile.vips[vip or found.vip[0]].address_of(version)
         assert address is not None
         kind = "udp" if found.transport == "udp" else "http"
-        return f"{kind}://{authority(address, port or found.ports[0])}"
+        return f"{kind}://{authority(address, port or found.first_port)}"
 
     def who(self, service: str, source: str = CLIENTS[0], *, vip: str = "", port: int = 0) -> str:
         """Who answers one connection, which ends at once; the error if nobody does."""

@@ -235,3 +235,13 @@ def test_a_device_with_flash_is_told_which_file_is_written_how(tmp_path: Path) -
     assert f"sysupgrade -n {names['sysupgrade']}" in update
     assert names["factory"] not in update
     assert "\n\n\n" not in text
+
+
+def test_an_update_goes_to_the_ssh_port_of_the_profile(tmp_path: Path) -> None:
+    usual = commands(texts(tmp_path / "usual", "img")[companions.FLASH], "Updating a node that runs")
+    moved = commands(
+        texts(tmp_path / "moved", "img", ("access:\n", "access:\n  ssh: {port: 2222}\n"))[companions.FLASH],
+        "Updating a node that runs",
+    )
+    assert [line.split("root@")[0] for line in usual] == [f"scp -O {STEM}.img.gz ", "ssh "]
+    assert [line.split("root@")[0] for line in moved] == [f"scp -O -P 2222 {STEM}.img.gz ", "ssh -p 2222 "]

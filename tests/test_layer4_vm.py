@@ -52,6 +52,7 @@ pools:
   far: {{check: {{type: tcp, interval_s: 1, timeout_s: 1}}, servers: {{far1: 10.20.0.21, far2: 10.20.0.22}}}}
   own: {{port: 8085, reply_route: policy, servers: {{own1: 192.168.0.81}}}}
   plain: {{port: 80, servers: {{web1: 192.168.0.91, web2: 192.168.0.92}}}}
+  ftp: {{check: {{port: 21, interval_s: 1}}, servers: {{ftp1: 192.168.0.95, ftp2: 192.168.0.96}}}}
 services:
   natted: {{vip: www, port: 8082, topology: nat, protocol: tcp, pool: static}}
   names: {{vip: www, families: [ipv4], port: 53, topology: nat, protocol: udp, pool: names}}
@@ -60,6 +61,8 @@ services:
   faraway: {{vip: intern, families: [ipv4], port: 8083, topology: tun, protocol: tcp, pool: far}}
   routed: {{vip: www, families: [ipv4], port: 8085, topology: nat, protocol: tcp, pool: own}}
   shop: {{vip: www, families: [ipv4], port: 80, protocol: http, pool: plain}}
+  shell: {{vip: www, families: [ipv4], port: 22, topology: nat, protocol: tcp, pool: own}}
+  ftp: {{vip: www, families: [ipv4], port: [21, 20000-39999], topology: nat, protocol: tcp, pool: ftp}}
 """
 
 
@@ -79,6 +82,8 @@ CLAIMS = (
     *("service/sticky", "persistence/sticky", "service/faraway", "client-address/faraway", "way-back/faraway"),
     *("drain/static", "drain/media", "drain/far"),
     *("servers/far", "check/far", "service/routed", "way-back/routed", "service/shop", "client-address/shop"),
+    # Port 22 of a VIP is a service's, and that of the nodes is still their own SSH; 20001 ports are one service.
+    *("service/shell", "way-back/shell", "ssh/lb1", "ssh/lb2", "service/ftp", "way-back/ftp"),
 )
 
 

@@ -54,6 +54,7 @@ image: {{firmware: bios, filesystem: squashfs}}
 access:
   ssh_keys: {{admin: {KEY}}}
   sources: {{office: 192.168.5.0/25}}
+  ssh: {{port: 2222}}
 networks:
   lan: {{nics: [eth0], vlan: 7, subnet: 192.168.5.0/24, gateway: 192.168.5.1, dns: [192.168.5.1]}}
 nodes: {{only: {{addresses: {{lan: 192.168.5.11}}}}}}
@@ -62,7 +63,9 @@ pools:
   web:
     check: {{type: tcp, port: 8000, interval_s: 0.5, timeout_s: 1, rise: 2, fall: 2}}
     servers: {{web1: 192.168.5.21, web2: 192.168.5.22}}
-services: {{web: {{vip: www, port: 8000-8002, protocol: http, pool: web}}}}
+services:
+  web: {{vip: www, port: 8000-8002, protocol: http, pool: web}}
+  shell: {{vip: www, port: 22, protocol: tcp, pool: web}}
 """
 
 
@@ -130,7 +133,7 @@ def test_requests_over_ipv6_reach_the_servers(dual: Pair) -> None:
 
 ALONE_CLAIMS = (
     *("identity/only", "addresses/only", "daemons/only", "ssh/only", "statistics/only", "vips/one-holder"),
-    *("service/web", "client-address/web", "firewall/lan", "check/web", "quiet/only"),
+    *("service/web", "client-address/web", "service/shell", "firewall/lan", "check/web", "quiet/only"),
 )
 
 

@@ -231,7 +231,7 @@ def test_datagrams_take_turns(clients: Clients, source: str) -> None:
 def test_a_server_of_weight_0_gets_nothing_and_is_there_all_the_same(clients: Clients) -> None:
     assert Counter(clients.all("drained", 6)) == Counter(b=3, c=3)
     facts = clients.lab.facts("lb1").virtual_servers()
-    weights = next(v.weights for v in facts if v.port == clients.lab.profile.services["drained"].ports[0])
+    weights = next(v.weights for v in facts if v.port == clients.lab.profile.services["drained"].first_port)
     assert sorted(weights.values()) == [0, 1, 1]
 
 

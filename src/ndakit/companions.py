@@ -60,6 +60,8 @@ class Machine:
     """True if its EFI program is one of 32 bits, which the EFI of hypervisors does not start."""
     memory_mib: int
     address: str
+    ssh: int
+    """The TCP port of the node's SSH server."""
     files: tuple[ImageFile, ...]
     cards: tuple[Card, ...]
 
@@ -243,6 +245,7 @@ def _machine(profile: Profile, node: str, images: Sequence[ImageFile], warning: 
         efi32=efi32,
         memory_mib=capacity_of(profile).memory_mib,
         address=str(addresses[0]),
+        ssh=profile.ssh_port,
         files=tuple(images),
         cards=tuple(_card(profile, name) for name in cards(profile)),
     )

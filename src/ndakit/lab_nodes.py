@@ -253,7 +253,7 @@ class LabNodes(LabPeople):
             for endpoint in self.profile.endpoints(name) if service.pool == pool else ():
                 if endpoint.address.version not in versions:
                     continue
-                socket = (endpoint.address, service.ports[0], service.transport)
+                socket = (endpoint.address, service.first_port, service.transport)
                 ours = [v for v in there if (v.mark == mark if mark is not None else _socket(v) == socket)]
                 for virtual in ours:
                     if not virtual.weights or versions & {a.version for a, _ in virtual.weights}:

@@ -293,11 +293,12 @@ class LabPeople:
 
     def ssh_probe(self, seat: Seat, address: Address) -> SshProbe:
         """Banner and ways to authenticate."""
-        return self._host(seat).ssh_probe(address, source=self._source(seat, address))
+        return self._host(seat).ssh_probe(address, self.profile.ssh_port, source=self._source(seat, address))
 
     def ssh_run(self, seat: Seat, address: Address, argv: Sequence[str]) -> str:
         """Log in with the key that the user gave, and run a command; its output, "" if the login fails."""
-        ran = self._host(seat).ssh_run(address, self.identity or "", argv, source=self._source(seat, address))
+        host, port, source = self._host(seat), self.profile.ssh_port, self._source(seat, address)
+        ran = host.ssh_run(address, self.identity or "", argv, port=port, source=source)
         return ran.stdout if ran.returncode == 0 else ""
 
     def _host(self, seat: Seat) -> Host:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Literal
 
 from ndakit.errors import InputError
-from ndakit.model import Check, Profile
+from ndakit.model import Check, Profile, Service
 from ndakit.model.health import WITHOUT_PORT, raw_bytes
 
 Kind = Literal["http", "smtp", "tcp", "udp"]
@@ -21,6 +21,14 @@ Kind = Literal["http", "smtp", "tcp", "udp"]
 _WANTED = 2
 """How much a port's kind matters: what a check or an http service needs; what is only better; what is there anyway."""
 _BETTER = 1
+RANGE_WHOLE_MAX = 64
+"""Of a range with more ports than that the lab has samples only."""
+WATCHED_PORTS: Mapping[Literal["tcp", "udp"], tuple[int, ...]] = {
+    "tcp": (21, 22, 23, 25, 53, 80, 111, 179, 443, 3306, 8080, 8404, 9090, 10000),
+    "udp": (53, 67, 123, 161, 514, 3780, 8848),
+}
+"""Ports tried from every network besides those the profile opens: of usual services, and of what the nodes tell each
+other (10000, 3780, 8848), which is nobody else's business."""
 
 
 class PageMissing(InputError):
@@ -94,6 +102,18 @@ def joined(ports: Iterable[Port]) -> tuple[Port, ...]:
     return tuple(found.values())
 
 
+def tried_ports(service: Service) -> tuple[int, ...]:
+    """The ports of a service that are tried, and that the lab's servers therefore have: every one of a short range, of
+    a longer one both ends and the watched ones."""
+    watched = WATCHED_PORTS[service.transport]
+    found: dict[int, None] = {}
+    for low, high in service.port:
+        short = high - low < RANGE_WHOLE_MAX
+        found.update(dict.fromkeys(range(low, high + 1) if short else (low, high)))
+        found.update(dict.fromkeys(p for p in watched if low <= p <= high))
+    return tuple(sorted(found))
+
+
 def ports_of(profile: Profile, pool: str, server: str) -> tuple[Port, ...]:
     """What a server of a pool offers: its services' ports, and what the pool's check asks."""
     check = profile.pools[pool].check
@@ -102,7 +122,7 @@ def ports_of(profile: Profile, pool: str, server: str) -> tuple[Port, ...]:
     found: list[Port] = []
     for service in services:
         kind, matters = _of_service(service.transport, service.protocol, kernel=service.kernel)
-        found += [Port(number, kind, matters) for number in ((fixed,) if fixed else service.ports)]
+        found += [Port(number, kind, matters) for number in ((fixed,) if fixed else tried_ports(service))]
     own = {p.number for p in found} or ({fixed} if fixed else set())
     for number in sorted({check.port} if check.port else own):
         found += _of_check(check, number, datagrams=any(p.datagrams for p in found if p.number == number))

@@ -256,15 +256,18 @@ def includes(subject: Subject) -> Iterator[LintFinding]:
 def ssh(subject: Subject, accepts: list[_Accept]) -> Iterator[LintFinding]:
     """Everybody in access.sources gets in, on whichever network they arrive, and nobody else does."""
     allowed = [s for group in subject.profile.access.sources.values() for s in group]
+    port = subject.profile.ssh_port
     zone_names = [z for s in subject.sections("firewall", "zone") if (z := s.get("name"))]
     tcp = [a for a in accepts if 6 in a.protocols]
     for source in allowed:
-        closed = [z for z in zone_names if not any(not a.destinations and a.lets_in(z, source, None, 22) for a in tcp)]
+        closed = [
+            z for z in zone_names if not any(not a.destinations and a.lets_in(z, source, None, port) for a in tcp)
+        ]
         if closed:
             what = f"SSH from {source} (access.sources) is not accepted in zone {', '.join(closed)}: a lock-out"
             yield subject.finding("fw-ssh-closed", FIREWALL, 0, what)
     for accept in tcp:
-        if accept.ports and not any(low <= 22 <= high for low, high in accept.ports):
+        if accept.ports and not any(low <= port <= high for low, high in accept.ports):
             continue
         if accept.destinations and not any(a in d for a in subject.view.addresses for d in accept.destinations):
             continue

@@ -102,9 +102,9 @@ def _services(subject: Subject, blocks: list[Block]) -> Iterator[LintFinding]:
     profile = subject.profile
     for name in profile.kernel_services:
         service = profile.services[name]
-        single = len(service.ports) == 1
+        single = not service.several
         for endpoint in profile.endpoints(name):
-            words = [str(endpoint.address), str(service.ports[0])] if single else ["fwmark", str(profile.marks[name])]
+            words = [str(endpoint.address), str(service.first_port)] if single else ["fwmark", str(profile.marks[name])]
             found = [
                 b for b in blocks
                 if list(b.words[1:3]) == words

@@ -35,7 +35,8 @@ def drops(subject: Subject) -> Iterator[LintFinding]:
     """Rules that drop: early enough to count, never before SSH, never about the nodes' adverts."""
     sections = subject.sections("firewall", "rule")
     devices = {i.device: i.network for i in subject.view.interfaces}
-    ssh = max((n for n, s in enumerate(sections) if s.get("target") == "ACCEPT" and s.get("dest_port") == "22"),
+    port = str(subject.profile.ssh_port)
+    ssh = max((n for n, s in enumerate(sections) if s.get("target") == "ACCEPT" and s.get("dest_port") == port),
               default=-1)  # fmt: skip
     for number, section in enumerate(sections):
         if section.get("target") not in ("DROP", "REJECT") or section.get("dest") is not None:

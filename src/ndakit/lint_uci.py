@@ -258,8 +258,8 @@ def login(subject: Subject) -> Iterator[LintFinding]:
                 yield subject.finding("ssh-interface", DROPBEAR, section.line_of(name), what)
         if section.get("enable") in ("0", "off") or section.get("RootLogin") in ("0", "off"):
             yield subject.finding("ssh", DROPBEAR, section.line, "root could not log in")
-        if section.get("Port") not in (None, "22"):
-            what = "the firewall opens port 22"
+        if section.get("Port") != (port := str(subject.profile.ssh_port)):
+            what = f"Port is not {port}, which the firewall opens for SSH (access.ssh.port)"
             yield subject.finding("ssh", DROPBEAR, section.line_of("Port"), what)
     keys = subject.tree.get("/etc/dropbear/authorized_keys")
     lines = [] if keys is None else [k for k in keys.text.splitlines() if k and not k.startswith("#")]

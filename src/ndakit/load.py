@@ -91,7 +91,7 @@ def load(workspace: Workspace, what: str) -> Loaded:
         mistakes = [m for m in mistakes if m.code not in ("missing-key", "name-missing")]
     warnings: list[ProfileWarning] = []
     for finding in checks.findings(checked) if checked is not None else ():
-        if any(diagnosis.touches(p) for p in finding.about):
+        if any(diagnosis.touches(p) for p in finding.about) or _settled(workspace, finding.unless):
             continue
         at = place(merged.tree, finding.at)
         other = place(merged.tree, finding.other) if finding.other is not None else None
@@ -221,6 +221,14 @@ def _name_mistakes(tree: MapNode, path: Path, file: str) -> list[ProfileMistake]
             fix=f"write name: {path.stem}, or {rename}" if is_name(path.stem) else rename,
         )
     ]
+
+
+def _settled(workspace: Workspace, file: str | None) -> bool:
+    """True if one of the template folders brings this file of the node, as it is or as a template."""
+    if file is None:
+        return False
+    places = [folder / "rootfs" / file.lstrip("/") for folder in workspace.templates]
+    return any(p.exists() or p.with_name(f"{p.name}.j2").exists() for p in places)
 
 
 def _timezone_mistakes(profile: Profile, tree: MapNode) -> Iterator[ProfileMistake]:

@@ -337,7 +337,7 @@ class NodeView:
     @property
     def own_ports(self) -> tuple[int, ...]:
         """Ports on the node's own addresses."""
-        found = [self.profile.monitoring.statistics.port]
+        found = [self.profile.ssh_port, self.profile.monitoring.statistics.port]
         found += [SYNC_PORT] if self.profile.tracks_connections else []
         found += [PEERS_PORT] if self.profile.shares_tables else []
         return tuple(found)

@@ -16,7 +16,6 @@ from ndakit.names import zone_name
 from ndakit.view import NodeView
 from ndakit.view_nat import Exit, Nat, nats, port_text, server_sockets, ways_out
 
-SSH_PORT = 22
 MARK_MASK = 0xFF0
 """The bits of a packet's mark that tell services apart; the others belong to others."""
 PROTOCOLS: Mapping[str, str] = {"gre": "47", "esp": "50", "ah": "51", "ospf": "89"}
@@ -98,7 +97,7 @@ def _administration(node: NodeView) -> list[Rule]:
             "SSH, from access.sources only, whichever way they come",
             "*",
             source_addresses=_unique(everyone),
-            ports=str(SSH_PORT),
+            ports=str(profile.ssh_port),
         )
     ]
     for version, family in ((4, "ipv4"), (6, "ipv6")):

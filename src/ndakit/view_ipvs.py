@@ -258,7 +258,7 @@ def _real_server(
 def _checker(node: NodeView, service: str, pool: Pool, address: Address, port: int | None, *, asked: bool) -> Checker:
     """`asked`: the server has no port of its own for keepalived to ask, so that the check must name one."""
     check = pool.check
-    target = check.port or port or node.profile.services[service].ports[0]
+    target = check.port or port or node.profile.services[service].first_port
     kind = _CHECKERS[check.type]
     words = (CHECK_SCRIPT, node.profile.services[service].pool, str(address), str(target))
     hostnames = node.profile.services[service].hostnames

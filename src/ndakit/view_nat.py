@@ -118,9 +118,9 @@ def server_sockets(profile: Profile, name: str) -> list[tuple[Address, str]]:
     pools = [profile.pools[service.pool]]
     if pools[0].sorry is not None and pools[0].sorry.pool is not None:
         pools.append(profile.pools[pools[0].sorry.pool])
-    several = len(service.ports) > 1
+    several = service.several
     return [
-        (address, port_text(service) if several else str(server.port or pool.port or service.ports[0]))
+        (address, port_text(service) if several else str(server.port or pool.port or service.first_port))
         for pool in pools
         for server in pool.servers.values()
         for version in versions

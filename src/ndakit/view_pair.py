@@ -164,9 +164,9 @@ def _watched(node: NodeView, pool: str) -> WatchedPool:
         marked = name in profile.marks
         for server in profile.pools[pool].servers.values():
             port = 0 if marked else server.port or profile.pools[pool].port
-            for number in (port,) if port is not None else profile.services[name].ports:
-                for address in server.address:
-                    found[_entry(address, number)] = None
+            number = port if port is not None else profile.services[name].first_port
+            for address in server.address:
+                found[_entry(address, number)] = None
     return WatchedPool(
         name=pool,
         script=f"pool-{pool}",

@@ -10,16 +10,16 @@ from ndakit.claims.base import Outcome, reachable_addresses
 from ndakit.lab_host.request import authority
 from ndakit.lab_network import LabNetwork
 from ndakit.lab_plan import Seat
+from ndakit.lab_ports import WATCHED_PORTS
 from ndakit.model import Address, Opening, Profile
 
 Protocol = Literal["tcp", "udp"]
 
-WATCHED_PORTS: dict[Protocol, tuple[int, ...]] = {
-    "tcp": (21, 22, 23, 25, 53, 80, 111, 179, 443, 3306, 8080, 8404, 9090, 10000),
-    "udp": (53, 67, 123, 161, 514, 3780, 8848),
-}
-"""Ports tried from every network besides those the profile opens: of usual services, and of what the nodes tell each
-other (10000, 3780, 8848), which is nobody else's business."""
+
+def watched(profile: Profile, protocol: Protocol) -> set[int]:
+    """The ports tried from every network besides those that the profile opens."""
+    own = {profile.ssh_port, profile.monitoring.statistics.port} if protocol == "tcp" else set()
+    return {*WATCHED_PORTS[protocol], *own}
 
 
 def firewall(lab: LabNetwork, network: str) -> Outcome:
@@ -33,7 +33,7 @@ def firewall(lab: LabNetwork, network: str) -> Outcome:
         for target, allowed in expected_open(lab, seat, network, protocol).items()
     ]
     answering = _answering(lab, seats.values(), {target for _, _, target, _, _ in wanted})
-    ports = {p: {*WATCHED_PORTS[p], *own_ports(lab.profile, network, p)} for p in WATCHED_PORTS}
+    ports = {p: watched(lab.profile, p) | own_ports(lab.profile, network, p) for p in WATCHED_PORTS}
     found = lab.scan_all([(s, t, sorted(ports[protocol] | allowed), protocol) for _, s, t, protocol, allowed in wanted])
     # The first packet to somebody new may come late, or not at all: what should be open is asked twice.
     late = [sorted(p for p in one[-1] if states[p] != "open") for one, states in zip(wanted, found, strict=True)]
@@ -93,7 +93,7 @@ def expected_open(lab: LabNetwork, seat: Seat, network: str, protocol: Protocol 
         for target in reachable_addresses(lab, node, seat):
             source = seat.address(target.version)
             admin = source is not None and any(source in s for s in profile.sources(target.version))
-            own = {22} | ({profile.monitoring.statistics.port} if profile.services else set())
+            own = {profile.ssh_port} | ({profile.monitoring.statistics.port} if profile.services else set())
             found[target] = own if admin and protocol == "tcp" else set()
     for vip in profile.vips.values():
         for address in vip.address:
@@ -101,11 +101,11 @@ def expected_open(lab: LabNetwork, seat: Seat, network: str, protocol: Protocol 
             if source is None or vip.network != network:
                 continue
             admin = any(source in s for s in profile.sources(address.version))
-            found[address] = {22} if admin and protocol == "tcp" else set()
+            found[address] = {profile.ssh_port} if admin and protocol == "tcp" else set()
     for name in (n for n, s in profile.services.items() if s.transport == protocol):
         for endpoint in profile.endpoints(name):
             if endpoint.address in found:
-                ports = {p for p in profile.services[name].ports if p in _sampled(profile, name, protocol)}
+                ports = _sampled(profile, name, protocol)
                 source = seat.address(endpoint.address.version)
                 found[endpoint.address] |= {p for p in ports if not denied(profile, network, source, p, protocol)}
     return found
@@ -140,7 +140,7 @@ def let_through(profile: Profile, network: str, source: Address | None, protocol
     listens there."""
     return {
         port
-        for port in own_ports(profile, network, protocol) | {*WATCHED_PORTS[protocol]}
+        for port in own_ports(profile, network, protocol) | watched(profile, protocol)
         if any(_about(profile, r, network, source, port, protocol) for r in profile.firewall.allow.values())
         and not denied(profile, network, source, port, protocol)
     }
@@ -161,8 +161,8 @@ def _about(
 
 def _sampled(profile: Profile, name: str, protocol: Protocol) -> set[int]:
     """The ports of a service that are tried: both ends of every range, and the watched ones."""
-    service_ports = set(profile.services[name].ports)
-    return {p for pair in profile.services[name].port for p in pair} | (service_ports & {*WATCHED_PORTS[protocol]})
+    service = profile.services[name]
+    return {p for pair in service.port for p in pair} | {p for p in watched(profile, protocol) if service.has_port(p)}
 
 
 # -- egress ------------------------------------------------------------------------------------------------------------

@@ -88,7 +88,7 @@ def ssh(lab: LabNetwork, node: str) -> Outcome:
                     wrong.append(f"the key given by --identity does not log in to {target}")
     if not inside:
         wrong.append(NOBODY_INSIDE)
-    wrong += intruders(lab, node, 22)
+    wrong += intruders(lab, node, lab.profile.ssh_port)
     outside = sum(len(reachable_addresses(lab, node, seat)) for seat in lab.plan.strangers.values())
     figure = f"{inside} way(s) in, {outside} shut" + (", login by key works" if login else "")
     return Outcome(not wrong, figure, "; ".join(wrong), {"inside": inside, "outside": outside})

@@ -13,7 +13,6 @@ from ndakit.model.profile import KERNEL_SYNC_PORT, PEERS_PORT, SYNC_PORT, Instan
 from ndakit.model.spans import EVERYBODY, Spans
 from ndakit.model.wayin import WHOLE
 
-SSH_PORT = 22
 LINK_LOCAL = IPv6Network("fe80::/10")
 
 
@@ -78,10 +77,11 @@ def allowed(profile: Profile) -> Iterator[Finding]:
                 (*path, "protocol"), "state a port, such as port: 5985",
             )  # fmt: skip
             continue
-        if opening.covers("tcp", SSH_PORT):
+        if opening.covers("tcp", profile.ssh_port):
             yield error(
-                "allow-ssh", f"allow rule {name} would open SSH (port {SSH_PORT}) past access.sources", (*path, "port"),
-                "add its sources to access.sources, and take the port out", other=("access", "sources"),
+                "allow-ssh", f"allow rule {name} would open SSH (port {profile.ssh_port}) past access.sources",
+                (*path, "port"), "add its sources to access.sources, and take the port out",
+                other=("access", "sources"),
             )  # fmt: skip
         statistics = profile.monitoring.statistics.port
         if opening.covers("tcp", statistics):
@@ -144,7 +144,7 @@ def denied(profile: Profile) -> Iterator[Finding]:
         path: KeyPath = ("firewall", "deny", name)
         if opening.network not in profile.networks:
             continue
-        if opening.covers("tcp", SSH_PORT):
+        if opening.covers("tcp", profile.ssh_port):
             yield from _lock_out(profile, name, opening, path)
         yield from _between_nodes(profile, name, opening, path)
         yield from _whole_services(profile, name, opening, path)

@@ -177,7 +177,7 @@ def closed_ports(profile: Profile) -> Iterator[Finding]:
         endpoints = profile.endpoints(name) if all(v in profile.vips for v in service.vip) else ()
         # One virtual server for each address, or for each family if several ports are one service.
         versions = [e.address.version for e in endpoints]
-        for version in sorted(set(versions)) if len(service.ports) > 1 else versions:
+        for version in sorted(set(versions)) if service.several else versions:
             for address in (s.address_of(version) for s in pool.servers.values()):
                 if address is not None:
                     asked.setdefault(address, []).append((1 / pool.check.interval_s, service.pool))

@@ -79,7 +79,7 @@ def families(profile: Profile) -> Iterator[Finding]:
 def ports(profile: Profile) -> Iterator[Finding]:
     """Ports that are to change where nothing changes them."""
     for name, service in kernel_services(profile):
-        several = len(service.ports) > 1
+        several = service.several
         if service.topology == "nat" and not several:
             continue
         why = f"topology {service.topology} leaves the port as it is"
@@ -90,13 +90,13 @@ def ports(profile: Profile) -> Iterator[Finding]:
             places: list[tuple[KeyPath, int | None]] = [(("pools", pool, "port"), found.port)]
             places += [(("pools", pool, "servers", s, "port"), f.port) for s, f in found.servers.items()]
             for at, port in places:
-                if port is not None and (several or port != service.ports[0]):
+                if port is not None and (several or port != service.first_port):
                     yield error(
                         "port-changes",
                         f"service {name} has port{'s' if several else ''} {_spans(service)}, and the servers here "
                         f"{port}: "
                         f"{why}",
-                        at, "delete it, or write topology: proxy" + ("" if several else f", or {service.ports[0]}"),
+                        at, "delete it, or write topology: proxy" + ("" if several else f", or {service.first_port}"),
                         other=("services", name, "port"), also=(_topology(name),),
                     )  # fmt: skip
                     break

@@ -7,10 +7,11 @@ from collections.abc import Callable, Iterator
 from ndakit.mistakes import KeyPath, listing
 from ndakit.model.base import Address
 from ndakit.model.findings import Finding, error, unknown, warning
-from ndakit.model.profile import Profile
+from ndakit.model.profile import MARKS_MAX, Profile
 from ndakit.model.traffic import SORRY_PAGE_MAX
 
-SSH_PORT = 22
+PROXIED_PORTS_MAX = 4096
+"""Ports of one service that HAProxy carries: each is a socket that it opens."""
 CHECKS_PER_S_MAX = 2.0
 SORRY_HEADER_MAX = 256
 """The HTTP header that goes into the same buffer as a sorry page."""
@@ -65,7 +66,7 @@ def families(profile: Profile) -> Iterator[Finding]:
 
 
 def port_clashes(profile: Profile) -> Iterator[Finding]:
-    """One address and port for two services, or for a service and what every balancer runs itself."""
+    """One address and port for two services."""
     taken: dict[tuple[Address, str], list[tuple[int, int, str, KeyPath]]] = {}
     for name, service in profile.services.items():
         wanted = {int(f[-1]) for f in service.families or ("ipv4", "ipv6")}
@@ -75,16 +76,9 @@ def port_clashes(profile: Profile) -> Iterator[Finding]:
                     entry = taken.setdefault((address, service.transport), [])
                     entry += [(low, high, name, ("vips", vip)) for low, high in service.port]
     told: set[tuple[str, str]] = set()
-    for (address, transport), entries in taken.items():
+    for (address, _), entries in taken.items():
         last: tuple[int, int, str, KeyPath] | None = None
         for low, high, name, vip_path in sorted(entries, key=lambda e: e[:3]):
-            if transport == "tcp" and low <= SSH_PORT <= high and (name, "ssh") not in told:
-                told.add((name, "ssh"))
-                yield error(
-                    "port-of-ssh",
-                    f"service {name} wants port {SSH_PORT} of {address}, where the balancer's own SSH listens",
-                    ("services", name, "port"), "choose another port for the service", also=(vip_path,),
-                )  # fmt: skip
             if last is not None and low <= last[1] and (last[2], name) not in told and last[2] != name:
                 told.add((last[2], name))
                 yield error(
@@ -94,10 +88,32 @@ def port_clashes(profile: Profile) -> Iterator[Finding]:
                 )  # fmt: skip
             if last is None or high > last[1]:
                 last = (low, high, name, vip_path)
-    if profile.monitoring.statistics.port == SSH_PORT:
+
+
+def port_numbers(profile: Profile) -> Iterator[Finding]:
+    """More ports than HAProxy can listen on, and more services with several ports than IPVS has marks for."""
+    for name in profile.proxy_services:
+        count = profile.services[name].port_count
+        if count > PROXIED_PORTS_MAX:
+            yield error(
+                "too-many-ports",
+                f"service {name} has {count} ports, and HAProxy would open a socket for each: at most "
+                f"{PROXIED_PORTS_MAX} are taken",
+                ("services", name, "port"),
+                "narrow the range" + (", or write topology: nat, dr or tun: the kernel takes any range as one"
+                                      if profile.services[name].protocol == "tcp" else ", or split the service"),
+                other=("services", name, "topology"),
+            )  # fmt: skip
+    marked = profile.marked_services
+    if len(marked) > MARKS_MAX:
+        name = marked[MARKS_MAX]
         yield error(
-            "port-of-ssh", f"the statistics page wants port {SSH_PORT}, where the balancer's own SSH listens",
-            ("monitoring", "statistics", "port"), "choose another port, such as 8404",
+            "too-many-marks",
+            f"{len(marked)} services of topology nat, dr and tun have several ports, and the kernel tells at most "
+            f"{MARKS_MAX} of them apart (by firewall marks)",
+            ("services", name, "port"),
+            "give services with the same VIP and pool one list of ports together, or give some of them one port",
+            also=(("services",),),
         )  # fmt: skip
 
 
@@ -123,7 +139,7 @@ def check_ports(profile: Profile) -> Iterator[Finding]:
             continue
         # keepalived checks for each virtual server, at its port, unless that has several; and no sorry server.
         proxied = {s for s in users[name] if not profile.services[s].kernel}
-        several = {s for s in users[name] if profile.services[s].pool == name and len(profile.services[s].ports) > 1}
+        several = {s for s in users[name] if profile.services[s].pool == name and profile.services[s].several}
         some = sorted(proxied | several)
         ports = {span for s in some for span in profile.services[s].port}
         single = len(ports) == 1 and all(low == high for low, high in ports)
@@ -194,7 +210,7 @@ def _checkers(profile: Profile, pool: str) -> int:
         service = profile.services[name]
         if service.pool == pool and all(v in profile.vips for v in service.vip):
             endpoints = profile.endpoints(name)
-            found += len({e.address.version for e in endpoints} if len(service.ports) > 1 else endpoints)
+            found += len({e.address.version for e in endpoints} if service.several else endpoints)
     return max(1, found)
 
 
@@ -335,6 +351,7 @@ RULES: tuple[Callable[[Profile], Iterator[Finding]], ...] = (
     unknown_references,
     families,
     port_clashes,
+    port_numbers,
     check_ports,
     check_hosts,
     check_load,

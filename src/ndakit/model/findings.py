@@ -21,6 +21,8 @@ class Finding:
     other: KeyPath | None = None
     also: tuple[KeyPath, ...] = ()
     """Further places that were looked at to come to this finding."""
+    unless: str | None = None
+    """A file of the node that settles it: a workspace that ships this file itself is not told."""
 
     @property
     def about(self) -> tuple[KeyPath, ...]:
@@ -29,17 +31,31 @@ class Finding:
 
 
 def error(
-    code: str, what: str, at: KeyPath, fix: str, *, other: KeyPath | None = None, also: tuple[KeyPath, ...] = ()
+    code: str,
+    what: str,
+    at: KeyPath,
+    fix: str,
+    *,
+    other: KeyPath | None = None,
+    also: tuple[KeyPath, ...] = (),
+    unless: str | None = None,
 ) -> Finding:
     """Something that cannot work."""
-    return Finding(code, "error", what, at, fix, other, also)
+    return Finding(code, "error", what, at, fix, other, also, unless)
 
 
 def warning(
-    code: str, what: str, at: KeyPath, fix: str, *, other: KeyPath | None = None, also: tuple[KeyPath, ...] = ()
+    code: str,
+    what: str,
+    at: KeyPath,
+    fix: str,
+    *,
+    other: KeyPath | None = None,
+    also: tuple[KeyPath, ...] = (),
+    unless: str | None = None,
 ) -> Finding:
     """Something that works, but probably not as meant."""
-    return Finding(code, "warning", what, at, fix, other, also)
+    return Finding(code, "warning", what, at, fix, other, also, unless)
 
 
 def unknown(kind: str, name: str, known: Iterable[str], at: KeyPath, table: str) -> Finding:

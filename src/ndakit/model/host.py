@@ -50,6 +50,13 @@ class Image(Model):
     """Packages beyond, or against, what the profile needs anyway: `tcpdump: add`, `ppp: remove`."""
 
 
+class Ssh(Model):
+    """The nodes' own SSH server."""
+
+    port: Port = 22
+    """Its TCP port, on every address of the node. With another port, a service of topology proxy can have 22."""
+
+
 class Access(Model):
     """Who may administer the appliance, and from where."""
 
@@ -73,6 +80,8 @@ class Access(Model):
     """Subnets from which SSH and the statistics page can be reached, by name; nobody else can. Somebody of each must be
     able to get in: a warning tells of those of an IP version that the nodes do not have, everything else is an error.
     """
+    ssh: Ssh = Ssh()
+    """Where the SSH server listens."""
     luci: Annotated[Bool, AfterValidator(lambda v: _no_luci(v))] = False
     """Whether the web interface is in the image."""
 

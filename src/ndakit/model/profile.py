@@ -35,6 +35,8 @@ SYNC_PORT = 3780
 """conntrackd's UDP port (conntrackd.conf(5))."""
 KERNEL_SYNC_PORT, KERNEL_SYNC_GROUP = 8848, "224.0.0.81"
 """UDP port and multicast group of IPVS's sync daemon (ipvsadm(8))."""
+MARKS_MAX = 255
+"""Firewall marks for services: eight bits of a packet's mark (view_firewall.MARK_MASK), without 0."""
 PEERS_PORT = 10000
 """TCP port on which the nodes' HAProxies tell each other which client belongs to which server."""
 
@@ -181,6 +183,11 @@ class Profile(Model):
         return len(self.nodes) == 1
 
     @property
+    def ssh_port(self) -> int:
+        """The TCP port of the nodes' own SSH server."""
+        return self.access.ssh.port
+
+    @property
     def groups(self) -> tuple[str, ...]:
         """The VIP groups, `main` first."""
         found = {v.group for v in self.vips.values()}
@@ -293,7 +300,7 @@ class Profile(Model):
         are any); None if they differ."""
         if server.port or self.pools[pool].port:
             return server.port or self.pools[pool].port
-        ports = {p for s in self.proxied(pool) or self.services_of(pool) for p in self.services[s].ports}
+        ports = {self.services[s].single_port for s in self.proxied(pool) or self.services_of(pool)}
         return ports.pop() if len(ports) == 1 else None
 
     def services_of(self, pool: str) -> tuple[str, ...]:
@@ -334,13 +341,20 @@ class Profile(Model):
         below belong to others (verified-fragments of the project's reference, 3.5).
         """
         found: dict[str, int] = {}
-        for name in sorted(self.kernel_services):
-            if len(self.services[name].ports) > 1:
-                number = zlib.crc32(name.encode()) % 255 + 1
-                while number << 4 in found.values():
-                    number = number % 255 + 1
-                found[name] = number << 4
+        taken: set[int] = set()
+        for name in sorted(self.marked_services)[:MARKS_MAX]:
+            number = zlib.crc32(name.encode()) % MARKS_MAX + 1
+            while number in taken:
+                number = number % MARKS_MAX + 1
+            taken.add(number)
+            found[name] = number << 4
         return found
+
+    @property
+    def marked_services(self) -> tuple[str, ...]:
+        """The services with several ports that the kernel balances: each wants a firewall mark of its own, and there
+        are MARKS_MAX of them (check_traffic)."""
+        return tuple(n for n in self.kernel_services if self.services[n].several)
 
     def detection_s(self, pool: str) -> float:
         """The longest time, in seconds, from a server's death to its leaving the pool (one node's view)."""

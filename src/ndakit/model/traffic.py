@@ -204,14 +204,6 @@ def _ports(value: Any) -> Any:
     return tuple(ordered)
 
 
-def _few(spans: tuple[PortRange, ...]) -> tuple[PortRange, ...]:
-    if sum(high - low + 1 for low, high in spans) > 4096:
-        raise mistake(
-            "too-many-ports", "more than 4096 ports in one service", fix="split the service, or narrow the range"
-        )
-    return spans
-
-
 _PORT_SCHEMA = {"anyOf": [{"type": "integer", "minimum": 1, "maximum": 65535}, {"type": "string"}]}
 Ports = Annotated[
     tuple[PortRange, ...],
@@ -251,7 +243,7 @@ class Service(Model):
     """The VIP, or a list of them."""
     families: Annotated[tuple[FamilyName, ...], AfterValidator(_families)] | None = None
     """`ipv4`, `ipv6`; default: those of the VIP."""
-    port: Annotated[Ports, AfterValidator(_few)]
+    port: Ports
     """The port on the VIP: one, a range such as 10000-10100, or a list."""
     topology: Literal["proxy", "nat", "dr", "tun"] = "proxy"
     """How traffic reaches the servers. `proxy` ends connections in HAProxy and opens its own to the server. The others
@@ -281,6 +273,25 @@ class Service(Model):
         return "udp" if self.protocol == "udp" else "tcp"
 
     @property
-    def ports(self) -> tuple[int, ...]:
-        """Every single port."""
-        return tuple(p for low, high in self.port for p in range(low, high + 1))
+    def first_port(self) -> int:
+        """Its lowest port."""
+        return self.port[0][0]
+
+    @property
+    def single_port(self) -> int | None:
+        """Its only port; None if it has several."""
+        return None if self.several else self.first_port
+
+    @property
+    def several(self) -> bool:
+        """True if it has more than one port."""
+        return self.port != ((self.first_port, self.first_port),)
+
+    @property
+    def port_count(self) -> int:
+        """How many ports it has."""
+        return sum(high - low + 1 for low, high in self.port)
+
+    def has_port(self, number: int) -> bool:
+        """True if a port is one of its own."""
+        return any(low <= number <= high for low, high in self.port)
