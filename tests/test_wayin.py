@@ -9,13 +9,16 @@ from typing import Any
 
 import pytest
 import yaml
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ndakit.model import Profile, checks
+from ndakit.model import Profile, capacity_of, checks, sysctl_values
 from ndakit.model.check_access import door
 from ndakit.model.spans import EVERYBODY, NEVER, PUBLIC, Spans, shown
+from ndakit.model.sysctl_values import Machine, harm
+from ndakit.model.sysctls import KNOWN, general
 from ndakit.model.wayin import WHOLE, Door, Filter, Way
+from ndakit.view import NodeView
 
 HERE = Path(__file__).parent
 BASE = (HERE / "valid/full.yaml").read_text()
@@ -33,6 +36,7 @@ def numbers(spans: Spans) -> set[int]:
     return {n for first, last in spans.pairs for n in range(first, last + 1)}
 
 
+@settings(deadline=None)
 @given(st.lists(subnets), st.lists(subnets), subnets)
 def test_spans_are_sets_of_addresses(one: list[IPv4Network], other: list[IPv4Network], part: IPv4Network) -> None:
     a, b = Spans.of(one, 4), Spans.of(other, 4)
@@ -88,6 +92,7 @@ filters = st.builds(
 )
 
 
+@settings(deadline=None)
 @given(
     st.lists(st.tuples(addresses, devices), min_size=1, max_size=3).map(tuple),
     st.lists(ways, max_size=6, unique_by=lambda w: (w.to, w.metric)).map(tuple),
@@ -212,3 +217,55 @@ def list_of(text: str) -> list[str]:
 def test_the_profiles_own_door_lets_in_whom_its_networks_lead_to(source: str) -> None:
     text = BASE.replace("noc: 203.0.113.128/25", f"noc: {source}")
     assert door(profile(text), "lb1").why_not(ip_network(source)) == ""
+
+
+# -- kernel values -----------------------------------------------------------------------------------------------------
+
+MACHINE = Machine(memory_mib=1024, files=4096)
+
+
+@pytest.mark.parametrize("at", sysctl_values._RANGES, ids=lambda at: at.pattern)
+def test_a_kernel_value_does_harm_outside_of_its_range_and_none_where_the_fix_says(at: Any) -> None:
+    key = at.pattern.replace("\\", "").replace("[46]", "4").replace("(netdev_budget|dev_weight)", "dev_weight")
+    key = key.replace(".*.", ".eth0.")
+    beyond = [at.low - 1] if at.high is None else [at.low - 1, at.high + 1]
+    for number in beyond:
+        found = harm(key, str(number), MACHINE)
+        assert (found is None) == (number in at.also)
+        assert found is None or str(at.low) in found.fix
+    for number in (at.low, *((at.high,) if at.high is not None else ()), *at.also):
+        assert harm(key, str(number), MACHINE) is None
+    assert general(key) in KNOWN
+    odd = harm(key, "many", MACHINE)
+    assert odd is not None
+    assert odd.severity == "error"
+
+
+@pytest.mark.parametrize(
+    ("key", "good", "bad"),
+    [("vm.min_free_kbytes", "131072", "131073"), ("vm.nr_hugepages", "128", "129"), ("fs.nr_open", "4096", "4095"),
+     ("fs.file-max", "4096", "1024"), ("net.ipv4.tcp_mem", "1 2 1024", "1 2 1023"),
+     ("net.ipv4.udp_mem", "1 1 1024", "1024 1 1024"), ("net.ipv4.tcp_rmem", "1 2 4096", "1 4096"),
+     ("net.ipv4.tcp_wmem", "4096 16384 4194304", "0 1 4096"), ("net.core.default_qdisc", "fq_codel", "blackhole")],
+)  # fmt: skip
+def test_a_kernel_value_that_depends_on_the_machine_is_held_against_it(key: str, good: str, bad: str) -> None:
+    assert harm(key, good, MACHINE) is None
+    found = harm(key, bad, MACHINE)
+    assert found is not None
+    assert found.severity == "error"
+
+
+@pytest.mark.parametrize("key", ["kernel.modprobe", "kernel.modules_disabled", "kernel.usermodehelper.bset"])
+def test_what_loads_the_kernels_modules_is_left_alone(key: str) -> None:
+    assert harm(key, "1", MACHINE) is not None
+
+
+def test_a_range_of_source_ports_of_ones_own_is_what_the_profile_counts_with() -> None:
+    text = BASE + "tuning: {sysctl: {net.ipv4.ip_local_port_range: 50000 50999}}\n"
+    found = capacity_of(profile(text))
+    assert (found.ports_from, found.ports_to, found.ports) == (50000, 50999, 1000)
+    values = {v.key: v.value for v in NodeView(profile(text), "lb1").kernel_values}
+    assert values["net.ipv4.ip_local_port_range"] == "50000 50999"
+    assert "net.ipv4.ip_local_reserved_ports" not in values
+    inside = NodeView(profile(text.replace("50000 50999", "8000 8999")), "lb1").kernel_values
+    assert {v.key: v.value for v in inside}["net.ipv4.ip_local_reserved_ports"] == "8404"

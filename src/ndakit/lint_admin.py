@@ -15,10 +15,11 @@ from ndakit.lint_firewall import FIREWALL, as_network, as_ports
 from ndakit.lint_subject import LintFinding, Subject
 from ndakit.lint_uci import DROPBEAR, NETWORK
 from ndakit.model.check_access import door as meant
+from ndakit.model.sysctl_values import Machine, harm
 from ndakit.model.wayin import LINK_LOCAL, WHOLE, Door, Filter, Reason, Way
 from ndakit.uci import Section
 
-KEYS = "/etc/dropbear/authorized_keys"
+SYSCTL, KEYS = "/etc/sysctl.conf", "/etc/dropbear/authorized_keys"
 _CONDITIONS = (
     "src_mac", "src_port", "mark", "ipset", "start_date", "stop_date", "start_time", "stop_time", "weekdays",
     "monthdays", "helper", "dscp", "limit_burst",
@@ -41,6 +42,18 @@ def rules(subject: Subject) -> Iterator[LintFinding]:
         return  # lint_uci says what is missing or cannot be read
     yield from entries(subject)
     yield from keys(subject)
+    yield from kernel(subject)
+
+
+def kernel(subject: Subject) -> Iterator[LintFinding]:
+    """sysctl.conf: no value that shuts everybody out."""
+    file = subject.tree.get(SYSCTL)
+    machine = Machine(subject.view.capacity.memory_mib, subject.view.capacity.files)
+    for number, line in enumerate(file.text.splitlines() if file is not None else (), 1):
+        key, equals, value = line.partition("=")
+        trouble = harm(key.strip(), " ".join(value.split()), machine) if equals and not line.startswith("#") else None
+        if trouble is not None and trouble.severity == "error":
+            yield subject.finding("no-way-in", SYSCTL, number, f"{line}: {trouble.why}")
 
 
 def entries(subject: Subject) -> Iterator[LintFinding]:

@@ -13,7 +13,7 @@ from ipaddress import IPv4Interface, IPv6Interface, ip_interface
 from ndakit.errors import InputError
 from ndakit.model import Address, Capacity, Profile, capacity_of
 from ndakit.model import Route as ProfileRoute
-from ndakit.model.capacity import BACKLOG_FLOOR, PORTS_TO
+from ndakit.model.capacity import BACKLOG_FLOOR
 from ndakit.model.profile import PEERS_PORT, SYNC_PORT
 from ndakit.model.sizing import Tuning
 from ndakit.names import instance_name, uci_name
@@ -294,7 +294,7 @@ class NodeView:
         found = [
             KernelValue(
                 "net.ipv4.ip_local_port_range",
-                f"{size.ports_from} {PORTS_TO}",
+                f"{size.ports_from} {size.ports_to}",
                 f"source ports towards one server: {size.ports} instead of 28232",
             ),
             KernelValue(
@@ -328,7 +328,7 @@ class NodeView:
                 "as many lists to look them up in, or every packet would walk along long ones; 8 bytes each",
             ),
         ]
-        reserved = sorted({p for p in self.own_ports if p >= size.ports_from})
+        reserved = sorted({p for p in self.own_ports if size.ports_from <= p <= size.ports_to})
         if reserved:
             why = "ports that daemons here listen on: taken by a connection, it would keep one from starting again"
             found.append(KernelValue("net.ipv4.ip_local_reserved_ports", ",".join(map(str, reserved)), why))

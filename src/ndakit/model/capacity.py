@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from ndakit.model.profile import Profile
+from ndakit.model.sysctl_values import port_range
 
 SMALL_DEVICES = ("dockstar",)
 """Devices with 128 MiB of memory (openwrt.md, 2.3)."""
@@ -30,6 +31,8 @@ TRACKED_PER_SESSION = 2
 PORTS_FROM, PORTS_FROM_WIDE, PORTS_TO = 10240, 1024, 65535
 """The lowest local port of connections to servers: as it is, and where one server needs more of them."""
 
+PORTS_KEY = "net.ipv4.ip_local_port_range"
+
 BUFFER_BYTES, LARGE_BUFFER_BYTES = 16 * 1024, 20 * 1024
 """HAProxy's tune.bufsize, as it comes and where a sorry page needs more."""
 HAPROXY_BYTES = 2 * 1024
@@ -42,6 +45,8 @@ IPVS_BYTES = 400
 """An IPVS connection (ip_vs says so itself when it is loaded)."""
 TIME_WAIT_BYTES = 512
 """A TIME_WAIT socket with its port."""
+FILES_BESIDE = 1024
+"""What HAProxy has open besides its connections: listeners, checks, pipes; generously."""
 SYSTEM_MIB = 64
 """OpenWrt itself with the daemons, without connections."""
 
@@ -64,7 +69,8 @@ class Capacity:
     backlog: int
     """somaxconn and tcp_max_syn_backlog: two seconds' worth of new connections."""
     ports_from: int
-    """The low end of ip_local_port_range."""
+    ports_to: int
+    """The ends of ip_local_port_range: those of `tuning.sysctl`, else computed."""
     buffer_bytes: int
     kernel_entries: int
     """Connections in IPVS's table, which has no limit of its own."""
@@ -77,7 +83,7 @@ class Capacity:
     @property
     def ports(self) -> int:
         """How many source ports there are towards one server."""
-        return PORTS_TO - self.ports_from + 1
+        return self.ports_to - self.ports_from + 1
 
     @property
     def memory(self) -> tuple[tuple[str, int], ...]:
@@ -95,6 +101,11 @@ class Capacity:
     def memory_needed_mib(self) -> int:
         """All of it."""
         return sum(mib for _, mib in self.memory)
+
+    @property
+    def files(self) -> int:
+        """Files that HAProxy has open when it holds as many connections as it may: two each."""
+        return 2 * self.connections_max + FILES_BESIDE
 
     @property
     def tracked_needed(self) -> int:
@@ -118,6 +129,8 @@ def capacity_of(profile: Profile) -> Capacity:
         connections = max(connections, math.ceil(2 * rate * duration_s / 100) * 100)
     tracked = max(TRACKED_PER_SESSION * rate * (duration_s + TRACKED_AFTER_S), TRACKED_PER_SESSION * connections)
     most = max((need for *_, need in ports_needed(profile, rate, duration_s)), default=0)
+    ports = (PORTS_FROM if most <= PORTS_TO - PORTS_FROM + 1 else PORTS_FROM_WIDE, PORTS_TO)
+    tuned_ports = port_range(profile.tuning.sysctl.get(PORTS_KEY, "")) or ports
     return Capacity(
         memory_mib=stated.memory_mib or (SMALL_MEMORY_MIB if little else MEMORY_MIB),
         sessions_per_second=rate,
@@ -127,7 +140,8 @@ def capacity_of(profile: Profile) -> Capacity:
         time_wait_max=_tuned(profile, "net.ipv4.tcp_max_tw_buckets")
         or power_of_two(max(2 * rate * TIME_WAIT_S, TIME_WAIT_FLOOR)),
         backlog=min(BACKLOG_TOP, power_of_two(max(2 * rate, BACKLOG_FLOOR))),
-        ports_from=PORTS_FROM if most <= PORTS_TO - PORTS_FROM + 1 else PORTS_FROM_WIDE,
+        ports_from=tuned_ports[0],
+        ports_to=tuned_ports[1],
         kernel_entries=math.ceil(rate * (duration_s + TRACKED_AFTER_S)) if profile.kernel_services else 0,
         buffer_bytes=LARGE_BUFFER_BYTES if _large_page(profile) else BUFFER_BYTES,
     )

@@ -6,9 +6,18 @@ import math
 from collections.abc import Callable, Iterator
 
 from ndakit.mistakes import KeyPath, guess
-from ndakit.model.capacity import PORTS_FROM_WIDE, PORTS_TO, TRACKED_AFTER_S, capacity_of, ports_needed, proxied_pools
+from ndakit.model.capacity import (
+    PORTS_FROM_WIDE,
+    PORTS_KEY,
+    PORTS_TO,
+    TRACKED_AFTER_S,
+    capacity_of,
+    ports_needed,
+    proxied_pools,
+)
 from ndakit.model.findings import Finding, error, warning
 from ndakit.model.profile import Profile
+from ndakit.model.sysctl_values import Machine, harm, port_range
 from ndakit.model.sysctls import KNOWN, general, gone, owner
 
 PORTS_MOST = PORTS_TO - PORTS_FROM_WIDE + 1
@@ -44,15 +53,17 @@ def ports(profile: Profile) -> Iterator[Finding]:
     """Source ports towards one server: one for each session, and for a minute after it (TIME_WAIT)."""
     found = capacity_of(profile)
     pools = proxied_pools(profile)
+    tuned = port_range(profile.tuning.sysctl.get(PORTS_KEY, "")) is not None
+    most = found.ports if tuned else PORTS_MOST
     for pool, server, need in ports_needed(profile, found.sessions_per_second, found.session_duration_s):
-        if need <= PORTS_MOST:
+        if need <= most:
             continue
         weights = [s.weight for s in profile.pools[pool].servers.values()]
         whole = math.ceil(need * (sum(weights) - _lost(weights)) / sum(weights)) if sum(weights) else need
-        lost = "" if whole > PORTS_MOST or len([w for w in weights if w]) == 1 else "with one server lost, "
+        lost = "" if whole > most or len([w for w in weights if w]) == 1 else "with one server lost, "
         what = (
             f"{lost}{found.sessions_per_second:g} sessions per second to pool {pool} need {need} source ports towards "
-            f"server {server}, and there are {PORTS_MOST}: each one is taken for the session and 60 s more"
+            f"server {server}, and there are {most}: each one is taken for the session and 60 s more"
         )
         # Sure only where every session goes to this pool, and each one makes a connection of its own: those of http
         # are used again.
@@ -62,8 +73,11 @@ def ports(profile: Profile) -> Iterator[Finding]:
         say = error if sure else warning
         yield say(
             "sizing-ports", what, ("pools", pool, "servers"),
-            "add servers to the pool, or use topology nat or dr, which need no ports, or lower sessions_per_second",
-            other=_stated(profile, "sessions_per_second", "session_duration_s"), also=(("services",), ("device",)),
+            (f"widen {PORTS_KEY} (up to {PORTS_FROM_WIDE} {PORTS_TO}) or delete it, " if tuned else "")
+            + "add servers to the pool, or use topology nat or dr, which need no ports, or lower sessions_per_second",
+            other=("tuning", "sysctl", PORTS_KEY) if tuned
+            else _stated(profile, "sessions_per_second", "session_duration_s"),
+            also=(("services",), ("device",), ("sizing",)),
         )  # fmt: skip
 
 
@@ -109,8 +123,10 @@ def servers(profile: Profile) -> Iterator[Finding]:
 
 
 def sysctls(profile: Profile) -> Iterator[Finding]:
-    """Kernel values of one's own: gone ones, unknown ones, and those that another key decides."""
-    for key in profile.tuning.sysctl:
+    """Kernel values of one's own: gone ones, unknown ones, those that another key decides, and those that do harm."""
+    found = capacity_of(profile)
+    machine = Machine(found.memory_mib, found.files)
+    for key, value in profile.tuning.sysctl.items():
         path: KeyPath = ("tuning", "sysctl", key)
         if (owned := owner(key)) is not None:
             place, how = owned
@@ -118,6 +134,20 @@ def sysctls(profile: Profile) -> Iterator[Finding]:
         elif (past := gone(key, profile.release)) is not None:
             why, fix = past
             yield error("sysctl-gone", f"{key} is of no use: {why}", path, fix, other=("release",))
+        elif key == PORTS_KEY and ((ports := port_range(value)) is None or ports[0] < PORTS_FROM_WIDE):
+            what = f"is not a range of ports from {PORTS_FROM_WIDE} to {PORTS_TO}"
+            if ports is not None:
+                what = f"holds ports below {PORTS_FROM_WIDE}: one that a connection takes keeps SSH from starting again"
+            yield error(
+                "sysctl-ports", f"{key}: {value} {what}", path,
+                f"write two numbers, such as {PORTS_FROM_WIDE} {PORTS_TO}, or delete it",
+            )  # fmt: skip
+        elif (trouble := harm(key, value, machine)) is not None:
+            say = error if trouble.severity == "error" else warning
+            yield say(
+                "sysctl-harms", f"{key}: {value} does harm: {trouble.why}", path, trouble.fix,
+                also=(("sizing",), ("device",), ("services",)),
+            )  # fmt: skip
         elif general(key) not in KNOWN:
             near = guess(general(key), KNOWN)
             hint = f"did you mean {near}? " if near else ""
