@@ -49,6 +49,6 @@ class Tuning(Model):
         Annotated[str, AfterValidator(_key)],
         Annotated[str, AfterValidator(_value), WithJsonSchema({"type": ["string", "number"]})],
     ] = Field(default={})
-    """Kernel values beyond, or against, the computed ones: `net.ipv4.tcp_fin_timeout: 20`. Values that shut
-    an admin out are refused, such as `net.ipv4.conf.all.arp_ignore: 8`; `net.ipv4.ip_local_port_range` is what the source ports are
-    counted with."""
+    """Kernel values beyond, or against, the computed ones: `net.ipv4.tcp_fin_timeout: 20`. Values that shut an admin
+    out, such as `net.ipv4.conf.all.arp_ignore: 8`, are refused. Source ports are counted with the profile's own
+    `net.ipv4.ip_local_port_range`."""
