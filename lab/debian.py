@@ -26,10 +26,14 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import urllib.parse
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
-SUITE = "trixie"
+# In the order in which they are tried: a mirror's index can name files that the mirror does not hold (seen: Debian
+# 13.8's libc6 for armel, a point release that some architecture's builds had not reached).
+SUITES = ("trixie", "bookworm")
+SUITE_VARIABLE = "NDAKIT_DEBIAN_SUITES"
 MIRROR_VARIABLE = "NDAKIT_DEBIAN_MIRROR"
 _FORMAT = "3"  # part of every key in the cache: raise it when the meaning of what is cached changes
 _KEYRINGS = ("/usr/share/keyrings/debian-archive-keyring.gpg", "/usr/share/keyrings/debian-archive-keyring.pgp")
@@ -37,6 +41,8 @@ _DEBIAN_SUITES = re.compile(r"^(stretch|buster|bullseye|bookworm|trixie|forky|du
 _USR_MERGE = ("bin", "sbin", "lib", "lib64")
 # Choices of the machine's administrator about how its mirror is reached; the rest of its apt configuration is not ours.
 _PASSED_ON = re.compile(r"^Acquire::(https?|ftp|Check-Date|Check-Valid-Until|ForceIPv[46]|Max-FutureTime)(::|\b)")
+# apt's words for a file that the index names and the server has not: over HTTP, and from a folder.
+_NOT_HELD = re.compile(r"Failed to fetch \S*?([^/\s]+\.deb)\s+(?:404|File not found)")
 _USERS = (
     "root:x:0:0:root:/root:/bin/sh",
     "daemon:x:1:1:daemon:/var:/usr/sbin/nologin",
@@ -70,9 +76,21 @@ class LabError(Exception):
 class NoSuchPackage(LabError):
     """The suite has no package of that name."""
 
-    def __init__(self, names: Sequence[str], mirror: str) -> None:
+    def __init__(self, names: Sequence[str], suite: str, mirror: str) -> None:
         super().__init__(
-            f"no such Debian package: {' '.join(names)}", where=f"suite {SUITE} at {mirror}", fix="correct the name"
+            f"no such Debian package: {' '.join(names)}", where=f"suite {suite} at {mirror}", fix="correct the name"
+        )
+
+
+class FilesMissing(LabError):
+    """The suite's index names files that the mirror does not hold."""
+
+    def __init__(self, files: Sequence[str], suite: str, mirror: str) -> None:
+        self.files = tuple(files)
+        super().__init__(
+            f"the mirror names packages that it does not hold: {' '.join(files[:3])}",
+            where=f"suite {suite} at {mirror}",
+            fix=f"the mirror is being updated: try again in some hours, or name another one in {MIRROR_VARIABLE}",
         )
 
 
@@ -99,6 +117,11 @@ def mirror() -> str:
     )
 
 
+def suites() -> tuple[str, ...]:
+    """The suites to take packages from, best first: those that NDAKIT_DEBIAN_SUITES names (with blanks), or ours."""
+    return tuple(os.environ.get(SUITE_VARIABLE, "").split()) or SUITES
+
+
 def closure(cache: Path, packages: Sequence[str], *, arch: str = "amd64", say: Say = progress) -> list[Path]:
     """The .deb files of the packages and of all they depend on (no recommends), downloaded into `cache`.
 
@@ -107,7 +130,7 @@ def closure(cache: Path, packages: Sequence[str], *, arch: str = "amd64", say: S
     wanted = sorted(set(packages))
     if not wanted:
         raise LabError("no package was asked for", where="closure", fix="name at least one package")
-    remembered = cache / "requests" / f"{_digest([_FORMAT, SUITE, arch, *wanted])}.json"
+    remembered = cache / "requests" / f"{_digest([_FORMAT, suites()[0], arch, *wanted])}.json"
     if (debs := _recall(cache, remembered)) is not None:
         return debs
     with _lock(cache, say):
@@ -149,22 +172,51 @@ def root(cache: Path, packages: Sequence[str], *, arch: str = "amd64", name: str
 
 
 def _download(cache: Path, wanted: list[str], arch: str, say: Say) -> list[Path]:
-    """Resolve with the private apt and download; fetch the lists anew when they are missing or outdated."""
+    """Download from the first suite whose files the mirror really holds.
+
+    An architecture that had to fall back stays with that suite for as long as the cache lives: the roots of one image
+    must be of one Debian, because newer programs do not start with an older libc.
+    """
+    order = suites()
     at = mirror()
-    env = _private_apt(cache, arch, at)
+    chosen = cache / f"suite-{arch}"
+    with contextlib.suppress(OSError, ValueError):
+        order = order[order.index(chosen.read_text().strip()) :]
+    while True:
+        suite, order = order[0], order[1:]
+        try:
+            debs = _download_from(cache, suite, wanted, arch, at, say)
+        except FilesMissing as lacking:
+            if not order:
+                raise
+            say(f"the mirror lacks files that it names in {suite} for {arch}: {' '.join(lacking.files[:3])}")
+            say(f"taking {order[0]} for {arch} instead; ./inv clean --cache forgets that")
+        else:
+            if suite != suites()[0]:
+                _write(chosen, suite + "\n")
+            return debs
+
+
+def _download_from(cache: Path, suite: str, wanted: list[str], arch: str, at: str, say: Say) -> list[Path]:
+    """Resolve with the private apt and download; fetch the lists anew when they are missing or outdated.
+
+    Raises FilesMissing if fresh lists name files that the mirror does not hold, LabError for everything else.
+    """
+    base = cache / f"apt-{suite}-{arch}"
+    env = _private_apt(cache, base, suite, arch, at)
     lists_fresh = False
-    if not list((cache / f"apt-{arch}/state/lists").glob("*_Packages*")):
-        _update(env, at, say)
+    if not list((base / "state/lists").glob("*_Packages*")):
+        _update(env, suite, at, say)
         lists_fresh = True
     install = ["apt-get", "install", "--yes", "--quiet", *wanted]
     while True:
         # An empty folder of archives, because what is downloaded already would not be listed.
-        plan = _run([*install, "--print-uris", "-o", f"Dir::Cache::archives={cache}/apt-{arch}/etc/empty"], env)
-        missing = re.findall(r"E: Unable to locate package (\S+)", plan.stderr)
-        missing += re.findall(r"E: Package '([^']+)' has no installation candidate", plan.stderr)
+        plan = _run([*install, "--print-uris", "-o", f"Dir::Cache::archives={base}/etc/empty"], env)
+        unknown = re.findall(r"E: Unable to locate package (\S+)", plan.stderr)
+        unknown += re.findall(r"E: Package '([^']+)' has no installation candidate", plan.stderr)
         if plan.returncode == 0:
             files = re.findall(r"^'[^']+' (\S+\.deb) \d+", plan.stdout, re.MULTILINE)
-            say(f"{len(files)} packages for {arch}; downloading what is missing")
+            say(f"{len(files)} packages of {suite} for {arch}; downloading what is missing")
             got = _run([*install, "--download-only"], env)
             if got.returncode == 0:
                 debs = sorted(cache / "debs" / f for f in files)
@@ -172,15 +224,17 @@ def _download(cache: Path, wanted: list[str], arch: str, say: Say) -> list[Path]
                     return debs
             plan = got
         if not lists_fresh:  # the mirror has moved on since the lists were fetched
-            _update(env, at, say)
+            _update(env, suite, at, say)
             lists_fresh = True
             continue
-        if missing:
-            raise NoSuchPackage(missing, at)
-        raise _apt_failed(plan, at, env)
+        if unknown:
+            raise NoSuchPackage(unknown, suite, at)
+        if lacking := _NOT_HELD.findall(plan.stderr):
+            raise FilesMissing([urllib.parse.unquote(name) for name in lacking], suite, at)
+        raise _apt_failed(plan, suite, at, env)
 
 
-def _private_apt(cache: Path, arch: str, at: str) -> dict[str, str]:
+def _private_apt(cache: Path, base: Path, suite: str, arch: str, at: str) -> dict[str, str]:
     """Write an apt of our own (nothing installed, one source) and return the environment that selects it."""
     keyring = next((k for k in _KEYRINGS if Path(k).is_file()), None)
     if keyring is None:
@@ -189,13 +243,12 @@ def _private_apt(cache: Path, arch: str, at: str) -> dict[str, str]:
             where=_KEYRINGS[0],
             fix="apt-get install debian-archive-keyring",
         )
-    base = cache / f"apt-{arch}"
     with _space(base):
         for folder in ("state/lists/partial", "cache", "etc/empty/partial"):
             (base / folder).mkdir(parents=True, exist_ok=True)
         (cache / "debs/partial").mkdir(parents=True, exist_ok=True)
         _write(base / "state/status", "")
-        _write(base / "etc/sources.list", f"deb [arch={arch} signed-by={keyring}] {at} {SUITE} main\n")
+        _write(base / "etc/sources.list", f"deb [arch={arch} signed-by={keyring}] {at} {suite} main\n")
         kept = [line for line in _run(["apt-config", "dump"], os.environ).stdout.splitlines() if _PASSED_ON.match(line)]
         settings = [
             *kept,
@@ -224,25 +277,25 @@ def _private_apt(cache: Path, arch: str, at: str) -> dict[str, str]:
     return dict(os.environ) | {"APT_CONFIG": f"{base}/etc/apt.conf", "DEBIAN_FRONTEND": "noninteractive"}
 
 
-def _update(env: dict[str, str], at: str, say: Say) -> None:
-    say(f"fetching the package lists of {SUITE}")
+def _update(env: dict[str, str], suite: str, at: str, say: Say) -> None:
+    say(f"fetching the package lists of {suite}")
     done = _run(["apt-get", "update", "--quiet", "--error-on=any"], env)
     if done.returncode != 0:
-        raise _apt_failed(done, at, env)
+        raise _apt_failed(done, suite, at, env)
 
 
-def _apt_failed(done: subprocess.CompletedProcess[str], at: str, env: Mapping[str, str]) -> LabError:
+def _apt_failed(done: subprocess.CompletedProcess[str], suite: str, at: str, env: Mapping[str, str]) -> LabError:
     said = done.stdout + done.stderr
     tail = [line for line in done.stderr.splitlines() if line.startswith(("E:", "W:", "Err:"))][:3] or ["no message"]
     if re.search(r"No space left|don't have enough free space|not enough free disk space", said):
         fix = "free some space on that disk, or point XDG_CACHE_HOME at one that has it"
     elif re.search(r"NO_PUBKEY|not signed|KEYEXPIRED|EXPKEYSIG", said):
-        fix = f"install a newer debian-archive-keyring that knows {SUITE}"
+        fix = f"install a newer debian-archive-keyring that knows {suite}"
     elif re.search(r"Could not (resolve|connect)|Temporary failure|Unable to connect|Failed to fetch|timed out", said):
         fix = f"check the network and apt's proxy, or name another mirror in {MIRROR_VARIABLE}; then run it again"
     else:
         fix = f"run it by hand to see more: APT_CONFIG={env['APT_CONFIG']} apt-get update"
-    return LabError(f"apt could not get the packages: {' | '.join(tail)}", where=f"suite {SUITE} at {at}", fix=fix)
+    return LabError(f"apt could not get the packages: {' | '.join(tail)}", where=f"suite {suite} at {at}", fix=fix)
 
 
 def _unpack(debs: Sequence[Path], into: Path) -> None:
