@@ -122,6 +122,19 @@ def suites() -> tuple[str, ...]:
     return tuple(os.environ.get(SUITE_VARIABLE, "").split()) or SUITES
 
 
+def suite_of(cache: Path, arch: str) -> str:
+    """The suite that an architecture's packages come from: the first, if none had to be taken in its place."""
+    with contextlib.suppress(OSError):
+        chosen = _chosen(cache, arch).read_text().strip()
+        if chosen in suites():
+            return chosen
+    return suites()[0]
+
+
+def _chosen(cache: Path, arch: str) -> Path:
+    return cache / f"suite-{arch}"
+
+
 def closure(cache: Path, packages: Sequence[str], *, arch: str = "amd64", say: Say = progress) -> list[Path]:
     """The .deb files of the packages and of all they depend on (no recommends), downloaded into `cache`.
 
@@ -178,10 +191,8 @@ def _download(cache: Path, wanted: list[str], arch: str, say: Say) -> list[Path]
     must be of one Debian, because newer programs do not start with an older libc.
     """
     order = suites()
+    order = order[order.index(suite_of(cache, arch)) :]
     at = mirror()
-    chosen = cache / f"suite-{arch}"
-    with contextlib.suppress(OSError, ValueError):
-        order = order[order.index(chosen.read_text().strip()) :]
     while True:
         suite, order = order[0], order[1:]
         try:
@@ -193,7 +204,7 @@ def _download(cache: Path, wanted: list[str], arch: str, say: Say) -> list[Path]
             say(f"taking {order[0]} for {arch} instead; ./inv clean --cache forgets that")
         else:
             if suite != suites()[0]:
-                _write(chosen, suite + "\n")
+                _write(_chosen(cache, arch), suite + "\n")
             return debs
 
 
@@ -305,13 +316,12 @@ def _unpack(debs: Sequence[Path], into: Path) -> None:
         (into / "usr" / name).mkdir()
         (into / name).symlink_to(f"usr/{name}")
     for deb in debs:
-        done = _run(["dpkg-deb", "--extract", str(deb), str(into)], os.environ)
-        if done.returncode != 0:
-            if "No space left" in done.stderr:
+        if trouble := _extract(deb, into):
+            if "No space left" in trouble:
                 raise OSError(errno.ENOSPC, "No space left on device")
             deb.unlink(missing_ok=True)
             raise LabError(
-                f"a package could not be unpacked: {done.stderr.strip()[-200:]}",
+                f"a package could not be unpacked: {trouble[-200:]}",
                 where=str(deb),
                 fix="it was removed from the cache; run it again to download it anew",
             )
@@ -327,6 +337,46 @@ def _unpack(debs: Sequence[Path], into: Path) -> None:
         link = into / place
         if (link.parent / target).exists() and not link.exists() and not link.is_symlink():
             link.symlink_to(target)
+
+
+def _extract(deb: Path, into: Path) -> str:
+    """Unpack one package; what went wrong, or nothing.
+
+    Not by `dpkg-deb --extract`: packages up to Debian 12 bring folders named /bin and /lib, and that puts them in the
+    place of the links to /usr.
+    """
+    _require("dpkg-deb", "dpkg")
+    _require("tar", "tar")
+    unpack = [
+        "tar",
+        "--extract",
+        "--keep-directory-symlink",
+        "--preserve-permissions",
+        "--no-same-owner",
+        "-C",
+        str(into),
+    ]
+    with (
+        subprocess.Popen(
+            ["dpkg-deb", "--fsys-tarfile", str(deb)],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+        ) as reading,
+        subprocess.Popen(
+            unpack,
+            stdin=reading.stdout,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            env={**os.environ, "LC_ALL": "C"},
+        ) as writing,
+    ):
+        assert reading.stdout is not None and reading.stderr is not None
+        reading.stdout.close()  # tar has it; so dpkg-deb notices if tar ends
+        said = writing.communicate()[1] + reading.stderr.read()
+    if writing.returncode == 0 and reading.returncode == 0:
+        return ""
+    return said.decode(errors="replace").strip() or f"exit codes {reading.returncode} and {writing.returncode}"
 
 
 def _recall(cache: Path, remembered: Path) -> list[Path] | None:

@@ -36,7 +36,7 @@ debian = _load()
 def _deb(folder: Path, name: str, depends: str = "", *, version: str = "1") -> Path:
     """A tiny package with one file, /usr/share/<name>/here."""
     tree = folder / f"tree-{name}"
-    (tree / "DEBIAN").mkdir(parents=True)
+    (tree / "DEBIAN").mkdir(parents=True, exist_ok=True)
     (tree / f"usr/share/{name}").mkdir(parents=True)
     (tree / f"usr/share/{name}/here").write_text(name)
     control = (
@@ -94,6 +94,17 @@ def test_a_root_has_the_packages_files_and_what_chroot_needs(cache: Path) -> Non
     assert (root / "tmp").stat().st_mode & 0o7777 == 0o1777
     assert (root / "dev/null").is_file()
     assert debian.root(cache, ["alpha"], name="tiny") == root
+
+
+def test_a_package_that_brings_the_old_folders_lands_behind_the_links(cache: Path, tmp_path: Path) -> None:
+    """Debian 12's iproute2 brings /sbin/bridge."""
+    old = tmp_path / "tree-gamma/sbin/old"
+    old.parent.mkdir(parents=True)
+    old.write_text("old")
+    _deb(tmp_path, "gamma").rename(cache / "debs/beta_1_all.deb")
+    root = debian.root(cache, ["beta"])
+    assert (root / "sbin").readlink() == Path("usr/sbin")
+    assert (root / "usr/sbin/old").read_text() == "old"
 
 
 def test_a_killed_unpacking_is_swept_and_does_not_trip_the_next(cache: Path) -> None:

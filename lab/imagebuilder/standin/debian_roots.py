@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 
 import debian
@@ -17,10 +18,21 @@ GUEST_SET = (
 )  # fmt: skip
 
 
+def debs(cache: Path, target: Target, others: Iterable[str]) -> list[Path]:
+    """The package files that the guest root, the kernel and the roots of `others` were unpacked from."""
+    sets = [(_guest_set(target), target.debian), *(((name,), target.debian) for name in sorted(others))]
+    if target.kernel_debian != target.debian:
+        sets.append(((target.kernel,), target.kernel_debian))
+    return [deb for names, arch in sets for deb in debian.closure(cache, names, arch=arch)]
+
+
+def _guest_set(target: Target) -> tuple[str, ...]:
+    return (*GUEST_SET, target.kernel) if target.kernel_debian == target.debian else GUEST_SET
+
+
 def guest(cache: Path, target: Target) -> Path:
     """The root with busybox and the usual daemons, and the kernel if it is of the same kind. Raises debian.LabError."""
-    packages = (*GUEST_SET, target.kernel) if target.kernel_debian == target.debian else GUEST_SET
-    return debian.root(cache, packages, arch=target.debian, name="guest")
+    return debian.root(cache, _guest_set(target), arch=target.debian, name="guest")
 
 
 def kernel(cache: Path, target: Target, tools: Tools) -> Kernel:

@@ -6,14 +6,15 @@ Owns packages.toml. What the packages' files are is the business of `tree`.
 from __future__ import annotations
 
 import tomllib
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from .families import Family
 
 _ABSENT = "absent"
+_OTHER_SUITES = ("bookworm",)
 
 
 @dataclass(frozen=True)
@@ -34,6 +35,12 @@ class Package:
     version: str = ""
     digest: str = ""
     conffiles: tuple[str, ...] = ()
+    suites: Mapping[str, Mapping[str, tuple[str, ...]]] = field(default_factory=dict)
+    """What is different where the files come from another suite than the lab's first: suite to `debian` and `files`."""
+
+    def of_suite(self, suite: str) -> Package:
+        """The same package, with the files that this Debian suite has for it."""
+        return replace(self, **self.suites.get(suite, {}))  # type: ignore[arg-type]  # checked where it is read
 
     @property
     def absent(self) -> bool:
@@ -64,10 +71,16 @@ def feed(table: Path, family: Family) -> dict[str, Package]:
             continue
         if family.target.x86:
             entry["modules"] = entry.get("modules", []) + entry.get("modules-x86", [])
-        lists: dict[str, Any] = {k: tuple(v) for k, v in entry.items() if k not in ("nothing", "files", "modules-x86")}
-        files = tuple(line.replace("@triplet@", family.target.triplet) for line in entry.get("files", []))
-        found[name] = Package(name, nothing=entry.get("nothing", ""), files=files, **lists)
+        others = {suite: _lists(entry.pop(suite), family) for suite in _OTHER_SUITES if suite in entry}
+        nothing = entry.pop("nothing", "")
+        found[name] = Package(name, nothing=nothing, suites=others, **_lists(entry, family))
     return found
+
+
+def _lists(entry: Mapping[str, Any], family: Family) -> dict[str, Any]:
+    """The lists of an entry, with the architecture's names filled in."""
+    filled = {key: [line.replace("@triplet@", family.target.triplet) for line in lines] for key, lines in entry.items()}
+    return {key: tuple(lines) for key, lines in filled.items() if key != "modules-x86"}
 
 
 def selection(

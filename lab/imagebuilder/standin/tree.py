@@ -49,13 +49,14 @@ def base(
     """The installed root of a package set, made once per set. `stamp` names the state of the lab's own sources."""
     target = family.target
     main = debian_roots.guest(cache, target)
+    packages = [package.of_suite(debian.suite_of(cache, target.debian)) for package in packages]
     roots = dict.fromkeys(debian_roots.GUEST_SET, main)
     for package in packages:
         for name in package.debian:
             if name not in roots:
                 roots[name] = debian.root(cache, [name], arch=target.debian, name=name)
-    versions = _versions(cache, packages, family)
     kernel = debian_roots.kernel(cache, target, tools)
+    versions = _versions(debian_roots.debs(cache, target, set(roots) - set(debian_roots.GUEST_SET)), packages, family)
     words = [
         stamp,
         family.release,
@@ -347,14 +348,11 @@ def _enable(root: Path, disabled: Sequence[str]) -> list[str]:
     return said
 
 
-def _versions(cache: Path, packages: Sequence[Package], family: Family) -> dict[str, str]:
+def _versions(debs: Sequence[Path], packages: Sequence[Package], family: Family) -> dict[str, str]:
     """The version of each package as the manifest shows it: Debian's upstream part, in the family's spelling."""
     known: dict[str, str] = {}
-    kinds = {f"{a}.deb" for a in (family.target.debian, family.target.kernel_debian, "all")}
-    for path in (cache / "debs").glob("*.deb"):
-        name, version, kind = path.name.split("_")
-        if kind not in kinds:
-            continue
+    for path in debs:
+        name, version, _ = path.name.split("_")
         known[name] = re.sub(r"^\d+%3a|[-+~].*$", "", version)
     found = {}
     for package in packages:
