@@ -25,7 +25,7 @@ from ndakit import (
     terminal,
 )
 from ndakit.booting import boot_images, images_of
-from ndakit.claims.failover import poll_target
+from ndakit.claims.failover import asked
 from ndakit.errors import InputError
 from ndakit.figures import Add, Figure, timed
 from ndakit.lab_network import LabNetwork
@@ -194,7 +194,7 @@ def _bench_failover(private: Workspace, advert_s: float, runs: int) -> list[floa
     ) as lab:
         for number in range(1, runs + 1):
             master = lab.master()
-            with lab.watch(poll_target(profile)) as watch:
+            with lab.watch(asked(lab)) as watch:
                 time.sleep(0.5)
                 lab.power_off(master)
                 moved = lab.taken_over(watch, master, timeout_s=20)

@@ -21,7 +21,7 @@ from ndakit.deadline import Deadline
 from ndakit.lab_host import Host, HostSpec, Interface, LabHosts, certificate
 from ndakit.lab_host.image import LabImage
 from ndakit.lab_nodes import LabNodes
-from ndakit.lab_people import RunningServer
+from ndakit.lab_people import OUTSIDE_PORT, RunningServer
 from ndakit.lab_plan import BootImage, PlannedHost, Seat, mac_of, plan
 from ndakit.lab_ports import need_pages
 from ndakit.model import Profile
@@ -151,7 +151,7 @@ class LabNetwork(LabNodes):
         for seat in self.plan.outside.values():
             if self.plan.hosts[seat.host].role in MACHINES[name]:
                 for address in seat.addresses:
-                    self.hosts[seat.host].web(80, address=address, name="outside")
+                    self.hosts[seat.host].web(OUTSIDE_PORT, address=address, name="outside")
 
     def _set_up(self, side: ServerSide, machine: str) -> None:
         """Run a server's own script in it, as its admin would: that is what `./inv servers` writes."""
@@ -196,9 +196,10 @@ class LabNetwork(LabNodes):
     # -- power ---------------------------------------------------------------------------------------------------------
 
     def power_off(self, node: str) -> None:
-        """Cut a node's power."""
+        """Cut a node's power. At the other end of a cable from it there is no carrier any more."""
         self.tell(f"{node} loses its power")
         self._nodes[node].power_off()
+        self._other_ends(node, up=False)
 
     def power_on(self, node: str) -> float:
         """Boot a node again; the seconds until its HAProxy answers (or, without services, its console)."""
@@ -206,6 +207,7 @@ class LabNetwork(LabNodes):
         machine = self._nodes[node]
         machine.power_on()
         self._unplug(node)
+        self._other_ends(node, up=True)
         self._enter(node, Deadline(LEFT_ALONE_S, "the statistics"))
         if self.profile.services:
             what = f"the statistics of {node}" if self._proxies else f"the virtual servers of {node}"
@@ -216,6 +218,22 @@ class LabNetwork(LabNodes):
         took_s = time.monotonic() - started_s
         self.tell(f"{node} is up again after {took_s:.1f} s")
         return took_s
+
+    # -- cables --------------------------------------------------------------------------------------------------------
+
+    def plug(self, node: str, card: str, *, up: bool) -> None:
+        """Pull a card's cable (`up`: plug it in again). One that leads to the other node has two ends."""
+        self._nodes[node].set_link(card, up)
+        if card in self.plan.direct:
+            self._other_ends(node, up=up, cards=(card,))
+
+    def _other_ends(self, node: str, *, up: bool, cards: Sequence[str] | None = None) -> None:
+        for other in self.profile.peers(node):
+            for card in cards if cards is not None else self.plan.direct:
+                if self.is_up(other):
+                    self._nodes[other].set_link(card, up)
+                elif self.is_up(node):  # there is nobody at the other end
+                    self._nodes[node].set_link(card, False)
 
     # -- servers -------------------------------------------------------------------------------------------------------
 

@@ -109,9 +109,10 @@ class LabNodes(LabPeople):
 
     def vip_holders(self) -> dict[str, tuple[str, ...]]:
         """VIP → the nodes that hold any address of it; nodes without power hold nothing."""
-        held = self._ask_each(lambda node: {i.ip for found in self.facts(node).addresses().values() for i in found})
+        held = self._ask_each(lambda node: self.facts(node).addresses())
+        devices = {name: self.profile.l2_device(vip.network) for name, vip in self.profile.vips.items()}
         return {
-            name: tuple(node for node, there in held.items() if set(vip.address) & there)
+            name: tuple(n for n, there in held.items() if {i.ip for i in there.get(devices[name], ())} & {*vip.address})
             for name, vip in self.profile.vips.items()
         }
 

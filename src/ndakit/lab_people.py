@@ -18,6 +18,7 @@ from ndakit.lab_host.request import authority, text
 from ndakit.lab_plan import LabPlan, Seat
 from ndakit.lab_ports import Kind, Port, path_asked
 from ndakit.model import Address, Endpoint, Profile
+from ndakit.model.links import WayOut
 from ndakit.probe import OutputNotUnderstood, ServerState, parse_statistics
 
 WATCH_INTERVAL_S = 0.01
@@ -31,6 +32,8 @@ PAGE_TIMEOUT_S = 0.9
 that a request made during an outage is a failure."""
 SCAN_TIMEOUT_S = 1.0
 REQUEST_TIMEOUT_S = 5.0
+OUTSIDE_PORT = 80
+"""Where the web server outside is."""
 
 
 class LabNotReady(VerifyError):
@@ -221,9 +224,28 @@ class LabPeople:
         seat = self.client_for(endpoint, name)
         return self.load(seat, endpoint.address, port, service.pool, requests, service.transport)
 
-    def watch(self, front: Front, interval_s: float = WATCH_INTERVAL_S) -> Watch:
-        """Ask a service over fresh connections until the context ends: every `interval_s` who answers, behind TCP and
-        UDP; behind HTTP whether it lets connect, and for the page every 100 ms at most."""
+    def outside(self, way: WayOut) -> tuple[Seat, Address]:
+        """Who gets out by a way out, and the web server that they ask there. Raises LabLacks if nobody can."""
+        seat, beyond = self.plan.inside.get((way.network, way.version)), self.plan.outside.get(way.through)
+        address = beyond.address(way.version) if beyond is not None else None
+        if seat is None or address is None:
+            raise LabLacks(f"IPv{way.version} host that could get out through {way.gateway}", way.network)
+        return seat, address
+
+    def ask_out(self, way: WayOut) -> Answer:
+        """One request from inside to the web server outside, which says whom it saw."""
+        seat, address = self.outside(way)
+        return self.get(seat, address, OUTSIDE_PORT)
+
+    def watch(self, front: Front | WayOut, interval_s: float = WATCH_INTERVAL_S) -> Watch:
+        """Ask a service, or from inside the web server outside, over fresh connections until the context ends: every
+        `interval_s` who answers, behind TCP and UDP; behind HTTP whether it lets connect, and for the page every 100 ms
+        at most."""
+        if isinstance(front, WayOut):
+            seat, address = self.outside(front)
+            asked = (self._poll(seat, address, OUTSIDE_PORT, "http", max(REQUEST_INTERVAL_S, interval_s)),
+                     self._poll(seat, address, OUTSIDE_PORT, "tcp", interval_s))  # fmt: skip
+            return Watch(*asked)
         name, _, port = front
         service = self.profile.services[name]
         if _scheme(self._kind(service.pool, port, service.transport)) != "http":
@@ -240,12 +262,14 @@ class LabPeople:
 
     def _poller(self, front: Front, kind: str, interval_s: float, lines: int = 0) -> Poller:
         name, endpoint, port = front
-        seat = self.client_for(endpoint, name)
+        return self._poll(self.client_for(endpoint, name), endpoint.address, port, kind, interval_s, lines)
+
+    def _poll(self, seat: Seat, address: Address, port: int, kind: str, interval_s: float, lines: int = 0) -> Poller:
         return self._host(seat).poller(
-            f"{kind}://{authority(endpoint.address, port)}" + (self.path if kind == "http" else ""),
+            f"{kind}://{authority(address, port)}" + (self.path if kind == "http" else ""),
             interval_s=interval_s,
             timeout_s=PAGE_TIMEOUT_S if kind == "http" else POLL_TIMEOUT_S,
-            source=self._source(seat, endpoint.address),
+            source=self._source(seat, address),
             lines=lines,
         )
 

@@ -19,7 +19,9 @@ from typing import Literal
 from ndakit.accelerator import Architecture
 from ndakit.lab_ports import Port, joined, ports_of
 from ndakit.model import Address, Profile, Subnet
+from ndakit.model.links import ways_out
 from ndakit.regions import narrower, take, without
+from ndakit.servers import servers
 from ndakit.vmspec import Bus, Disk, DiskFormat, Nic, VmSpec
 
 Role = Literal["server", "client", "admin", "stranger", "router"]
@@ -133,6 +135,10 @@ class LabPlan:
     strangers: dict[str, Seat] = field(default_factory=dict)
     """network → somebody there, or behind its routers, who is in none of `access.sources`; absent if nobody can be.
     Where only one family has strangers on the network itself, the other's are under `<network>, from afar`."""
+    direct: tuple[str, ...] = ()
+    """Cards whose cable leads to the other node and nowhere else: those of a heartbeat between two nodes."""
+    inside: dict[tuple[str, int], Seat] = field(default_factory=dict)
+    """(network, IP version) → somebody there whose default gateway is a gateway VIP: a server if there is one."""
     outside: dict[str, Seat] = field(default_factory=dict)
     """network → the far side of its gateway, where a web server runs for the servers' way out."""
 
@@ -291,7 +297,8 @@ def plan(profile: Profile) -> LabPlan:
     """The lab for a profile; the same for the same profile."""
     p = _Planner(profile)
     balancers = {node: p.nics(node) for node in profile.nodes}
-    lab = LabPlan(tuple(dict.fromkeys(p.segment(n) for n in profile.networks)), balancers, p.hosts)
+    segments = tuple(dict.fromkeys(p.segment(n) for n in profile.networks))
+    lab = LabPlan(segments, balancers, p.hosts, direct=_direct(profile))
     for name, net in profile.networks.items():
         if net.gateway:
             p.router(name, net.gateway)
@@ -307,7 +314,15 @@ def plan(profile: Profile) -> LabPlan:
         _add_client(p, lab, name)
     for name in profile.networks:
         _add_strangers(p, lab, name)
+    for name in profile.networks:
+        _add_inside(p, lab, name)
     return lab
+
+
+def _direct(profile: Profile) -> tuple[str, ...]:
+    shared = {nic for name, net in profile.networks.items() if name not in profile.heartbeats for nic in net.nics}
+    alone = [nic for name in profile.heartbeats for nic in profile.networks[name].nics if nic not in shared]
+    return tuple(dict.fromkeys(alone)) if len(profile.nodes) == 2 else ()
 
 
 def _add_servers(p: _Planner, lab: LabPlan) -> None:
@@ -408,6 +423,28 @@ def _add_strangers(p: _Planner, lab: LabPlan, name: str) -> None:
     for router, addresses in afar.items():
         key = f"{name}, from afar" if name in lab.strangers else name
         lab.strangers.setdefault(key, Seat(router, addresses))
+
+
+def _add_inside(p: _Planner, lab: LabPlan, name: str) -> None:
+    """Those who get out through a gateway VIP: servers that have it, and for the other families somebody else."""
+    net, ways = p.profile.networks[name], [way for way in ways_out(p.profile) if way.network == name]
+    for side in servers(p.profile) if ways else ():
+        seat = next((s for n in side.names if (s := lab.servers.get(_split(n))) is not None), None)
+        for given in side.gateways:
+            if seat is not None and p.hosts[seat.host].role == "server" and any(given.own in s for s in net.subnet):
+                lab.inside.setdefault((name, given.own.version), seat)
+    lacking = [way for way in ways if (name, way.version) not in lab.inside]
+    gateways = [p.profile.vips[way.gateway].address_of(way.version) for way in lacking]
+    homes = [net.subnet_of(way.version) for way in lacking]
+    own = tuple(a for s in homes if s is not None and (a := p.free((s,), s)) is not None)
+    if own:
+        host = p.add(f"inside-{name}", "server", name, own, tuple(g for g in gateways if g is not None))
+        lab.inside.update({(name, a.version): Seat(host, own) for a in own})
+
+
+def _split(name: str) -> tuple[str, str]:
+    pool, _, server = name.partition("/")
+    return pool, server
 
 
 def _afar(p: _Planner, name: str, version: int) -> Iterator[tuple[str, Address]]:

@@ -194,6 +194,7 @@ def _scripts(subject: Subject, root: Block) -> Iterator[LintFinding]:
 def _instances(subject: Subject, root: Block) -> Iterator[LintFinding]:
     instances = root.inner("vrrp_instance")
     known = {i.device for i in subject.view.interfaces}
+    quiet = {i.device for i in subject.view.interfaces if i.network in subject.profile.heartbeats}
     seen: dict[tuple[str, str], int] = {}
     wanted = {a for v in subject.profile.vips.values() for a in v.address} if subject.view.vrrp else set()
     for block in instances:
@@ -222,7 +223,8 @@ def _instances(subject: Subject, root: Block) -> Iterator[LintFinding]:
                 if "/" not in line.words[0] or vip.network.prefixlen != vip.max_prefixlen:
                     what = f"VIP {vip} is not a /{vip.max_prefixlen}: it would be lost with the node's own address"
                     yield subject.finding("vip-prefix", KEEPALIVED, line.number, what)
-                if "dev" not in line.words or line.words[line.words.index("dev") + 1] not in known:
+                device = line.words[line.words.index("dev") + 1] if "dev" in line.words else ""
+                if device not in known and not (device == "lo" and interface in quiet):
                     yield subject.finding(
                         "keepalived-device", KEEPALIVED, line.number, f"VIP {vip} has no known device"
                     )

@@ -14,6 +14,7 @@ from ndakit.daemontext import Block, TextError, haproxy, keepalived
 from ndakit.lint_daemons import HAPROXY, KEEPALIVED
 from ndakit.lint_firewall import FIREWALL
 from ndakit.lint_subject import LintFinding, Subject
+from ndakit.model.links import deciding
 from ndakit.uci import Section
 
 CONNTRACKD, INIT = "/etc/conntrackd/conntrackd.conf", "/etc/init.d/conntrackd"
@@ -29,6 +30,8 @@ def rules(subject: Subject) -> Iterator[LintFinding]:
     yield from balanced(subject, vrrp)
     yield from tables(subject)
     yield from pools(subject, vrrp)
+    yield from heartbeats(subject, vrrp)
+    yield from links(subject, vrrp)
 
 
 def drops(subject: Subject) -> Iterator[LintFinding]:
@@ -212,6 +215,50 @@ def pools(subject: Subject, vrrp: Block) -> Iterator[LintFinding]:
             yield subject.finding("demote", ALIVE, 0, f"nobody answers for pool {name}")
         yield from _everywhere(subject, vrrp, name)
     yield from _answered(subject, answers)
+
+
+def heartbeats(subject: Subject, vrrp: Block) -> Iterator[LintFinding]:
+    """The link of a heartbeat is not watched, that of every other instance is; each group listens on each heartbeat."""
+    quiet = {i.device: i.network for i in subject.view.interfaces if i.network in subject.profile.heartbeats}
+    groups = [{line.words[0] for b in g.inner("group") for line in b.lines} for g in vrrp.inner("vrrp_sync_group")]
+    for instance in vrrp.inner("vrrp_instance"):
+        device, blind = instance.value("interface") or "", instance.first("dont_track_primary")
+        if (device in quiet) != (blind is not None):
+            what = (
+                f"{instance.name} watches the link of a heartbeat: when the other node loses its power, this one gives "
+                "its VIPs away"
+                if blind is None
+                else f"{instance.name} would keep its VIPs when its own cable is out"
+            )
+            number = instance.number if blind is None else blind.number
+            yield subject.finding("heartbeat", KEEPALIVED, number, what)
+        if not subject.profile.heartbeats or device in quiet:
+            continue
+        group = next((g for g in groups if instance.name in g), set())
+        for network in subject.profile.heartbeats:
+            there = {i.name for i in vrrp.inner("vrrp_instance") if quiet.get(i.value("interface") or "") == network}
+            if not group & there:
+                what = f"{instance.name} is in no group with one on {network}: what is heard there holds nobody back"
+                yield subject.finding("heartbeat", KEEPALIVED, instance.number, what)
+
+
+def links(subject: Subject, vrrp: Block) -> Iterator[LintFinding]:
+    """Every link by which servers are reached, or by which their traffic leaves, is watched."""
+    devices = {i.network: i.device for i in subject.view.interfaces}
+    heard = {devices.get(name) for name in subject.profile.heartbeats}
+    tracked: set[str] = set()
+    for instance in vrrp.inner("vrrp_instance"):
+        if instance.value("interface") not in heard:
+            tracked.add(instance.value("interface") or "")
+        for line in (line for b in instance.inner("track_interface") for line in b.lines):
+            tracked.add(line.words[0])
+            if line.words[0] in heard:
+                what = f"{instance.name} watches {line.words[0]}, the link of a heartbeat"
+                yield subject.finding("heartbeat", KEEPALIVED, line.number, what)
+    for network, why in deciding(subject.profile).items():
+        if devices[network] not in tracked:
+            what = f"nobody watches {devices[network]} (network {network}, {why}): its cable out, the VIPs would stay"
+            yield subject.finding("link", KEEPALIVED, 0, what)
 
 
 def _everywhere(subject: Subject, vrrp: Block, name: str) -> Iterator[LintFinding]:

@@ -110,7 +110,7 @@ class NodeFacts:
         return dict(pairs)
 
     def addresses(self) -> dict[str, set[IPv4Interface | IPv6Interface]]:
-        """Device → its addresses with prefix lengths, without link-local ones."""
+        """Device → its addresses with prefix lengths, without those that every card gives itself (link-local ones)."""
         return parse_addresses(self.text("ip -o addr show"))
 
     def holds(self, address: Address) -> bool:
@@ -190,7 +190,8 @@ def parse_addresses(text: str) -> dict[str, set[IPv4Interface | IPv6Interface]]:
     found: dict[str, set[IPv4Interface | IPv6Interface]] = {}
     for device, address in re.findall(r"^\d+:\s+(\S+?)(?:@\S+)?\s+inet6?\s+(\S+)", text, re.M):
         interface = ip_interface(address)
-        if not interface.is_link_local:
+        # A link-local VIP is a /128; what a card gives itself is not.
+        if not interface.is_link_local or interface.network.num_addresses == 1:
             found.setdefault(device, set()).add(interface)
     return found
 

@@ -114,6 +114,12 @@ class Release:
         return self.branch >= (19, 7)
 
     @property
+    def heartbeats(self) -> bool:
+        """True if an instance that was held back by its sync group, and then hears an advert, holds the group back
+        again: new in keepalived 2.0 (vrrp.c, vrrp_state_backup: wantstate; 18.06 has 1.4)."""
+        return self.branch >= (19, 7)
+
+    @property
     def conntrackd(self) -> bool:
         """True if there is surely a package conntrackd (21.02; openwrt.md, 6)."""
         return self.branch >= (21, 2)

@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from ndakit.claims import LeftOut
 from ndakit.terminal import paint, seconds, table
 from ndakit.verify import Verdict
 from ndakit.workspace import write_atomic
@@ -35,6 +36,8 @@ class Acceptance:
     """UTC, ISO 8601."""
     elapsed_s: float
     verdicts: tuple[Verdict, ...]
+    left_out: tuple[LeftOut, ...] = ()
+    """What was not tried, and why."""
 
     @property
     def holds(self) -> bool:
@@ -86,6 +89,11 @@ def claims_table(verdicts: Sequence[Verdict]) -> str:
         if not verdict.ok and verdict.detail:
             lines += ["", f"{verdict.name}: {verdict.text}", f"  {verdict.detail}"]
     return "\n".join(lines)
+
+
+def left_out_table(found: Sequence[LeftOut]) -> str:
+    """What was not tried, one line each with its reason."""
+    return table([(paint("left out".ljust(9), "yellow"), one.name, one.reason) for one in found])
 
 
 def summary(acceptance: Acceptance) -> str:

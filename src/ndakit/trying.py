@@ -93,8 +93,8 @@ def _verify(
 ) -> int:
     profile = loaded.profile
     wanted = verify.select(claims.all_claims(profile), only)
-    left_out = () if thorough else tuple(c.name for c in wanted if c.thorough)
-    wanted = tuple(c for c in wanted if c.name not in left_out)
+    later = () if thorough else tuple(c.name for c in wanted if c.thorough)
+    wanted = tuple(c for c in wanted if c.name not in later)
     built = images_of(workspace, loaded, tuple(profile.nodes))
     started, started_s = datetime.now(UTC), time.monotonic()
     run_dir = workspace.logs(f"verify-{profile.name}")
@@ -128,10 +128,11 @@ def _verify(
         started_at=started.isoformat(timespec="seconds"),
         elapsed_s=round(time.monotonic() - started_s, 1),
         verdicts=verdicts,
+        left_out=() if only else claims.left_out(profile),
     )
     _finish(workspace, acceptance, wanted, only, json, failure)
-    if left_out:
-        terminal.say(f"./inv verify {profile.name} also tries: {', '.join(left_out)}")
+    if later:
+        terminal.say(f"./inv verify {profile.name} also tries: {', '.join(later)}")
     return 0 if acceptance.holds else FAILED
 
 
@@ -155,6 +156,8 @@ def _finish(
         paths.append(json)
     terminal.say()
     terminal.say(report.claims_table(acceptance.verdicts))
+    if acceptance.left_out:
+        terminal.say(report.left_out_table(acceptance.left_out))
     terminal.say()
     for path in paths:
         report.write(path, acceptance)

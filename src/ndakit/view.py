@@ -7,8 +7,9 @@ is `view_haproxy`, the firewall `view_firewall`. Values here are plain and froze
 from __future__ import annotations
 
 import functools
+from collections.abc import Mapping
 from dataclasses import dataclass
-from ipaddress import IPv4Interface, IPv6Interface, ip_interface
+from ipaddress import IPv4Address, IPv4Interface, IPv6Address, IPv6Interface, ip_interface
 
 from ndakit.errors import InputError
 from ndakit.model import Address, Capacity, Profile, capacity_of
@@ -18,6 +19,11 @@ from ndakit.model.profile import PEERS_PORT, SYNC_PORT
 from ndakit.model.sizing import Tuning
 from ndakit.names import instance_name, uci_name
 from ndakit.release import Release
+
+_MARKS: Mapping[int, Address] = {4: IPv4Address("127.0.112.1"), 6: IPv6Address("100::1")}
+"""IP version → the first of the addresses that heartbeats advertise, for VRRP version 3 has no advert without one (RFC
+5798, 5.2.5). They are put on the loopback device: those of 127.0.0.0/8 are there anyway, and those of 100::/64 lead
+nowhere in the world (RFC 6666)."""
 
 
 @dataclass(frozen=True)
@@ -93,6 +99,8 @@ class VrrpInstance:
     others: tuple[VrrpVip, ...]
     grouped: bool
     """True if it changes its state together with others (SyncGroup)."""
+    heartbeat: bool
+    """True if it only hears: its link is not watched."""
 
 
 @dataclass(frozen=True)
@@ -201,9 +209,12 @@ class NodeView:
     def instances(self) -> tuple[VrrpInstance, ...]:
         """The VRRP instances of this node."""
         found: list[VrrpInstance] = []
-        for instance in self.profile.instances:
+        for number, instance in enumerate(self.profile.instances):
             device = self.profile.l2_device(instance.network)
-            vips = [VrrpVip(a, device) for v in instance.vips for a in self.profile.vips[v].address]
+            if instance.heartbeat:
+                vips = [VrrpVip(_MARKS[self.profile.heard_version(instance.network)] + number, "lo")]
+            else:
+                vips = [VrrpVip(a, device) for v in instance.vips for a in self.profile.vips[v].address]
             version = min(v.address.version for v in vips)
             own = self.profile.node_address(self.name, instance.network, version)
             if own is None:
@@ -228,6 +239,7 @@ class NodeView:
                     advertised=advertised,
                     others=tuple(v for v in vips if v is not advertised),
                     grouped=sum(1 for i in self.profile.instances if i.group == instance.group) > 1,
+                    heartbeat=instance.heartbeat,
                 )
             )
         return tuple(found)

@@ -10,7 +10,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from ndakit.model import Address, Endpoint, Opening, Profile
+from ndakit.model import Endpoint, Opening, Profile
+from ndakit.model.links import network_towards
 from ndakit.model.profile import KERNEL_SYNC_GROUP, KERNEL_SYNC_PORT, PEERS_PORT, SYNC_PORT
 from ndakit.names import zone_name
 from ndakit.view import NodeView
@@ -234,14 +235,6 @@ def _replies(profile: Profile) -> list[Rule]:
                 )
             )
     return found
-
-
-def network_towards(profile: Profile, address: Address) -> str | None:
-    """The network through which packets to an address leave: its own, that of the narrowest route, or the gateway's."""
-    own = profile.network_of(address)
-    routed = [(r.to.prefixlen, name) for name, net in profile.networks.items() for r in net.routes if address in r.to]
-    gateways = (n for n, net in profile.networks.items() if net.gateway_of(address.version) is not None)
-    return own or (max(routed)[1] if routed else next(gateways, None))
 
 
 def _marks(profile: Profile) -> list[Rule]:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from ipaddress import ip_network
 
 from ndakit.model import Address, Profile, Service, Subnet
+from ndakit.model.links import exits
 from ndakit.names import zone_name
 
 
@@ -38,15 +39,9 @@ def ways_out(profile: Profile, node: str) -> tuple[Exit, ...]:
     """The servers' ways out: for each network with egress, each family, each network it may leave through."""
     found: list[Exit] = []
     for name, net in profile.networks.items():
-        if net.egress == "none":
-            continue
         for subnet in net.subnet:
-            version = subnet.version
-            through = [n for n, other in profile.networks.items() if other.gateway_of(version) is not None]
-            vip = profile.vips.get(net.egress)
-            if vip is not None and vip.network not in through and vip.network != name:
-                through.append(vip.network)
-            for exit_network in through:
+            version, vip = subnet.version, profile.vips.get(net.egress)
+            for exit_network in exits(profile, name, version):
                 address = (
                     vip.address_of(version) if vip is not None else profile.node_address(node, exit_network, version)
                 )
@@ -55,10 +50,10 @@ def ways_out(profile: Profile, node: str) -> tuple[Exit, ...]:
     return tuple(found)
 
 
-def nats(profile: Profile, exits: tuple[Exit, ...]) -> list[Nat]:
+def nats(profile: Profile, ways: tuple[Exit, ...]) -> list[Nat]:
     """Source NAT in the order in which it is tried: the exceptions first."""
-    found: list[Nat] = list(_unbalanced(profile, exits))
-    for way in exits:
+    found: list[Nat] = list(_unbalanced(profile, ways))
+    for way in ways:
         zone, family = zone_name(way.through), f"ipv{way.subnet.version}"
         if way.through == way.network:
             # One network in and out: what a node says for itself there must keep its address, or its own checks,
@@ -83,7 +78,7 @@ def nats(profile: Profile, exits: tuple[Exit, ...]) -> list[Nat]:
     return found
 
 
-def _unbalanced(profile: Profile, exits: tuple[Exit, ...]) -> Iterator[Nat]:
+def _unbalanced(profile: Profile, ways: tuple[Exit, ...]) -> Iterator[Nat]:
     """Answers of nat servers that IPVS does not know, or not any more: while a node gives its VIPs away they still
     arrive there. With the VIP as their source, but their own port, they would make clients reset a port that nobody
     asked; translated back, that reset would end the connection at the server, although the next node carries it on.
@@ -93,7 +88,7 @@ def _unbalanced(profile: Profile, exits: tuple[Exit, ...]) -> Iterator[Nat]:
         sockets = dict.fromkeys(server_sockets(profile, name))
         sources = [
             (way, address, port)
-            for way in exits
+            for way in ways
             for address, ports in sockets
             for port in ports.split()  # fw4 takes one, or a range
             if address in way.subnet

@@ -11,9 +11,9 @@ from dataclasses import dataclass
 from ipaddress import IPv4Address
 
 from ndakit.model import Address, Profile
+from ndakit.model.links import watched
 from ndakit.model.profile import KERNEL_SYNC_PORT, PEERS_PORT, SYNC_PORT
 from ndakit.view import NodeView
-from ndakit.view_firewall import network_towards
 from ndakit.view_haproxy import haproxy, host
 
 SYNC_GROUP = IPv4Address("225.0.0.50")
@@ -79,7 +79,7 @@ class PairView:
     peers: tuple[Peer, ...]
     """Empty if nothing is told."""
     links: dict[str, tuple[str, ...]]
-    """VIP group → devices without VIPs of their own that its services' servers are behind."""
+    """VIP group → devices without VIPs of the group that its servers, or the way out, are behind."""
     pools: tuple[WatchedPool, ...]
     weight: int
     """What an empty pool takes off the priority."""
@@ -126,7 +126,7 @@ def _kernel(node: NodeView) -> KernelSync | None:
     profile = node.profile
     if not profile.tracks_kernel or profile.sync_link is None:
         return None
-    instance = next(i for i in node.instances if i.group == profile.kernel_groups[0])
+    instance = next(i for i in node.instances if i.group == profile.kernel_groups[0] and not i.heartbeat)
     return KernelSync(profile.l2_device(profile.sync_link[0]), instance.name, instance.vrid, KERNEL_SYNC_PORT)
 
 
@@ -143,17 +143,9 @@ def _peers(profile: Profile) -> tuple[Peer, ...]:
 
 def _links(profile: Profile, group: str) -> tuple[str, ...]:
     """VRRP watches the link of each network with a VIP of the group by itself; these are the others that matter."""
-    own = {i.network for i in profile.instances if i.group == group}
-    vips = {n for n, v in profile.vips.items() if v.group == group}
-    pools = {s.pool for s in profile.services.values() if vips & set(s.vip)}
-    servers = [a for p in pools for s in profile.pools[p].servers.values() for a in s.address]
-    found: dict[str, None] = {}
-    for address in servers:
-        name = network_towards(profile, address)
-        if name is not None and name not in own:
-            found[profile.l2_device(name)] = None
-    devices = {profile.l2_device(name) for name in own}
-    return tuple(d for d in found if d not in devices)
+    own = {profile.l2_device(i.network) for i in profile.instances if i.group == group and not i.heartbeat}
+    devices = dict.fromkeys(profile.l2_device(name) for name in watched(profile, group))
+    return tuple(d for d in devices if d not in own)
 
 
 def _watched(node: NodeView, pool: str) -> WatchedPool:

@@ -6,18 +6,28 @@ is. Each one leaves the lab as it found it. Order, display and record are the bu
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import partial
 
 from ndakit.claims import choice, failover, faults, firewall, handover, kernel, node, traffic
-from ndakit.claims.base import Claim, Outcome, front
+from ndakit.claims.base import Claim, LeftOut, Outcome, front
+from ndakit.lab_plan import plan
 from ndakit.model import Profile
 
-__all__ = ["Claim", "Outcome", "all_claims"]
+__all__ = ["Claim", "LeftOut", "Outcome", "all_claims", "left_out"]
 
 
 def all_claims(profile: Profile) -> tuple[Claim, ...]:
     """Every claim that a profile makes, in the order in which they are tried: the harmless ones first."""
+    return tuple(one for one in _everything(profile) if isinstance(one, Claim))
+
+
+def left_out(profile: Profile) -> tuple[LeftOut, ...]:
+    """What a profile says and nobody tries, each with its reason."""
+    return tuple(one for one in _everything(profile) if isinstance(one, LeftOut))
+
+
+def _everything(profile: Profile) -> Sequence[Claim | LeftOut]:
     return (
         *_about_nodes(profile),
         *_about_services(profile),
@@ -31,7 +41,7 @@ def all_claims(profile: Profile) -> tuple[Claim, ...]:
     )
 
 
-def _about_nodes(profile: Profile) -> Iterator[Claim]:
+def _about_nodes(profile: Profile) -> Iterator[Claim | LeftOut]:
     for n in profile.nodes:
         host = profile.hostname(n)
         yield Claim(f"identity/{n}", f"{n} is {host} on OpenWrt {profile.release}", partial(node.identity, node=n))
@@ -47,9 +57,11 @@ def _about_nodes(profile: Profile) -> Iterator[Claim]:
         if profile.services:
             text = f"the statistics page of {n} is open to access.sources only"
             yield Claim(f"statistics/{n}", text, partial(node.statistics, node=n))
+        else:
+            yield LeftOut(f"statistics/{n}", "the profile has no services, so that there is nothing to tell of them")
 
 
-def _about_services(profile: Profile) -> Iterator[Claim]:
+def _about_services(profile: Profile) -> Iterator[Claim | LeftOut]:
     if profile.vips:
         text = "every VIP is held by exactly one node, those of a group by the same"
         yield Claim("vips/one-holder", text, traffic.one_holder)
@@ -63,11 +75,13 @@ def _about_services(profile: Profile) -> Iterator[Claim]:
             yield Claim(f"client-address/{name}", text, partial(traffic.client_address, name=name))
 
 
-def _about_kernel_service(profile: Profile, name: str) -> Iterator[Claim]:
+def _about_kernel_service(profile: Profile, name: str) -> Iterator[Claim | LeftOut]:
     service = profile.services[name]
     if service.transport == "tcp":
         text = f"servers of {name} see the client's own address"
         yield Claim(f"client-address/{name}", text, partial(kernel.seen_client, name=name))
+    else:
+        yield LeftOut(f"client-address/{name}", "the lab's servers tell whom they see over tcp and http only")
     way = "through" if service.topology == "nat" else "past"
     text = f"answers of {name} ({service.topology}) go {way} the balancers, and nobody else answers for its VIP"
     yield Claim(f"way-back/{name}", text, partial(kernel.way_back, name=name))
@@ -76,18 +90,25 @@ def _about_kernel_service(profile: Profile, name: str) -> Iterator[Claim]:
         yield Claim(f"persistence/{name}", text, partial(kernel.persistence, name=name))
 
 
-def _about_networks(profile: Profile) -> Iterator[Claim]:
+def _about_networks(profile: Profile) -> Iterator[Claim | LeftOut]:
+    lab = plan(profile)
     for name, network in profile.networks.items():
-        text = f"from {name} exactly what the profile opens can be reached"
-        yield Claim(f"firewall/{name}", text, partial(firewall.firewall, network=name))
-        if network.egress != "none" and firewall.egress_way(profile, name):
+        if name in lab.clients or name in lab.strangers:
+            text = f"from {name} exactly what the profile opens can be reached"
+            yield Claim(f"firewall/{name}", text, partial(firewall.firewall, network=name))
+        else:
+            yield LeftOut(f"firewall/{name}", "every address of its subnet is taken, so that nobody can ask from there")
+        if network.egress != "none" and firewall.egress_ways(profile, name):
             text = f"servers in {name} get out, and are seen as the address the profile says"
             yield Claim(f"egress/{name}", text, partial(firewall.egress, network=name))
+        elif network.egress != "none":
+            yield LeftOut(f"egress/{name}", firewall.no_way(profile, name))
 
 
-def _about_pools(profile: Profile) -> Iterator[Claim]:
+def _about_pools(profile: Profile) -> Iterator[Claim | LeftOut]:
     for name, pool in profile.pools.items():
         if not profile.services_of(name):
+            yield LeftOut(f"check/{name}", "no service uses this pool")
             continue
         if profile.balanced(name):
             text = f"servers of {name} have what their topology needs (./inv servers)"
@@ -95,9 +116,15 @@ def _about_pools(profile: Profile) -> Iterator[Claim]:
         if sum(1 for s in pool.servers.values() if s.weight) > 1:
             text = f"a dead server of {name} leaves the pool, nobody notices, and it comes back"
             yield Claim(f"check/{name}", text, partial(traffic.check, name=name))
+        else:
+            yield LeftOut(f"check/{name}", "only one server of it takes anything: nobody would be left to answer")
         if choice.can_drain(profile, name):
             text = f"a drained server of {name} keeps its connections, and others get the new ones"
             yield Claim(f"drain/{name}", text, partial(choice.drained, name=name))
+        elif profile.balanced(name):
+            yield LeftOut(f"drain/{name}", choice.no_drain(profile, name))
+        if front(profile, name) is None and (pool.sorry is not None or choice.has_quorum(pool)):
+            yield LeftOut(f"sorry/{name}", "no service has it as its own pool, so that nobody can ask it by itself")
         if choice.has_quorum(pool) and front(profile, name):
             text = f"below the quorum of {name} the sorry server answers, although servers are left"
             yield Claim(f"quorum/{name}", text, partial(choice.quorum, name=name))
@@ -106,8 +133,9 @@ def _about_pools(profile: Profile) -> Iterator[Claim]:
             yield Claim(f"sorry/{name}", text, partial(traffic.sorry, name=name))
 
 
-def _about_failover(profile: Profile) -> Iterator[Claim]:
-    if profile.standalone or not profile.vips or not profile.services:
+def _about_failover(profile: Profile) -> Iterator[Claim | LeftOut]:
+    if why := _no_failover(profile):
+        yield LeftOut("failover", why)
         return
     if profile.proxy_services:
         text = "a master whose HAProxy stops hands the VIPs over"
@@ -115,7 +143,9 @@ def _about_failover(profile: Profile) -> Iterator[Claim]:
     if told := handover.handed_over(profile):
         text = f"{told.words}: handed over to the next master, and back"
         yield Claim("failover/connections", text, handover.connections)
-    for kind in faults.FAULTS:
+    else:
+        yield LeftOut("failover/connections", _no_handover(profile))
+    for kind in faults.faults(profile):
         text = f"{kind.text}: another node is master in time, and one again afterwards"
         yield Claim(f"failover/{kind.name}", text, partial(faults.fault, kind=kind), thorough=True)
     yield Claim("failover/power-off", "a master that loses power is replaced in time", failover.power_off)
@@ -124,3 +154,19 @@ def _about_failover(profile: Profile) -> Iterator[Claim]:
     else:
         text = "a node that returns leaves the VIPs where they are (preempt: false)"
     yield Claim("failover/return", text, failover.power_on, needs=("failover/power-off",))
+
+
+def _no_failover(profile: Profile) -> str:
+    if profile.standalone:
+        return "there is one node"
+    if not profile.vips:
+        return "there is no VIP that could move"
+    if failover.poll_target(profile) is None:
+        return "there is no service and no way out, so that nobody in the lab can ask anything of a master"
+    return ""
+
+
+def _no_handover(profile: Profile) -> str:
+    if not profile.vrrp.connection_sync:
+        return "connection_sync is not on, so that connections end with their master"
+    return "connection_sync has nothing to tell of that could be tried"

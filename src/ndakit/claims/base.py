@@ -37,6 +37,14 @@ class Claim:
     """Left out where one only wants to be shown the whole (demo)."""
 
 
+@dataclass(frozen=True)
+class LeftOut:
+    """Something that a profile says and that is not tried, and why."""
+
+    name: str
+    reason: str
+
+
 def targets(profile: Profile, service: str) -> list[tuple[Endpoint, int]]:
     """A service's endpoints with the ports that are tried: both ends of every range."""
     return [(e, p) for e in profile.endpoints(service) for low, high in e.ports for p in dict.fromkeys((low, high))]

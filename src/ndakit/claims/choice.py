@@ -49,6 +49,15 @@ def can_drain(profile: Profile, pool: str) -> bool:
     return others and _lasting(profile, pool) is not None
 
 
+def no_drain(profile: Profile, pool: str) -> str:
+    """Why `can_drain` says no, of a pool that the kernel balances."""
+    if sum(1 for s in profile.pools[pool].servers.values() if s.weight) < 2:
+        return "only one server of it takes anything: nobody would take over"
+    if SCHEDULERS.get(profile.pools[pool].balance) == "dh":
+        return "by destination, clients of a drained server are refused"
+    return "no tcp service of it whose servers speak HTTP in the lab, over which a connection could be held"
+
+
 def drained(lab: LabNetwork, name: str) -> Outcome:
     """A held connection's server is drained on the running master, as an admin would: who gets new connections then,
     and does the held one go on?"""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 
 from ndakit.claims.base import Outcome, first_front, targets
@@ -10,6 +11,7 @@ from ndakit.lab_host.request import authority
 from ndakit.lab_network import LabNetwork
 from ndakit.lab_people import Front, LabLacks
 from ndakit.model import Profile
+from ndakit.model.links import WayOut, ways_out
 
 RETURN_POLL_S = 0.05
 """A booting node needs the processor; the handover it ends with is no emergency."""
@@ -42,8 +44,9 @@ def gap_errors(polled: Polled | Watched, bound_s: float) -> list[str]:
 
 
 def unserved(lab: LabNetwork) -> list[str]:
-    """Which services do not answer now, and how: each is asked at every address. The node that has just become master
-    has served nobody before. What nobody in the lab can ask is left out: the service's own claim says so."""
+    """Which services do not answer now, and how: each is asked at every address; and which network's servers do not get
+    out. The node that has just become master has served nobody before. What nobody in the lab can ask is left out: the
+    service's own claim says so."""
     wrong = []
     for name in lab.profile.services:
         for endpoint, port in targets(lab.profile, name):
@@ -53,6 +56,11 @@ def unserved(lab: LabNetwork) -> list[str]:
                 continue
             if result.failures:
                 wrong.append(f"{name} does not answer at {authority(endpoint.address, port)} ({result.first_error})")
+    for way in ways_out(lab.profile):
+        with contextlib.suppress(LabLacks):
+            answer = lab.ask_out(way)
+            if not answer.ok:
+                wrong.append(f"IPv{way.version} from {way.network} does not get out ({answer.error})")
     return wrong
 
 
@@ -71,16 +79,27 @@ def measured(polled: Polled | Watched) -> dict[str, float | int | str]:
     }
 
 
-def poll_target(profile: Profile) -> Front:
-    """The service that is asked during a failover: the first one, on its first address and port."""
-    return first_front(profile, next(iter(profile.services)))
+def poll_target(profile: Profile) -> Front | WayOut | None:
+    """What is asked during a failover: the first service, on its first address and port; without services the first way
+    out. None if there is nothing to ask."""
+    if profile.services:
+        return first_front(profile, next(iter(profile.services)))
+    return next(ways_out(profile), None)
+
+
+def asked(lab: LabNetwork) -> Front | WayOut:
+    """The same for a lab. Raises LabLacks if there is nothing."""
+    found = poll_target(lab.profile)
+    if found is None:
+        raise LabLacks("service or way out that could be asked", ", ".join(lab.profile.networks))
+    return found
 
 
 def haproxy_stopped(lab: LabNetwork) -> Outcome:
     """`/etc/init.d/haproxy stop` on the master's console."""
     master = lab.one_master()
     bound_s = NOTICED_S + gap_bound_s(lab.profile, master)
-    with lab.watch(poll_target(lab.profile)) as watch:
+    with lab.watch(asked(lab)) as watch:
         try:
             lab.run(master, "/etc/init.d/haproxy stop")
             moved = lab.wait_other_master(master, timeout_s=bound_s + 10)
@@ -99,7 +118,7 @@ def power_off(lab: LabNetwork) -> Outcome:
     """The master's power is cut, in the middle of a client's requests; then the new one is asked for every service."""
     master = lab.one_master()
     bound_s = gap_bound_s(lab.profile, lab.survivor(master))
-    with lab.watch(poll_target(lab.profile)) as watch:
+    with lab.watch(asked(lab)) as watch:
         time.sleep(0.5)
         lab.power_off(master)
         moved = lab.taken_over(watch, master, timeout_s=bound_s + 10)
@@ -120,7 +139,7 @@ def power_on(lab: LabNetwork) -> Outcome:
     if not off:
         return Outcome(False, "not tried", "no node was off: failover/power-off has to come before")
     node, holder = off[0], lab.master()
-    with lab.watch(poll_target(lab.profile), RETURN_POLL_S) as watch:
+    with lab.watch(asked(lab), RETURN_POLL_S) as watch:
         boot_s = lab.power_on(node)
         wanted = lab.profile.preferred() if lab.profile.vrrp.preempt else holder
         wait_s = lab.profile.vrrp.preempt_delay_s + 20

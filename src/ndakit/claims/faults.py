@@ -1,5 +1,6 @@
 """Claims about what else can happen to a master than losing its power: cables, a hanging machine, a killed keepalived,
 networks that are cut. Each one is made, clients are asked all the time, it is mended, and the pair has to agree again.
+Each cable is pulled; what has to come of it (another master, or nothing at all) follows from the profile.
 
 How long both nodes say that they are master after a cut is mended is counted on the wire.
 """
@@ -13,9 +14,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from ndakit.claims.base import Outcome
-from ndakit.claims.failover import gap_bound_s, gap_errors, measured, poll_target, precision, unserved
+from ndakit.claims.failover import GAP_SLACK_S, asked, gap_bound_s, gap_errors, measured, precision, unserved
 from ndakit.frames import announced, decode_vrrp
 from ndakit.lab_network import LabNetwork
+from ndakit.model import Profile
+from ndakit.model.links import deciding
 from ndakit.switch import Frame, Port
 
 RESPAWN_S = 8.0
@@ -23,6 +26,8 @@ RESPAWN_S = 8.0
 BOTH_SLACK_S = 0.5
 """Beyond one advert, for two masters to become one: emulation, and the advert that is on its way."""
 WATCH_ADVERTS = 4
+BOND_S = 1.0
+"""A bond looks at its cards' links every 100 ms, and takes a card back as soon as it sees one."""
 LASTS_S = 1.0
 """How long a fault goes on after another node has become master."""
 
@@ -37,7 +42,7 @@ class Fault:
     mend: Callable[[LabNetwork, str], None]
     parts: bool = False
     moves: bool = True
-    """Whether another node has to take over."""
+    """Whether another node has to take over; if not, none may, and clients notice nothing."""
     mended_s: float = 0.0
     """How long mending by itself may take."""
     contested: bool = False
@@ -49,20 +54,22 @@ def fault(lab: LabNetwork, kind: Fault) -> Outcome:
     """Make it, see the gap that clients get, and that the new master has every service; mend it, and see one master
     again."""
     master = lab.one_master()
-    bound_s = gap_bound_s(lab.profile, lab.survivor(master))
+    takeover_s = bound_s = gap_bound_s(lab.profile, lab.survivor(master))
+    if not kind.moves:
+        bound_s = GAP_SLACK_S
     if kind.contested:
         bound_s += LASTS_S + lab.profile.vrrp.advert_interval_s
     wrong: list[str] = []
-    with _Adverts(lab) as adverts, lab.watch(poll_target(lab.profile)) as watch:
+    with _Adverts(lab) as adverts, lab.watch(asked(lab)) as watch:
         time.sleep(0.5)
         lab.tell(f"{kind.text}: {master}")
         kind.make(lab, master)
         try:
-            moved = _wait_other(lab, adverts, master, bound_s + 3) if kind.moves else master
+            moved = _wait_other(lab, adverts, master, takeover_s + (3 if kind.moves else 0))
             time.sleep(LASTS_S)
             if not kind.contested:
                 watch.stop()
-                wrong += unserved(lab) if moved else []
+                wrong += unserved(lab) if moved or not kind.moves else []
         finally:
             kind.mend(lab, master)
         mended_s = time.monotonic()
@@ -71,11 +78,15 @@ def fault(lab: LabNetwork, kind: Fault) -> Outcome:
         polled = watch.stop()
     if moved:
         lab.settle()
-    wrong += [] if moved else ["no other node became master"]
+    if kind.moves and not moved:
+        wrong.append("no other node became master")
+    if moved and not kind.moves:
+        wrong.append(f"{moved} became master, and nothing should have moved")
     wrong += gap_errors(polled, bound_s)
     if both_s > lab.profile.vrrp.advert_interval_s + BOTH_SLACK_S + kind.mended_s:
         wrong.append(f"for {both_s:.1f} s after it was mended, two nodes said that they are master")
-    figure = f"gap {polled.gap_ms:.0f} ms (limit {bound_s * 1000:.0f} ms){precision(polled)}, then {moved or 'nobody'}"
+    figure = f"gap {polled.gap_ms:.0f} ms (limit {bound_s * 1000:.0f} ms){precision(polled)}, "
+    figure += f"then {moved or 'nobody'}" if kind.moves or moved else f"stays on {master}"
     if kind.parts:
         figure += f"; mended, two masters for {both_s * 1000:.0f} ms"
     values: dict[str, float | int | str] = {**measured(polled), "both_ms": round(both_s * 1000)}
@@ -152,6 +163,51 @@ def _wait_other(lab: LabNetwork, adverts: _Adverts, master: str, timeout_s: floa
 # -- what happens ------------------------------------------------------------------------------------------------------
 
 
+@dataclass(frozen=True)
+class Cable:
+    """The cable of a network, or of several that share a card, bond or bridge: its cards on each node."""
+
+    network: str
+    cards: tuple[str, ...]
+    why: str
+    """Why its link decides who is master; empty if it does not."""
+
+
+def cables(profile: Profile) -> tuple[Cable, ...]:
+    """Every cable of a node, in the order of the networks. Of a bridge that is its first port: the lab plugs in no
+    other one."""
+    decides = deciding(profile)
+    found: list[Cable] = []
+    for name, net in profile.networks.items():
+        if profile.base_owner(name) == name:
+            shared = [n for n in profile.networks if set(profile.networks[n].nics) & set(net.nics)]
+            why = next((f"{n}: {decides[n]}" for n in shared if n in decides), "")
+            cards = net.nics if net.bond is not None else net.nics[:1]
+            if not any(set(cards) & set(cable.cards) for cable in found):
+                found.append(Cable(name, cards, why))
+    return tuple(found)
+
+
+def faults(profile: Profile) -> tuple[Fault, ...]:
+    """What happens to the master of a profile: its cables one after the other, and the rest."""
+    found: list[Fault] = []
+    for cable in cables(profile):
+        if len(cable.cards) > 1:
+            name = f"cable/{cable.network}/each"
+            text = f"one card of {cable.network}'s bond after the other loses its cable"
+            found += [Fault(name, text, _each(cable.cards), _links(True, cable.cards), moves=False)]
+        what = f"the master's cable of {cable.network} is pulled"
+        if len(cable.cards) > 1:
+            what = f"all cables of the master's bond of {cable.network} are pulled"
+        what += f" ({cable.why})" if cable.why else " (no VIP, server or way out depends on it)"
+        name = f"cable/{cable.network}"
+        found.append(Fault(name, what, _links(False, cable.cards), _links(True, cable.cards), moves=bool(cable.why)))
+    if profile.heartbeats:
+        text = f"the nodes hear each other on {' and '.join(profile.heartbeats)} only"
+        found.append(Fault("heard", text, _deafen_both, _hear_both, moves=False))
+    return (*found, *FAULTS)
+
+
 def _cards(lab: LabNetwork, node: str) -> list[str]:
     return [nic.name for nic in lab.plan.balancers[node] if nic.segment]
 
@@ -161,10 +217,24 @@ def _ports(lab: LabNetwork, node: str) -> list[Port]:
     return [port for port in lab.switch.ports() if port.name in names]
 
 
-def _links(up: bool, count: int | None) -> Callable[[LabNetwork, str], None]:
+def _links(up: bool, cards: Sequence[str] | None) -> Callable[[LabNetwork, str], None]:
     def act(lab: LabNetwork, node: str) -> None:
-        for card in _cards(lab, node)[:count]:
-            lab.machine(node).set_link(card, up)
+        for card in _cards(lab, node) if cards is None else cards:
+            lab.plug(node, card, up=up)
+
+    return act
+
+
+def _each(cards: Sequence[str]) -> Callable[[LabNetwork, str], None]:
+    """One card after the other, the last one stays out: whichever of them works, it is its turn once."""
+
+    def act(lab: LabNetwork, node: str) -> None:
+        for number, card in enumerate(cards):
+            lab.plug(node, card, up=False)
+            time.sleep(BOND_S)
+            if number < len(cards) - 1:
+                lab.plug(node, card, up=True)
+                time.sleep(BOND_S)
 
     return act
 
@@ -199,8 +269,25 @@ def _hear(lab: LabNetwork, node: str) -> None:
         lab.switch.unblock(mine, other)
 
 
+def _between(lab: LabNetwork, node: str) -> list[tuple[Port, Port]]:
+    """The same without the heartbeats."""
+    quiet = {f"{node}-{nic}" for name in lab.profile.heartbeats for nic in lab.profile.networks[name].nics}
+    return [(mine, other) for mine, other in _pairs(lab, node) if mine.name not in quiet]
+
+
+def _deafen_both(lab: LabNetwork, node: str) -> None:
+    for mine, other in _between(lab, node):
+        lab.switch.block(mine, other)
+        lab.switch.block(other, mine)
+
+
+def _hear_both(lab: LabNetwork, node: str) -> None:
+    for mine, other in _between(lab, node):
+        lab.switch.unblock(mine, other)
+        lab.switch.unblock(other, mine)
+
+
 FAULTS = (
-    Fault("cable", "one of the master's cables is pulled", _links(False, 1), _links(True, 1)),
     Fault("cables", "all of the master's cables are pulled", _links(False, None), _links(True, None)),
     Fault(
         "frozen", "the master hangs", lambda lab, node: lab.machine(node).freeze(),

@@ -12,6 +12,7 @@ from ndakit.lab_network import LabNetwork
 from ndakit.lab_plan import Seat
 from ndakit.lab_ports import WATCHED_PORTS
 from ndakit.model import Address, Opening, Profile
+from ndakit.model.links import WayOut, ways_out
 
 Protocol = Literal["tcp", "udp"]
 
@@ -168,29 +169,37 @@ def _sampled(profile: Profile, name: str, protocol: Protocol) -> set[int]:
 # -- egress ------------------------------------------------------------------------------------------------------------
 
 
-def egress_way(profile: Profile, network: str) -> str | None:
-    """The network through whose gateway servers of `network` get out; None without gateway VIP, server or gateway."""
-    has_gateway = any(v.network == network and v.role == "gateway" and v.address_of(4) for v in profile.vips.values())
-    servers = [a for pool in profile.pools.values() for s in pool.servers.values() for a in s.address if a.version == 4]
-    has_server = any(profile.network_of(a) == network for a in servers)
-    out = next((n for n, net in profile.networks.items() if n != network and net.gateway_of(4)), None)
-    return out if has_gateway and has_server else None
+def egress_ways(profile: Profile, network: str) -> tuple[WayOut, ...]:
+    """The ways out of a network that can be tried: through a gateway VIP, to a default gateway."""
+    return tuple(way for way in ways_out(profile) if way.network == network)
+
+
+def no_way(profile: Profile, network: str) -> str:
+    """Why there is no way out of a network with an egress to try."""
+    if not any(v.network == network and v.role == "gateway" for v in profile.vips.values()):
+        return "no VIP of role gateway is there, so nobody's way leads through the pair"
+    outside = [n for n, net in profile.networks.items() if n != network and net.gateway]
+    if not outside:
+        return "no other network has a default gateway, so there is no outside"
+    return f"gateway VIP, egress and the gateway of {outside[0]} have no IP version in common"
 
 
 def egress(lab: LabNetwork, network: str) -> Outcome:
-    """A server asks a web server beyond the gateway, which says whom it saw."""
-    way = egress_way(lab.profile, network)
-    seats = [s for s in lab.plan.servers.values() if lab.plan.hosts[s.host].network == network and s.address(4)]
-    server = next((s for s in seats if lab.plan.hosts[s.host].role == "server"), None)
-    outside = lab.plan.outside[way].address(4) if way in lab.plan.outside else None
-    if way is None or server is None or outside is None:
-        return Outcome(False, "not tried", f"no server in {network} to try it from")
-    kind = lab.profile.networks[network].egress
+    """Somebody inside asks a web server beyond the gateway, which says whom it saw; in each IP version."""
+    wrong, figures = [], []
+    for way in egress_ways(lab.profile, network):
+        expected = worn(lab.profile, way)
+        answer = lab.ask_out(way)
+        seen = str(answer.seen.get("client", "")) or f"nobody: {answer.error or 'no answer'}"
+        figures.append(f"seen as {seen}")
+        if seen not in expected:
+            wrong.append(f"IPv{way.version}: seen as {seen}, expected {' or '.join(sorted(expected))}")
+    return Outcome(bool(figures) and not wrong, ", ".join(figures), "; ".join(wrong))
+
+
+def worn(profile: Profile, way: WayOut) -> set[str]:
+    """The addresses that what leaves by a way out may wear."""
+    kind = profile.networks[way.network].egress
     if kind == "node":
-        expected = {str(lab.profile.node_address(n, way, 4)) for n in lab.profile.nodes}
-    else:
-        expected = {str(lab.profile.vips[kind].address_of(4))}
-    seen = str(lab.get(server, outside, 80).seen.get("client", ""))
-    return Outcome(
-        seen in expected, f"seen as {seen or 'nobody: no answer'}", f"expected {' or '.join(sorted(expected))}"
-    )
+        return {str(profile.node_address(n, way.through, way.version)) for n in profile.nodes}
+    return {str(profile.vips[kind].address_of(way.version))}

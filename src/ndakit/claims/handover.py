@@ -15,15 +15,13 @@ from dataclasses import dataclass, field
 
 from ndakit.claims.base import Outcome, first_front, targets
 from ndakit.claims.failover import gap_bound_s
-from ndakit.claims.firewall import egress_way
+from ndakit.claims.firewall import egress_ways
 from ndakit.lab_host import Call, LabHostRefused
 from ndakit.lab_network import LabNetwork
-from ndakit.lab_people import Front, LabLacks
+from ndakit.lab_people import OUTSIDE_PORT, Front
 from ndakit.lab_plan import Seat
 from ndakit.model import Address, Endpoint, Profile
 
-WEB_PORT = 80
-"""Where the outside host's web server is."""
 BEGIN_S = 5.0
 TOLD_S = 3.0
 """What IPVS has to tell it gathers for up to three seconds (Linux, IPVS_SYNC_FLUSH_TIME, IPVS_SYNC_CHECK_PERIOD)."""
@@ -68,7 +66,7 @@ def handed_over(profile: Profile) -> HandedOver:
         egress=tuple(
             name
             for name, network in profile.networks.items()
-            if profile.tracks_connections and network.egress in profile.vips and egress_way(profile, name)
+            if profile.tracks_connections and network.egress in profile.vips and egress_ways(profile, name)
         ),
         carried=tuple(_carried(profile)) if profile.tracks_kernel else (),
         kept=tuple(
@@ -178,17 +176,18 @@ def connections(lab: LabNetwork) -> Outcome:
 
 def _open(lab: LabNetwork, wanted: HandedOver) -> Iterator[_Connection]:
     for network in wanted.egress:
-        outside = lab.plan.outside.get(egress_way(lab.profile, network) or "")
-        target = outside.address(4) if outside is not None else None
-        homes = {s.host: s.address(4) for s in lab.plan.servers.values() if lab.plan.hosts[s.host].role == "server"}
-        inside = [host for host, own in homes.items() if own is not None and lab.profile.network_of(own) == network]
-        if target is None or not inside:
-            raise LabLacks("server that could hold a connection to the outside", network)
-        for name in inside[:2]:
+        way = egress_ways(lab.profile, network)[0]
+        seat, target = lab.outside(way)
+        homes = {s.host: s.address(way.version) for s in lab.plan.servers.values()}
+        others = [
+            host for host, own in homes.items()
+            if lab.plan.hosts[host].role == "server" and own is not None and lab.profile.network_of(own) == network
+        ]  # fmt: skip
+        for name in dict.fromkeys((seat.host, *others[:2])):
             # Only the outside speaks, and seldom: a packet from inside, and be it an acknowledgement on its way when
             # the VIPs move, would teach a node the connection that it does not know.
             payload = f"GET /lab-stream?{SELDOM_S * 1000:.0f} HTTP/1.1\r\nHost: outside\r\n\r\n".encode()
-            call = lab.hosts[name].call(target, WEB_PORT, payload=payload)
+            call = lab.hosts[name].call(target, OUTSIDE_PORT, payload=payload)
             yield _Connection(f"{name} to the outside", call, SELDOM_S)
     for one in wanted.carried:
         yield from _open_service(lab, one)

@@ -76,6 +76,8 @@ def _needs(profile: Profile) -> Iterator[tuple[str, int, KeyPath]]:
             yield name, gateway.version, ("networks", name, "gateway", number)
         for number, route in enumerate(net.routes):
             yield name, route.via.version, ("networks", name, "routes", number, "via")
+    for name in profile.heartbeats:
+        yield name, profile.heard_version(name), ("networks", name, "role")
     on_link = Reach(profile).on_link
     for pool, its in profile.pools.items():
         for server, facts in its.servers.items():

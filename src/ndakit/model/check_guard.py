@@ -220,6 +220,8 @@ def _between_nodes(profile: Profile, name: str, opening: Opening, path: KeyPath)
 
 
 def _ipv6_only(profile: Profile, instance: Instance) -> bool:
+    if instance.heartbeat:
+        return profile.heard_version(instance.network) == 6
     return all(a.version == 6 for v in instance.vips for a in profile.vips[v].address)
 
 

@@ -154,15 +154,16 @@ def names_collide(profile: Profile) -> Iterator[Finding]:
                     "rename one of them so that they differ within the first 7 characters", other=first[0],
                 )  # fmt: skip
     instances: dict[str, tuple[str, KeyPath]] = {}
-    for name, vip in profile.vips.items():
-        result = instance_name(vip.network, vip.group)
-        meant = f"{vip.network}/{vip.group}"
-        before = instances.setdefault(result, (meant, ("vips", name)))
+    wanted: list[tuple[str, str, KeyPath]] = [(v.network, v.group, ("vips", n)) for n, v in profile.vips.items()]
+    wanted += [(name, group, ("networks", name)) for name in profile.heartbeats for group in profile.groups]
+    for network, group, at in wanted:
+        result, meant = instance_name(network, group), f"{network}/{group}"
+        before = instances.setdefault(result, (meant, at))
         if before[0] != meant:
             yield error(
                 "names-collide",
-                f"group {vip.group} on {vip.network} would get the VRRP name '{result}', which is taken",
-                ("vips", name), "rename the group", other=before[1],
+                f"group {group} on {network} would get the VRRP name '{result}', which is taken", at,
+                "rename the group" if at[0] == "vips" else "rename the network", other=before[1],
             )  # fmt: skip
     for node in profile.nodes:
         whole = f"{profile.name}-{node}"
@@ -211,7 +212,7 @@ def vrrp(profile: Profile) -> Iterator[Finding]:
             "add vips, or keep one node", also=(("vips",),),
         )  # fmt: skip
     for name, net in profile.networks.items():
-        mains = [v for v in profile.vips.values() if v.network == name and v.group == "main"]
+        mains = any(i.network == name and i.group == "main" for i in profile.instances)
         if net.vrid is not None and not mains:
             yield warning(
                 "vrid-unused", f"network {name} pins a router id, and no VIP of group main is there",

@@ -1,4 +1,5 @@
-"""Cross-checks: what the nodes tell each other of (`connection_sync`), and which pools decide who is master."""
+"""Cross-checks: how the nodes hear each other (heartbeats), what they tell each other of (`connection_sync`), and which
+pools decide who is master."""
 
 from __future__ import annotations
 
@@ -125,4 +126,60 @@ def demote_on(profile: Profile) -> Iterator[Finding]:
         )  # fmt: skip
 
 
-RULES: tuple[Callable[[Profile], Iterator[Finding]], ...] = (connection_sync, told_in_time, demote_on)
+def heartbeats(profile: Profile) -> Iterator[Finding]:
+    """A heartbeat is for the nodes alone, and worth something only beside the networks that it stands in for."""
+    for name, net in profile.networks.items():
+        if net.role != "heartbeat":
+            continue
+        at: KeyPath = ("networks", name, "role")
+        if profile.standalone:
+            yield warning(
+                "heartbeat-alone", f"there is one node, so nobody is heard on network {name}", at,
+                "add the second node, or delete role", other=("nodes",),
+            )  # fmt: skip
+            continue
+        yield from _nodes_only(profile, name)
+        if not profile.release.heartbeats:
+            yield error(
+                "heartbeat-of-release", f"keepalived of OpenWrt {profile.release} does not listen to network {name} "
+                "any more once it was silent for a while", at, "use release 19.07 or later, or delete role",
+                other=("release",),
+            )  # fmt: skip
+        with_vips = [i.network for i in profile.instances if not i.heartbeat]
+        beside = [other for other in with_vips if set(profile.networks[other].nics) & set(net.nics)]
+        if beside:
+            yield warning(
+                "heartbeat-shares-card",
+                f"network {name} shares {net.nics[0]} with network {beside[0]}, so what cuts one cuts the other, and "
+                "both nodes become master all the same", ("networks", name, "nics"),
+                "give the heartbeat a card and a cable of its own", other=("networks", beside[0], "nics"),
+            )  # fmt: skip
+
+
+def _nodes_only(profile: Profile, name: str) -> Iterator[Finding]:
+    """What is not for the nodes alone has no place on a heartbeat: its link is not watched."""
+    net, at = profile.networks[name], ("networks", name, "role")
+    why = f"is on network {name}, which is a heartbeat: its link is not watched, so it would be lost with the cable"
+    for vip, facts in profile.vips.items():
+        if facts.network == name:
+            yield error(
+                "heartbeat-not-alone", f"VIP {vip} {why}", ("vips", vip, "network"),
+                "move the VIP to another network (a heartbeat needs none), or delete role", other=at,
+            )  # fmt: skip
+    for pool, found in profile.pools.items():
+        for server, its in found.servers.items():
+            if any(a in s for a in its.address for s in net.subnet):
+                yield error(
+                    "heartbeat-not-alone", f"server {server} {why}", ("pools", pool, "servers", server, "address"),
+                    "move the server to another network, or delete role", other=at,
+                )  # fmt: skip
+    for key, there in (("gateway", net.gateway), ("routes", net.routes), ("egress", net.egress != "none")):
+        if there:
+            yield error(
+                "heartbeat-not-alone", f"network {name} is a heartbeat, which the nodes have for themselves, and has "
+                f"{'an' if key == 'egress' else 'a' if key == 'gateway' else ''} {key}".replace("  ", " "),
+                ("networks", name, key), f"delete {key}, or role", other=at,
+            )  # fmt: skip
+
+
+RULES: tuple[Callable[[Profile], Iterator[Finding]], ...] = (connection_sync, told_in_time, demote_on, heartbeats)

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from ndakit.mistakes import KeyPath, listing
 from ndakit.model.base import Address
 from ndakit.model.findings import Finding, error, unknown, warning
+from ndakit.model.links import routes_only
 from ndakit.model.profile import MARKS_MAX, Profile
 from ndakit.model.traffic import SORRY_PAGE_MAX
 
@@ -341,7 +342,7 @@ def unused(profile: Profile) -> Iterator[Finding]:
                 "unused-vip", f"nothing uses VIP {name}: no service, no egress, no role", ("vips", name),
                 "add a service, or delete the VIP", also=(("services",), ("networks",)),
             )  # fmt: skip
-    if not profile.services:
+    if not profile.services and not routes_only(profile):
         yield warning(
             "no-service", "the profile has no services, so it balances nothing", ("services",), "add services"
         )

@@ -195,6 +195,10 @@ class Network(Model):
     """Further routes. None may lie over a part of an own subnet where somebody is whom the profile names."""
     egress: Name = "none"
     """The servers' way out: source NAT to the named VIP, to the node's address (`node`), or `none`."""
+    role: Literal["heartbeat"] | None = None
+    """`heartbeat`: the nodes only hear each other here, over a cable between them or a switch of its own. As long as
+    they do, no second one becomes master, whatever else is cut. It carries no VIPs, servers or gateway, and its link
+    may go down: that of a direct cable does when the other node loses its power."""
     vrid: Annotated[Int, Between(1, 255)] | None = None
     """Pins the VRRP router id of the group `main` here; by default computed from network and group."""
 

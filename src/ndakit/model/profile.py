@@ -90,12 +90,17 @@ ReleaseField = Annotated[
 
 @dataclass(frozen=True)
 class Instance:
-    """One VRRP instance: the VIPs of one group on one network."""
+    """One VRRP instance: the VIPs of one group on one network, or none on a heartbeat."""
 
     network: str
     group: str
     vrid: int
     vips: tuple[str, ...]
+
+    @property
+    def heartbeat(self) -> bool:
+        """True if it holds no VIPs: the nodes only hear each other there."""
+        return not self.vips
 
 
 @dataclass(frozen=True)
@@ -203,12 +208,21 @@ class Profile(Model):
             taken: set[int] = set()
             for group in self.groups:
                 vips = tuple(v for v, vip in self.vips.items() if vip.network == name and vip.group == group)
-                if vips:
+                if vips or network.role == "heartbeat":
                     pinned = network.vrid if group == "main" else None
                     vrid = pinned or _vrid(name, group, taken | ({network.vrid} if network.vrid else set()))
                     taken.add(vrid)
                     found.append(Instance(name, group, vrid, vips))
         return tuple(found)
+
+    @property
+    def heartbeats(self) -> tuple[str, ...]:
+        """The networks on which the nodes only hear each other; empty for a standalone node."""
+        return () if self.standalone else tuple(n for n, net in self.networks.items() if net.role == "heartbeat")
+
+    def heard_version(self, network: str) -> int:
+        """The IP version of adverts on a heartbeat: IPv4 if it has it."""
+        return min(self.networks[network].families)
 
     def preferred(self) -> str:
         """The node that is master when all are well."""
@@ -392,15 +406,17 @@ class Profile(Model):
     @functools.cached_property
     def sync_link(self) -> tuple[str, int] | None:
         """The network and IP version over which the nodes tell each other of connections: of the networks in which
-        every node has an address, the first one without a default gateway (what is told there is not encrypted), else
-        the first one whose servers have their gateway in us, else the first one; IPv4 where there is a choice."""
+        every node has an address, the first heartbeat, else the first one without a default gateway (what is told there
+        is not encrypted), else the first one whose servers have their gateway in us, else the first one; IPv4 where
+        there is a choice."""
         inner = {vip.network for vip in self.vips.values() if vip.role == "gateway"}
         found = [
-            (net.gateway is not None, net.gateway is not None and name not in inner, number, version, name)
+            (net.role is None, net.gateway is not None, net.gateway is not None and name not in inner, number, version,
+             name)
             for number, (name, net) in enumerate(self.networks.items())
             for version in net.families
             if all(self.node_address(node, name, version) is not None for node in self.nodes)
-        ]
+        ]  # fmt: skip
         return (min(found)[-1], min(found)[-2]) if found else None
 
     @property
