@@ -8,7 +8,6 @@ from collections.abc import Iterator
 
 import pytest
 
-from ndakit.claims import faults
 from pairs import Pair, new_key, running
 
 pytestmark = [pytest.mark.vm, pytest.mark.alone]
