@@ -179,7 +179,7 @@ def test_a_servers_script_says_what_is_missing_and_mends_it(pair: Pair) -> None:
     assert kernel.server_side(lab, "far").ok
 
 
-FAULTS = ("cable", "cables", "frozen", "keepalived-killed", "cut-off", "not-heard")
+FAULTS = ("cable/wan", "cables", "frozen", "keepalived-killed", "cut-off", "not-heard")
 
 
 @pytest.mark.parametrize("name", FAULTS)
@@ -193,7 +193,7 @@ def test_a_node_that_does_not_forward_is_found_out_when_it_becomes_master(pair: 
     answers = "ip saddr { 192.168.0.31, 192.168.0.32 } tcp sport 80"
     lab.run("lb2", f"nft insert rule inet fw4 forward {answers} drop")
     try:
-        outcome = pair.outcome("failover/cable")
+        outcome = pair.outcome("failover/cable/wan")
         assert not outcome.ok
         assert "clients were not answered again" in outcome.detail
         assert "natted does not answer at 203.0.113.10:8082 (time-out)" in outcome.detail
@@ -206,7 +206,7 @@ def test_a_fault_that_nobody_takes_over_from_is_found_out(pair: Pair) -> None:
     lab = pair.lab
     lab.run("lb2", "/etc/init.d/keepalived stop")
     try:
-        outcome = pair.outcome("failover/cable")
+        outcome = pair.outcome("failover/cable/wan")
         assert not outcome.ok
         assert "no other node became master" in outcome.detail
     finally:

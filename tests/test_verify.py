@@ -69,7 +69,8 @@ def test_the_pair_makes_these_claims(pair: Profile) -> None:
         "check/apache",
         "sorry/apache",
         "failover/haproxy-stopped",
-        *(f"failover/{what}" for what in ("cable", "cables", "frozen", "keepalived-killed", "cut-off", "not-heard")),
+        *(f"failover/cable/{network}" for network in ("wan", "lan")),
+        *(f"failover/{what}" for what in ("cables", "frozen", "keepalived-killed", "cut-off", "not-heard")),
         "failover/power-off",
         "failover/return",
         "quiet/lb1",
@@ -138,7 +139,7 @@ def test_without_a_master_or_a_second_node_claims_about_failover_fail_with_the_r
     monkeypatch.setattr(lab, "is_up", lambda node: node == "lb1")
     wanted = [c for c in all_claims(pair) if c.thorough or c.name == "failover/power-off"]
     verdicts = verify.run(lab, wanted, lambda said: None)
-    assert len(verdicts) == 7
+    assert len(verdicts) == 8
     assert {(v.state, words in v.detail) for v in verdicts} == {("fails", True)}
 
 

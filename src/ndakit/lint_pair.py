@@ -14,7 +14,7 @@ from ndakit.daemontext import Block, TextError, haproxy, keepalived
 from ndakit.lint_daemons import HAPROXY, KEEPALIVED
 from ndakit.lint_firewall import FIREWALL
 from ndakit.lint_subject import LintFinding, Subject
-from ndakit.model.links import deciding
+from ndakit.model.links import watched
 from ndakit.uci import Section
 
 CONNTRACKD, INIT = "/etc/conntrackd/conntrackd.conf", "/etc/init.d/conntrackd"
@@ -243,22 +243,23 @@ def heartbeats(subject: Subject, vrrp: Block) -> Iterator[LintFinding]:
 
 
 def links(subject: Subject, vrrp: Block) -> Iterator[LintFinding]:
-    """Every link by which servers are reached, or by which their traffic leaves, is watched."""
+    """Every link by which servers are reached, or by which their traffic leaves, is watched; no heartbeat's is."""
     devices = {i.network: i.device for i in subject.view.interfaces}
     heard = {devices.get(name) for name in subject.profile.heartbeats}
-    tracked: set[str] = set()
-    for instance in vrrp.inner("vrrp_instance"):
-        if instance.value("interface") not in heard:
-            tracked.add(instance.value("interface") or "")
-        for line in (line for b in instance.inner("track_interface") for line in b.lines):
-            tracked.add(line.words[0])
-            if line.words[0] in heard:
-                what = f"{instance.name} watches {line.words[0]}, the link of a heartbeat"
-                yield subject.finding("heartbeat", KEEPALIVED, line.number, what)
-    for network, why in deciding(subject.profile).items():
-        if devices[network] not in tracked:
-            what = f"nobody watches {devices[network]} (network {network}, {why}): its cable out, the VIPs would stay"
-            yield subject.finding("link", KEEPALIVED, 0, what)
+    instances = {i.name: i for i in subject.view.instances if not i.heartbeat}
+    for block in vrrp.inner("vrrp_instance"):
+        lines = [line for b in block.inner("track_interface") for line in b.lines]
+        for line in (line for line in lines if line.words[0] in heard):
+            what = f"{block.name} watches {line.words[0]}, the link of a heartbeat"
+            yield subject.finding("heartbeat", KEEPALIVED, line.number, what)
+        group = instances[block.name].group if block.name in instances else ""
+        tracked = {line.words[0] for line in lines} | {i.device for i in instances.values() if i.group == group}
+        for network, why in watched(subject.profile, group).items() if group else ():
+            if devices[network] not in tracked:
+                what = (
+                    f"{block.name} watches no {devices[network]} ({network}: {why}) and keeps its VIPs all the same"
+                )
+                yield subject.finding("link", KEEPALIVED, block.number, what)
 
 
 def _everywhere(subject: Subject, vrrp: Block, name: str) -> Iterator[LintFinding]:
