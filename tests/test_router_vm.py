@@ -48,8 +48,8 @@ nodes:
       hb: 172.31.255.2
       mgmt: 10.99.0.12
 vips:
-  lan-gw: {{network: lan, address: [192.168.0.1, "fd00:0:0:1::1"], role: gateway}}
-  iot-gw: {{network: iot, address: [192.168.1.1, "fd00:0:0:2::1"], role: gateway}}
+  lan-gw: {{network: lan, address: [192.168.0.1, "fe80::1"], role: gateway}}
+  iot-gw: {{network: iot, address: [192.168.1.1, "fe80::1"], role: gateway}}
 vrrp: {{prefer: lb1, preempt: true, preempt_delay_s: 2}}
 """
 

@@ -196,7 +196,9 @@ def _instances(subject: Subject, root: Block) -> Iterator[LintFinding]:
     known = {i.device for i in subject.view.interfaces}
     quiet = {i.device for i in subject.view.interfaces if i.network in subject.profile.heartbeats}
     seen: dict[tuple[str, str], int] = {}
-    wanted = {a for v in subject.profile.vips.values() for a in v.address} if subject.view.vrrp else set()
+    devices = {i.network: i.device for i in subject.view.interfaces}
+    vips = subject.profile.vips.values() if subject.view.vrrp else ()
+    wanted = {(a, devices[v.network]) for v in vips for a in v.address}
     for block in instances:
         interface, vrid = block.value("interface") or "", block.value("virtual_router_id") or ""
         if interface not in known:
@@ -228,7 +230,7 @@ def _instances(subject: Subject, root: Block) -> Iterator[LintFinding]:
                     yield subject.finding(
                         "keepalived-device", KEEPALIVED, line.number, f"VIP {vip} has no known device"
                     )
-                wanted.discard(vip.ip)
+                wanted.discard((vip.ip, device))
                 if kind == "virtual_ipaddress":
                     families.add(vip.version)
         if len(families) != 1:
@@ -238,8 +240,9 @@ def _instances(subject: Subject, root: Block) -> Iterator[LintFinding]:
         for line in (line for b in group.inner("group") for line in b.lines):
             if line.words[0] not in {b.name for b in instances}:
                 yield subject.finding("keepalived", KEEPALIVED, line.number, f"no instance '{line.words[0]}'")
-    for address in sorted(map(str, wanted)):
-        yield subject.finding("keepalived-vip", KEEPALIVED, 0, f"VIP {address} is in no instance: nobody would hold it")
+    for address, device in sorted((str(address), device) for address, device in wanted):
+        what = f"VIP {address} is in no instance on {device}: nobody would hold it"
+        yield subject.finding("keepalived-vip", KEEPALIVED, 0, what)
 
 
 def kernel(subject: Subject) -> Iterator[LintFinding]:

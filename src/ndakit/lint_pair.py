@@ -256,9 +256,7 @@ def links(subject: Subject, vrrp: Block) -> Iterator[LintFinding]:
         tracked = {line.words[0] for line in lines} | {i.device for i in instances.values() if i.group == group}
         for network, why in watched(subject.profile, group).items() if group else ():
             if devices[network] not in tracked:
-                what = (
-                    f"{block.name} watches no {devices[network]} ({network}: {why}) and keeps its VIPs all the same"
-                )
+                what = f"{block.name} does not watch {devices[network]} ({network}: {why}): the VIPs stay without it"
                 yield subject.finding("link", KEEPALIVED, block.number, what)
 
 

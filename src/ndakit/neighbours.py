@@ -51,6 +51,8 @@ def _addresses(loaded: Sequence[Loaded]) -> Iterator[ProfileWarning]:
                     seen[address].append((one, path, f"node {node} of {one.profile.name}"))
         for name, vip in one.profile.vips.items():
             for number, address in enumerate(vip.address):
+                if address.is_link_local:  # another one on each network
+                    continue
                 seen[address].append((one, ("vips", name, "address", number), f"VIP {name} of {one.profile.name}"))
     for address, users in seen.items():
         for (first, path, words), (second, other_path, other_words) in itertools.combinations(users[:8], 2):

@@ -39,6 +39,11 @@ class Gateway:
     gateway: Address
     own: Address
 
+    @property
+    def scoped(self) -> bool:
+        """True if the gateway's address says nothing without the card: a link-local one of IPv6."""
+        return self.gateway.version == 6 and self.gateway.is_link_local
+
 
 @dataclass(frozen=True)
 class Answers:

@@ -96,7 +96,8 @@ def _placed(profile: Profile) -> Iterator[tuple[KeyPath, str, Address, str, bool
     for name, vip in profile.vips.items():
         for number, address in enumerate(vip.address):
             if not vip.routed:
-                yield ("vips", name, "address", number), f"VIP {name}'s address {address}", address, vip.network, False
+                path = ("vips", name, "address", number)
+                yield path, f"VIP {name}'s address {address}", address, vip.network, _link_local(address)
     for name, net in profile.networks.items():
         for number, gateway in enumerate(net.gateway or ()):
             yield ("networks", name, "gateway", number), f"the gateway {gateway}", gateway, name, True
@@ -133,8 +134,10 @@ def outside_subnet(profile: Profile) -> Iterator[Finding]:
         )  # fmt: skip
     for path, words, address, network, link_local in _placed(profile):
         net = profile.networks.get(network)
-        if net is None or (link_local and isinstance(address, IPv6Address) and address.is_link_local):
-            continue
+        if net is None or (
+            isinstance(address, IPv6Address) and address.is_link_local and (link_local or path[0] == "vips")
+        ):
+            continue  # link_local_vips says what is wrong with those of other VIPs
         subnet = net.subnet_of(address.version)
         other: KeyPath = ("networks", network, "subnet")
         kind = {"vips": "vip", "nodes": "node"}.get(str(path[0]), "gateway" if "gateway" in path else "route")
@@ -204,7 +207,7 @@ def special_addresses(profile: Profile) -> Iterator[Finding]:
             yield error("special-address", f"{words} is {why}", path, "write the address that it really has")
     for name, vip in profile.vips.items():
         for number, address in enumerate(vip.address):
-            if vip.routed and (why := special(address)):
+            if vip.routed and not _link_local(address) and (why := special(address)):
                 yield error(
                     "special-address", f"VIP {name}'s address {address} is {why}", ("vips", name, "address", number),
                     "write the address that clients use",
@@ -221,50 +224,54 @@ def special_addresses(profile: Profile) -> Iterator[Finding]:
 
 
 def addresses_twice(profile: Profile) -> Iterator[Finding]:
-    """One address for two things."""
-    seen: dict[Address, tuple[KeyPath, str]] = {}
-    for path, words, address in owned(profile):
-        first = seen.setdefault(address, (path, words))
+    """One address for two things. A link-local one is another address on each network."""
+    seen: dict[tuple[Address, str], tuple[KeyPath, str]] = {}
+    for path, words, address, network in owned(profile):
+        first = seen.setdefault((address, network if _link_local(address) else ""), (path, words))
         if first[0] != path:
             yield error(
                 "address-twice", f"{address} is stated twice: for {first[1]} and for {words}", path,
                 "give each its own address", other=first[0],
             )  # fmt: skip
     ours = {a: v for a, v in seen.items() if v[0][0] in ("nodes", "vips")}
-    for path, words, address in foreign(profile):
-        if address in ours:
+    for path, words, address, network in foreign(profile):
+        key = (address, network if _link_local(address) else "")
+        if key in ours:
             yield error(
-                "address-is-ours", f"{words} has the address {address}, which is that of {ours[address][1]}", path,
-                "write the address of the other machine", other=ours[address][0],
+                "address-is-ours", f"{words} has the address {address}, which is that of {ours[key][1]}", path,
+                "write the address of the other machine", other=ours[key][0],
             )  # fmt: skip
 
 
-def owned(profile: Profile) -> Iterator[tuple[KeyPath, str, Address]]:
-    """Addresses of the pair and its gateways: place, words, address."""
+def _link_local(address: Address) -> bool:
+    return isinstance(address, IPv6Address) and address.is_link_local
+
+
+def owned(profile: Profile) -> Iterator[tuple[KeyPath, str, Address, str]]:
+    """Addresses of the pair and its gateways: place, words, address, network."""
     for node, its in profile.nodes.items():
         for network, addresses in its.addresses.items():
             for number, address in enumerate(addresses):
-                yield ("nodes", node, "addresses", network, number), f"node {node} in {network}", address
+                yield ("nodes", node, "addresses", network, number), f"node {node} in {network}", address, network
     for name, vip in profile.vips.items():
         for number, address in enumerate(vip.address):
-            yield ("vips", name, "address", number), f"VIP {name}", address
+            yield ("vips", name, "address", number), f"VIP {name}", address, vip.network
     for name, net in profile.networks.items():
         for number, gateway in enumerate(net.gateway or ()):
-            if not gateway.is_link_local:
-                yield ("networks", name, "gateway", number), f"the gateway of {name}", gateway
+            yield ("networks", name, "gateway", number), f"the gateway of {name}", gateway, name
 
 
-def foreign(profile: Profile) -> Iterator[tuple[KeyPath, str, Address]]:
-    """Addresses of other machines that the profile names: place, words, address."""
+def foreign(profile: Profile) -> Iterator[tuple[KeyPath, str, Address, str]]:
+    """Addresses of other machines that the profile names: place, words, address, network (empty: by its address)."""
     for pool, its in profile.pools.items():
         for server, facts in its.servers.items():
             for number, address in enumerate(facts.address):
-                yield ("pools", pool, "servers", server, "address", number), f"server {server}", address
+                yield ("pools", pool, "servers", server, "address", number), f"server {server}", address, ""
     for name, net in profile.networks.items():
         for number, route in enumerate(net.routes):
-            yield ("networks", name, "routes", number, "via"), f"the router to {route.to}", route.via
+            yield ("networks", name, "routes", number, "via"), f"the router to {route.to}", route.via, name
         for number, server_address in enumerate(net.dns):
-            yield ("networks", name, "dns", number), "the name server", server_address
+            yield ("networks", name, "dns", number), "the name server", server_address, name
 
 
 def overlapping_networks(profile: Profile) -> Iterator[Finding]:
@@ -324,6 +331,41 @@ def unreachable(profile: Profile) -> Iterator[Finding]:
                 )  # fmt: skip
 
 
+def link_local_vips(profile: Profile) -> Iterator[Finding]:
+    """fe80::1 and the like: known on one network only, so that nobody but that network's own hosts can use them."""
+    for name, vip in profile.vips.items():
+        for number, address in enumerate(vip.address):
+            if not _link_local(address):
+                continue
+            at: KeyPath = ("vips", name, "address", number)
+            other = "write role: gateway if it is the servers' gateway; else choose an address of the network's subnet"
+            if vip.role != "gateway":
+                yield error(
+                    "link-local-vip", f"VIP {name}'s address {address} is link-local: its own network's hosts can name "
+                    "it as their gateway, and nobody can use it for anything else", at, other, also=(("vips", name),),
+                )  # fmt: skip
+                continue
+            if vip.routed:
+                yield error(
+                    "link-local-vip", f"no router can send {address} to the balancer: it is link-local", at,
+                    "delete routed: true", other=("vips", name, "routed"),
+                )  # fmt: skip
+            for service, found in profile.services.items():
+                if name in found.vip and "ipv6" in (found.families or ("ipv6",)):
+                    yield error(
+                        "link-local-vip", f"service {service} would listen on {address}, which is link-local: no "
+                        "client beyond the network can reach it", ("services", service, "vip", found.vip.index(name)),
+                        "name another VIP; or, for IPv4 alone, write families: [ipv4]", other=at,
+                    )  # fmt: skip
+            for network, net in profile.networks.items():
+                if net.egress == name:
+                    yield error(
+                        "link-local-vip", f"what leaves network {network} cannot wear {address}: no answer to a "
+                        "link-local address comes back", ("networks", network, "egress"),
+                        "name a VIP with another IPv6 address, or node", other=at,
+                    )  # fmt: skip
+
+
 def routed_vips(profile: Profile) -> Iterator[Finding]:
     """`routed: true` where the subnet says otherwise."""
     table = SubnetTable((s, name) for name, net in profile.networks.items() for s in net.subnet)
@@ -347,5 +389,6 @@ RULES: tuple[Callable[[Profile], Iterator[Finding]], ...] = (
     addresses_twice,
     overlapping_networks,
     unreachable,
+    link_local_vips,
     routed_vips,
 )

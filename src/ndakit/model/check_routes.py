@@ -73,7 +73,7 @@ def _inside_own_subnets(profile: Profile) -> Iterator[Finding]:
     """Routes to a part of a network that the balancer is attached to: they count before the link (longest prefix)."""
     table = SubnetTable((s, name) for name, net in profile.networks.items() for s in net.subnet)
     there = sorted(
-        ((a.version, int(a), words, at) for at, words, a in (*owned(profile), *foreign(profile))),
+        ((a.version, int(a), words, at) for at, words, a, _ in (*owned(profile), *foreign(profile))),
         key=lambda entry: entry[:2],
     )
     for name, net in profile.networks.items():
