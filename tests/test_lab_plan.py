@@ -164,10 +164,11 @@ def test_every_seat_is_at_addresses_that_its_host_has(profile: Profile) -> None:
 def test_nobody_has_an_address_or_a_mac_twice(profile: Profile) -> None:
     lab = plan(profile)
     ours = [a for node in profile.nodes.values() for its in node.addresses.values() for a in its]
-    ours += [a for vip in profile.vips.values() for a in vip.address]
+    ours += [a for vip in profile.vips.values() for a in vip.address if not a.is_link_local]
     theirs = [a for host in lab.hosts.values() for a in (*own(host), *host.behind) if not a.is_link_local]
     assert len({*ours, *theirs}) == len(ours) + len(theirs)
     local = [(host.network, a) for host in lab.hosts.values() for a in own(host) if a.is_link_local]
+    local += [(vip.network, a) for vip in profile.vips.values() for a in vip.address if a.is_link_local]
     assert len({*local}) == len(local)
     macs = [h.mac for h in lab.hosts.values()] + [nic.mac for nics in lab.balancers.values() for nic in nics]
     assert len({*macs}) == len(macs)

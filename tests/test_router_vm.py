@@ -91,6 +91,38 @@ def test_whatever_happens_there_is_one_master_while_the_nodes_hear_each_other(pa
     assert outcome.ok, f"{outcome.figure}: {outcome.detail}"
 
 
+# -- each of these fails when its fact is broken -----------------------------------------------------------------------
+
+
+KEEPALIVED = "/etc/keepalived/keepalived.conf"
+
+
+@pytest.mark.parametrize(
+    ("name", "breaking", "words"),
+    [
+        (
+            "heard",
+            "nft insert rule inet fw4 input iifname eth4 drop",
+            "lb2 became master, and nothing should have moved",
+        ),
+        ("cable/hb", f"sed -i /dont_track_primary/d {KEEPALIVED}", "lb2 became master, and nothing should have moved"),
+        ("cable/wan", f"sed -i '/track_interface/,/}}/d' {KEEPALIVED}", "no other node became master"),
+    ],
+    ids=["deaf", "heartbeat-watched", "uplink-not-watched"],
+)
+def test_what_the_pair_would_do_without_it_is_found_out(pair: Pair, name: str, breaking: str, words: str) -> None:
+    lab, node = pair.lab, "lb2" if name == "heard" else "lb1"
+    lab.run(node, f"cp {KEEPALIVED} /tmp/right.conf; {breaking}; /etc/init.d/keepalived restart")
+    lab.settle()
+    try:
+        outcome = pair.outcome(f"failover/{name}")
+    finally:
+        lab.run(node, f"cp /tmp/right.conf {KEEPALIVED}; fw4 restart; /etc/init.d/keepalived restart")
+        lab.settle()
+    assert not outcome.ok
+    assert words in outcome.detail
+
+
 @pytest.mark.parametrize("name", ["power-off", "return"])
 def test_a_dead_node_is_replaced_although_the_heartbeat_loses_its_link_with_it(pair: Pair, name: str) -> None:
     outcome = pair.outcome(f"failover/{name}")

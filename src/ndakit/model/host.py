@@ -268,8 +268,8 @@ class Vrrp(Model):
     connection_sync: Bool = False
     """Whether the nodes tell each other what a new master has to know: connections that pass through (the servers' way
     out; topology nat, dr and tun), so that those survive a failover, and which server a client keeps (persistence).
-    Connections that end in HAProxy cannot survive. It is told over the first network without a gateway in which all
-    nodes are, unencrypted."""
+    Connections that end in HAProxy cannot survive. It is told over the heartbeat if there is one, else over the
+    first network without a gateway in which all nodes are, unencrypted."""
     demote_on: tuple[Name, ...] = ()
     """Pools: a node that sees no server of one of them, while another node sees some, gives the VIPs away. Needs
     `preempt`."""
