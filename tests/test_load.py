@@ -12,12 +12,15 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ndakit import load, shapes, wording, yamlnodes
+import goldens
+from ndakit import front, load, shapes, wording, yamlnodes
+from ndakit.artifacts import ImageNotBuilt
+from ndakit.booting import images_of
 from ndakit.errors import ErrorGroup, InputError, NdakitError
 from ndakit.mistakes import KeyPath, ProfileMistake
 from ndakit.model import Attachment
 from ndakit.schema import models
-from ndakit.workspace import Workspace
+from ndakit.workspace import EXAMPLES, Workspace
 
 REPOSITORY = Path(__file__).parents[1]
 SHIPPED = Workspace(REPOSITORY)
@@ -286,7 +289,7 @@ def test_what_follows_from_a_mistake_is_not_reported_again(workspace: Workspace)
 
 def test_mistakes_in_every_part_are_reported_together(workspace: Workspace) -> None:
     write(workspace, "x", bakery(
-        "x", ("release: 24.10.8", "release: 24.x"), ("subnet: 192.168.0.0/24,", "subnet: 192.168.0.0/24, mtu: 9000,"),
+        "x", ("release: 24.10.8", "release: 24.x"), ("subnet: 192.168.0.0/24,", "subnet: 192.168.0.0/24, mtus: 9000,"),
         ("lan: 192.168.0.12", "lan: 192.168.7.12"), ("port: 80", "port: 22"), ("pool: web}", "pool: wb}")))  # fmt: skip
     with pytest.raises(ErrorGroup) as caught:
         load.load(workspace, "x")
@@ -491,3 +494,36 @@ def test_no_value_in_any_place_gives_anything_but_a_profile_or_an_error_for_peop
     workspace.profiles.mkdir(parents=True, exist_ok=True)
     write(workspace, "x", yaml.dump(data, default_style='"', allow_unicode=True))
     check_any(workspace)
+
+
+def test_the_shipped_examples_are_known_as_such_and_only_in_the_clone(tmp_path: Path) -> None:
+    assert {*load.names(SHIPPED)} >= EXAMPLES, "each of them is there"
+    assert {n for n, path in goldens.PROFILES.items() if path.parent == SHIPPED.profiles} == EXAMPLES
+    assert SHIPPED.examples == EXAMPLES
+    (tmp_path / "profiles").mkdir()
+    assert Workspace(tmp_path).examples == frozenset()
+
+
+def test_the_examples_in_the_clone_are_no_neighbours(tmp_path: Path) -> None:
+    clone = Workspace(tmp_path, shipped=tmp_path)
+    (tmp_path / "profiles").mkdir()
+    for name in ("bakery", "mine", "other"):
+        write(clone, name, bakery(name))
+
+    def beside(workspace: Workspace, name: str) -> set[str]:
+        return {w.what for w in front._beside_the_others(workspace, load.load(workspace, name))}
+
+    assert not [text for text in beside(clone, "mine") if "bakery" in text]
+    assert [text for text in beside(clone, "mine") if "other" in text], "one's own profiles are compared"
+    assert beside(clone, "bakery") == set()
+    assert [text for text in beside(Workspace(tmp_path), "mine") if "bakery" in text], "elsewhere it is a profile"
+
+
+def test_a_profile_knows_how_it_was_called(workspace: Workspace) -> None:
+    write(workspace, "x", bakery("x"))
+    path = str(workspace.profiles / "x.yaml")
+    assert load.load(workspace, "x").called == "x"
+    assert load.load(workspace, path).called == path
+    with pytest.raises(ImageNotBuilt) as caught:
+        images_of(workspace, load.load(workspace, path), ("lb1",))
+    assert caught.value.fix == f"build it: ./inv build {path}"

@@ -70,6 +70,8 @@ def test_only_if_leaves_the_file_out(tmp_path: Path) -> None:
         ("ok\n{{ profile.nmae | uci }}\n", "nmae"),
         ("ok\n{{ nothing | uci }}\n", "nothing"),
         ("ok\n{{ profile.customer | uci }}\n", "NoneType"),
+        ("ok\n{{ node }}\n", "ValueError: a value of type NodeView was not put through a filter"),
+        ("ok\n{{ profile.nodes | uci }}\n", "ValueError: a value of type dict is no value"),
         ("ok\n{{ profile.name | safe }}\n", "safe"),
         ("ok\n{{ profile.name | e }}\n", "'e'"),
         ("ok\n{{ nothing | default('x') | uci }}\n", "default"),

@@ -25,11 +25,11 @@ RECORD_FORMAT = 2
 class ImageNotBuilt(BuildError):
     """There is no image of this node yet."""
 
-    def __init__(self, profile: str, node: str, folder: Path) -> None:
+    def __init__(self, profile: str, node: str, folder: Path, called: str) -> None:
         super().__init__(
             f"there is no image of {profile}'s node {node} yet",
             where=str(folder),
-            fix=f"build it: ./inv build {profile}",
+            fix=f"build it: ./inv build {called}",
         )
 
 
@@ -134,13 +134,17 @@ class Artifact:
     record: Record
 
     @classmethod
-    def load(cls, folder: Path) -> Artifact:
-        """Read a finished build. Raises ImageNotBuilt, RecordBroken; says nothing yet about the images' contents."""
+    def load(cls, folder: Path, called: str = "") -> Artifact:
+        """Read a finished build; `called` is how a command names its profile, by default by its name.
+
+        Raises ImageNotBuilt, RecordBroken; says nothing yet about the images' contents.
+        """
         path = folder / RECORD
         try:
             data = json.loads(path.read_text())
         except FileNotFoundError as cause:
-            raise ImageNotBuilt(folder.parent.name, folder.name, folder) from cause
+            name = folder.parent.name
+            raise ImageNotBuilt(name, folder.name, folder, called or name) from cause
         except (OSError, ValueError) as cause:
             raise RecordBroken(path, str(cause)) from cause
         try:

@@ -48,7 +48,7 @@ ESCAPE = b"\x1d"
 def images_of(workspace: Workspace, loaded: Loaded, nodes: Sequence[str]) -> dict[str, Artifact]:
     """The built images, whole and unchanged. Raises ImageNotBuilt, RecordBroken, ImageChanged."""
     name = loaded.profile.name
-    found = {node: Artifact.load(artifacts.folder_of(workspace, name, node)) for node in nodes}
+    found = {node: Artifact.load(artifacts.folder_of(workspace, name, node), loaded.called) for node in nodes}
     errors = [error for artifact in found.values() for error in artifact.verify()]
     if errors:
         raise ErrorGroup(errors)

@@ -240,7 +240,8 @@ def lock(workspace: Workspace, profile: str, *, update: bool, as_json: bool) -> 
     terminal.say(f"{path}, --builder {kind}: pinned → as built")
     for line in differ:
         terminal.say(f"  {line}")
-    terminal.say("written" if update else f"nothing was written; ./inv lock {name} --update pins the images as built")
+    pin = f"./inv lock {loaded.called} --update"
+    terminal.say("written" if update else f"nothing was written; {pin} pins the images as built")
 
 
 def _as_built(workspace: Workspace, loaded: Loaded) -> tuple[str, lockfile.Section]:
@@ -249,10 +250,10 @@ def _as_built(workspace: Workspace, loaded: Loaded) -> tuple[str, lockfile.Secti
     Raises ImageNotBuilt, RecordBroken, ImageChanged, LockMixed.
     """
     name = loaded.profile.name
-    found = [Artifact.load(artifacts.folder_of(workspace, name, node)) for node in loaded.profile.nodes]
+    found = [Artifact.load(artifacts.folder_of(workspace, name, n), loaded.called) for n in loaded.profile.nodes]
     if harmed := [error for artifact in found for error in artifact.suspicious()]:
         raise ErrorGroup(harmed)
     kinds = {artifact.record.builder for artifact in found}
     if len(kinds) > 1:
-        raise lockfile.LockMixed(name, tuple(loaded.profile.nodes))
+        raise lockfile.LockMixed(name, tuple(loaded.profile.nodes), loaded.called)
     return kinds.pop(), lockfile.section_of(name, [artifact.record for artifact in found])

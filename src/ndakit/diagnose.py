@@ -16,7 +16,7 @@ from pydantic import ValidationError
 
 from ndakit import shapes, wording
 from ndakit.errors import Location
-from ndakit.mistakes import KeyPath, ProfileMistake, dotted, guess
+from ndakit.mistakes import KeyPath, ProfileMistake, dotted
 from ndakit.model import Profile
 from ndakit.yamlnodes import ListNode, MapNode, Node, with_key
 
@@ -125,7 +125,7 @@ def _meant(faults: list[tuple[KeyPath, Mapping[str, Any]]]) -> Iterator[KeyPath]
     for path, facts in faults if missing else ():
         if facts["type"] == "extra_forbidden":
             model = shapes.model_of(shapes.at(path[:-1]))
-            near = guess(str(path[-1]), model.model_fields) if model is not None else None
+            near = wording.meant(str(path[-1]), model) if model is not None else None
             if near is not None and (*path[:-1], near) in missing:
                 yield (*path[:-1], near)
 

@@ -34,6 +34,12 @@ class Ready(str):
     __slots__ = ()
 
 
+def said(value: object) -> str:
+    """A value in a message: itself if it is short and plain, else its kind (a whole profile helps nobody)."""
+    kind = type(value).__name__
+    return f"{value!r:.60}" if isinstance(value, str | int | float) else f"a value of type {kind}"
+
+
 def text(value: object) -> str:
     """A value as text: str, int, addresses and networks, a release, True as 1.
 
@@ -45,7 +51,7 @@ def text(value: object) -> str:
         return "1" if value else "0"
     if isinstance(value, _SCALARS):
         return str(value)
-    raise ValueError(f"{type(value).__name__} is no value for a configuration file: {value!r:.60}")
+    raise ValueError(f"{said(value)} is no value for a configuration file")
 
 
 def _line(value: object) -> str:
@@ -160,7 +166,7 @@ def plain(value: Any) -> Any:
         value._fail_with_undefined_error()
     if isinstance(value, Ready):
         return value
-    raise ValueError(f"{value!r:.60} was not put through a filter (| uci, | haproxy, | word, …)")
+    raise ValueError(f"{said(value)} was not put through a filter (| uci, | haproxy, | word, …)")
 
 
 FILTERS: Mapping[str, Callable[[object], Ready]] = {

@@ -155,10 +155,12 @@ def _package_errors(workspace: Workspace, loaded: Loaded) -> list[NdakitError]:
 
 
 def _beside_the_others(workspace: Workspace, loaded: Loaded) -> list[ProfileWarning]:
-    """Warnings about this profile and the other ones of the workspace; broken ones are left out."""
-    others = []
+    """Warnings about this profile and the other ones of the workspace; broken ones and examples are left out."""
+    others: list[Loaded] = []
+    if loaded.profile.name in workspace.examples:
+        return []
     for name in load.names(workspace):
-        if name != loaded.profile.name:
+        if name != loaded.profile.name and name not in workspace.examples:
             with contextlib.suppress(NdakitError):
                 others.append(load.load(workspace, name))
     return [w for w in load.cross_check(workspace, [loaded, *others]) if _concerns(w, loaded)]

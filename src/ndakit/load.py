@@ -8,6 +8,7 @@ Printing is the tasks' business.
 from __future__ import annotations
 
 import contextlib
+import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -110,6 +111,7 @@ def load(workspace: Workspace, what: str) -> Loaded:
         dict(_origins(merged.tree, ())),
         tuple(sorted(warnings, key=lambda w: (w.where, w.what))),
         (*merged.sources.values(), *attachments.contents),
+        shlex.quote(what),
     )
 
 

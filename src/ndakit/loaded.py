@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from ndakit.errors import Location
@@ -23,3 +23,5 @@ class Loaded:
     warnings: tuple[ProfileWarning, ...]
     sources: tuple[Path, ...]
     """Every file that was read: the profile, what it extends, the files it names."""
+    called: str = field(compare=False)
+    """How a command names the profile: as this one did, a name or a path, quoted for a shell."""

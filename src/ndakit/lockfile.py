@@ -27,12 +27,12 @@ _SHOWN = 12
 class LockMissing(InputError):
     """`--locked`, and nothing is pinned for this builder."""
 
-    def __init__(self, path: Path, profile: str, kind: str) -> None:
+    def __init__(self, path: Path, profile: str, kind: str, called: str = "") -> None:
         missing = f"it pins nothing for --builder {kind}" if path.is_file() else "there is no lock file"
         super().__init__(
             f"{profile} cannot be built with --locked: {missing}",
             where=str(path),
-            fix=f"build without --locked, then pin what was built: ./inv lock {profile} --update",
+            fix=f"build without --locked, then pin what was built: ./inv lock {called or profile} --update",
         )
 
 
@@ -50,24 +50,25 @@ class LockBroken(InputError):
 class LockDrift(BuildError):
     """What is built is not what the lock file pins."""
 
-    def __init__(self, path: Path, profile: str, differences: Sequence[str]) -> None:
+    def __init__(self, path: Path, profile: str, differences: Sequence[str], called: str = "") -> None:
         shown = "".join(f"\n         | {line}" for line in differences[:_SHOWN])
         more = f"\n         | … and {len(differences) - _SHOWN} more" if len(differences) > _SHOWN else ""
         super().__init__(
             f"this is not what the lock file of {profile} pins (pinned → now):{shown}{more}",
             where=str(path),
-            fix=f"restore what is pinned, or accept the new: build without --locked, ./inv lock {profile} --update",
+            fix="restore what is pinned, or accept the new: build without --locked, "
+            f"./inv lock {called or profile} --update",
         )
 
 
 class LockMixed(BuildError):
     """The images of a profile's nodes come from different ImageBuilders, so that no one thing can be pinned."""
 
-    def __init__(self, profile: str, nodes: Sequence[str]) -> None:
+    def __init__(self, profile: str, nodes: Sequence[str], called: str = "") -> None:
         super().__init__(
             f"the images of {profile}'s nodes {', '.join(nodes)} were not built by the same ImageBuilder",
             where=f"images/{profile}",
-            fix=f"build all nodes, then pin them: ./inv build {profile}",
+            fix=f"build all nodes, then pin them: ./inv build {called or profile}",
         )
 
 

@@ -36,7 +36,7 @@ def require(loaded: Loaded, builder: Builder, asked: Mapping[str, str]) -> None:
     profile, path = loaded.profile, lockfile.path_of(loaded)
     section = lockfile.read(path).sections.get(builder.kind)
     if section is None:
-        raise lockfile.LockMissing(path, profile.name, builder.kind)
+        raise lockfile.LockMissing(path, profile.name, builder.kind, loaded.called)
     source = builder.provenance(profile)
     now = lockfile.Base(
         str(profile.release), profile.target, profile.imagebuilder_device,
@@ -46,7 +46,7 @@ def require(loaded: Loaded, builder: Builder, asked: Mapping[str, str]) -> None:
     for node, words in asked.items():
         differ += lockfile.asked_differences(node, section.nodes.get(node), words)
     if differ:
-        raise lockfile.LockDrift(path, profile.name, differ)
+        raise lockfile.LockDrift(path, profile.name, differ, loaded.called)
 
 
 def compare(
@@ -59,7 +59,7 @@ def compare(
         return {"state": "nothing is pinned"}, ()
     differ = lockfile.version_differences(node, pins.packages, packages)
     if differ and locked:
-        raise lockfile.LockDrift(path, loaded.profile.name, differ)
+        raise lockfile.LockDrift(path, loaded.profile.name, differ, loaded.called)
     if differ:
         warning = f"other versions than the lock file pins: {_short(differ)}"
         return {"state": "other versions than pinned", "pins": pins.digest}, (warning,)

@@ -74,6 +74,30 @@ def at(path: KeyPath) -> Any:
     return found
 
 
+@functools.cache
+def _places() -> dict[str, tuple[str, ...]]:
+    """Every key of the model → the places that have it, as `pools.NAME`, `services.NAME.timeouts`; "" at the top."""
+    found: dict[str, list[str]] = {}
+    ahead: list[tuple[type[Model], tuple[str, ...]]] = [(Profile, ())]
+    while ahead:
+        model, above = ahead.pop()
+        for key in model.model_fields:
+            found.setdefault(key, []).append(".".join(above))
+            for inner in alternatives(field_type(model, key)):
+                named = get_origin(inner) is dict
+                below = model_of(
+                    get_args(inner)[1] if named else get_args(inner)[0] if get_origin(inner) is tuple else inner
+                )
+                if below is not None and len(above) < 8:
+                    ahead.append((below, (*above, key, *(["NAME"] if named else []))))
+    return {key: tuple(sorted(places, key=lambda p: (p.count("."), p))) for key, places in found.items()}
+
+
+def places_of(key: str) -> tuple[str, ...]:
+    """Where the model has a key, the nearest to the top first: `pools.NAME`; "the top of a profile" for the top."""
+    return tuple(place or "the top of a profile" for place in _places().get(key, ()))
+
+
 def words(annotation: Any) -> tuple[str, ...]:
     """The words a Literal type takes; empty for other types."""
     found: list[str] = []

@@ -132,7 +132,7 @@ def _verify(
     )
     _finish(workspace, acceptance, wanted, only, json, failure)
     if later:
-        terminal.say(f"./inv verify {profile.name} also tries: {', '.join(later)}")
+        terminal.say(f"./inv verify {loaded.called} also tries: {', '.join(later)}")
     return 0 if acceptance.holds else FAILED
 
 

@@ -5,13 +5,16 @@ Owns the sentences; which place is wrong and why is decided by the model and fou
 
 from __future__ import annotations
 
+import itertools
+import re
 from collections.abc import Callable, Mapping
+from ipaddress import ip_address
 from typing import Any
 
-from ndakit import names, shapes
+from ndakit import foreign, names, shapes
 from ndakit.errors import Location
 from ndakit.mistakes import KeyPath, ProfileMistake, clean, dotted, guess, show
-from ndakit.model import Profile
+from ndakit.model import Model, Profile
 from ndakit.yamlnodes import ListNode, MapNode, Node
 
 Facts = Mapping[str, Any]
@@ -89,6 +92,8 @@ def mistake(path: KeyPath, facts: Facts, tree: MapNode, at: Location) -> Profile
         return _wrong_kind(path, facts, node, at)
     if facts["loc"] and facts["loc"][-1] == "[key]" and kind.startswith("string_"):
         return _bad_key(path, facts, at)
+    if kind == "address" and isinstance(node, str) and (socket := _socket(node)) is not None:
+        return _with_port(path, node, socket, at)
     make = PYDANTIC_TYPES.get(kind)
     if make is not None:
         return make(path, facts, node, at)
@@ -135,9 +140,43 @@ def _unknown(path: KeyPath, facts: Facts, node: Node | None, at: Location) -> Pr
             fix=f"leave '{key}' out until a version carries it",
         )
     where = f"in {dotted(path[:-1])}" if len(path) > 1 else "at the top of a profile"
-    near = guess(key, [*model.model_fields, *model.planned, *(["extends"] if model is Profile else [])])
-    fix = f"did you mean '{near}'?" if near else f"keys {where}: {', '.join(model.model_fields)}"
-    return ProfileMistake("unknown-key", f"there is no key '{show(key)}' {where}", at=at, fix=fix)
+    what = f"there is no key '{show(key)}' {where}"
+    near = guess(key, [*model.model_fields, *(["extends"] if model is Profile else [])])
+    planned = guess(key, model.planned)
+    elsewhere = shapes.places_of(key)
+    if near is not None and near.lower() == key.lower():
+        fix = f"did you mean '{near}'?"
+    elif (known := foreign.key(key, model.__name__)) is not None:
+        fix = _here(known, path)
+    elif near is not None:
+        fix = f"did you mean '{near}'?"
+    elif planned is not None:
+        fix = (
+            f"leave it out: if you mean '{planned}' ({model.planned[planned]}), that is part of the profile language, "
+            "but this version does not carry it yet"
+        )
+    elif elsewhere:
+        fix = _here(f"'{key}' is a key of {_either(elsewhere)}: move it there", path)
+    else:
+        fix = f"keys {where}: {', '.join(model.model_fields)}"
+    return ProfileMistake("unknown-key", what, at=at, fix=fix)
+
+
+def _here(text: str, path: KeyPath) -> str:
+    """A text about `pools.NAME.servers.NAME` with the names of the place that it is said about."""
+    named = [str(p) for p in path]
+    for table, name in itertools.pairwise(named):
+        text = text.replace(f"{table}.NAME", f"{table}.{show(name)}")
+    return text
+
+
+def meant(key: str, model: type[Model]) -> str | None:
+    """The key of a class that was probably meant by one that it does not have."""
+    known = foreign.key(key, model.__name__)
+    if known is not None:
+        word = known.removeprefix("write ")
+        return word if word in model.model_fields else None
+    return guess(key, model.model_fields)
 
 
 def _not_allowed(path: KeyPath, facts: Facts, node: Node | None, at: Location) -> ProfileMistake:
@@ -153,12 +192,21 @@ def _not_allowed(path: KeyPath, facts: Facts, node: Node | None, at: Location) -
         )
     near = guess(node, allowed)
     fix = f"did you mean '{near}'? " if near and len(allowed) > 1 else ""
+    of = "check" if _of_check(path) else "packages" if path[:2] == ("image", "packages") else key
+    known = foreign.value(of, node)
+    if known is not None:
+        return ProfileMistake("not-allowed", f"'{show(node)}' is not one of the values of '{key}'", at=at, fix=known)
     return ProfileMistake(
         "not-allowed",
         f"'{show(node)}' is not one of the values of '{key}'",
         at=at,
         fix=f"{fix}write {_either(allowed)}",
     )
+
+
+def _of_check(path: KeyPath) -> bool:
+    """True for the type of a check, alone or in its mapping."""
+    return path[-1:] == ("check",) or path[-2:] == ("check", "type")
 
 
 def _words(path: KeyPath) -> tuple[tuple[str, ...], Mapping[str, str], str]:
@@ -182,9 +230,48 @@ def _pattern_mismatch(path: KeyPath, facts: Facts, node: Node | None, at: Locati
         str(facts["ctx"]["pattern"]), ("text", "is not taken here", "see docs/profile.md")
     )
     parts = str(node).replace(",", " ").split()
+    if kind == "nic" and (card := _card(str(node))) is not None:
+        fix = card
     if len(parts) > 1 and shapes.takes_single(shapes.at(path)):
         fix = f"write a list: [{show(', '.join(parts))}]"
     return ProfileMistake(kind, f"'{show(str(node))}' {what}", at=at, fix=fix)
+
+
+def _socket(text: str) -> tuple[str, str] | None:
+    """Address and port of `192.0.2.1:80` or `[2001:db8::1]:80`."""
+    parts = re.fullmatch(r"(?:\[([0-9a-fA-F:.]+)\]|([0-9.]+)):([0-9]{1,5})", text)
+    try:
+        return (str(ip_address(parts[1] or parts[2])), parts[3]) if parts is not None else None
+    except ValueError:
+        return None
+
+
+def _with_port(path: KeyPath, text: str, socket: tuple[str, str], at: Location) -> ProfileMistake:
+    address, port = socket
+    quoted = f'"{address}"' if ":" in address else address
+    named = [p for p in path if isinstance(p, str)]
+    model = shapes.model_of(shapes.at(path))
+    owner = shapes.model_of(shapes.at(tuple(path[: path.index(named[-1])])))
+    if model is not None and "port" in model.model_fields:
+        fix = f"write {named[-1]}: {{address: {quoted}, port: {port}}}"
+    elif owner is not None and "port" in owner.model_fields:
+        fix = f"write {named[-1]}: {quoted}, and port: {port} beside it"
+    elif named[:1] == ["vips"]:
+        fix = f"write {quoted}; the port is said by the services of the VIP: services.NAME.port: {port}"
+    else:
+        fix = f"write {quoted}: there is no port here"
+    return ProfileMistake("address", f"'{show(text)}' is an address with a port", at=at, fix=fix)
+
+
+def _card(text: str) -> str | None:
+    """What to write for the name of something that is no card, but lies on one."""
+    if tagged := re.fullmatch(r"([a-z][a-z0-9]{1,14})[.]([0-9]{1,4})", text):
+        return f"write nics: [{tagged[1]}], and vlan: {int(tagged[2])} beside it"
+    if alias := re.fullmatch(r"([a-z][a-z0-9]{1,14}):[a-z0-9]+", text):
+        return f"write nics: [{alias[1]}]: further addresses on it are VIPs, in vips"
+    if re.fullmatch(r"br-[a-z0-9-]+([.][0-9]+)?", text):
+        return "name the cards of the bridge, and write bridge: true beside nics: the bridge is made from them"
+    return None
 
 
 def _text_too_long(path: KeyPath, facts: Facts, node: Node | None, at: Location) -> ProfileMistake:
@@ -249,7 +336,12 @@ def _wrong_kind(path: KeyPath, facts: Facts, node: Node | None, at: Location) ->
         wanted = "one value or a list of them" if single else "a list"
     else:
         wanted = "one value"
-    if key in EXAMPLES:
+    scalars = [n for n in node if isinstance(n, str)] if isinstance(node, list) else []
+    if key == "protocol" and {"tcp", "udp"} <= set(scalars):
+        fix = foreign.TWO_SERVICES
+    elif scalars and wanted == "one value":
+        fix = f"write {key}: {show(scalars[0])}" + (", or another one of them" if len(scalars) > 1 else "")
+    elif key in EXAMPLES:
         fix = f"write {EXAMPLES[key]}"
     elif model is not None:
         keys = [k for k, f in model.model_fields.items() if f.is_required()] or list(model.model_fields)[:2]

@@ -28,6 +28,8 @@ from ndakit.errors import InputError, MachineError
 
 _SHIPPED = Path(__file__).resolve().parents[2]
 _WRITING = "build"
+EXAMPLES = frozenset({"apache-pair", "bakery", "far-tun", "mirror-dr", "shop-nat"})
+"""The profiles that ship with ndakit."""
 
 
 class WorkspaceMissing(InputError):
@@ -82,6 +84,11 @@ class Workspace:
     def profiles(self) -> Path:
         """One YAML file per balancer pair."""
         return self.root / "profiles"
+
+    @property
+    def examples(self) -> frozenset[str]:
+        """Profiles here that are shipped examples: their addresses are nobody's."""
+        return EXAMPLES if self.root == self.shipped else frozenset()
 
     @property
     def templates(self) -> tuple[Path, ...]:

@@ -36,6 +36,10 @@ def explain(error: yaml.MarkedYAMLError, text: str, file: str) -> ProfileMistake
         place = (start.line, start.column) if at_start and start else (line, column)
         return ProfileMistake(kind, what, at=Location(file, place[0] + 1, place[1] + 1), fix=fix)
 
+    if foreign := _foreign(
+        [*lines[start.line : start.line + 1], *lines[max(0, line - 1) : line + 1]] if start else [here]
+    ):
+        return mistake("not-yaml", *foreign)
     if "alias" in context or "anchor" in context:
         sign = "&" if "anchor" in context else "*"
         what, fix = _STARTERS[sign]
@@ -97,6 +101,24 @@ def explain(error: yaml.MarkedYAMLError, text: str, file: str) -> ProfileMistake
     if here[column : column + 1] in ("]", "}", ","):
         return mistake("not-yaml", f"a '{here[column]}' where a value should be", "delete it, or write the opening one")
     return mistake("not-yaml", "this is not YAML", "compare the line with profiles/bakery.yaml; quote texts with signs")
+
+
+_FOREIGN = (
+    (r"\s*(config|option|list)\s+['\"]?\w", "this is UCI, OpenWrt's own format"),
+    (r"\s*(vrrp_\w+|virtual_server|real_server|global_defs|virtual_ipaddress)\b[^:]*\{?\s*$",
+     "this is keepalived's format"),
+    (r"\s*(frontend|backend|listen|defaults|global|bind|server|balance|mode|timeout)(\s+[^:\s]\S*)+\s*$",
+     "this is HAProxy's format"),
+)  # fmt: skip
+
+
+def _foreign(lines: list[str]) -> tuple[str, str] | None:
+    """What is wrong and what to do where one of these lines is another program's configuration."""
+    for text in lines:
+        for pattern, what in _FOREIGN:
+            if re.match(pattern, text):
+                return what, "write keys and values as in profiles/bakery.yaml: these files are made from the profile"
+    return None
 
 
 def _ipv6_in_flow(here: str, column: int) -> bool:

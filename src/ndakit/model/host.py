@@ -36,6 +36,8 @@ ImageFormat = Literal["img", "qcow2", "vmdk", "vdi", "vhdx", "rootfs"]
 class Image(Model):
     """What the ImageBuilder makes."""
 
+    planned: ClassVar = {"console": "another serial console"}
+
     formats: Annotated[tuple[ImageFormat, ...], BeforeValidator(as_list), Field(min_length=1)] = ("img",)
     """The files that are made, the one to start with first. `img`: a raw disk, gzipped, for real machines and for
     updates. `qcow2`: KVM and Proxmox. `vmdk`: VMware, with an `.ovf` to import it by. `vdi`: VirtualBox. `vhdx`:
@@ -60,6 +62,7 @@ class Ssh(Model):
 class Access(Model):
     """Who may administer the appliance, and from where."""
 
+    planned: ClassVar = {"luci_password": "the web interface"}
     planned_values: ClassVar = {"luci": {"true": "the web interface"}}
 
     ssh_keys: Annotated[dict[Name, SshKey], Field(min_length=1)]
@@ -176,6 +179,13 @@ class Route(Model):
 class Network(Model):
     """One network that the balancer is attached to."""
 
+    planned: ClassVar = {
+        "mtu": "other packet sizes",
+        "transfer": "nodes without addresses of the VIPs' subnet",
+        "aliases": "a second subnet on the same wire",
+        "default": "a second way to the Internet",
+    }
+
     nics: Annotated[tuple[NicName, ...], BeforeValidator(as_list), Field(min_length=1)]
     """The network cards by kernel name (no tunnels, no `lo`); several need `bond` or `bridge`."""
     bond: Bond | None = None
@@ -254,6 +264,8 @@ class Vip(Model):
 
 class Vrrp(Model):
     """How the nodes agree on who holds the VIPs."""
+
+    planned: ClassVar = {"groups": "a preference for each group of VIPs", "notify": "calls when the master changes"}
 
     prefer: Name | None = None
     """The master when all nodes are well; default: the first node."""

@@ -76,6 +76,7 @@ class Server(Model):
     """One real server of a pool."""
 
     short_form: ClassVar[str | None] = "address"
+    planned: ClassVar = {"backup": "servers for the time when the others are down", "resolve": "servers found by DNS"}
 
     address: Addresses
     """Where it is; the first one stated is used by services of topology proxy."""
@@ -128,7 +129,11 @@ class Persistence(Model):
 class Pool(Model):
     """Servers that can stand in for each other."""
 
-    planned: ClassVar = {"raw": "the escape hatch"}
+    planned: ClassVar = {
+        "raw": "the escape hatch",
+        "on_down": "what becomes of a dead server's connections",
+        "to_servers": "TLS and the PROXY protocol towards servers",
+    }
 
     port: Port | None = None
     """The servers' port where they do not state their own; default: the service's."""
@@ -234,6 +239,14 @@ class Service(Model):
         "headers": "changing headers",
         "engine": "the program that carries the service",
         "raw": "the escape hatch",
+        "sources": "who may use it",
+        "one_packet": "every datagram by itself",
+        "unknown_hosts": "requests for other names",
+        "rewrite": "changing paths and hosts",
+        "proxy_protocol": "the PROXY protocol",
+        "compression": "compressed answers",
+        "error_pages": "pages for errors",
+        "maintenance": "the sorry page at will",
     }
     planned_values: ClassVar = {
         "topology": {"tproxy": "servers see the clients' addresses"},
