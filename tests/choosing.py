@@ -83,8 +83,31 @@ services:
 """
 
 
-def profile(key: str) -> str:
-    """The profile, with an admin's public key."""
+PROXIED = {
+    "roundrobin": (3, 1, 1), "leastconn": (3, 1, 1), "random": (3, 1, 1), "source": (2, 1, 1), "first": (1, 3, 1),
+    "uri": (2, 1, 1),
+}  # fmt: skip
+"""HAProxy's ways to choose, with the weights of a, b and c; each is there without weights as well (NAME-even)."""
+PROXY_PORTS = {name: 8201 + number for number, name in enumerate(n + e for n in PROXIED for e in ("", "-even"))}
+
+
+def _proxied() -> tuple[list[str], list[str]]:
+    """Pools and services that HAProxy carries; leastconn and first over tcp, where a held connection counts."""
+    pools, lines = [], []
+    for name, port in PROXY_PORTS.items():
+        balance = name.removesuffix("-even")
+        weights = (1, 1, 1) if name.endswith("-even") else PROXIED[balance]
+        protocol = "tcp" if balance in ("leastconn", "first") else "http"
+        check = "check: {type: tcp, interval_s: 10, timeout_s: 4}"
+        pools.append(f"  by-{name}: {{port: 80, balance: {balance}, {check}, {servers(*weights)}}}")
+        lines.append(
+            f"  by-{name}: {{vip: www, families: [ipv4], port: {port}, protocol: {protocol}, pool: by-{name}}}"
+        )
+    return pools, lines
+
+
+def profile(key: str, *, proxied: bool = True) -> str:
+    """The profile, with an admin's public key; with the services that HAProxy carries, or the kernel's alone."""
     slow = "interval_s: 4, timeout_s: 4"
     pools = [
         f"  {n}: {{balance: {n}, {servers(*SCHEDULERS[n])}, check: {{type: tcp, port: 80, {slow}}}"
@@ -100,6 +123,8 @@ def profile(key: str) -> str:
         f"  {n}: {{vip: [one, two, three, four], port: [{low}-{high}], {common}, pool: {n}}}"
         for n, (low, high) in BY_DESTINATION.items()
     ]
+    more = _proxied() if proxied else ([], [])
+    pools, lines = pools + more[0], lines + more[1]
     return PROFILE.format(
         key=key, pools="\n".join(pools), services="\n".join(lines), quick=QUICK, kept_s=KEPT_S, slow=slow,
         three=servers(1, 1, 1), dying=servers(3, 2, 1, first=41, names="xyz"),

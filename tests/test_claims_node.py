@@ -9,7 +9,7 @@ import pytest
 import yaml
 
 import choosing
-from ndakit.claims import node
+from ndakit.claims import all_claims, node
 from ndakit.claims.faults import together_s
 from ndakit.lab_host import SshProbe
 from ndakit.lab_network import LabNetwork
@@ -18,8 +18,9 @@ from ndakit.lab_plan import Seat, plan
 from ndakit.model import Profile
 
 KEY = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIAABAgMEBQYHCAkKCwwNDg8QERITFBUWFxgZGhscHR4f admin"
-PROFILE = Profile.model_validate(cast(Any, yaml.load(choosing.profile(KEY), Loader=yaml.BaseLoader)))
-"""One node, and services that the kernel balances: none that HAProxy carries."""
+BARE = choosing.profile(KEY, proxied=False)
+PROFILE = Profile.model_validate(yaml.load(f"{BARE}monitoring: {{statistics: {{}}}}\n", Loader=yaml.BaseLoader))
+"""One node, and services that the kernel balances: none that HAProxy carries. Its statistics are asked for."""
 
 
 def lab(**found: Any) -> LabNetwork:
@@ -35,6 +36,16 @@ def test_a_daemon_that_does_not_run_is_named_on_a_standalone_node_of_the_kernels
 
     assert node.daemons(running(), "lb1").ok
     assert node.daemons(running(dead), "lb1").detail == f"not running: {dead}"
+
+
+def test_haproxy_is_claimed_only_where_it_has_something_to_do() -> None:
+    bare = Profile.model_validate(yaml.load(BARE, Loader=yaml.BaseLoader))
+    without = lab(facts=lambda node: SimpleNamespace(service_running=lambda name: name != "haproxy"))
+    assert not node.daemons(without, "lb1").ok
+    without.profile = bare
+    assert node.daemons(without, "lb1").ok
+    assert "statistics/lb1" in {c.name for c in all_claims(PROFILE)}
+    assert "statistics/lb1" not in {c.name for c in all_claims(bare)}
 
 
 @pytest.mark.parametrize("status", [200, 0, 503])

@@ -185,7 +185,8 @@ def alive(tmp_path: Path, pool: str, *, kernel: str = "", answer: int = 0) -> in
     table.write_text(kernel)
     script = tmp_path / "pool-alive"
     script.write_text(text(profile(), "/usr/libexec/ndakit/pool-alive").replace("/proc/net/ip_vs", str(table)))
-    (tmp_path / "wget").write_text(f'#!/bin/sh\n[ "$6" = http://127.0.0.1:8404/apache ] && exit {answer}\nexit 99\n')
+    asked = "http://127.0.0.1:8404/empty/apache"
+    (tmp_path / "wget").write_text(f'#!/bin/sh\n[ "$6" = {asked} ] && exit {answer}\nexit 0\n')
     (tmp_path / "wget").chmod(0o755)
     return subprocess.run(["sh", script, pool], env={"PATH": f"{tmp_path}:/usr/bin:/bin"}, check=False).returncode
 
@@ -211,9 +212,10 @@ def test_a_pool_of_the_kernel_lives_while_one_of_its_servers_has_weight(tmp_path
     assert alive(tmp_path, "inner", kernel=TABLE + line) == code
 
 
-def test_a_pool_of_haproxy_lives_while_haproxy_says_so(tmp_path: Path) -> None:
-    assert alive(tmp_path, "apache") == 0
-    assert alive(tmp_path, "apache", answer=8) == 8
+@pytest.mark.parametrize(("answer", "code"), [(0, 1), (8, 0), (4, 0), (1, 0)])
+def test_a_pool_of_haproxy_is_empty_only_if_haproxy_says_so(tmp_path: Path, answer: int, code: int) -> None:
+    """wget ends with 0 for the page, with 8 for another status, with something else if nobody answers."""
+    assert alive(tmp_path, "apache", answer=answer) == code
 
 
 def test_nobody_answers_for_a_pool_that_is_not_watched(tmp_path: Path) -> None:

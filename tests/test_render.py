@@ -8,9 +8,10 @@ import pytest
 
 import goldens
 from ndakit.lint import lint
+from ndakit.model.capacity import BUFFER_BYTES
 from ndakit.render import NodeUnknown, RenderedFile, TemplateBroken, TemplateConflict, Tree, mode_of, render
 from ndakit.timezone import UnknownTimezone, posix
-from ndakit.view_haproxy import BUFFER_BYTES, sorry_response
+from ndakit.view_haproxy import sorry_response
 
 
 def write(folder: Path, files: dict[str, str]) -> Path:

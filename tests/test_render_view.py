@@ -209,7 +209,7 @@ pools:
 services: {{web: {{vip: www, port: 80, protocol: tcp, pool: a}}}}
 """
     tree = render(goldens.parse(text), "lb1", goldens.TEMPLATES)
-    front = next(p for p in haproxy(tree["/etc/haproxy.cfg"].text) if p.name == "web")
+    front = next(p for p in haproxy(tree["/etc/haproxy.cfg"].text) if p.name == "service:web")
     assert [" ".join(line.words) for line in front.all("use_backend")] == [
         "use_backend c if { nbsrv(a) lt 1 } { nbsrv(b) lt 1 }",
         "use_backend b if { nbsrv(a) lt 1 }",
@@ -226,11 +226,10 @@ def test_the_check_asks_as_a_client_would(name: str, host: str) -> None:
 
 
 def test_client_supplied_forwarding_headers_are_replaced() -> None:
-    front = next(p for p in haproxy(goldens.tree("apache-pair")["/etc/haproxy.cfg"].text) if p.name == "www")
-    assert [line.words[1:] for line in front.all("http-request")] == [
-        ("set-header", "X-Forwarded-For", "%[src]"),
-        ("set-header", "X-Forwarded-Proto", "http"),
-    ]
+    front = next(p for p in haproxy(goldens.tree("apache-pair")["/etc/haproxy.cfg"].text) if p.name == "service:www")
+    words = [line.words[1:] for line in front.all("http-request")]
+    assert words[-2:] == [("set-header", "X-Forwarded-For", "%[src]"), ("set-header", "X-Forwarded-Proto", "http")]
+    assert {w[0] for w in words[:4]} == {"del-header"}
     assert front.first("option", "forwardfor") is None
 
 

@@ -107,7 +107,8 @@ def test_services_that_the_kernel_balances_need_no_memory_of_haproxy() -> None:
         sizing="{sessions_per_second: 5000, session_duration_s: 10}",
     )  # fmt: skip
     size = capacity_of(kernel)
-    assert size.connections_max == 1000
+    assert (size.connections_max, size.haproxy_max, size.files) == (0, 0, 0)
+    assert dict(size.memory)["HAProxy"] == 0
     assert dict(size.memory)["IPVS"] == 248
 
 

@@ -14,9 +14,9 @@ import pytest
 import goldens
 from ndakit import process
 from ndakit.errors import NdakitError
+from ndakit.model.capacity import BUFFER_BYTES
 from ndakit.render import RenderedFile, Tree, render
 from ndakit.validators import DaemonRefuses, NamespacesRefused, check, interfaces
-from ndakit.view_haproxy import BUFFER_BYTES
 from ndakit.workspace import cache
 
 HA, KA, SCRIPT = "/etc/haproxy.cfg", "/etc/keepalived/keepalived.conf", "/usr/libexec/ndakit/haproxy-runs"

@@ -16,7 +16,7 @@ from ndakit import load, report, verify
 from ndakit.claims import Claim, Outcome, all_claims
 from ndakit.claims.failover import gap_bound_s, haproxy_stopped, precision, too_long
 from ndakit.claims.firewall import expected_open
-from ndakit.claims.traffic import share_errors
+from ndakit.claims.shares import at_once_errors, share_errors
 from ndakit.deadline import DeadlineExceeded
 from ndakit.lab_host import Polled, Try
 from ndakit.lab_network import LabNetwork
@@ -186,7 +186,7 @@ def test_an_answer_from_outside_the_pool_is_named(pair: Profile) -> None:
     assert share_errors(pair, "www", shares(web1=40, other=20)) == ["answered by other, which is not in pool apache"]
 
 
-@pytest.mark.parametrize("balance", ["source", "first", "uri"])
+@pytest.mark.parametrize("balance", ["source", "uri", "sh"])
 def test_one_client_stays_on_one_server_where_the_balance_says_so(pair: Profile, balance: str) -> None:
     pool = pair.pools["apache"].model_copy(update={"balance": balance})
     profile = pair.model_copy(update={"pools": {"apache": pool}})
@@ -231,6 +231,42 @@ def test_the_heaviest_server_answers_where_the_balance_says_so(pair: Profile, ba
     assert share_errors(profile, "www", shares(web1=60)) == []
     wrong = ["web2 answered, and not a server of weight 2"]
     assert share_errors(profile, "www", shares(web2=60)) == wrong
+
+
+def test_leastconn_of_haproxy_takes_idle_servers_in_turn_whatever_their_weights(pair: Profile) -> None:
+    profile = balanced(pair, "leastconn", web1=3, web2=1)
+    assert share_errors(profile, "www", shares(web1=30, web2=30)) == []
+    assert share_errors(profile, "www", shares(web1=45, web2=15)) != []
+    services = {"www": profile.services["www"].model_copy(update={"topology": "nat"})}
+    kernel = profile.model_copy(update={"services": services})
+    assert share_errors(kernel, "www", shares(web1=45, web2=15)) == [], "IPVS counts finished connections as well"
+    assert share_errors(kernel, "www", shares(web1=30, web2=30)) != []
+
+
+def test_leastconn_is_judged_by_connections_that_are_there_at_once(pair: Profile) -> None:
+    profile = balanced(pair, "leastconn", web1=3, web2=1)
+    assert at_once_errors(profile, "www", {"web1": 18, "web2": 6}) == []
+    assert at_once_errors(profile, "www", {"web1": 12, "web2": 12}) == [
+        "web1 has 12 of 24 connections at once, not 18",
+        "web2 has 12 of 24 connections at once, not 6",
+    ]
+    assert at_once_errors(profile, "www", {"web1": 18, "web2": 5, "nobody": 1}) == [
+        "1 of 24 connections at once were not answered"
+    ]
+
+
+def test_chance_gets_the_room_that_it_needs_and_no_more(pair: Profile) -> None:
+    profile = balanced(pair, "random", web1=3, web2=1)
+    assert share_errors(profile, "www", shares(web1=150, web2=90)) == []
+    assert share_errors(profile, "www", shares(web1=90, web2=150)) != []
+    assert share_errors(profile, "www", shares(web1=240)) != []
+
+
+def test_the_first_server_answers_where_the_balance_says_so(pair: Profile) -> None:
+    profile = balanced(pair, "first", web1=1, web2=9)
+    assert share_errors(profile, "www", shares(web1=60)) == []
+    assert share_errors(profile, "www", shares(web2=60)) == ["web2 answered, and web1 comes first"]
+    assert share_errors(balanced(pair, "first", web1=0, web2=9), "www", shares(web2=60)) == []
 
 
 def adverts(profile: Profile, advert_s: float) -> Profile:

@@ -21,6 +21,7 @@ from ndakit.lab_host import Watch
 from ndakit.lab_people import LabNotReady, LabPeople
 from ndakit.lab_plan import LabPlan
 from ndakit.model import Address, Profile
+from ndakit.names import pool_of_backend
 from ndakit.probe import NodeFacts, ServerState, VirtualServer
 
 SETTLE_TIMEOUT_S = 120.0
@@ -238,7 +239,7 @@ class LabNodes(LabPeople):
         nowhere; None while they differ."""
         found: list[bool | None] = []
         if self.profile.proxied(pool):
-            found = [s.up for s in self.states(node) if s.server == server and s.proxy.partition(".")[0] == pool]
+            found = [s.up for s in self.states(node) if s.server == server and pool_of_backend(s.proxy) == pool]
         if any(self.profile.services[s].pool == pool for s in self.profile.balanced(pool)):
             found.append(self._in_kernel(self.facts(node).virtual_servers(), pool, server))
         return found[0] if len(set(found)) == 1 else None

@@ -11,18 +11,19 @@ from ipaddress import ip_address, ip_interface
 
 from ndakit.daemontext import Block, Line, Proxy, TextError, haproxy, keepalived
 from ndakit.lint_subject import LintFinding, Subject
+from ndakit.render import BROUGHT, KEPT_ANYWAY, SYSUPGRADE
 
 HAPROXY, KEEPALIVED = "/etc/haproxy.cfg", "/etc/keepalived/keepalived.conf"
-SYSCTL, SYSUPGRADE = "/etc/sysctl.conf", "/etc/sysupgrade.conf"
+SYSCTL = "/etc/sysctl.conf"
+KEEP_LISTS = "/lib/upgrade/keep.d/"
+"""Every file in it is a list like sysupgrade.conf."""
 _FILE_KEYWORDS = {"errorfile": 2, "crt": 1, "ca-file": 1, "lua-load": 1}
-_KEPT = ("/etc/config/", "/etc/sysctl.conf", "/etc/sysupgrade.conf", "/etc/rc.local", "/etc/dropbear/")
-"""What a sysupgrade keeps by itself (openwrt.md, 8)."""
 _SYSCTL_KEYS = re.compile(
     r"net\.ipv[46]\.conf\.[a-z0-9/-]+\.(accept_redirects|send_redirects|promote_secondaries|forwarding|arp_ignore|arp_announce|rp_filter)"
     r"|net\.ipv[46]\.ip_nonlocal_bind|net\.ipv4\.(ip_forward|ip_local_port_range|ip_local_reserved_ports)"
     r"|net\.ipv4\.(tcp_max_syn_backlog|tcp_fin_timeout|tcp_syncookies|tcp_tw_reuse|tcp_max_tw_buckets)"
     r"|net\.core\.(somaxconn|netdev_max_backlog)"
-    r"|net\.netfilter\.nf_conntrack_(max|buckets)|net\.ipv4\.vs\.[a-z_]+|vm\.[a-z_]+"
+    r"|fs\.nr_open|net\.netfilter\.nf_conntrack_(max|buckets)|net\.ipv4\.vs\.[a-z_]+|vm\.[a-z_]+"
 )
 """Keys that every kernel of the supported releases has; an unknown one is ignored without a word (sysctl -e)."""
 
@@ -38,6 +39,10 @@ def rules(subject: Subject) -> Iterator[LintFinding]:
 def balancer(subject: Subject) -> Iterator[LintFinding]:
     """haproxy.cfg."""
     file = subject.tree.get(HAPROXY)
+    if not subject.profile.runs_haproxy:
+        if file is not None:
+            yield subject.finding("haproxy", HAPROXY, 0, "this node has nothing for HAProxy to do")
+        return
     if file is None:
         yield subject.finding("haproxy", HAPROXY, 0, "missing: HAProxy would start with the package's example")
         return
@@ -46,6 +51,7 @@ def balancer(subject: Subject) -> Iterator[LintFinding]:
     except TextError as cause:
         yield subject.finding("haproxy", HAPROXY, cause.line, cause.message)
         return
+    yield from _names(subject, proxies)
     backends = {p.name for p in proxies if p.kind in ("backend", "listen")}
     servers = {f"{p.name}/{line.words[1]}" for p in proxies for line in p.all("server") if len(line.words) > 1}
     bound: dict[str, int] = {}
@@ -57,6 +63,18 @@ def balancer(subject: Subject) -> Iterator[LintFinding]:
         if proxy.kind in ("frontend", "backend", "listen"):
             yield from _proxy(subject, proxy)
             yield from _binds(subject, proxy, bound)
+
+
+def _names(subject: Subject, proxies: list[Proxy]) -> Iterator[LintFinding]:
+    seen: dict[str, Proxy] = {}
+    for proxy in proxies:
+        if proxy.kind in ("frontend", "backend", "listen") and proxy.name in seen:
+            what = (
+                f"{proxy.kind} {proxy.name} has the name of the {seen[proxy.name].kind} in line "
+                f"{seen[proxy.name].number}: HAProxy 3.2 warns, 3.3 does not start"
+            )
+            yield subject.finding("haproxy-name", HAPROXY, proxy.number, what)
+        seen.setdefault(proxy.name, proxy)
 
 
 def _peers(subject: Subject, proxies: list[Proxy], proxy: Proxy) -> Iterator[LintFinding]:
@@ -263,16 +281,20 @@ def kernel(subject: Subject) -> Iterator[LintFinding]:
         values.setdefault(key, value)
     for version in ("4", "6"):
         key = f"net.ipv{version}.ip_nonlocal_bind"
-        if subject.view.vrrp and values.get(key) != "1":
+        if subject.view.vrrp and subject.profile.runs_haproxy and values.get(key) != "1":
             what = f"{key}=1 is missing: HAProxy does not start on a node that does not hold the VIPs"
             yield subject.finding("sysctl", SYSCTL, 0, what)
 
 
 def kept(subject: Subject) -> Iterator[LintFinding]:
     """What an upgrade that keeps the configuration must keep beyond what it keeps anyway."""
-    file = subject.tree.get(SYSUPGRADE)
-    listed = [line for line in (file.text.splitlines() if file else []) if line and not line.startswith("#")]
+    lists = [f.text for p, f in subject.tree.items() if p == SYSUPGRADE or p.startswith(KEEP_LISTS)]
+    listed = [line for text in lists for line in text.splitlines() if line and not line.startswith("#")]
     for path in subject.tree:
-        if not path.startswith(_KEPT) and not any(path == k or path.startswith(f"{k.rstrip('/')}/") for k in listed):
+        if path.startswith(BROUGHT):
+            continue
+        if not path.startswith(KEPT_ANYWAY) and not any(
+            path == k or path.startswith(f"{k.rstrip('/')}/") for k in listed
+        ):
             what = f"{path} is not listed: an upgrade that keeps the configuration would lose it"
             yield subject.finding("not-kept", SYSUPGRADE, 0, what)

@@ -64,6 +64,22 @@ def instance_name(network: str, group: str) -> str:
     return f"{network}-{group}"
 
 
+def frontend_name(service: str) -> str:
+    """HAProxy's frontend of a service. A name of the profile has no `:`, so it meets no backend, which HAProxy 3.3
+    refuses (3.2 warns)."""
+    return f"service:{service}"
+
+
+def backend_name(pool: str, service: str | None) -> str:
+    """HAProxy's backend of a pool: its first one (`service` None), else the one that a service uses it by."""
+    return pool if service is None else f"{pool}.{service}"
+
+
+def pool_of_backend(name: str) -> str:
+    """The pool that a backend stands for."""
+    return name.partition(".")[0]
+
+
 def is_name(text: str) -> bool:
     """True for what can be a profile's, network's, node's … name."""
     return len(text) <= 32 and re.fullmatch(r"[a-z][a-z0-9-]*", text) is not None

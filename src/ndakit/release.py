@@ -93,6 +93,11 @@ class Release:
         return self.branch >= (19, 7)
 
     @property
+    def haproxy_header_patterns(self) -> bool:
+        """True if its HAProxy deletes headers by a pattern (`del-header -m`, in the manual of 2.4 and later)."""
+        return self.branch >= (22, 3)
+
+    @property
     def keepalived_fractions(self) -> bool:
         """True if keepalived's checkers take fractions of a second (2.0.13) and ranges of HTTP status (2.0.17), and
         name the host to TLS servers (2.0): 18.06 has 1.4, 19.07 has 2.0.20."""

@@ -12,7 +12,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -38,6 +38,9 @@ MODES: tuple[tuple[str, int], ...] = (
     ("/etc/ndakit/private/", MODE_PRIVATE),
     ("/etc/init.d/", MODE_PROGRAM),
     ("/etc/hotplug.d/", MODE_FILE),
+    ("/etc/rc.button/", MODE_PROGRAM),
+    ("/lib/netifd/", MODE_PROGRAM),
+    ("/www/cgi-bin/", MODE_PROGRAM),
     ("/usr/libexec/", MODE_PROGRAM),
     ("/usr/bin/", MODE_PROGRAM),
     ("/usr/sbin/", MODE_PROGRAM),
@@ -45,6 +48,19 @@ MODES: tuple[tuple[str, int], ...] = (
 """Folder on the node → mode of the files in it; all others 0644. dropbear refuses keys that others may write, OpenWrt
 enables init scripts without looking at their mode but cannot run them without the x bit (openwrt.md)."""
 
+READ_BY_SHELLS = (
+    "/etc/rc.local", "/etc/uci-defaults/", "/etc/hotplug.d/", "/etc/profile", "/etc/profile.d/", "/etc/shinit",
+    "/etc/keepalived.user", "/etc/firewall.user", "/etc/udhcpc.user", "/lib/functions/", "/lib/functions.sh",
+    "/lib/preinit/", "/lib/upgrade/",
+)  # fmt: skip
+"""Scripts that a shell of OpenWrt's reads (`.`, or `sh FILE`) and nobody executes: they need no x bit, whatever their
+first line says (base-files: rc.d/done, uci_apply_defaults, hotplug-call, preinit)."""
+SYSUPGRADE = "/etc/sysupgrade.conf"
+KEPT_ANYWAY = ("/etc/config/", "/etc/sysctl.conf", SYSUPGRADE, "/etc/rc.local", "/etc/dropbear/", "/etc/profile",
+               "/etc/shinit")  # fmt: skip
+"""What an upgrade that keeps the configuration keeps by itself (base-files' lists, openwrt.md, 8)."""
+BROUGHT = ("/etc/uci-defaults/", "/lib/upgrade/", "/lib/preinit/")
+"""What is of use only in the image it came with: run once and deleted, or part of the upgrade itself."""
 
 _FILTERS_GONE = ("safe", "escape", "e", "forceescape", "tojson", "urlize", "xmlattr", "striptags", "default", "d")
 """Filters of the template engine that would pass text through unseen, or hide that a value is missing."""
@@ -128,7 +144,7 @@ def render(profile: Profile, node: str, templates: Sequence[Path]) -> Tree:
     }
     files = []
     for path, source in found.items():
-        content = _content(source, f"{profile.name}, node {node}", context)
+        content = _content(source, f"{profile.name}, node {node}", context) if path != SYSUPGRADE else None
         if content is not None:
             files.append(RenderedFile(path, content, mode_of(path), source.name))
     own = [(path, content, page) for path, (page, content) in balancer.sorry_pages.items()]
@@ -141,7 +157,18 @@ def render(profile: Profile, node: str, templates: Sequence[Path]) -> Tree:
                 fix="remove or rename the template",
             )
         files.append(RenderedFile(path, content, mode_of(path), written))
+    if SYSUPGRADE in found:  # last, for it lists all the others
+        source = found[SYSUPGRADE]
+        listed = {"kept": kept(f.path for f in files)}
+        content = _content(source, f"{profile.name}, node {node}", context | listed)
+        if content is not None:
+            files.append(RenderedFile(SYSUPGRADE, content, mode_of(SYSUPGRADE), source.name))
     return Tree(files)
+
+
+def kept(paths: Iterable[str]) -> tuple[str, ...]:
+    """The files of a tree that an upgrade must be told to keep, sorted."""
+    return tuple(sorted(p for p in paths if not p.startswith(KEPT_ANYWAY + BROUGHT)))
 
 
 def single(templates: Sequence[Path], name: str, subject: str, context: Mapping[str, Any]) -> RenderedFile:

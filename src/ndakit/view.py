@@ -14,7 +14,7 @@ from ipaddress import IPv4Address, IPv4Interface, IPv6Address, IPv6Interface, ip
 from ndakit.errors import InputError
 from ndakit.model import Address, Capacity, Profile, capacity_of
 from ndakit.model import Route as ProfileRoute
-from ndakit.model.capacity import BACKLOG_FLOOR
+from ndakit.model.capacity import BACKLOG_FLOOR, FILES_DEFAULT
 from ndakit.model.profile import PEERS_PORT, SYNC_PORT
 from ndakit.model.sizing import Tuning
 from ndakit.names import instance_name, uci_name
@@ -258,11 +258,6 @@ class NodeView:
         return capacity_of(self.profile)
 
     @property
-    def connections_max(self) -> int:
-        """How many client connections HAProxy holds at most."""
-        return self.capacity.connections_max
-
-    @property
     def forwards(self) -> bool:
         """True if packets of others pass through: some network has a way out through this node, or servers answer
         through it (topology nat)."""
@@ -291,9 +286,12 @@ class NodeView:
     def _addressing(self) -> list[KernelValue]:
         forward = "1" if self.forwards else "0"
         way = "the servers' way out leads through this node" if self.forwards else "nothing is routed through this node"
-        return [
+        elsewhere = [
             KernelValue("net.ipv4.ip_nonlocal_bind", "1", "HAProxy listens on the VIPs also where they are not"),
             KernelValue("net.ipv6.ip_nonlocal_bind", "1", "the same for IPv6, and for addresses that are still probed"),
+        ]
+        return [
+            *(elsewhere if self.profile.runs_haproxy else ()),
             KernelValue("net.ipv4.conf.all.promote_secondaries", "1", "a changed node address takes no other with it"),
             KernelValue("net.ipv4.ip_forward", forward, way),
             KernelValue("net.ipv6.conf.all.forwarding", forward, way),
@@ -340,6 +338,9 @@ class NodeView:
                 "as many lists to look them up in, or every packet would walk along long ones; 8 bytes each",
             ),
         ]
+        if size.files > FILES_DEFAULT:
+            why = f"files that one process may have open: HAProxy's {size.haproxy_max} connections, two files each"
+            found.append(KernelValue("fs.nr_open", str(size.files), why))
         reserved = sorted({p for p in self.own_ports if size.ports_from <= p <= size.ports_to})
         if reserved:
             why = "ports that daemons here listen on: taken by a connection, it would keep one from starting again"
@@ -349,7 +350,8 @@ class NodeView:
     @property
     def own_ports(self) -> tuple[int, ...]:
         """Ports on the node's own addresses."""
-        found = [self.profile.ssh_port, self.profile.monitoring.statistics.port]
+        found = [self.profile.ssh_port]
+        found += [self.profile.monitoring.statistics.port] if self.profile.runs_haproxy else []
         found += [SYNC_PORT] if self.profile.tracks_connections else []
         found += [PEERS_PORT] if self.profile.shares_tables else []
         return tuple(found)

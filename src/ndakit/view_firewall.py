@@ -104,7 +104,7 @@ def _administration(node: NodeView) -> list[Rule]:
     for version, family in ((4, "ipv4"), (6, "ipv6")):
         sources = _unique(tuple(str(s) for s in profile.sources(version)))
         own = tuple(str(a) for a in node.addresses if a.version == version)
-        if sources and own:
+        if sources and own and profile.runs_haproxy:
             found.append(
                 Rule(
                     f"statistics-{family}",

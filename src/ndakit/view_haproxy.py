@@ -10,16 +10,23 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from ipaddress import IPv6Address
 
+from ndakit.claimed_headers import CLAIMS, ClientClaims
 from ndakit.model import Address, Check, Profile, Timeouts
+from ndakit.model.capacity import (
+    BUFFER_BYTES,
+    LARGE_BUFFER_BYTES,
+    POOLS_CONNECTIONS,
+    STATISTICS_CONNECTIONS,
+    connection_bytes,
+    service_limits,
+)
 from ndakit.model.health import raw_bytes
+from ndakit.names import backend_name, frontend_name
 from ndakit.view import NodeView
 
 SORRY_FOLDER = "/etc/ndakit"
-BUFFER_BYTES = 16 * 1024
-"""tune.bufsize as HAProxy comes with. A sorry response (head and page) that does not fit is cut off with a warning only
-(measured, 3.0.11), so that a large page needs larger buffers."""
-LARGE_BUFFER_BYTES = 20 * 1024
-_BOOKKEEPING_BYTES = 2 * 1024
+TOGETHER = "_together"
+"""The table in which the connections of all services are counted."""
 STICK_ENTRIES_PER_CONNECTION = 10
 """Clients that are remembered for each connection there can be: most of them are reading what they got."""
 _HTX_BYTES = 512
@@ -81,6 +88,7 @@ class Backend:
     send: str
     reply: str
     checked: bool
+    retries: int
     slow_start_s: float | None
     stick: Stick | None
     timeouts: Timeouts
@@ -106,6 +114,8 @@ class Frontend:
     backend: str
     detours: tuple[Detour, ...]
     timeouts: Timeouts
+    connections_max: int
+    """Clients' connections at once; more of them wait in the kernel until HAProxy takes them."""
 
 
 @dataclass(frozen=True)
@@ -118,12 +128,32 @@ class HaproxyView:
     sorry_pages: Mapping[str, tuple[str, bytes]]
     """Path on the node → (the profile's file, the whole HTTP response)."""
     connections_max: int
+    """HAProxy's own limit: what the services may have together, and the reserve."""
+    together: str
+    """The table in which the services' connections are counted; empty where the sum of their limits cannot exceed what
+    they may have together."""
+    together_max: int
     buffer_bytes: int
 
     @property
     def memory_mib(self) -> int:
         """What the connections need at most: two buffers and some bookkeeping each."""
-        return -(-self.connections_max * (2 * self.buffer_bytes + _BOOKKEEPING_BYTES) // 2**20)
+        return -(-self.connections_max * connection_bytes(self.buffer_bytes) // 2**20)
+
+    @property
+    def statistics_max(self) -> int:
+        """Connections to the statistics page."""
+        return STATISTICS_CONNECTIONS
+
+    @property
+    def pools_max(self) -> int:
+        """Connections of keepalived's questions about pools."""
+        return POOLS_CONNECTIONS
+
+    @property
+    def claims(self) -> ClientClaims:
+        """The request headers in which clients could claim something about themselves."""
+        return CLAIMS
 
 
 _Backends = dict[tuple[str, str, Timeouts, Stick | None], Backend]
@@ -142,13 +172,16 @@ def haproxy(node: NodeView) -> HaproxyView:
     port = profile.monitoring.statistics.port
     pages = _sorry_pages(profile, {b.pool for b in backends.values() if b.sorry_file is not None})
     large = any(len(content) > BUFFER_BYTES - _HTX_BYTES for _, content in pages.values())
+    size = node.capacity
     return HaproxyView(
         frontends=frontends,
         backends=tuple(backends.values()),
         # Only where access.sources can come from: an address of a family without sources would answer nobody.
         statistics=tuple(Bind(a, (port, port)) for a in node.addresses if profile.sources(a.version)),
         sorry_pages=pages,
-        connections_max=node.connections_max,
+        connections_max=size.haproxy_max,
+        together=TOGETHER if size.limited_together else "",
+        together_max=size.together_max,
         buffer_bytes=LARGE_BUFFER_BYTES if large else BUFFER_BYTES,
     )
 
@@ -193,12 +226,13 @@ def _frontend(node: NodeView, name: str, backends: _Backends) -> Frontend:
     # The last resort first: HAProxy takes the first rule that holds.
     detours = tuple(Detour(names[i], tuple(names[:i])) for i in range(len(names) - 1, 0, -1))
     return Frontend(
-        name=name,
+        name=frontend_name(name),
         protocol=service.protocol,
         binds=tuple(Bind(e.address, ports) for e in profile.endpoints(name) for ports in e.ports),
         backend=names[0],
         detours=detours,
         timeouts=service.timeouts,
+        connections_max=dict(service_limits(profile, node.capacity.usual_max))[name],
     )
 
 
@@ -223,7 +257,7 @@ def _backend(node: NodeView, service: str, pool: str, backends: _Backends) -> Ba
     first = next((b for b in backends.values() if b.pool == pool), None)
     page = found.sorry is not None and found.sorry.page is not None and user.protocol == "http"
     backends[key] = Backend(
-        name=pool if first is None else f"{pool}.{service}",
+        name=backend_name(pool, None if first is None else service),
         pool=pool,
         protocol=user.protocol,
         balance=found.balance,
@@ -235,6 +269,7 @@ def _backend(node: NodeView, service: str, pool: str, backends: _Backends) -> Ba
         send=raw_bytes(found.check.send or "").hex(),
         reply=raw_bytes(found.check.expect.reply or "").hex(),
         checked=first is None,
+        retries=found.retries,
         slow_start_s=found.slow_start_s,
         stick=stick,
         timeouts=relevant,
@@ -264,7 +299,7 @@ def _stick(node: NodeView, service: str, pool: str) -> Stick | None:
     mask = f",ipmask({wanted.netmask},{wanted.netmask_ipv6})" if 6 in versions else f",ipmask({wanted.netmask})"
     return Stick(
         family="ipv6" if 6 in versions else "ip",  # IPv4 clients of both are kept as IPv4 addresses in IPv6 form
-        size=STICK_ENTRIES_PER_CONNECTION * node.connections_max,
+        size=STICK_ENTRIES_PER_CONNECTION * node.capacity.connections_max,
         expire_s=wanted.timeout_s,
         key=f"src{mask if masked else ''}",
     )

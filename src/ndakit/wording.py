@@ -54,6 +54,8 @@ EXAMPLES: Mapping[str, str] = {
     "packages": "packages: {tcpdump: add}",
     "labels": "labels: {site: ulm}",
     "expect": "expect: {status: 200}",
+    "limits": "limits: {connections: {count: 500}}",
+    "count": "count: 500",
     "type": "type: source",
     "persistence": "persistence: {type: source, timeout_s: 300}",
 }

@@ -54,7 +54,7 @@ def _about_nodes(profile: Profile) -> Iterator[Claim | LeftOut]:
             yield Claim(f"vrrp/{n}", text, partial(node.vrrp, node=n))
         text = f"SSH to {n} is open to access.sources only, and takes keys only"
         yield Claim(f"ssh/{n}", text, partial(node.ssh, node=n))
-        if profile.services:
+        if profile.runs_haproxy:
             text = f"the statistics page of {n} is open to access.sources only"
             yield Claim(f"statistics/{n}", text, partial(node.statistics, node=n))
         else:

@@ -94,7 +94,7 @@ def expected_open(lab: LabNetwork, seat: Seat, network: str, protocol: Protocol 
         for target in reachable_addresses(lab, node, seat):
             source = seat.address(target.version)
             admin = source is not None and any(source in s for s in profile.sources(target.version))
-            own = {profile.ssh_port} | ({profile.monitoring.statistics.port} if profile.services else set())
+            own = {profile.ssh_port} | ({profile.monitoring.statistics.port} if profile.runs_haproxy else set())
             found[target] = own if admin and protocol == "tcp" else set()
     for vip in profile.vips.values():
         for address in vip.address:

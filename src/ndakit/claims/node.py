@@ -48,7 +48,7 @@ def addresses(lab: LabNetwork, node: str) -> Outcome:
 def daemons(lab: LabNetwork, node: str) -> Outcome:
     """The services that must run."""
     needed = ["dropbear"]
-    needed += ["haproxy"] if lab.profile.services else []
+    needed += ["haproxy"] if lab.profile.runs_haproxy else []
     needed += ["keepalived"] if lab.profile.instances or lab.profile.kernel_services else []
     needed += ["conntrackd"] if lab.profile.tracks_connections else []
     missing = [n for n in needed if not lab.facts(node).service_running(n)]

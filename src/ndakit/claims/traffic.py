@@ -5,10 +5,11 @@ from __future__ import annotations
 import time
 
 from ndakit.claims.base import SLACK_S, Outcome, front, share_text, targets
+from ndakit.claims.shares import IN_TURN, at_once_errors, hold_at_once, share_errors, shows_at_once
 from ndakit.lab_host.request import authority
 from ndakit.lab_network import LabNetwork
-from ndakit.lab_people import LoadResult
-from ndakit.model import Endpoint, Profile
+from ndakit.lab_people import Front
+from ndakit.model import Endpoint
 
 HOLDER_WAIT_S = 8.0
 """A handover may be under way when holders are asked for; it takes no longer than this."""
@@ -16,11 +17,11 @@ HOLDER_WAIT_S = 8.0
 REQUESTS = 60
 """Requests per measurement of shares: a multiple of small weights, and quick enough under emulation."""
 
+RANDOM_REQUESTS = 240
+"""The same where chance decides."""
+
 SORRY_REQUESTS = 6
 """Who answers does not change: a few are enough."""
-
-SHARE_TOLERANCE = 0.05
-"""Round robin is exact but for the checks' and retries' requests: five points."""
 
 
 def one_holder(lab: LabNetwork) -> Outcome:
@@ -46,16 +47,22 @@ def service(lab: LabNetwork, name: str) -> Outcome:
     wrong: list[str] = []
     shares: dict[str, int] = {}
     total = 0
+    requests = RANDOM_REQUESTS if lab.profile.pools[found.pool].balance == "random" else REQUESTS
+    held = ""
     for endpoint, port in targets(lab.profile, name):
         seat, at = lab.client_for(endpoint, name), authority(endpoint.address, port)
-        result = lab.load(seat, endpoint.address, port, found.pool, REQUESTS, found.transport)
+        result = lab.load(seat, endpoint.address, port, found.pool, requests, found.transport)
         total += result.total
         if result.failures:
             wrong.append(f"{result.failures} of {result.total} to {at} failed ({result.first_error})")
         wrong += [f"{at}: {w}" for w in share_errors(lab.profile, name, result)]
         for server, count in result.shares.items():
             shares[server] = shares.get(server, 0) + count
-    figure = share_text(shares) + f" of {total} requests"
+        if not held and shows_at_once(lab, name, port):
+            at_once = hold_at_once(lab, Front(name, endpoint, port))
+            held = f"; {share_text(at_once)} of {sum(at_once.values())} at once"
+            wrong += [f"{at}: {w}" for w in at_once_errors(lab.profile, name, at_once)]
+    figure = share_text(shares) + f" of {total} requests" + held
     return Outcome(
         not wrong and total > 0,
         figure,
@@ -64,62 +71,33 @@ def service(lab: LabNetwork, name: str) -> Outcome:
     )
 
 
-STICKY = frozenset({"source", "first", "uri", "sh", "dh", "destination", "locality", "lblc", "fo", "ovf", "mh"})
-"""Ways to choose that send one client, asking one address for one path, to one server. Not lblcr: an address that was
-once too much for one server has several."""
-HEAVIEST = frozenset({"fo", "ovf"})
-"""Those of them that send whoever comes first to the server with the most weight."""
-IN_TURN = frozenset({"roundrobin", "rr", "wrr"})
-BY_LOAD = frozenset({"leastconn", "random", "wlc"})
-"""Ways to choose that come near the weights when requests come one after the other. Others (sed, nq, lc) need not."""
-
-
-def share_errors(profile: Profile, service: str, result: LoadResult) -> list[str]:
-    """What is wrong with the shares of one client's requests, by the pool's way of choosing."""
-    name = profile.services[service].pool
-    pool = profile.pools[name]
-    answered = sum(result.shares.values())
-    weights = {n: s.weight for n, s in pool.servers.items()}
-    strangers = set(result.shares) - set(weights)
-    if not answered or strangers:
-        return [f"answered by {', '.join(sorted(strangers))}, which is not in pool {name}"] if strangers else []
-    if drained := sorted(n for n in result.shares if not weights[n]):
-        return [f"{', '.join(drained)} answered, and has weight 0"]
-    if pool.balance in HEAVIEST and (heaviest := max(weights.values())) > max(weights[n] for n in result.shares):
-        return [f"{', '.join(sorted(result.shares))} answered, and not a server of weight {heaviest}"]
-    if profile.persistence(service) is not None or pool.balance in STICKY:
-        if len(result.shares) == 1:
-            return []
-        why = "persistence" if profile.persistence(service) is not None else f"balance {pool.balance}"
-        return [f"{why} spread one client over {len(result.shares)} servers"]
-    if profile.services[service].kernel and any(s.max_connections for s in pool.servers.values()):
-        return []  # finished connections count as well, so that a server may be full by now
-    if pool.balance == "rr":
-        weights = {n: int(w > 0) for n, w in weights.items()}
-    tolerance = SHARE_TOLERANCE if pool.balance in IN_TURN else 4 * SHARE_TOLERANCE
-    wrong = []
-    for server, weight in weights.items() if pool.balance in IN_TURN | BY_LOAD else ():
-        share, wanted = result.shares.get(server, 0) / answered, weight / sum(weights.values())
-        if abs(share - wanted) > tolerance:
-            wrong.append(f"{server} got {share:.0%} instead of {wanted:.0%}")
-    return wrong
+FORGED = {
+    "X-Forwarded-For": "192.0.2.66", "X-Forwarded-Proto": "https", "X-Forwarded-Host": "forged.invalid",
+    "Forwarded": "for=192.0.2.66", "X-Real-IP": "192.0.2.66", "X-Client-IP": "192.0.2.66",
+    "True-Client-IP": "192.0.2.66", "X_Forwarded_For": "192.0.2.66", "X-Remote-User": "forged",
+    "Connection": "X-Forwarded-For, X-Forwarded-Proto",
+}  # fmt: skip
+"""What a client sends that wants to be somebody else."""
+SET_BY_US = ("X-Forwarded-For", "X-Forwarded-Proto")
 
 
 def client_address(lab: LabNetwork, name: str) -> Outcome:
-    """X-Forwarded-For and -Proto, with forged ones sent along."""
+    """X-Forwarded-For and -Proto at the server, and none of the forged headers that were sent along."""
     wrong: list[str] = []
     seen = ""
     for endpoint, port in targets(lab.profile, name):
         seat = lab.client_for(endpoint)
         own = str(seat.address(endpoint.address.version))
-        forged = {"X-Forwarded-For": "192.0.2.66", "X-Forwarded-Proto": "https"}
-        answer = lab.get(seat, endpoint.address, port, headers=forged)
+        answer = lab.get(seat, endpoint.address, port, headers=FORGED)
         seen = answer.seen_header("x-forwarded-for") or ""
         if seen != own:
             wrong.append(f"X-Forwarded-For is '{seen}', the client is {own}")
         proto = answer.seen_header("x-forwarded-proto")
         if proto != "http":
             wrong.append(f"X-Forwarded-Proto is '{proto}'")
+        for header, value in FORGED.items():
+            if header not in SET_BY_US and value.lower() in (answer.seen_header(header) or "").lower():
+                wrong.append(f"the client's own {header} reached the server")
     return Outcome(not wrong, f"X-Forwarded-For: {seen}", "; ".join(wrong))
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from ndakit.model.profile import Profile
 from ndakit.model.sysctl_values import port_range
@@ -50,6 +50,15 @@ FILES_BESIDE = 1024
 SYSTEM_MIB = 64
 """OpenWrt itself with the daemons, without connections."""
 
+STATISTICS_CONNECTIONS, POOLS_CONNECTIONS = 50, 20
+"""What HAProxy's own two pages take at most: the statistics, and what keepalived asks about pools."""
+RESERVE = 100
+"""Connections that HAProxy keeps free of its services: those of its own pages, and what is refused in passing."""
+FILES_DEFAULT = 1_048_576
+"""fs.nr_open as every kernel comes with it: no process has more files than this, whatever its limits."""
+FILES_BESIDE = 1024
+"""Files of HAProxy that are no client's connection: the log, pollers, peers."""
+
 CONNECTIONS_FLOOR, TRACKED_FLOOR, TIME_WAIT_FLOOR, BACKLOG_FLOOR, BACKLOG_TOP = 1000, 16384, 8192, 4096, 65535
 
 
@@ -60,8 +69,19 @@ class Capacity:
     memory_mib: int
     sessions_per_second: float
     session_duration_s: float
+    usual_max: int
+    """Client connections that a service without a limit of its own may have: twice the expected ones, for a rush."""
     connections_max: int
-    """Client connections that HAProxy holds: twice the expected ones, for a rush."""
+    """Client connections that the largest service may have; 0 without services that HAProxy carries."""
+    services_sum: int
+    """The limits of all those services added up."""
+    together_max: int
+    """Client connections that they may have together: the sum, as far as the memory and the kernel's table of
+    connections carry it, and never less than `connections_max`."""
+    haproxy_max: int
+    """HAProxy's own limit, with a reserve, so that its pages answer when its services are full; 0 without HAProxy."""
+    files: int
+    """The files that HAProxy then has open: two for each connection, its listeners, and its checks; 0 without it."""
     tracked_max: int
     """nf_conntrack_max, and as many hash buckets, as kernels from 5.15 on choose themselves."""
     time_wait_max: int
@@ -81,6 +101,11 @@ class Capacity:
         return math.ceil(self.sessions_per_second * self.session_duration_s)
 
     @property
+    def limited_together(self) -> bool:
+        """True if the services' limits add up to more than they may have together."""
+        return self.services_sum > self.together_max
+
+    @property
     def ports(self) -> int:
         """How many source ports there are towards one server."""
         return self.ports_to - self.ports_from + 1
@@ -90,22 +115,23 @@ class Capacity:
         """What takes memory when all limits are reached, in MiB."""
         return (
             ("OpenWrt", SYSTEM_MIB),
-            ("HAProxy", _mib(self.connections_max * (2 * self.buffer_bytes + HAPROXY_BYTES))),
-            ("sockets", _mib(2 * self.connections_max * SOCKET_BYTES)),
+            ("HAProxy", _mib(self._held * connection_bytes(self.buffer_bytes))),
+            ("sockets", _mib(2 * self._held * SOCKET_BYTES)),
             ("connection tracking", _mib(self.tracked_max * (TRACKED_BYTES + BUCKET_BYTES))),
             ("TIME_WAIT", _mib(self.time_wait_max * TIME_WAIT_BYTES)),
             ("IPVS", _mib(self.kernel_entries * IPVS_BYTES)),
         )
 
     @property
+    def _held(self) -> int:
+        """Connections whose memory must be there: those of the largest service, and the reserve. More of them are
+        allowed only where they fit (`together_max`)."""
+        return self.connections_max + (RESERVE if self.haproxy_max else 0)
+
+    @property
     def memory_needed_mib(self) -> int:
         """All of it."""
         return sum(mib for _, mib in self.memory)
-
-    @property
-    def files(self) -> int:
-        """Files that HAProxy has open when it holds as many connections as it may: two each."""
-        return 2 * self.connections_max + FILES_BESIDE
 
     @property
     def tracked_needed(self) -> int:
@@ -123,19 +149,23 @@ def capacity_of(profile: Profile) -> Capacity:
     stated, little = profile.sizing, small(profile)
     rate = stated.sessions_per_second or (SMALL_RATE if little else RATE)
     duration_s = stated.session_duration_s or DURATION_S
-    kernel_only = bool(profile.kernel_services) and not proxied_pools(profile)
-    connections = CONNECTIONS_FLOOR
-    if not kernel_only:
-        connections = max(connections, math.ceil(2 * rate * duration_s / 100) * 100)
+    usual = max(CONNECTIONS_FLOOR, math.ceil(2 * rate * duration_s / 100) * 100)
+    limits = [limit for _, limit in service_limits(profile, usual)]
+    connections = max(limits, default=0)
     tracked = max(TRACKED_PER_SESSION * rate * (duration_s + TRACKED_AFTER_S), TRACKED_PER_SESSION * connections)
     most = max((need for *_, need in ports_needed(profile, rate, duration_s)), default=0)
     ports = (PORTS_FROM if most <= PORTS_TO - PORTS_FROM + 1 else PORTS_FROM_WIDE, PORTS_TO)
     tuned_ports = port_range(profile.tuning.sysctl.get(PORTS_KEY, "")) or ports
-    return Capacity(
+    found = Capacity(
         memory_mib=stated.memory_mib or (SMALL_MEMORY_MIB if little else MEMORY_MIB),
         sessions_per_second=rate,
         session_duration_s=duration_s,
+        usual_max=usual,
         connections_max=connections,
+        services_sum=sum(limits),
+        together_max=connections,
+        haproxy_max=connections + RESERVE if profile.runs_haproxy else 0,
+        files=0,
         tracked_max=_tuned(profile, "net.netfilter.nf_conntrack_max") or power_of_two(max(tracked, TRACKED_FLOOR)),
         time_wait_max=_tuned(profile, "net.ipv4.tcp_max_tw_buckets")
         or power_of_two(max(2 * rate * TIME_WAIT_S, TIME_WAIT_FLOOR)),
@@ -145,6 +175,32 @@ def capacity_of(profile: Profile) -> Capacity:
         kernel_entries=math.ceil(rate * (duration_s + TRACKED_AFTER_S)) if profile.kernel_services else 0,
         buffer_bytes=LARGE_BUFFER_BYTES if _large_page(profile) else BUFFER_BYTES,
     )
+    return _with_haproxy(profile, found) if profile.runs_haproxy else found
+
+
+def _with_haproxy(profile: Profile, found: Capacity) -> Capacity:
+    """What HAProxy may hold beyond its largest service, as far as there is room for it."""
+    each = connection_bytes(found.buffer_bytes) + 2 * SOCKET_BYTES
+    # Two MiB less, because each part is rounded up to whole ones.
+    room = found.connections_max + max(0, found.memory_mib - found.memory_needed_mib - 2) * 2**20 // each
+    together = max(found.connections_max, min(found.services_sum, room, found.tracked_max // TRACKED_PER_SESSION))
+    most = together + RESERVE
+    servers = sum(len(p.servers) for p in profile.pools.values())
+    listeners = sum(len(profile.services[n].ports) * 2 * len(profile.services[n].vip) for n in profile.proxy_services)
+    return replace(found, together_max=together, haproxy_max=most, files=2 * most + FILES_BESIDE + servers + listeners)
+
+
+def service_limits(profile: Profile, usual: int) -> Iterator[tuple[str, int]]:
+    """(service, connections at most) of those that HAProxy carries; `usual` is for those that state none."""
+    for name in profile.proxy_services:
+        limits = profile.services[name].limits
+        stated = limits.connections if limits is not None else None
+        yield name, usual if stated is None else stated.count
+
+
+def connection_bytes(buffer_bytes: int) -> int:
+    """What HAProxy needs for a connection in full use: two buffers, and its bookkeeping."""
+    return 2 * buffer_bytes + HAPROXY_BYTES
 
 
 def ports_needed(profile: Profile, rate: float, duration_s: float) -> Iterator[tuple[str, str, int]]:

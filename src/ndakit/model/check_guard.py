@@ -84,7 +84,7 @@ def allowed(profile: Profile) -> Iterator[Finding]:
                 other=("access", "sources"),
             )  # fmt: skip
         statistics = profile.monitoring.statistics.port
-        if opening.covers("tcp", statistics):
+        if profile.runs_haproxy and opening.covers("tcp", statistics):
             yield error(
                 "allow-statistics",
                 f"allow rule {name} would open the statistics page (port {statistics}) past access.sources",

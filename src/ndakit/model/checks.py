@@ -6,8 +6,8 @@ Each finding names the two places that disagree. The rules live in `check_addres
 `check_packages` (what is to be left out although it is needed), `check_image` (files that platform or device cannot
 use), `check_capacity` (does the expected load fit), `check_guard` (the profile's own firewall rules) and `check_pair`
 (what the nodes tell each other), `check_ipvs` (what only one of HAProxy and IPVS can do), `check_replies` (the way of
-answers) and `check_listeners` (who else has a port). Rules within one object are validators of its class; rules across
-profiles are in `neighbours`.
+answers), `check_listeners` (who else has a port) and `check_proxy` (what HAProxy's keys mean). Rules within one object
+are validators of its class; rules across profiles are in `neighbours`.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from ndakit.model import (
     check_listeners,
     check_packages,
     check_pair,
+    check_proxy,
     check_release,
     check_replies,
     check_routes,
@@ -40,7 +41,7 @@ RULES = (
     *check_addresses.RULES, *check_routes.RULES, *check_host.RULES, *check_access.RULES, *check_device.RULES,
     *check_traffic.RULES, *check_release.RULES, *check_packages.RULES, *check_image.RULES, *check_capacity.RULES,
     *check_guard.RULES, *check_pair.RULES, *check_ipvs.RULES, *check_replies.RULES,
-    *check_listeners.RULES,
+    *check_listeners.RULES, *check_proxy.RULES,
 )  # fmt: skip
 
 

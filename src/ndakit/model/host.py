@@ -305,4 +305,4 @@ class Monitoring(Model):
     planned: ClassVar = {"prometheus": "metrics", "collectd": "metrics", "syslog": "remote logs"}
 
     statistics: Statistics = Statistics()
-    """The statistics page."""
+    """The statistics page; `{}` asks for it where HAProxy carries no service, and would not be in the image."""

@@ -163,8 +163,9 @@ def own(profile: Profile) -> Iterator[OwnListener]:
         ("every address",),
         ("access", "ssh", "port") if stated else None,
     )
-    yield OwnListener("the statistics page", "tcp", profile.monitoring.statistics.port,
-                      ("the node's own addresses", "loopback"), ("monitoring", "statistics", "port"))  # fmt: skip
+    if profile.runs_haproxy:
+        yield OwnListener("the statistics page", "tcp", profile.monitoring.statistics.port,
+                          ("the node's own addresses", "loopback"), ("monitoring", "statistics", "port"))  # fmt: skip
     if profile.shares_tables:
         yield OwnListener("what the nodes' HAProxies tell each other", "tcp", PEERS_PORT,
                           ("the node's own addresses",), None)  # fmt: skip

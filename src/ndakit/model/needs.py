@@ -51,7 +51,7 @@ def _bonds(profile: Profile) -> bool:
 _AGENT = "the hypervisor sees addresses and can shut the node down cleanly"
 
 NEEDS: tuple[Need, ...] = (
-    Need(everywhere("haproxy"), lambda p: True, "balances, checks the servers, answers when none is left"),
+    Need(everywhere("haproxy"), lambda p: p.runs_haproxy, "balances, checks the servers, answers when none is left"),
     Need(everywhere("ip-full"), lambda p: True,
          "shows VIPs, neighbours and rules completely, and as JSON for the acceptance test"),
     Need(everywhere("keepalived"), lambda p: bool(p.instances),

@@ -342,6 +342,16 @@ class Profile(Model):
         """The services that the kernel (IPVS) balances."""
         return tuple(n for n, s in self.services.items() if s.kernel)
 
+    @property
+    def statistics_wanted(self) -> bool:
+        """True if the profile names HAProxy's statistics page itself."""
+        return "statistics" in self.monitoring.model_fields_set
+
+    @property
+    def runs_haproxy(self) -> bool:
+        """True if HAProxy runs on the nodes: it carries a service, or its statistics page was asked for."""
+        return bool(self.proxy_services) or self.statistics_wanted
+
     def persistence(self, service: str) -> Persistence | None:
         """How clients of a service keep their server: its own word, else its pool's."""
         found = self.services[service]

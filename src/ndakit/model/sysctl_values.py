@@ -19,7 +19,7 @@ HUGE_PAGE_MIB = 2
 
 @dataclass(frozen=True)
 class Machine:
-    """What a value has to fit: the memory, and the files (sockets) that HAProxy has open at its limit."""
+    """What a value has to fit: the memory, and the files (sockets) that HAProxy has open at its limit (0 without it)."""
 
     memory_mib: int
     files: int
@@ -163,12 +163,19 @@ def _huge(value: str, machine: Machine) -> Harm | None:
     return Harm("error", why, "delete it")
 
 
+FILES_OF_OPENWRT = 4096
+"""Files that a node without HAProxy is left: more than its daemons together ever open."""
+
+
 def _files(value: str, machine: Machine) -> Harm | None:
     number = _number(value)
-    if number is not None and number >= machine.files:
+    needed = max(machine.files, FILES_OF_OPENWRT)
+    if number is not None and number >= needed:
         return None
     why = f"HAProxy has up to {machine.files} files open (two for each connection), and could not start or accept"
-    return Harm("error", why, f"delete it, or write {machine.files} or more")
+    if not machine.files:
+        why = "OpenWrt's own daemons could not start or accept"
+    return Harm("error", why, f"delete it, or write {needed} or more")
 
 
 _COMPUTED: Mapping[str, Callable[[str, Machine], Harm | None]] = {

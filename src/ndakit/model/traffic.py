@@ -6,7 +6,16 @@ import itertools
 from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar, Literal, Self
 
-from pydantic import AfterValidator, BeforeValidator, Field, PlainSerializer, WithJsonSchema, model_validator
+from pydantic import (
+    AfterValidator,
+    BeforeValidator,
+    Field,
+    PlainSerializer,
+    ValidationInfo,
+    WithJsonSchema,
+    field_validator,
+    model_validator,
+)
 
 from ndakit.model.base import (
     Address,
@@ -50,6 +59,12 @@ WEIGHTLESS = ("rr", "lc", "dh")
 
 KERNEL_TOPOLOGIES = ("nat", "dr", "tun")
 """Topologies that the kernel (IPVS) balances, with keepalived's virtual servers."""
+
+RETRIES = 3
+"""How often HAProxy tries to connect anew, unless the pool says otherwise (HAProxy's own default)."""
+
+TUNNEL_S = 3600.0
+"""How long an http service's tunnel may be silent, in seconds, unless the service says otherwise."""
 
 SORRY_PAGE_MAX = 16 * 1024
 """HAProxy keeps an errorfile in one buffer (tune.bufsize, 16 KiB) and refuses larger ones."""
@@ -151,6 +166,10 @@ class Pool(Model):
     """Below this sum of weights the sorry server takes over. Services of topology nat, dr and tun only."""
     persistence: Persistence | None = None
     """A client keeps its server; a service may say otherwise."""
+    retries: Annotated[Int, Between(0, 100)] = RETRIES
+    """How often a connection to a server that is refused or times out is tried anew, each time with another server;
+    with 0 the client gets the error at once. Only connecting is repeated, no request that a server may have got.
+    Topology proxy only: with nat, dr and tun the client itself connects."""
     slow_start_s: Annotated[Number, Between(1, 3600, "s")] | None = None
     """Seconds over which a server that returns gets its full share again. Topology proxy only: IPVS cannot do that."""
     reply_route: Literal["default", "policy"] = "default"
@@ -166,18 +185,42 @@ class Pool(Model):
 
 
 class Timeouts(Model):
-    """How long HAProxy waits, in seconds."""
+    """How long HAProxy waits, in seconds. A connection of protocol tcp on which both sides are silent ends after the
+    shorter one of `client_s` and `server_s`, so state both for sessions that idle (databases, SSH); or `tunnel_s`,
+    which then takes the place of both."""
 
     connect_s: Annotated[Number, Between(0.1, 3600, "s")] = 5.0
     """For a server to accept a connection."""
     client_s: Annotated[Number, Between(0.1, 86400, "s")] = 60.0
-    """For a silent client."""
+    """For a silent client. http: while its request or its next one is awaited. tcp: while nothing goes either way."""
     server_s: Annotated[Number, Between(0.1, 86400, "s")] = 60.0
-    """For a silent server."""
+    """For a silent server. http: while its answer is awaited. tcp: while nothing goes either way."""
     queue_s: Annotated[Number, Between(0.1, 3600, "s")] = 30.0
     """In the queue when all servers are full."""
-    tunnel_s: Annotated[Number, Between(0.1, 604800, "s")] = 3600.0
-    """For a silent connection that became a tunnel (WebSocket, CONNECT)."""
+    tunnel_s: Annotated[Number, Between(0.1, 604800, "s")] | None = None
+    """For a connection that became a tunnel and on which both sides are silent; from then on `client_s` and `server_s`
+    do not count. http: WebSocket and CONNECT, default 3600. tcp: every connection is a tunnel once it reached a server;
+    default none, so that the other two count."""
+
+
+class ConnectionLimit(Model):
+    """How many connections at once."""
+
+    count: Annotated[Int, Between(1, 1_000_000)]
+    """So many, those of all clients together. Further clients wait, without an answer, until a connection ends."""
+
+
+class Limits(Model):
+    """What a service takes at most (topology proxy)."""
+
+    planned: ClassVar = {
+        "body_kib": "limits of requests",
+        "requests": "limits of requests",
+        "queue": "limits of the queue",
+    }
+
+    connections: ConnectionLimit | None = None
+    """Clients' connections to this service at once; default: as many as HAProxy holds for all services (`sizing`)."""
 
 
 PortRange = tuple[int, int]
@@ -270,10 +313,20 @@ class Service(Model):
     """The names clients use; the first is the default Host of the pool's http check."""
     pool: Name
     """Where requests go."""
-    timeouts: Timeouts = Timeouts()
+    timeouts: Annotated[Timeouts, Field(validate_default=True)] = Timeouts()
     """How long HAProxy waits (topology proxy)."""
+    limits: Limits | None = None
+    """What it takes at most (topology proxy)."""
     persistence: Persistence | None = None
     """A client keeps its server; default: the pool's."""
+
+    @field_validator("timeouts")
+    @classmethod
+    def _tunnel_of_http(cls, value: Timeouts, info: ValidationInfo) -> Timeouts:
+        # HAProxy's tunnel time-out overrules the other two, so a tcp service has one only where it is stated.
+        if info.data.get("protocol") == "http" and info.data.get("topology") == "proxy" and value.tunnel_s is None:
+            return value.model_copy(update={"tunnel_s": TUNNEL_S})
+        return value
 
     @property
     def kernel(self) -> bool:

@@ -1,0 +1,254 @@
+"""Runs a rendered haproxy.cfg with a real HAProxy in a network namespace of its own, and tries one thing with it.
+
+Called by `haproxy_live`, inside `unshare -Urnm`; standard library only. The order is JSON on stdin, the result JSON on
+stdout. All addresses of the profile lie on the loopback: VIPs, nodes and servers.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import http.client
+import json
+import os
+import resource
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+ANSWER = b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\nX-Server: %s\r\n\r\n%s"
+
+
+class Server(threading.Thread):
+    """A server: http tells which request head it got, tcp only accepts and echoes; both can hold an answer back."""
+
+    def __init__(self, name: str, address: str, port: int, protocol: str) -> None:
+        super().__init__(daemon=True)
+        self.name_, self.protocol = name, protocol
+        self.connections = 0
+        self.open: list[socket.socket] = []
+        family = socket.AF_INET6 if ":" in address else socket.AF_INET
+        self.listener = socket.create_server((address, port), family=family, backlog=1000)
+        self.start()
+
+    def run(self) -> None:
+        """Accept for ever."""
+        while True:
+            sock, _ = self.listener.accept()
+            threading.Thread(target=self._serve, args=(sock,), daemon=True).start()
+
+    def _serve(self, sock: socket.socket) -> None:
+        data = b""
+        with contextlib.suppress(OSError), sock:
+            while True:
+                more = sock.recv(65536)
+                if not more:
+                    return
+                if self.protocol == "tcp":
+                    self.connections += 1
+                    sock.sendall(self.name_.encode())
+                    continue
+                data += more
+                while b"\r\n\r\n" in data:
+                    head, _, data = data.partition(b"\r\n\r\n")
+                    if self._answer(sock, head):
+                        return
+
+    def _answer(self, sock: socket.socket, head: bytes) -> bool:
+        if b"\r\nupgrade: websocket" in head.lower():
+            sock.sendall(
+                b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
+                b"Sec-WebSocket-Accept: s3pPLMBiTxaQ9kYGzzhZRbK+xOo=\r\n\r\n"
+            )
+            while more := sock.recv(1000):
+                sock.sendall(more)
+            return True
+        if b" /slow" in head.partition(b"\r\n")[0]:
+            self.connections += 1
+            while True:
+                time.sleep(60)
+        sock.sendall(ANSWER % (len(head), self.name_.encode(), head))
+        return False
+
+
+@contextlib.contextmanager
+def running(order: dict[str, Any]) -> Iterator[dict[str, Server]]:
+    """HAProxy and the servers, from the addresses up to the end of everything."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    ip = order["ip"]
+    subprocess.run([*ip, "link", "set", "lo", "up"], check=True)
+    for address in order["addresses"]:
+        more = ["nodad"] if ":" in address else []
+        subprocess.run([*ip, "addr", "add", address, "dev", "lo", *more], check=True)
+    servers = {s["name"]: Server(s["name"], s["address"], s["port"], s["protocol"]) for s in order["servers"]}
+    process = subprocess.Popen([*order["haproxy"], "-db", "-f", order["config"]], stderr=subprocess.PIPE)
+    try:
+        end_s = time.monotonic() + 20
+        while True:
+            if process.poll() is not None or time.monotonic() > end_s:
+                process.kill()
+                raise SystemExit((process.stderr.read() if process.stderr else b"").decode())
+            with contextlib.suppress(OSError), socket.create_connection(tuple(order["ready"]), 1):
+                break
+            time.sleep(0.05)
+        yield servers
+    finally:
+        process.kill()
+        process.wait()
+
+
+def say(address: str, port: int, text: str, timeout_s: float = 5) -> socket.socket:
+    """A connection over which something was said."""
+    sock = socket.create_connection((address, port), timeout_s)
+    sock.sendall(text.encode("latin-1"))
+    return sock
+
+
+def heard(sock: socket.socket) -> str:
+    """What comes next; empty at the end."""
+    try:
+        return sock.recv(65536).decode("latin-1")
+    except ConnectionError:
+        return ""
+
+
+def page(address: str, port: int, path: str, timeout_s: float = 3) -> dict[str, Any]:
+    """One request as a monitor makes it: the status (0: no answer) and how long it took."""
+    started_s = time.monotonic()
+    connection = http.client.HTTPConnection(address, port, timeout=timeout_s)
+    try:
+        connection.request("GET", path, headers={"Connection": "close"})
+        status = connection.getresponse().status
+    except (OSError, http.client.HTTPException):
+        status = 0
+    finally:
+        connection.close()
+    return {"status": status, "seconds": time.monotonic() - started_s}
+
+
+def requests(order: dict[str, Any], servers: dict[str, Server]) -> Any:
+    """Raw requests, each over a connection of its own; what comes back."""
+    found = []
+    for text in order["requests"]:
+        sock = say(order["address"], order["port"], text)
+        found.append(heard(sock))
+        sock.close()
+    return found
+
+
+def websocket(order: dict[str, Any], servers: dict[str, Server]) -> Any:
+    """An upgrade, and what the tunnel gives back."""
+    head = (
+        "GET /chat HTTP/1.1\r\nHost: a\r\nConnection: keep-alive, Upgrade\r\nUpgrade: websocket\r\n"
+        "Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\nSec-WebSocket-Version: 13\r\n\r\n"
+    )
+    sock = say(order["address"], order["port"], head)
+    answer = heard(sock)
+    sock.sendall(b"hello")
+    return [answer, heard(sock)]
+
+
+def idle(order: dict[str, Any], servers: dict[str, Server]) -> Any:
+    """How long connections live on which nothing is said any more, in seconds; None beyond the limit."""
+    found: list[float | None] = [None] * len(order["ports"])
+
+    def watch(number: int, port: int) -> None:
+        sock = say(order["address"], port, "hello", order["limit_s"])
+        heard(sock)
+        started_s = time.monotonic()
+        with contextlib.suppress(TimeoutError):
+            if heard(sock) == "":
+                found[number] = time.monotonic() - started_s
+
+    threads = [threading.Thread(target=watch, args=pair) for pair in enumerate(order["ports"])]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    return found
+
+
+def flood(order: dict[str, Any], servers: dict[str, Server]) -> Any:
+    """Half-open requests to every port, and then the pages that still have to answer."""
+    held = []
+    for port in order["ports"]:
+        for _ in range(order["count"]):
+            with contextlib.suppress(OSError):
+                sock = socket.socket()
+                sock.setblocking(False)
+                sock.connect_ex((order["address"], port))
+                held.append(sock)
+    time.sleep(1)
+    for sock in held:
+        with contextlib.suppress(OSError):
+            sock.send(b"GET / HTTP/1.1\r\nHost: a\r\n")
+    time.sleep(0.5)
+    refused = 0
+    for sock in held:
+        try:
+            refused += sock.recv(1) == b""
+        except BlockingIOError:
+            pass
+        except OSError:
+            refused += 1
+    return {"refused": refused, "pages": [page(*p) for p in order["pages"]]}
+
+
+def shares(order: dict[str, Any], servers: dict[str, Server]) -> Any:
+    """Who gets requests: `count` one after the other (for each path and source), or held open all at once."""
+    found: dict[str, int] = {}
+    sources = order.get("sources") or [None]
+    if order.get("held"):
+        socks = []
+        for _ in range(order["count"]):
+            before = {n: s.connections for n, s in servers.items()}
+            socks.append(say(order["address"], order["port"], order["held"]))
+            end_s = time.monotonic() + 5
+            while (now := {n: s.connections for n, s in servers.items()}) == before and time.monotonic() < end_s:
+                time.sleep(0.002)
+            for name in now:
+                found[name] = found.get(name, 0) + now[name] - before[name]
+        return found
+    keys: dict[str, list[str]] = {}
+    for source in sources:
+        for path in order.get("paths") or ["/"]:
+            for _ in range(order["count"]):
+                at = (source, 0) if source else None
+                sock = socket.create_connection((order["address"], order["port"]), 5, source_address=at)
+                sock.sendall(f"GET {path} HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n".encode())
+                answer = ""
+                while more := heard(sock):
+                    answer += more
+                sock.close()
+                # HAProxy counts the request until it has seen its end.
+                server = answer.lower().partition("x-server: ")[2].partition("\r\n")[0] or answer[:40]
+                found[server] = found.get(server, 0) + 1
+                keys.setdefault(f"{source} {path}", []).append(server)
+    return {"shares": found, "keys": keys}
+
+
+def silent(order: dict[str, Any], servers: dict[str, Server]) -> Any:
+    """The status of a request while no server takes connections, and what HAProxy counted in a column then."""
+    found = page(order["address"], order["port"], "/", 30)
+    connection = http.client.HTTPConnection(order["ready"][0], order["ready"][1], timeout=3)
+    connection.request("GET", "/;csv")
+    head, *lines = [line.split(",") for line in connection.getresponse().read().decode().splitlines()]
+    rows = [dict(zip(head, line, strict=False)) for line in lines]
+    return found | {
+        "counted": {row["svname"]: row[order["column"]] for row in rows if row["# pxname"] == order["proxy"]}
+    }
+
+
+TRIES: dict[str, Callable[[dict[str, Any], dict[str, Server]], Any]] = {
+    f.__name__: f for f in (requests, websocket, idle, flood, shares, silent)
+}
+
+if __name__ == "__main__":
+    os.umask(0o077)
+    given = json.load(sys.stdin)
+    with running(given) as there:
+        json.dump(TRIES[given["try"]](given, there), sys.stdout)

@@ -1,0 +1,97 @@
+"""A real HAProxy with a rendered configuration, in a network namespace: seconds instead of a lab's minutes.
+
+HAProxy and `ip` are the lab's (Debian's packages, unpacked); `haproxy_driver` runs inside the namespace.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import goldens
+from ndakit import process, validators
+from ndakit.model import Profile
+from ndakit.render import Tree, render
+from ndakit.workspace import cache
+
+DRIVER = Path(__file__).with_name("haproxy_driver.py")
+
+
+@functools.cache
+def _root() -> Path:
+    argv: list[str | Path] = [
+        "python3",
+        goldens.ROOT / "lab/debian.py",
+        "root",
+        "--cache",
+        cache() / "lab",
+        "--name",
+        "daemons",
+    ]
+    done = process.run([*argv, *validators.PACKAGES], timeout_s=600)
+    return Path(done.stdout.strip().splitlines()[-1])
+
+
+def program(name: str) -> list[str]:
+    """A program of the lab's root with that root's own libraries."""
+    root = _root()
+    loader = next(root.glob("usr/lib64/ld-linux-*.so.*"))
+    libraries = next(root.glob("usr/lib/*-linux-gnu"))
+    return [str(loader), "--library-path", str(libraries), str(next(root.glob(f"usr/*bin/{name}")))]
+
+
+def configuration(tree: Tree, folder: Path) -> str:
+    """haproxy.cfg as rendered, but for what needs root or the node's own folders."""
+    text = tree["/etc/haproxy.cfg"].text
+    text = text.replace("\tuser nobody\n\tgroup nogroup\n", "")
+    text = text.replace("/var/run/haproxy.sock", str(folder / "haproxy.sock")).replace("/dev/log", str(folder / "log"))
+    for path, file in tree.items():
+        if path.startswith("/etc/ndakit/sorry"):
+            (folder / path.rpartition("/")[2]).write_bytes(file.content)
+    return text.replace("/etc/ndakit/", f"{folder}/")
+
+
+def attempt(
+    profile: Profile,
+    folder: Path,
+    what: str,
+    *,
+    changes: Sequence[tuple[str, str]] = (),
+    dead: bool = False,
+    **order: Any,
+) -> Any:
+    """Render a profile's first node, run its HAProxy, and try one of the driver's functions.
+
+    `changes` are made to the text first (to show what would happen without something); `dead`: no server runs.
+    """
+    node = next(iter(profile.nodes))
+    text = configuration(render(profile, node, goldens.TEMPLATES), folder)
+    for old, new in changes:
+        assert old in text, f"the configuration does not hold {old!r}"
+        text = text.replace(old, new)
+    config = folder / "haproxy.cfg"
+    config.write_text(text)
+    places = [*(a for v in profile.vips.values() for a in v.address)]
+    places += [a for own in profile.nodes[node].addresses.values() for a in own]
+    servers = []
+    for name, pool in profile.pools.items():
+        for label, server in pool.servers.items():
+            places += server.address
+            user = profile.services[profile.services_of(name)[0]]
+            port = profile.server_port(name, server)
+            servers.append({"name": label, "address": str(server.address[0]), "port": port, "protocol": user.protocol})
+    own = next(a for a in next(iter(profile.nodes[node].addresses.values())) if a.version == 4)
+    order |= {
+        "try": what, "haproxy": program("haproxy"), "ip": program("ip"), "config": str(config),
+        "addresses": sorted({f"{a}/{a.max_prefixlen}" for a in places} | set(order.get("more", ()))),
+        "servers": [] if dead else servers, "ready": [str(own), profile.monitoring.statistics.port],
+    }  # fmt: skip
+    order.setdefault("address", str(next(a for v in profile.vips.values() for a in v.address if a.version == 4)))
+    argv = ["unshare", "-Urnm", sys.executable, str(DRIVER)]
+    done = process.run(argv, stdin=json.dumps(order).encode(), timeout_s=120, check=False)
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
