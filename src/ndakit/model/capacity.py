@@ -186,7 +186,7 @@ def _with_haproxy(profile: Profile, found: Capacity) -> Capacity:
     together = max(found.connections_max, min(found.services_sum, room, found.tracked_max // TRACKED_PER_SESSION))
     most = together + RESERVE
     servers = sum(len(p.servers) for p in profile.pools.values())
-    listeners = sum(len(profile.services[n].ports) * 2 * len(profile.services[n].vip) for n in profile.proxy_services)
+    listeners = sum(2 * len(s.vip) * s.port_count for s in profile.services.values() if not s.kernel)
     return replace(found, together_max=together, haproxy_max=most, files=2 * most + FILES_BESIDE + servers + listeners)
 
 

@@ -19,7 +19,7 @@ HUGE_PAGE_MIB = 2
 
 @dataclass(frozen=True)
 class Machine:
-    """What a value has to fit: the memory, and the files (sockets) that HAProxy has open at its limit (0 without it)."""
+    """What a value has to fit: the memory, and the files that HAProxy has open at its limit (0 without it)."""
 
     memory_mib: int
     files: int
