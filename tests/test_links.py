@@ -4,6 +4,7 @@ out: from the profile alone."""
 from __future__ import annotations
 
 from ipaddress import ip_address
+from pathlib import Path
 from typing import cast
 
 import pytest
@@ -16,7 +17,8 @@ from ndakit.claims.firewall import no_way, worn
 from ndakit.lab_network import LabNetwork
 from ndakit.lab_plan import plan
 from ndakit.model import Profile
-from ndakit.model.links import WayOut, deciding, routes_only, watched, ways_out
+from ndakit.model.links import WayOut, deciding, routes_only, watched, watched_alone, ways_out
+from ndakit.render import render
 from ndakit.view import NodeView
 from ndakit.view_pair import pair
 from ndakit.vm import Vm
@@ -231,7 +233,9 @@ def test_every_egress_pool_and_failover_of_the_examples_is_claimed_or_left_out_w
         found = goldens.profile(name)
         there = {c.name for c in all_claims(found)} | {one.name for one in left_out(found)}
         wanted = {f"egress/{n}" for n, net in found.networks.items() if net.egress != "none"}
-        wanted |= {f"check/{n}" for n in found.pools} | {f"firewall/{n}" for n in found.networks}
+        wanted |= {f"check/{n}" for n in found.pools if n not in watched_alone(found)} | {
+            f"firewall/{n}" for n in found.networks
+        }
         assert not wanted - there
         assert "failover" in there or "failover/power-off" in there
         assert all(one.reason for one in left_out(found))
@@ -255,3 +259,32 @@ def test_a_way_out_that_cannot_be_tried_says_why(changes: tuple[tuple[str, str],
     found = router(*changes)
     assert words in no_way(found, "lan")
     assert words in {one.name: one.reason for one in left_out(found)}["egress/lan"]
+
+
+# -- pools that nobody balances ----------------------------------------------------------------------------------------
+
+
+def test_a_pool_that_only_demote_on_uses_is_pinged_at_its_checks_pace() -> None:
+    found = router()
+    watched_pool = pair(NodeView(found, "lb1")).pools[0]
+    assert (watched_pool.interval_s, watched_pool.timeout_s, watched_pool.fall, watched_pool.rise) == (2, 3, 2, 2)
+    assert [str(a) for a in watched_pool.pinged] == ["203.0.113.1", "2001:db8:113::1"]
+    assert (watched_pool.backends, watched_pool.kernel_pattern, watched_pool.user) == ((), "", "root")
+    fault = next(f for f in faults(found) if f.name == "empty/uplink")
+    assert (fault.moves, fault.notice_s) == (True, 9)
+    assert "check/uplink" not in {one.name for one in left_out(found)}
+
+
+def test_one_with_a_script_is_asked_by_that_script_as_nobody(tmp_path: Path) -> None:
+    (tmp_path / "ask.sh").write_text("#!/bin/sh\nexit 0\n")
+    change = (
+        "{type: ping, interval_s: 1.5, timeout_s: 1, fall: 2}",
+        "{type: script, script: ask.sh, arguments: [a b]}",
+    )
+    tree = render(goldens.parse(ROUTER.replace(*change), tmp_path), "lb1", goldens.TEMPLATES)
+    asked = "/usr/libexec/ndakit/check-script uplink 203.0.113.1 0 >/dev/null 2>&1 && exit 0"
+    assert asked in tree["/usr/libexec/ndakit/pool-alive"].text
+    assert "script-uplink \"$@\" 'a b'" in tree["/usr/libexec/ndakit/check-script"].text
+    assert tree["/usr/libexec/ndakit/script-uplink"].mode & 0o111
+    assert "\tuser nobody\n" in tree["/etc/keepalived/keepalived.conf"].text
+    assert "virtual_server" not in tree["/etc/keepalived/keepalived.conf"].text

@@ -50,7 +50,11 @@ nodes:
 vips:
   lan-gw: {{network: lan, address: [192.168.0.1, "fe80::1"], role: gateway}}
   iot-gw: {{network: iot, address: [192.168.1.1, "fe80::1"], role: gateway}}
-vrrp: {{prefer: lb1, preempt: true, preempt_delay_s: 2}}
+vrrp: {{prefer: lb1, preempt: true, preempt_delay_s: 2, demote_on: [uplink]}}
+pools:
+  uplink:
+    check: {{type: ping, interval_s: 1, timeout_s: 1, fall: 2}}
+    servers: {{router: [203.0.113.1, "2001:db8:113::1"]}}
 """
 
 
@@ -68,7 +72,7 @@ HARMLESS = (
     *("firewall/wan", "firewall/lan", "egress/lan", "firewall/iot", "egress/iot", "firewall/mgmt"),
 )
 CABLES = ("wan", "lan/each", "lan", "iot", "hb", "mgmt")
-FAULTS = ("heard", "cables", "frozen", "keepalived-killed", "cut-off", "not-heard")
+FAULTS = ("empty/uplink", "heard", "cables", "frozen", "keepalived-killed", "cut-off", "not-heard")
 STAYS = ("lan/each", "hb", "mgmt")
 
 

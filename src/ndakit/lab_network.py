@@ -27,7 +27,7 @@ from ndakit.lab_ports import need_pages
 from ndakit.model import Profile
 from ndakit.servers import ServerSide, script
 from ndakit.servers import servers as server_sides
-from ndakit.switch import Switch
+from ndakit.switch import Port, Switch
 from ndakit.vmspec import Nic, VmSpec
 
 LAB_MEMORY_MIB = 128
@@ -262,6 +262,12 @@ class LabNetwork(LabNodes):
             for server in self.profile.pools[pool].servers:
                 stack.enter_context(self.server_down(pool, server))
             yield
+
+    def port_of(self, host: str) -> Port:
+        """The switch's port behind which a host of the lab is."""
+        planned = self.plan.hosts[host]
+        machine = next(name for name, roles in MACHINES.items() if planned.role in roles)
+        return next(p for p in self.switch.ports(planned.segment) if p.name == f"{machine}-{planned.segment}")
 
     def server_host(self, pool: str, server: str) -> Host:
         """The lab host on which a server runs, for faults."""

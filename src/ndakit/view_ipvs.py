@@ -17,6 +17,7 @@ from typing import Literal
 from ndakit.model import Address, Check, Endpoint, Pool, Profile
 from ndakit.model import Server as PoolServer
 from ndakit.model.health import raw_bytes
+from ndakit.model.links import watched_alone
 from ndakit.model.traffic import SCHEDULERS
 from ndakit.view import KernelValue, NodeView
 
@@ -139,7 +140,7 @@ def ipvs(node: NodeView) -> IpvsView:
     """IPVS's view of a node."""
     profile = node.profile
     servers = tuple(v for name in profile.kernel_services for v in _virtual_servers(node, name))
-    pools = {v.pool: profile.pools[v.pool].check for v in servers}
+    pools = {name: profile.pools[name].check for name in (*(v.pool for v in servers), *watched_alone(profile))}
     modules = ("ip_vs", *dict.fromkeys(f"ip_vs_{v.scheduler}" for v in servers)) if servers else ()
     return IpvsView(
         servers=servers,

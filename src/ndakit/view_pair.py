@@ -7,6 +7,7 @@ master.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from ipaddress import IPv4Address
 
@@ -68,6 +69,18 @@ class WatchedPool:
     """HAProxy's backends for it; empty if the kernel alone balances it."""
     kernel_pattern: str
     """How its servers look in /proc/net/ip_vs while they are well; empty if HAProxy watches them."""
+    pinged: tuple[Address, ...] = ()
+    """No service uses it: the servers that are pinged."""
+    asked: tuple[tuple[Address, int], ...] = ()
+    """No service uses it: the servers (address, port) about which its own script is asked."""
+    interval_s: int = 1
+    timeout_s: int = 5
+    """For one look at the pool: all its servers."""
+    wait_s: int = 1
+    """How long one server may take to answer a ping."""
+    fall: int = 2
+    rise: int = 2
+    user: str = "root"
 
 
 @dataclass(frozen=True)
@@ -150,6 +163,8 @@ def _links(profile: Profile, group: str) -> tuple[str, ...]:
 
 def _watched(node: NodeView, pool: str) -> WatchedPool:
     profile = node.profile
+    if not profile.services_of(pool):
+        return _watched_alone(profile, pool)
     backends = tuple(b.name for b in haproxy(node).backends if b.pool == pool and b.checked)
     found: dict[str, None] = {}
     for name in () if backends else profile.balanced(pool):
@@ -164,6 +179,30 @@ def _watched(node: NodeView, pool: str) -> WatchedPool:
         script=f"pool-{pool}",
         backends=backends,
         kernel_pattern=f"-> ({'|'.join(found)}) +[A-Za-z]+ +[1-9]" if found else "",
+    )
+
+
+def _watched_alone(profile: Profile, pool: str) -> WatchedPool:
+    """A pool that nobody balances, so that nobody else looks after its servers: keepalived, at the check's pace."""
+    found = profile.pools[pool]
+    check, servers = found.check, [s for s in found.servers.values() if s.weight]
+    addresses = [a for s in servers for a in s.address]
+    wait_s = math.ceil(check.timeout_s)
+    return WatchedPool(
+        name=pool,
+        script=f"pool-{pool}",
+        backends=(),
+        kernel_pattern="",
+        pinged=tuple(addresses) if check.type == "ping" else (),
+        asked=tuple((a, s.port or check.port or found.port or 0) for s in servers for a in s.address)
+        if check.type == "script"
+        else (),
+        interval_s=math.ceil(check.interval_s),
+        timeout_s=wait_s * len(addresses) + 1,
+        wait_s=wait_s,
+        fall=check.fall,
+        rise=check.good_in_a_row,
+        user=check.run_as or "nobody" if check.type == "script" else "root",
     )
 
 

@@ -13,6 +13,7 @@ from ndakit.claims import choice, failover, faults, firewall, handover, kernel, 
 from ndakit.claims.base import Claim, LeftOut, Outcome, front
 from ndakit.lab_plan import plan
 from ndakit.model import Profile
+from ndakit.model.links import watched_alone
 
 __all__ = ["Claim", "LeftOut", "Outcome", "all_claims", "left_out"]
 
@@ -108,7 +109,8 @@ def _about_networks(profile: Profile) -> Iterator[Claim | LeftOut]:
 def _about_pools(profile: Profile) -> Iterator[Claim | LeftOut]:
     for name, pool in profile.pools.items():
         if not profile.services_of(name):
-            yield LeftOut(f"check/{name}", "no service uses this pool")
+            if name not in watched_alone(profile):  # failover/empty tries those
+                yield LeftOut(f"check/{name}", "no service uses this pool")
             continue
         if profile.balanced(name):
             text = f"servers of {name} have what their topology needs (./inv servers)"

@@ -8,6 +8,7 @@ How long both nodes say that they are master after a cut is mended is counted on
 from __future__ import annotations
 
 import contextlib
+import math
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -18,7 +19,7 @@ from ndakit.claims.failover import GAP_SLACK_S, asked, gap_bound_s, gap_errors, 
 from ndakit.frames import announced, decode_vrrp
 from ndakit.lab_network import LabNetwork
 from ndakit.model import Profile
-from ndakit.model.links import deciding
+from ndakit.model.links import deciding, watched_alone
 from ndakit.switch import Frame, Port
 
 RESPAWN_S = 8.0
@@ -28,6 +29,7 @@ BOTH_SLACK_S = 0.5
 WATCH_ADVERTS = 4
 BOND_S = 1.0
 """A bond looks at its cards' links every 100 ms, and takes a card back as soon as it sees one."""
+LOOKS_S = 3.0
 LASTS_S = 1.0
 """How long a fault goes on after another node has become master."""
 
@@ -45,6 +47,8 @@ class Fault:
     """Whether another node has to take over; if not, none may, and clients notice nothing."""
     mended_s: float = 0.0
     """How long mending by itself may take."""
+    notice_s: float = 0.0
+    """How long the master may take to see that it is worse than another node."""
     contested: bool = False
     """Whether two nodes claim the VIPs on one wire: until the better one announces itself again, clients and servers
     may take different ones for the master."""
@@ -54,7 +58,7 @@ def fault(lab: LabNetwork, kind: Fault) -> Outcome:
     """Make it, see the gap that clients get, and that the new master has every service; mend it, and see one master
     again."""
     master = lab.one_master()
-    takeover_s = bound_s = gap_bound_s(lab.profile, lab.survivor(master))
+    takeover_s = bound_s = gap_bound_s(lab.profile, lab.survivor(master)) + kind.notice_s
     if not kind.moves:
         bound_s = GAP_SLACK_S
     if kind.contested:
@@ -202,6 +206,10 @@ def faults(profile: Profile) -> tuple[Fault, ...]:
         what += f" ({cable.why})" if cable.why else " (no VIP, server or way out depends on it)"
         name = f"cable/{cable.network}"
         found.append(Fault(name, what, _links(False, cable.cards), _links(True, cable.cards), moves=bool(cable.why)))
+    for pool in dict.fromkeys(profile.vrrp.demote_on):
+        text = f"the master alone reaches no server of {pool}"
+        cut, heal = _far(pool, cut=True), _far(pool, cut=False)
+        found.append(Fault(f"empty/{pool}", text, cut, heal, notice_s=emptied_s(profile, pool)))
     if profile.heartbeats:
         text = f"the nodes hear each other on {' and '.join(profile.heartbeats)} only"
         found.append(Fault("heard", text, _deafen_both, _hear_both, moves=False))
@@ -285,6 +293,32 @@ def _hear_both(lab: LabNetwork, node: str) -> None:
     for mine, other in _between(lab, node):
         lab.switch.unblock(mine, other)
         lab.switch.unblock(other, mine)
+
+
+def emptied_s(profile: Profile, pool: str) -> float:
+    """The longest time, in seconds, until another node may be master because a pool seems empty to this one: the
+    checks', keepalived's own looks (two, a second apart, that take a moment each), and the delay of preemption."""
+    check = profile.pools[pool].check
+    if pool in watched_alone(profile):
+        attempt_s = math.ceil(check.timeout_s) * sum(len(s.address) for s in profile.pools[pool].servers.values())
+        seen_s: float = (check.fall + 1) * max(math.ceil(check.interval_s), attempt_s + 1)
+    else:
+        seen_s = profile.detection_s(pool) + LOOKS_S
+    return seen_s + profile.vrrp.preempt_delay_s
+
+
+def _far(pool: str, *, cut: bool) -> Callable[[LabNetwork, str], None]:
+    """The master's own cables are well; what it says to the pool's servers, and they to it, is lost."""
+
+    def act(lab: LabNetwork, node: str) -> None:
+        change = lab.switch.block if cut else lab.switch.unblock
+        theirs = [lab.port_of(s.host) for (p, _), s in lab.plan.servers.items() if p == pool]
+        for mine in _ports(lab, node):
+            for other in (port for port in dict.fromkeys(theirs) if port.segment == mine.segment):
+                change(mine, other)
+                change(other, mine)
+
+    return act
 
 
 FAULTS = (

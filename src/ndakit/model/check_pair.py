@@ -14,6 +14,8 @@ SYNC: KeyPath = ("vrrp", "connection_sync")
 KERNEL_TOLD_S = 5.0
 """A connection is told again after two seconds (view_ipvs), and what is to be told is gathered for up to three (Linux,
 include/net/ip_vs.h: IPVS_SYNC_FLUSH_TIME, IPVS_SYNC_CHECK_PERIOD)."""
+WATCHED_ALONE = ("ping", "script")
+"""Checks that need nothing on a node but its shell: those of pools that no service uses."""
 DEMOTE: KeyPath = ("vrrp", "demote_on")
 
 
@@ -99,10 +101,12 @@ def demote_on(profile: Profile) -> Iterator[Finding]:
         at: KeyPath = (*DEMOTE, number)
         if pool not in profile.pools:
             yield unknown("pool", pool, profile.pools, at, "pools")
-        elif not profile.services_of(pool):
+        elif not profile.services_of(pool) and profile.pools[pool].check.type not in WATCHED_ALONE:
             yield error(
-                "demote-unused", f"no service uses pool {pool}, so nobody watches its servers", at,
-                "name a pool that a service uses", other=("pools", pool), also=(("services",),),
+                "demote-check", f"no service uses pool {pool}, so that keepalived looks after its servers by itself, "
+                f"and it can only {' or run a '.join(WATCHED_ALONE)} for that",
+                ("pools", pool, "check"), "write check: ping, or type: script with a script that asks them; or let a "
+                "service use the pool", other=at, also=(("services",),),
             )  # fmt: skip
         if pool in pools[:number]:
             yield error("demote-twice", f"pool {pool} is named twice", at, "name it once")

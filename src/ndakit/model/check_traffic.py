@@ -330,10 +330,10 @@ def unused(profile: Profile) -> Iterator[Finding]:
     users = _users(profile)
     sorry = {p.sorry.pool for p in profile.pools.values() if p.sorry is not None}
     for name in profile.pools:
-        if not users[name] and name not in sorry:
+        if not users[name] and name not in (*sorry, *profile.vrrp.demote_on):
             yield warning(
                 "unused-pool", f"no service uses pool {name}", ("pools", name), "add a service, or delete the pool",
-                also=(("services",),),
+                also=(("services",), ("vrrp", "demote_on")),
             )  # fmt: skip
     wanted = {v for s in profile.services.values() for v in s.vip} | {n.egress for n in profile.networks.values()}
     for name, vip in profile.vips.items():

@@ -124,7 +124,7 @@ class Check(Model):
     keepalived takes `220-` for a failure). `dns`: the name server answers a query. `udp`: nothing says that the port
     is closed (a Linux server says that to a node once a second, so ask no more often), or the answer is as expected.
     `ping`: the host answers. `script`: a program of your own says so. The last four are for services of topology nat,
-    dr and tun."""
+    dr and tun; `ping` and `script` also for a pool that no service uses and `vrrp.demote_on` names."""
     path: UrlPath | None = None
     """http, https: the path that is asked for, default `/`."""
     host: HostName | None = None

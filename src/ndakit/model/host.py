@@ -284,7 +284,8 @@ class Vrrp(Model):
     first network without a gateway in which all nodes are, unencrypted."""
     demote_on: tuple[Name, ...] = ()
     """Pools: a node that sees no server of one of them, while another node sees some, gives the VIPs away. Needs
-    `preempt`."""
+    `preempt`. One that no service uses (the uplink's router, pinged) is looked after by keepalived itself: its check is
+    `ping` or `script`."""
 
     @property
     def takeover_s(self) -> float:

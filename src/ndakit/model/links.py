@@ -98,3 +98,9 @@ def deciding(profile: Profile) -> dict[str, str]:
         for network, why in watched(profile, group).items():
             found.setdefault(network, why)
     return found
+
+
+def watched_alone(profile: Profile) -> tuple[str, ...]:
+    """The pools of `vrrp.demote_on` that no service uses: nobody but keepalived's own scripts looks after them."""
+    wanted = profile.vrrp.demote_on if profile.instances else ()
+    return tuple(p for p in dict.fromkeys(wanted) if p in profile.pools and not profile.services_of(p))
