@@ -6,6 +6,7 @@ import contextlib
 import json
 import shlex
 import subprocess
+from dataclasses import replace
 from ipaddress import ip_address, ip_interface
 from pathlib import Path
 from typing import Any, cast
@@ -13,7 +14,7 @@ from typing import Any, cast
 import pytest
 
 from ndakit import load, report, verify
-from ndakit.claims import Claim, Outcome, all_claims
+from ndakit.claims import Claim, Outcome, all_claims, left_out
 from ndakit.claims.failover import gap_bound_s, haproxy_stopped, precision, too_long
 from ndakit.claims.firewall import expected_open
 from ndakit.claims.shares import at_once_errors, share_errors
@@ -86,6 +87,7 @@ def test_only_takes_a_claim_a_group_and_what_they_build_on(pair: Profile) -> Non
     claims = all_claims(pair)
     assert [c.name for c in verify.select(claims, "ssh, vips/one-holder")] == ["ssh/lb1", "ssh/lb2", "vips/one-holder"]
     assert [c.name for c in verify.select(claims, "failover/return")] == ["failover/power-off", "failover/return"]
+    assert [c.name for c in verify.select(claims, "failover/cable")] == ["failover/cable/wan", "failover/cable/lan"]
     assert verify.select(claims, None) == claims
 
 
@@ -448,6 +450,16 @@ def test_the_record_holds_only_if_every_claim_does(tmp_path: Path) -> None:
     assert [c["verdict"] for c in facts["claims"]] == ["holds", "fails"]
     assert facts["images"]["lb1"]["id"] == "11"
     assert "never to be flashed" in facts["warning"]
+
+
+def test_what_was_not_tried_is_in_the_record_and_in_a_table_with_its_reason(tmp_path: Path, bakery: Profile) -> None:
+    found = left_out(bakery)
+    assert found
+    report.write(tmp_path / "acceptance.json", replace(acceptance(GOOD), left_out=found))
+    facts = json.loads((tmp_path / "acceptance.json").read_text())
+    assert facts["left_out"] == [{"name": one.name, "reason": one.reason} for one in found]
+    lines = report.left_out_table(found).splitlines()
+    assert all(one.name in line and one.reason in line for one, line in zip(found, lines, strict=True))
 
 
 def test_the_record_of_real_images_carries_no_lab_warning() -> None:
