@@ -245,3 +245,30 @@ def test_an_update_goes_to_the_ssh_port_of_the_profile(tmp_path: Path) -> None:
     )
     assert [line.split("root@")[0] for line in usual] == [f"scp -O {STEM}.img.gz ", "ssh "]
     assert [line.split("root@")[0] for line in moved] == [f"scp -O -P 2222 {STEM}.img.gz ", "ssh -p 2222 "]
+
+
+BOND = ("networks: {lan: {nics: [eth0],", "networks: {lan: {nics: [eth0, eth1], bond: {mode: MODE},")
+
+
+@pytest.mark.parametrize("mode", ["802.3ad", "active-backup"])
+@pytest.mark.parametrize("name", PLATFORMS)
+def test_each_platform_is_told_what_a_bond_needs(name: str, mode: str, tmp_path: Path) -> None:
+    formats, _ = PLATFORMS[name]
+    found = texts(tmp_path, formats, platform(name), (BOND[0], BOND[1].replace("MODE", mode)))
+    flash = re.sub(r"\s+", " ", found["FLASH.md"])
+    lacp = mode == "802.3ad"
+    assert "| bond-lan | lan | eth0 eth1 | " in flash
+    assert ("LACP (802.3ad), active, fast" in flash) == lacp
+    assert ("MLAG pair" in flash) == lacp
+    assert ("A bond belongs to the host here." in flash) == (name != "bare")
+    assert ("keeps LACP to itself" in flash) == (lacp and name != "bare")
+    assert ("speed=10000,duplex=full" in flash) == (lacp and name == "kvm")
+    for text in (t for file, t in found.items() if file != "FLASH.md"):
+        ET.fromstring(text)
+        assert "are the bond bond-lan" in text and "FLASH.md" in text
+        assert ("LACP" in text) == lacp
+    assert "\n\n\n" not in found["FLASH.md"]
+
+
+def test_without_a_bond_nothing_is_said_of_one(tmp_path: Path) -> None:
+    assert not any("bond" in text.lower() for text in texts(tmp_path, "qcow2", platform("kvm")).values())

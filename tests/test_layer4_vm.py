@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import time
 from collections.abc import Iterator
 
 import pytest
@@ -218,3 +219,53 @@ def test_a_fault_that_nobody_takes_over_from_is_found_out(pair: Pair) -> None:
 def test_no_alarm_in_the_logs_at_the_end(pair: Pair, node: str) -> None:
     outcome = pair.outcome(f"quiet/{node}")
     assert outcome.ok, f"{outcome.figure}: {outcome.detail}"
+
+
+FLOOD = """\
+import os, random, socket, struct, sys
+target, port, count = socket.inet_aton(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])
+s = socket.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_RAW)
+def checksum(data):
+    total = sum(struct.unpack("!%dH" % (len(data) // 2), data))
+    total = (total >> 16) + (total & 0xFFFF)
+    return ~(total + (total >> 16)) & 0xFFFF
+for n in range(count):
+    source = struct.pack("!I", 0xCB007140 + n % 32)  # 203.0.113.64 and on: nobody is there
+    head = struct.pack("!HHIIBBHHH", 1024 + n % 60000, port, n, 0, 5 << 4, 2, 1024, 0, 0)
+    pseudo = source + target + struct.pack("!BBH", 0, 6, len(head))
+    head = head[:16] + struct.pack("!H", checksum(pseudo + head)) + head[18:]
+    ip = struct.pack("!BBHHHBBH4s4s", 0x45, 0, 40, n & 0xFFFF, 0, 64, 6, 0, source, target)
+    s.sendto(ip + head, (sys.argv[1], 0))
+"""
+HALF_OPEN = "grep -c ' SYN_RECV ' /proc/net/ip_vs_conn || true"
+
+
+def _flooded(pair: Pair, count: int = 3000) -> int:
+    """How many half-open connections the master keeps of a flood of SYNs."""
+    lab = pair.lab
+    lab.hosts[lab.plan.clients["wan"].host].run(
+        ["python3", "-I", "-S", "-c", FLOOD, "203.0.113.10", "8082", str(count)], timeout_s=60
+    )
+    return int(lab.run(lab.one_master(), HALF_OPEN).strip())
+
+
+def test_a_flood_of_half_open_connections_stays_bounded_where_memory_is_scarce(pair: Pair) -> None:
+    lab = pair.lab
+    lab.settle()
+    master = lab.one_master()
+    vs = "/proc/sys/net/ipv4/vs"
+    told = lab.run(master, f"cd {vs}; cat amemthresh drop_packet drop_entry secure_tcp").split()
+    assert told == ["4096", "1", "1", "1"]  # 256 MiB / 16, in pages
+    kept = _flooded(pair)
+    assert kept > 2000, "in quiet times nothing is dropped"
+    # All memory counts as scarce from here on: the kernel acts as under a flood that has used it up.
+    lab.run(master, f"echo 262144 > {vs}/amemthresh; sleep 3")
+    before = int(lab.run(master, HALF_OPEN).strip())
+    time.sleep(10)
+    after = int(lab.run(master, HALF_OPEN).strip())
+    assert lab.run(master, f"cd {vs}; cat drop_packet drop_entry secure_tcp").split() == ["2", "2", "2"]
+    assert _flooded(pair) <= before, "no new connection is taken"
+    assert after < 0.9 * before, f"{before} half-open connections, ten seconds later {after}"
+    lab.run(master, f"echo 4096 > {vs}/amemthresh; sleep 3")
+    assert lab.run(master, f"cd {vs}; cat drop_packet drop_entry secure_tcp").split() == ["1", "1", "1"]
+    assert service_claim(lab, "natted").ok

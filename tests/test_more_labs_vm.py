@@ -3,10 +3,12 @@ a VLAN."""
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 
 import pytest
 
+from ndakit.claims import bonding
 from pairs import Pair, running
 
 pytestmark = [pytest.mark.vm, pytest.mark.alone]
@@ -22,14 +24,17 @@ access:
   sources: {{noc: [198.51.100.0/24, "2001:db8:9::/64"]}}
 networks:
   lan:
-    nics: [eth0]
+    nics: [eth0, eth1]
+    bond: {{mode: 802.3ad}}
     subnet: [10.1.0.0/24, "2001:db8:1::/64"]
     gateway: [10.1.0.1, "2001:db8:1::1"]
     dns: [10.1.0.1]
 nodes:
   a: {{addresses: {{lan: [10.1.0.11, "2001:db8:1::11"]}}}}
   b: {{addresses: {{lan: [10.1.0.12, "2001:db8:1::12"]}}}}
-vips: {{main: {{network: lan, address: [10.1.0.10, "2001:db8:1::10"]}}}}
+vips:
+  main: {{network: lan, address: [10.1.0.10, "2001:db8:1::10"]}}
+  six: {{network: lan, address: "2001:db8:1::20", group: six}}
 vrrp: {{advert_interval_s: 0.1}}
 pools:
   web:
@@ -43,7 +48,7 @@ pools:
     check: {{type: tcp, port: 25, interval_s: 0.5, timeout_s: 1, rise: 2, fall: 2}}
     servers: {{mx1: 10.1.0.31, mx2: 10.1.0.32}}
 services:
-  web: {{vip: main, port: 80, protocol: http, pool: web}}
+  web: {{vip: [main, six], port: 80, protocol: http, pool: web}}
   mail: {{vip: main, port: [25, 587], protocol: tcp, pool: mail}}
 """
 
@@ -84,8 +89,9 @@ def alone(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pair]:
 DUAL_CLAIMS = (
     *("identity/a", "identity/b", "addresses/a", "addresses/b", "daemons/a", "daemons/b", "ssh/a", "ssh/b"),
     *("vrrp/a", "vrrp/b"),
-    *("statistics/a", "statistics/b", "vips/one-holder", "service/web", "client-address/web", "service/mail"),
-    *("firewall/lan", "check/web", "sorry/web", "check/mail", "failover/haproxy-stopped", "failover/power-off"),
+    *("statistics/a", "statistics/b", "vips/one-holder", "vrrp/forged"),
+    *("service/web", "client-address/web", "service/mail", "firewall/lan", "bond/lan"),
+    *("check/web", "sorry/web", "check/mail", "failover/haproxy-stopped", "failover/power-off"),
     *("failover/return", "quiet/a", "quiet/b"),
 )
 
@@ -105,13 +111,60 @@ def test_all_claims_of_the_dual_stack_pair_are_tried(dual: Pair) -> None:
             for node in "ab"
             for what in ("identity", "addresses", "daemons", "vrrp", "ssh", "statistics")
         ),
-        *("vips/one-holder", "service/web", "client-address/web", "service/mail", "firewall/lan", "check/web"),
-        *("sorry/web", "check/mail", "failover/haproxy-stopped"),
-        *(c for c in dual.claims if dual.claims[c].thorough),
+        *("vips/one-holder", "vrrp/forged", "service/web", "client-address/web", "service/mail", "firewall/lan"),
+        *("bond/lan", *(f"bond/lan-{kind.name}" for kind in bonding.CASES)),
+        *("check/web", "sorry/web", "check/mail", "failover/haproxy-stopped"),
+        *(c for c in dual.claims if dual.claims[c].thorough and not c.startswith("bond/")),
         *("failover/power-off", "failover/return"),
         *("quiet/a", "quiet/b"),
     )
     assert {n for n, c in dual.claims.items() if not c.thorough} == set(DUAL_CLAIMS)
+
+
+@pytest.mark.parametrize(("version", "instance"), [(4, "lan-main"), (6, "lan-six")])
+def test_a_node_that_believes_adverts_from_beyond_a_router_is_found_out(
+    dual: Pair, version: int, instance: str
+) -> None:
+    lab, conf = dual.lab, "/etc/keepalived/keepalived.conf"
+    peers = "10.1.0.1" if version == 4 else "2001:db8:1::1"
+    edit = f"sed -i 's/^\\(\\t\\t{peers}[12]\\) min_ttl 255 max_ttl 255/\\1/' {conf}"
+    for node in ("a", "b"):
+        lab.order(
+            node, f"cp {conf} /tmp/good.conf; {edit}; ! cmp -s {conf} /tmp/good.conf; /etc/init.d/keepalived reload"
+        )
+    lab.settle()
+    outcome = dual.outcome("vrrp/forged")
+    for node in ("a", "b"):
+        lab.run(node, f"cp /tmp/good.conf {conf}; /etc/init.d/keepalived reload")
+    lab.settle()
+    assert not outcome.ok, outcome.figure
+    assert outcome.detail in (f"{node} gave the VIPs of {instance} up" for node in ("a", "b"))
+
+
+@pytest.mark.parametrize("kind", [kind.name for kind in bonding.CASES])
+def test_a_bond_keeps_what_it_claims_with_a_card_or_a_switch_less(dual: Pair, kind: str) -> None:
+    outcome = dual.outcome(f"bond/lan-{kind}")
+    assert outcome.ok, f"{outcome.figure}: {outcome.detail}"
+
+
+def test_a_switch_that_does_not_speak_lacp_is_found_out(dual: Pair) -> None:
+    lab = dual.lab
+    for node in ("a", "b"):
+        lab.cable_up(node, "bond-lan", "none")
+    time.sleep(5)  # three seconds without a word, and two sides have to notice
+    outcome = dual.outcome("bond/lan")
+    for node in ("a", "b"):
+        lab.cable_up(node, "bond-lan", "one")
+    time.sleep(5)
+    lab.settle()
+    assert not outcome.ok
+    assert "as its LACP partner, not the switch" in outcome.detail and "over one card only" in outcome.detail
+
+
+def test_no_node_takes_what_a_router_advertises(dual: Pair) -> None:
+    for node in ("a", "b"):
+        places = "for d in default eth0 eth1 bond-lan; do cat /proc/sys/net/ipv6/conf/$d/accept_ra; done"
+        assert dual.lab.run(node, places).split() == ["0"] * 4
 
 
 def test_the_master_without_preemption_is_whoever_took_over(dual: Pair) -> None:

@@ -61,7 +61,7 @@ def broken(pair: Pair, node: str, breaking: str, mending: str) -> Iterator[None]
 HARMLESS = (
     *("identity/lb1", "identity/lb2", "addresses/lb1", "addresses/lb2", "daemons/lb1", "daemons/lb2"),
     *("vrrp/lb1", "vrrp/lb2"),
-    *("statistics/lb1", "statistics/lb2", "vips/one-holder", "service/www", "client-address/www"),
+    *("statistics/lb1", "statistics/lb2", "vips/one-holder", "vrrp/forged", "service/www", "client-address/www"),
     *("firewall/wan", "firewall/lan", "egress/lan", "check/apache", "sorry/apache"),
 )
 

@@ -62,6 +62,7 @@ def test_the_pair_makes_these_claims(pair: Profile) -> None:
         *(f"{what}/lb1" for what in ("identity", "addresses", "daemons", "vrrp", "ssh", "statistics")),
         *(f"{what}/lb2" for what in ("identity", "addresses", "daemons", "vrrp", "ssh", "statistics")),
         "vips/one-holder",
+        "vrrp/forged",
         "service/www",
         "client-address/www",
         "firewall/wan",

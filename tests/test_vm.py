@@ -40,6 +40,9 @@ class Socket:
     guest_path = Path("/run/sw/1.guest")
     switch_path = Path("/run/sw/1.switch")
 
+    def carrier(self, up: bool) -> None:
+        """Nobody is there to be told."""
+
 
 def runtime(*files: DiskFile, efi: EfiFirmware | None = None) -> Runtime:
     return Runtime(
@@ -85,8 +88,8 @@ def test_the_command_line_of_a_balancer_from_its_disk() -> None:
         *("-device", "virtio-blk-pci,drive=disk0,bootindex=0"),
         "-netdev",
         "dgram,id=cable-eth0,local.type=unix,local.path=/run/sw/1.guest,remote.type=unix,remote.path=/run/sw/1.switch",
-        *("-device", "virtio-net-pci,id=eth0,mac=52:54:00:00:00:01,romfile=,netdev=cable-eth0"),
-        *("-device", "virtio-net-pci,id=eth1,mac=52:54:00:00:00:02,romfile="),
+        *("-device", "virtio-net-pci,id=eth0,mac=52:54:00:00:00:01,romfile=,speed=1000,duplex=full,netdev=cable-eth0"),
+        *("-device", "virtio-net-pci,id=eth1,mac=52:54:00:00:00:02,romfile=,speed=1000,duplex=full"),
     ]
 
 

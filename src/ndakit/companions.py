@@ -10,7 +10,7 @@ libvirt: formatdomain; OVF: DMTF DSP0243 1.1 with VMware's names of cards and co
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,6 +24,15 @@ from ndakit.model.profile import FLASH_TARGETS
 from ndakit.names import device_name
 
 FLASH = "FLASH.md"
+VIRTUAL_SWITCHES: Mapping[str, str] = {
+    "kvm": "a Linux bridge",
+    "xen": "a Linux bridge",
+    "vmware": "a vSwitch",
+    "virtualbox": "a bridged adapter",
+    "hyperv": "a Hyper-V switch",
+}
+"""Platform → what its network cards are plugged into. A bridge keeps LACP to itself (IEEE 802.1Q, 8.6.3; Linux's
+group_fwd_mask does not take it), and so do the others."""
 
 
 @dataclass(frozen=True)
@@ -34,6 +43,16 @@ class Card:
     purpose: str
     label: str
     bridge: str
+
+
+@dataclass(frozen=True)
+class BondNote:
+    """A bond: its device, its network, its cards, and whether it speaks LACP."""
+
+    device: str
+    network: str
+    cards: tuple[str, ...]
+    lacp: bool
 
 
 @dataclass(frozen=True)
@@ -64,6 +83,18 @@ class Machine:
     """The TCP port of the node's SSH server."""
     files: tuple[ImageFile, ...]
     cards: tuple[Card, ...]
+    bonds: tuple[BondNote, ...] = ()
+
+    @property
+    def switch_of_host(self) -> str:
+        """What the platform's virtual machines are plugged into, which no LACP and no lost link of the host's own cards
+        comes through; empty for a real machine."""
+        return VIRTUAL_SWITCHES.get(self.platform, "")
+
+    @property
+    def lacp(self) -> bool:
+        """True if a bond needs a switch that speaks LACP."""
+        return any(bond.lacp for bond in self.bonds)
 
     @property
     def disks(self) -> bool:
@@ -248,6 +279,11 @@ def _machine(profile: Profile, node: str, images: Sequence[ImageFile], warning: 
         ssh=profile.ssh_port,
         files=tuple(images),
         cards=tuple(_card(profile, name) for name in cards(profile)),
+        bonds=tuple(
+            BondNote(profile.base_device(name), name, net.nics, lacp=net.bond.mode == "802.3ad")
+            for name, net in profile.networks.items()
+            if net.bond is not None and profile.base_owner(name) == name
+        ),
     )
 
 

@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Literal, Self
 
 from ndakit import vm
 from ndakit.accelerator import Accelerator, probe
@@ -24,6 +24,7 @@ from ndakit.lab_nodes import LabNodes
 from ndakit.lab_people import OUTSIDE_PORT, RunningServer
 from ndakit.lab_plan import BootImage, PlannedHost, Seat, mac_of, plan
 from ndakit.lab_ports import need_pages
+from ndakit.lacp import Bundle
 from ndakit.model import Profile
 from ndakit.servers import ServerSide, script
 from ndakit.servers import servers as server_sides
@@ -36,6 +37,10 @@ BOOT_TIMEOUT_S = 240.0
 SET_UP_TIMEOUT_S = 60.0
 LEFT_ALONE_S = 20.0
 """How long a booting node is asked for nothing but its statistics. It boots in half that time, alone."""
+
+Switches = Literal["one", "two", "none"]
+SWITCHES = ("02:00:00:00:ad:01", "02:00:00:00:ad:02")
+"""The addresses by which the lab's switches call themselves (locally administered)."""
 
 MACHINES: Mapping[str, frozenset[str]] = {
     "lab-servers": frozenset({"server"}),
@@ -118,7 +123,32 @@ class LabNetwork(LabNodes):
             Nic(nic.name, nic.mac, switch.port(nic.segment, f"{node}-{nic.name}") if nic.segment else None)
             for nic in self.plan.balancers[node]
         )
+        for bond in dict.fromkeys(nic.bundle for nic in self.plan.balancers[node] if nic.bundle):
+            self.cable_up(node, bond, "one")
         return image.machine(node, nics)
+
+    def cable_up(self, node: str, bond: str, switches: Switches) -> tuple[Bundle, ...]:
+        """Plug a node's bond (802.3ad) into one switch or MLAG pair, into two switches that know nothing of each other
+        (the first half of the cards in the first one), or into one that was not told to speak LACP."""
+        ports = self.bond_ports(node, bond)
+        half = (len(ports) + 1) // 2
+        if switches == "two":
+            sides = (ports[:half], ports[half:])
+            return tuple(self.switch.bundle(side, SWITCHES[n]) for n, side in enumerate(sides))
+        return (self.switch.bundle(ports, SWITCHES[0], speaks=switches == "one"),)
+
+    def bond_ports(self, node: str, bond: str) -> list[Port]:
+        """The switch's ports for the cards of a node's bond, in the profile's order."""
+        by_name = {port.name: port for port in self.switch.ports()}
+        return [by_name[f"{node}-{card}"] for card in self.bond_cards(node, bond)]
+
+    def carrying(self, node: str, bond: str) -> list[Port]:
+        """Those of them over which the switch lets frames pass now."""
+        return [port for port in self.bond_ports(node, bond) if self.switch.carries(port)]
+
+    def bond_cards(self, node: str, bond: str) -> list[str]:
+        """The cards of a node's bond, in the profile's order."""
+        return [nic.name for nic in self.plan.balancers[node] if nic.bundle == bond]
 
     def _unplug(self, node: str) -> None:
         """A card without cable has no carrier: else a bridge would stay up by a port that leads nowhere."""

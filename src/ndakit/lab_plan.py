@@ -117,6 +117,8 @@ class BalancerNic:
     name: str
     mac: str
     segment: str | None
+    bundle: str | None = None
+    """The bond for which the switch speaks LACP on this card's port."""
 
 
 @dataclass(frozen=True)
@@ -193,11 +195,17 @@ class _Planner:
 
     def nics(self, node: str) -> tuple[BalancerNic, ...]:
         plugged: dict[str, str] = {}
+        bundled: dict[str, str] = {}
         for name in self.profile.networks:
             net = self.profile.networks[self.profile.base_owner(name)]
             for nic in net.nics if net.bond is not None else net.nics[:1]:
                 plugged[nic] = self.segment(name)
-        return tuple(BalancerNic(n, mac_of(self.profile.name, node, n), plugged.get(n)) for n in cards(self.profile))
+                if net.bond is not None and net.bond.mode == "802.3ad":
+                    bundled[nic] = self.profile.base_device(name)
+        return tuple(
+            BalancerNic(n, mac_of(self.profile.name, node, n), plugged.get(n), bundled.get(n))
+            for n in cards(self.profile)
+        )
 
     # -- addresses -----------------------------------------------------------------------------------------------------
 

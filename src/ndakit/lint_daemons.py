@@ -19,7 +19,7 @@ KEEP_LISTS = "/lib/upgrade/keep.d/"
 """Every file in it is a list like sysupgrade.conf."""
 _FILE_KEYWORDS = {"errorfile": 2, "crt": 1, "ca-file": 1, "lua-load": 1}
 _SYSCTL_KEYS = re.compile(
-    r"net\.ipv[46]\.conf\.[a-z0-9/-]+\.(accept_redirects|send_redirects|promote_secondaries|forwarding|arp_ignore|arp_announce|rp_filter)"
+    r"net\.ipv[46]\.conf\.[a-z0-9/-]+\.(accept_ra|accept_redirects|hop_limit|send_redirects|promote_secondaries|forwarding|arp_ignore|arp_announce|rp_filter)"
     r"|net\.ipv[46]\.ip_nonlocal_bind|net\.ipv4\.(ip_forward|ip_local_port_range|ip_local_reserved_ports)"
     r"|net\.ipv4\.(tcp_max_syn_backlog|tcp_fin_timeout|tcp_syncookies|tcp_tw_reuse|tcp_max_tw_buckets)"
     r"|net\.core\.(somaxconn|netdev_max_backlog)"
@@ -178,6 +178,9 @@ def failover(subject: Subject) -> Iterator[LintFinding]:
         if strict := block.first("vrrp_strict"):
             what = "vrrp_strict refuses unicast and blocks the VIPs"
             yield subject.finding("keepalived", KEEPALIVED, strict.number, what)
+        if skipping := block.first("vrrp_skip_check_adv_addr"):
+            what = "with vrrp_skip_check_adv_addr only a master's first advert is looked at: later ones may be forged"
+            yield subject.finding("keepalived-ttl", KEEPALIVED, skipping.number, what)
     yield from _scripts(subject, root)
     yield from _instances(subject, root)
 
@@ -232,6 +235,18 @@ def _instances(subject: Subject, root: Block) -> Iterator[LintFinding]:
         if source is not None and source not in {str(a) for a in subject.view.addresses}:
             what = f"unicast_src_ip {source} is not an address of this node"
             yield subject.finding("keepalived-source", KEEPALIVED, block.number, what)
+        if (
+            block.inner("unicast_peer")
+            and subject.profile.release.keepalived_ttl
+            and block.value("unicast_ttl") != "255"
+        ):
+            what = "without unicast_ttl 255 IPv6 adverts leave with a hop limit of 64, and the other nodes refuse them"
+            yield subject.finding("keepalived-ttl", KEEPALIVED, block.number, what)
+        for line in (line for b in block.inner("unicast_peer") for line in b.lines):
+            if subject.profile.release.keepalived_ttl and " ".join(line.words[1:]) != "min_ttl 255 max_ttl 255":
+                what = f"adverts with {line.words[0]} as their source are believed although they come through a router"
+                fix = "write 'min_ttl 255 max_ttl 255' behind the address"
+                yield subject.finding("keepalived-ttl", KEEPALIVED, line.number, what, fix)
         families: set[int] = set()
         for kind in ("virtual_ipaddress", "virtual_ipaddress_excluded"):
             for line in (line for b in block.inner(kind) for line in b.lines):
@@ -279,6 +294,11 @@ def kernel(subject: Subject) -> Iterator[LintFinding]:
         elif key in values:
             yield subject.finding("sysctl", SYSCTL, number, f"'{key}' is stated twice")
         values.setdefault(key, value)
+    for place in ("default", *subject.profile.nics):
+        key = f"net.ipv6.conf.{place}.accept_ra"
+        if values.get(key) != subject.profile.tuning.sysctl.get(key, "0"):
+            what = f"{key}=0 is missing: any host could give this node a way out of its own"
+            yield subject.finding("sysctl", SYSCTL, 0, what)
     for version in ("4", "6"):
         key = f"net.ipv{version}.ip_nonlocal_bind"
         if subject.view.vrrp and subject.profile.runs_haproxy and values.get(key) != "1":

@@ -15,6 +15,7 @@ from ndakit import daemontext
 from ndakit.lint_subject import LintFinding, Subject
 from ndakit.names import ZONE_NAME_MAX
 from ndakit.uci import Section
+from ndakit.view_firewall import UNROUTED
 
 FIREWALL = "/etc/config/firewall"
 _POLICIES = ("ACCEPT", "REJECT", "DROP")
@@ -58,6 +59,15 @@ class _Accept:
             and (not self.sources or (source is not None and any(_inside(source, s) for s in self.sources)))
             and (not self.destinations or (to is not None and any(to in d for d in self.destinations)))
             and (not self.ports or (port is not None and any(low <= port <= high for low, high in self.ports)))
+        )
+
+    def meets(self, zone: str, source: IPv4Network | IPv6Network, to: IPv4Address | IPv6Address) -> bool:
+        """Whether it accepts anything at all from (some of) `source` in a zone to an address."""
+        return (
+            self.zone in ("*", zone)
+            and self.version in (None, source.version)
+            and (not self.sources or any(s.version == source.version and s.overlaps(source) for s in self.sources))
+            and (not self.destinations or any(to in d for d in self.destinations))
         )
 
 
@@ -123,6 +133,13 @@ def zones(subject: Subject) -> Iterator[LintFinding]:
                 if option.value not in interfaces:
                     what = f"zone '{name}' names the interface '{option.value}', which is not there: a hollow zone"
                     yield subject.finding("fw-zone-network", FIREWALL, option.line, what)
+                missing = {i.device for i in subject.view.interfaces if i.section == option.value}
+                for device in sorted(missing - {*section.list("device")}):
+                    what = (
+                        f"zone '{name}' does not name the device {device}: until '{option.value}' is up, nothing comes "
+                        "in, other nodes' adverts neither"
+                    )
+                    yield subject.finding("fw-zone-device", FIREWALL, option.line, what)
                 if option.value in covered:
                     what = f"interface '{option.value}' is in another zone as well (line {covered[option.value]})"
                     yield subject.finding("fw-zone-network", FIREWALL, option.line, what)
@@ -317,6 +334,12 @@ def adverts(subject: Subject, accepts: list[_Accept]) -> Iterator[LintFinding]:
             if not any(a.lets_in(zone, source, to, None) for a in vrrp):
                 what = f"VRRP adverts of {peer} are not accepted in zone '{zone}': both nodes would become master"
                 yield subject.finding("fw-vrrp", FIREWALL, 0, what)
+            if not subject.profile.vrrp.unicast or subject.profile.release.keepalived_ttl:
+                continue
+            for accept in vrrp:
+                if accept.meets(zone, source, to) and accept.section.get("extra") != UNROUTED[instance.version]:
+                    what = f"the rule lets in adverts with {peer} as their source that come through a router: anybody's"
+                    yield subject.finding("fw-vrrp-ttl", FIREWALL, accept.section.line, what)
 
 
 def _zones_of(subject: Subject, interface: str) -> list[str]:

@@ -21,6 +21,8 @@ FIREWALL = "/etc/config/firewall"
 _KINDS = {"nat": "NAT", "dr": "DR", "tun": "TUN"}
 _VALUES = {
     "net.ipv4.vs.conntrack": ("0", "answers after a failover would be dropped"),
+    "net.ipv4.vs.drop_entry": ("1", "half-open connections of a flood would take all memory"),
+    "net.ipv4.vs.drop_packet": ("1", "half-open connections of a flood would take all memory"),
     "net.ipv4.vs.expire_nodest_conn": ("1", "clients of a dead server would wait for a time-out"),
 }
 

@@ -107,8 +107,11 @@ def names(subject: Subject) -> Iterator[LintFinding]:
             if section.type not in table:
                 yield subject.finding("unknown-section", path, section.line, f"unknown section type '{section.type}'")
                 continue
+            known = table[section.type]
+            if config == "firewall" and section.type == "rule" and not subject.profile.release.fw4:
+                known |= {"extra"}  # more words for iptables; fw4 drops it and keeps the rule
             for option in section.options:
-                if option.name not in table[section.type]:
+                if option.name not in known:
                     what = f"unknown option '{option.name}' in a section of type '{section.type}'"
                     yield subject.finding("unknown-option", path, option.line, what)
 

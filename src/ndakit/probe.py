@@ -89,6 +89,18 @@ class VirtualServer:
     weights: Mapping[tuple[Address, int], int]
 
 
+@dataclass(frozen=True)
+class BondCard:
+    """A card of a bond, as the kernel tells of it: is its link up, how fast is it, does it carry (802.3ad: is it in the
+    aggregator that is in use), and by which MAC its partner calls itself (zeros: nobody speaks LACP there)."""
+
+    name: str
+    up: bool
+    speed: str
+    carries: bool
+    partner: str
+
+
 class NodeFacts:
     """Asks one node."""
 
@@ -154,6 +166,14 @@ class NodeFacts:
         """What the kernel balances by itself; empty without IPVS. ipvsadm is not needed for that."""
         return parse_virtual_servers(self.text("cat /proc/net/ip_vs"))
 
+    def bond(self, device: str) -> list[BondCard]:
+        """The cards of a bond (802.3ad); empty if there is no such bond."""
+        return parse_bond(self.text("cat %s", f"/proc/net/bonding/{device}"))
+
+    def log(self, words: str) -> list[str]:
+        """The lines of the system's log that hold these words."""
+        return self.text("logread | grep -F -e %s", words).splitlines()
+
     def trouble(self) -> list[str]:
         """Lines of the kernel's and the system's log that nobody wants to see, and logs that cannot be read."""
         # Chosen on the node: whole logs take a serial console seconds.
@@ -193,6 +213,26 @@ def parse_addresses(text: str) -> dict[str, set[IPv4Interface | IPv6Interface]]:
         # A link-local VIP is a /128; what a card gives itself is not.
         if not interface.is_link_local or interface.network.num_addresses == 1:
             found.setdefault(device, set()).add(interface)
+    return found
+
+
+def parse_bond(text: str) -> list[BondCard]:
+    """Read /proc/net/bonding/… of a bond that speaks LACP (Linux, bond_info_show_slave)."""
+    head, *parts = re.split(r"^Slave Interface: ", text, flags=re.M)
+    active = re.search(r"^\s*Aggregator ID: (\d+)", head, re.M)
+    found = []
+    for part in parts:
+        facts = dict(re.findall(r"^([A-Z][^:\n]*): (.*)$", part, re.M))
+        partner = re.search(r"details partner lacp pdu:.*?system mac address: (\S+)", part, re.S)
+        found.append(
+            BondCard(
+                name=part.split("\n", 1)[0].strip(),
+                up=facts.get("MII Status") == "up",
+                speed=facts.get("Speed", "Unknown"),
+                carries=active is not None and facts.get("Aggregator ID") == active[1],
+                partner=partner[1] if partner else "",
+            )
+        )
     return found
 
 

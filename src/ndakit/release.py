@@ -109,6 +109,12 @@ class Release:
         return self.branch >= (21, 2)
 
     @property
+    def keepalived_ttl(self) -> bool:
+        """True if keepalived can refuse unicast adverts that came through a router (`unicast_peer`: min_ttl and
+        max_ttl, new in 2.1.0; 19.07 has 2.0.18, 21.02 has 2.2). Before, the firewall has to look at the TTL."""
+        return self.branch >= (21, 2)
+
+    @property
     def ipvs_schedulers(self) -> frozenset[str]:
         """The schedulers in kmod-nf-ipvs: the kernel's, without mh and twos (openwrt.md, 6)."""
         return frozenset(("rr", "wrr", "lc", "wlc", "lblc", "lblcr", "dh", "sh", "sed", "nq", "fo", "ovf"))

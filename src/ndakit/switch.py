@@ -15,76 +15,29 @@ import selectors
 import socket
 import threading
 import time
-from collections import Counter, deque
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Literal, Self, TypeVar
+from typing import Self, TypeVar
 
 from ndakit import workspace
 from ndakit.frames import mac_text, protocol_name, protocol_of
+from ndakit.lacp import SLOW_PROTOCOLS, Bundle
 from ndakit.pcap import PcapWriter
+from ndakit.switch_port import DropReason, Flow, Frame, Port, PortCounters
+
+__all__ = ["DropReason", "Flow", "Frame", "Observation", "Port", "PortCounters", "Switch"]
 
 _Result = TypeVar("_Result")
-
-DropReason = Literal["cut", "blocked", "queue-full", "absent", "runt", "error"]
 
 _FRAME_BYTES = 65535
 _BURST = 64  # frames taken from one port before the others have their turn
 _QUEUE_FRAMES = 256  # what waits for a guest whose socket is full (10 frames, net.unix.max_dgram_qlen) …
 _QUEUE_S = 0.2  # … and for how long: a frozen guest must not get old frames when it thaws
 _RETRY_S = 0.001
+_LACP_S = 0.1  # how often bundles are looked after
 _COMMAND_S = 10.0
-
-
-@dataclass(frozen=True)
-class Frame:
-    """A frame that entered the switch: when (monotonic clock), on which segment, from which port (empty: injected)."""
-
-    time_s: float
-    segment: str
-    port: str
-    data: bytes
-
-
-@dataclass(frozen=True)
-class Flow:
-    """What traffic of a port is counted by: who, in which direction seen from the switch, and what."""
-
-    mac: str
-    direction: Literal["in", "out"]
-    protocol: str
-
-
-@dataclass(frozen=True)
-class PortCounters:
-    """Frames and bytes from (`in`) and to (`out`) a port's machine, and what was not delivered to or taken from it."""
-
-    in_frames: int
-    in_bytes: int
-    out_frames: int
-    out_bytes: int
-    drops: Mapping[DropReason, int]
-    flows: Mapping[Flow, int]
-
-
-@dataclass(eq=False)
-class Port:
-    """A socket of the switch, for one network card. Made by `Switch.port`."""
-
-    segment: str
-    name: str
-    guest_path: Path
-    switch_path: Path
-    _socket: socket.socket = field(repr=False)
-    _is_cut: bool = False
-    _delay_s: float = 0.0
-    _queue: deque[tuple[float, bytes]] = field(default_factory=deque, repr=False)
-    _in: list[int] = field(default_factory=lambda: [0, 0], repr=False)
-    _out: list[int] = field(default_factory=lambda: [0, 0], repr=False)
-    _drops: Counter[DropReason] = field(default_factory=Counter, repr=False)
-    _flows: Counter[tuple[bytes, Literal["in", "out"], tuple[int, int]]] = field(default_factory=Counter, repr=False)
 
 
 class Observation:
@@ -135,10 +88,12 @@ class Switch:
         self._blocked: set[tuple[Port, Port]] = set()
         self._delayed: list[tuple[float, int, Port, bytes]] = []
         self._backlogged: set[Port] = set()
+        self._bundled: set[Port] = set()
         self._observers: tuple[Observation, ...] = ()
         self._commands: deque[Callable[[], None]] = deque()
         self._selector = selectors.DefaultSelector()
         self._wake_in, self._wake_out = socket.socketpair()
+        self._lacp_s = 0.0
         self._running = False
         self._thread = threading.Thread(target=self._carry, name="switch", daemon=True)
 
@@ -182,7 +137,7 @@ class Switch:
             wire.setblocking(False)
             for option in (socket.SO_RCVBUF, socket.SO_SNDBUF):
                 wire.setsockopt(socket.SOL_SOCKET, option, 1 << 20)
-            port = Port(segment, name, folder / f"{number}.guest", folder / f"{number}.switch", wire)
+            port = Port(segment, name, folder / f"{number}.guest", folder / f"{number}.switch", self._carrier, wire)
             wire.bind(str(port.switch_path))
             self._ports.setdefault(segment, []).append(port)
             self._selector.register(wire, selectors.EVENT_READ, port)
@@ -194,6 +149,43 @@ class Switch:
         """The ports of a segment, or all."""
         found = self._ports.items()
         return self._do(lambda: tuple(p for name, ports in found if segment in (None, name) for p in ports))
+
+    # -- bundles -------------------------------------------------------------------------------------------------------
+
+    def bundle(self, ports: Sequence[Port], system: str, *, speaks: bool = True) -> Bundle:
+        """Make one link of several ports to one machine, by LACP; each leaves the bundle that it was in.
+
+        `system`: the MAC address by which the switch calls itself. Ports whose switches call themselves by the same are
+        an MLAG pair's. `speaks`: False for plain ports, on a switch that does not know of the bundle.
+        """
+        made = Bundle(bytes.fromhex(system.replace(":", "")), ports, speaks=speaks)
+
+        def apply() -> None:
+            for port in ports:
+                if port._bundle is not None:
+                    made.members[port].linked = port._bundle.members.pop(port).linked
+                port._bundle = made
+                self._bundled.add(port)
+            self._forget_learned(set(ports))
+
+        self._do(apply)
+        return made
+
+    def carries(self, port: Port) -> bool:
+        """True if frames pass a port as far as its bundle is concerned."""
+        return self._do(lambda: port._bundle is None or port._bundle.members[port].carries)
+
+    def _carrier(self, port: Port, up: bool) -> None:
+        def apply() -> None:
+            if port._bundle is not None:
+                port._bundle.members[port].link(up)
+                self._forget_learned({port})
+
+        if self._running:
+            self._do(apply)
+
+    def _forget_learned(self, ports: set[Port]) -> None:
+        self._learned = {key: at for key, at in self._learned.items() if at not in ports}
 
     # -- faults --------------------------------------------------------------------------------------------------------
 
@@ -207,7 +199,7 @@ class Switch:
             port._is_cut = True
             port._drops["cut"] += len(port._queue)
             port._queue.clear()
-            self._learned = {key: at for key, at in self._learned.items() if at is not port}
+            self._forget_learned({port})
 
         self._do(apply)
 
@@ -305,6 +297,8 @@ class Switch:
             timeout_s: float | None = None
             if self._delayed:
                 timeout_s = max(0.0, self._delayed[0][0] - time.monotonic())
+            if self._bundled:
+                timeout_s = min(_LACP_S, _LACP_S if timeout_s is None else timeout_s)
             if self._backlogged:
                 timeout_s = min(_RETRY_S, _RETRY_S if timeout_s is None else timeout_s)
             for key, _ in self._selector.select(timeout_s):
@@ -318,6 +312,10 @@ class Switch:
                 self._send(port, data, now_s)
             for port in tuple(self._backlogged):
                 self._drain(port, now_s)
+            if now_s >= self._lacp_s:
+                self._lacp_s = now_s + _LACP_S
+                for port in self._bundled:
+                    self._negotiate(port, now_s)
 
     def _obey(self) -> None:
         with contextlib.suppress(BlockingIOError):
@@ -342,7 +340,30 @@ class Switch:
                 port._drops["cut"] += 1
             else:
                 port._flows[data[6:12], "in", protocol_of(data)] += 1
-                self._forward(port.segment, port, data, now_s)
+                if data[0:6] == SLOW_PROTOCOLS:
+                    self._hear(port, data, now_s)
+                elif port._bundle is not None and not port._bundle.members[port].carries:
+                    port._drops["unbundled"] += 1
+                else:
+                    self._forward(port.segment, port, data, now_s)
+
+    def _hear(self, port: Port, data: bytes, now_s: float) -> None:
+        """Take a frame that no switch passes on."""
+        if port._bundle is None:
+            port._drops["link-local"] += 1
+            return
+        carried = port._bundle.members[port].carries
+        port._bundle.members[port].hear(data, now_s)
+        if carried and not port._bundle.members[port].carries:
+            self._forget_learned({port})
+        self._negotiate(port, now_s)
+
+    def _negotiate(self, port: Port, now_s: float) -> None:
+        """Say by LACP what is due."""
+        assert port._bundle is not None
+        words = port._bundle.members[port].due(now_s)
+        if words is not None:
+            self._send(port, words, now_s)
 
     def _forward(self, segment: str, source: Port | None, data: bytes, now_s: float) -> None:
         """Deliver a frame where it belongs: to the port where its destination was seen, else to all others."""
@@ -355,9 +376,20 @@ class Switch:
             for observer in self._observers:
                 observer._see(frame)
         known = None if data[0] & 1 else self._learned.get((segment, vlan, data[0:6]))
+        own = None if source is None else source._bundle
         for port in (known,) if known is not None else self._ports.get(segment, ()):
-            if port is source:
+            bundle = port._bundle
+            if port is source or (bundle is not None and bundle is own and bundle.speaks):
                 continue
+            if bundle is not None and bundle.speaks:
+                # Of all its ports the one over which this conversation goes; flooded frames come by here for each.
+                way = bundle.way(data)
+                if known is not None and isinstance(way, Port):
+                    port = way  # where it was learned is the bundle, not the port
+                elif way is not port:
+                    if way is None:
+                        port._drops["unbundled"] += 1
+                    continue
             if port._is_cut:
                 port._drops["cut"] += 1
             elif (source, port) in self._blocked:

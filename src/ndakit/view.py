@@ -296,6 +296,7 @@ class NodeView:
             KernelValue("net.ipv4.ip_forward", forward, way),
             KernelValue("net.ipv6.conf.all.forwarding", forward, way),
             *self._no_redirects(),
+            *self._neighbours(),
         ]
 
     def _limits(self, size: Capacity) -> list[KernelValue]:
@@ -370,6 +371,23 @@ class NodeView:
             why = "servers are not told to go past us, where nothing changes their source address"
             for place in ("all", "default", *self.profile.nics):
                 found.append(KernelValue(f"net.ipv4.conf.{place}.send_redirects", "0", why))
+        return found
+
+    def _neighbours(self) -> list[KernelValue]:
+        """IPv6's keys of each card, and of what is made later (bonds, bridges, VLANs take the default; one for all
+        devices does not reach any, ip-sysctl)."""
+        places = ("default", *self.profile.nics)
+        # With forwarding the kernel takes none by itself.
+        why = "no router advertisement gives this node addresses or a way out: both are the profile's"
+        found = [KernelValue(f"net.ipv6.conf.{place}.accept_ra", "0", why) for place in places]
+        if (
+            self.profile.vrrp.unicast
+            and not self.release.keepalived_ttl
+            and any(i.version == 6 for i in self.instances)
+        ):
+            # keepalived before 2.1 leaves it at 64 for unicast.
+            why = "VRRP adverts leave with the hop limit that shows the other nodes that no router passed them on"
+            found += [KernelValue(f"net.ipv6.conf.{place}.hop_limit", "255", why) for place in places]
         return found
 
 

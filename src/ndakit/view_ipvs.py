@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from ipaddress import ip_network
 from typing import Literal
 
-from ndakit.model import Address, Check, Endpoint, Pool, Profile
+from ndakit.model import Address, Check, Endpoint, Pool, Profile, capacity_of
 from ndakit.model import Server as PoolServer
 from ndakit.model.health import raw_bytes
 from ndakit.model.links import watched_alone
@@ -25,6 +25,8 @@ CHECK_SCRIPT = "/usr/libexec/ndakit/check-script"
 """What keepalived calls for a check by script: it adds the profile's arguments."""
 STATUS_GOOD = "200-399"
 
+PAGE_BYTES = 4096
+SCARCE_PART = 16
 Method = Literal["NAT", "DR", "TUN"]
 _METHODS: Mapping[str, Method] = {"nat": "NAT", "dr": "DR", "tun": "TUN"}
 _CHECKERS = {
@@ -165,6 +167,7 @@ def _kernel_values(profile: Profile) -> tuple[KernelValue, ...]:
         KernelValue(
             "net.ipv4.vs.expire_quiescent_template", "1", "a drained server (weight 0) gets no persistent clients back"
         ),
+        *_defences(profile),
     )
     if not profile.tracks_kernel:
         return found
@@ -176,6 +179,26 @@ def _kernel_values(profile: Profile) -> tuple[KernelValue, ...]:
         *found,
         KernelValue("net.ipv4.vs.sync_threshold", "3 0", why),
         KernelValue("net.ipv4.vs.sync_refresh_period", "2", why),
+    )
+
+
+def _defences(profile: Profile) -> tuple[KernelValue, ...]:
+    """What keeps half-open connections from taking all memory: IPVS's table has no limit, and an entry of a SYN that
+    nobody completes stays for a minute. All are in their automatic mode (1; the kernel makes it 2 while memory is
+    scarce): in quiet times they cost nothing, and drop nothing (ipvs-sysctl.rst; ip_vs_ctl.c, update_defense_level)."""
+    pages = capacity_of(profile).memory_mib * (1 << 20) // PAGE_BYTES // SCARCE_PART
+    scarce = "below that many free pages (a sixteenth of the memory; 4 MiB as it comes is too late) memory is scarce"
+    return (
+        KernelValue("net.ipv4.vs.amemthresh", str(pages), f"{scarce}, for the next three"),
+        KernelValue(
+            "net.ipv4.vs.drop_packet", "1", "while it is, of new connections one in so many is not taken, at last none"
+        ),
+        KernelValue(
+            "net.ipv4.vs.drop_entry",
+            "1",
+            "while it is, half-open and nearly silent ones are forgotten at random",
+        ),
+        KernelValue("net.ipv4.vs.secure_tcp", "1", "while it is, a connection counts once its handshake is complete"),
     )
 
 

@@ -139,6 +139,7 @@ class Vm:
                 self._end_process()
                 said = "" if child is None else child.log_tail()
                 raise VmNotStarted(self.spec.name, returncode, shlex.join(argv), self.qemu_log, said) from cause
+            self._tell_carrier(True)
 
     def power_off(self) -> None:
         """Pull the plug: QEMU quits, nothing is written back, no goodbye is sent."""
@@ -149,6 +150,7 @@ class Vm:
                 if self._child is not None:
                     self._child.wait(_QUIT_S)
             self._end_process()
+            self._tell_carrier(False)
 
     def powerdown(self) -> None:
         """Press the power button (ACPI): the guest shuts itself down; see `wait_gone`."""
@@ -168,8 +170,15 @@ class Vm:
         self._execute("cont")
 
     def set_link(self, nic: str, up: bool) -> None:
-        """Unplug (False) or plug in (True) a network card's cable: the guest sees its carrier go or come."""
+        """Unplug (False) or plug in (True) a network card's cable: the guest sees its carrier go or come, the switch
+        as well."""
         self._execute("set_link", {"name": nic, "up": up})
+        self._tell_carrier(up, nic)
+
+    def _tell_carrier(self, up: bool, only: str = "") -> None:
+        for nic in self.spec.nics:
+            if nic.segment_port is not None and only in ("", nic.name):
+                nic.segment_port.carrier(up)
 
     def wait_gone(self, timeout_s: float) -> bool:
         """Wait until the guest has switched itself off; False if it still runs after `timeout_s`."""

@@ -190,3 +190,82 @@ def test_fw3_poisons_later_numbers_after_one_it_cannot_read(make_root: MakeRoot)
     assert "Warning: Option @rule[0].dest_port has invalid value 'ssh'" in said.err
     assert "Warning: Option @rule[1].dest_port has invalid value '80'" in said.err
     assert "--dport" not in said.out
+
+
+ZONE = (
+    "config defaults\n\toption input 'DROP'\n\toption output 'ACCEPT'\n\toption forward 'DROP'\n\n"
+    "config zone\n\toption name 'lan'\n\tlist network 'lan'\n{device}"
+    "\toption input 'DROP'\n\toption output 'ACCEPT'\n\toption forward 'DROP'\n\n"
+    "config rule\n\toption name 'vrrp'\n\toption src 'lan'\n\toption family '{family}'\n\toption proto '112'\n"
+    "\tlist src_ip '{source}'\n{extra}\toption target 'ACCEPT'\n"
+)
+DEVICE = "\tlist device 'br-lan'\n"
+
+
+def _zone(device: str = DEVICE, family: str = "ipv4", source: str = "192.168.0.12", extra: str = "") -> str:
+    return ZONE.format(device=device, family=family, source=source, extra=extra)
+
+
+@pytest.mark.parametrize(
+    ("overlay", "release", "verb", "jump"),
+    [
+        ("fw4-lb1", "24.10.8", "fw4 print", 'iifname "br-lan" jump input_lan'),
+        ("fw3-lb1", "19.07.10", "fw3 print", r"-A INPUT .*-i br-lan -j zone_lan_input"),
+        ("fw3-lb1", "21.02.7", "fw3 print", r"-A INPUT .*-i br-lan -j zone_lan_input"),
+    ],
+)
+def test_a_zone_that_names_its_device_is_whole_before_the_network_is_up(
+    make_root: MakeRoot, overlay: str, release: str, verb: str, jump: str
+) -> None:
+    root = make_root(overlay, release=release)
+    root.put("etc/config/firewall", _zone(device=""))
+    # Without netifd, as at the start: the firewall's script is number 19, netifd's 20, keepalived's 70.
+    assert "br-lan" not in re.sub(r'"!fw4: [^"]*"', "", root.run(verb).out)
+    root.put("etc/config/firewall", _zone())
+    assert re.search(jump, root.run(verb).out)
+
+
+@pytest.mark.parametrize(
+    ("overlay", "release", "verb"), [("fw4-lb1", "24.10.8", "fw4 print"), ("fw3-lb1", "19.07.10", "fw3 -4 print")]
+)
+def test_a_device_that_comes_by_name_and_by_network_counts_once(
+    make_root: MakeRoot, overlay: str, release: str, verb: str
+) -> None:
+    root = make_root(overlay, release=release)
+    device = re.findall(r'"l3_device": *"([^"]+)"', _up(root, "ubus call network.interface.lan status").out)[0]
+    root.put("etc/config/firewall", _zone(device=f"\tlist device '{device}'\n"))
+    named = [line for line in _up(root, verb).out.splitlines() if "input" in line.lower() and device in line]
+    root.put("etc/config/firewall", _zone(device=""))
+    by_network = [line for line in _up(root, verb).out.splitlines() if "input" in line.lower() and device in line]
+    assert named == by_network != []
+
+
+def test_fw3_passes_more_words_on_to_iptables_and_fw4_does_not_know_them(make_root: MakeRoot) -> None:
+    root = make_root("fw3-lb1", release="19.07.10")
+    for family, source, extra in (
+        ("ipv4", "192.168.0.12", "-m ttl --ttl-eq 255"),
+        ("ipv6", "fd00::12", "-m hl --hl-eq 255"),
+    ):
+        root.put("etc/config/firewall", _zone(family=family, source=source, extra=f"\toption extra '{extra}'\n"))
+        said = root.run(f"fw3 -{family[-1]} print" + UNSUPPORTED)
+        program = "iptables" if family == "ipv4" else "ip6tables"
+        rules = said.out.split("==unsupported")[0]
+        assert re.search(rf"-A zone_lan_input -p 112 -s {source}\S* {extra} .*-j ACCEPT", rules), rules
+        root.put("tmp-rules", rules)
+        tested = root.run(f"{program}-restore --test </tmp-rules")
+        assert tested.code == 0 or "Table does not exist" in tested.err or "can't initialize" in tested.err, tested
+        assert said.out.endswith("==unsupported\n")
+    root = make_root("fw4-lb1")
+    root.put("etc/config/firewall", _zone(extra="\toption extra '-m ttl --ttl-eq 255'\n"))
+    said = root.run("fw4 print")
+    assert "option 'extra' is not supported by fw4" in said.err and "ttl" not in said.out
+
+
+def test_the_firewall_starts_before_the_network_and_keepalived_last(make_root: MakeRoot) -> None:
+    for release in ("19.07.10", "24.10.8"):
+        scripts = make_root("fw4-lb1" if release > "22" else "fw3-lb1", release=release).path / "etc/init.d"
+        starts = [
+            int(re.findall(r"^START=(\d+)", (scripts / name).read_text(), re.M)[0])
+            for name in ("firewall", "network", "keepalived")
+        ]
+        assert starts == [19, 20, 70]  # as in OpenWrt's packages, 18.06 to 25.12

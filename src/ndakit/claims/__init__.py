@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from functools import partial
 
-from ndakit.claims import choice, failover, faults, firewall, handover, kernel, node, traffic
+from ndakit.claims import bonding, choice, failover, faults, firewall, forged, handover, kernel, node, traffic
 from ndakit.claims.base import Claim, LeftOut, Outcome, front
 from ndakit.lab_plan import plan
 from ndakit.model import Profile
@@ -66,6 +66,9 @@ def _about_services(profile: Profile) -> Iterator[Claim | LeftOut]:
     if profile.vips:
         text = "every VIP is held by exactly one node, those of a group by the same"
         yield Claim("vips/one-holder", text, traffic.one_holder)
+    if profile.instances:
+        text = "adverts in a node's name that came through a router move no VIP"
+        yield Claim(forged.name_of(profile), text, forged.forged)
     for name, service in profile.services.items():
         text = f"{name} answers on its VIP, and every server gets its share"
         yield Claim(f"service/{name}", text, partial(traffic.service, name=name))
@@ -99,11 +102,25 @@ def _about_networks(profile: Profile) -> Iterator[Claim | LeftOut]:
             yield Claim(f"firewall/{name}", text, partial(firewall.firewall, network=name))
         else:
             yield LeftOut(f"firewall/{name}", "every address of its subnet is taken, so that nobody can ask from there")
+        if bonding.speaks_lacp(profile, name):
+            yield from _about_bond(profile, name)
         if network.egress != "none" and firewall.egress_ways(profile, name):
             text = f"servers in {name} get out, and are seen as the address the profile says"
             yield Claim(f"egress/{name}", text, partial(firewall.egress, network=name))
         elif network.egress != "none":
             yield LeftOut(f"egress/{name}", firewall.no_way(profile, name))
+
+
+def _about_bond(profile: Profile, name: str) -> Iterator[Claim | LeftOut]:
+    cards = " and ".join(profile.networks[name].nics)
+    text = f"{cards} are one link for the switch (LACP), and traffic spreads over them"
+    yield Claim(f"bond/{name}", text, partial(bonding.bundled, network=name))
+    for kind in bonding.CASES:
+        if profile.services and profile.vips:
+            claim = partial(bonding.case, network=name, kind=kind)
+            yield Claim(f"bond/{name}-{kind.name}", f"{name}: {kind.text}", claim, thorough=True)
+        else:
+            yield LeftOut(f"bond/{name}-{kind.name}", "there is no service that could be asked meanwhile")
 
 
 def _about_pools(profile: Profile) -> Iterator[Claim | LeftOut]:

@@ -65,6 +65,14 @@ def cards(profile: Profile) -> Iterator[Finding]:
                 "bond-of-one", f"network {name}'s bond has one card", (*path, "bond"),
                 "name the second card in nics, or delete bond", other=(*path, "nics"),
             )  # fmt: skip
+        elif net.bond is not None and profile.platform != "bare" and profile.base_owner(name) == name:
+            lacp = net.bond.mode == "802.3ad"
+            passes = "passes no LACP on, so that the bond may never come up" if lacp else "shows no lost link"
+            yield warning(
+                "bond-in-machine", f"network {name} is a bond in a virtual machine: the host's switch {passes}",
+                (*path, "bond"), f"bond the host's cards and write nics: [{net.nics[0]}] without bond; keep it "
+                "if the cards are passed through to the machine", other=("platform",),
+            )  # fmt: skip
         if net.bridge is not None and net.bond is None and len(net.nics) > 1 and not net.bridge.stp and several:
             yield error(
                 "bridge-loop",

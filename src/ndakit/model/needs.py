@@ -44,6 +44,10 @@ def _kernel(profile: Profile) -> bool:
     return any(service.kernel for service in profile.services.values())
 
 
+def _firewall_checks_adverts(profile: Profile) -> bool:
+    return bool(profile.instances) and profile.vrrp.unicast and not profile.release.keepalived_ttl
+
+
 def _bonds(profile: Profile) -> bool:
     return any(net.bond is not None for net in profile.networks.values())
 
@@ -56,6 +60,8 @@ NEEDS: tuple[Need, ...] = (
          "shows VIPs, neighbours and rules completely, and as JSON for the acceptance test"),
     Need(everywhere("keepalived"), lambda p: bool(p.instances),
          "VRRP: the VIPs move to the other node when this one fails"),
+    Need(by_firewall(fw3=("iptables-mod-ipopt",)), _firewall_checks_adverts,
+         "the firewall lets in no VRRP advert that came through a router (TTL): this release's keepalived cannot tell"),
     Need(everywhere("conntrackd", "kmod-nf-conntrack-netlink"), lambda p: p.tracks_connections,
          "the nodes tell each other of the connections that pass through, so that they survive a failover"),
     Need(everywhere("conntrack"), lambda p: p.tracks_connections, "shows those connections"),

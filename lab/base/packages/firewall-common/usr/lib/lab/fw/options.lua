@@ -177,6 +177,7 @@ local schemas = {
 local fw3_plain = {
 	defaults = { custom_chains = "bool", disable_ipv6 = "bool" },
 	zone = { custom_chains = "bool" },
+	rule = { extra = "string" },
 	include = { family = "string", reload = "bool" },
 }
 local fw4_only = { auto_includes = true, fw4_compatible = true, position = true, chain = true, dscp = true, set_dscp = true, counter = true, masq6 = true }
@@ -221,6 +222,21 @@ local function read_values(out, o, reader, values)
 		end
 	end
 	return read, bad
+end
+
+-- A zone's devices: those that it names, and those of its networks as far as netifd knows them. A device that comes both
+-- ways is one (firewall3 zones.c resolve_networks; firewall4 fw4.uc, set). `device_of` tells a network's device, or nil.
+function options.zone_devices(z, device_of)
+	local found, seen = {}, {}
+	local function add(device)
+		if device and not seen[device] then
+			seen[device] = true
+			found[#found + 1] = device
+		end
+	end
+	for _, name in ipairs(z.network or {}) do add(device_of(name)) end
+	for _, device in ipairs(z.device or {}) do add(device) end
+	return found
 end
 
 -- Read one section; nil when the real one would skip it. `index` counts the sections of its type.

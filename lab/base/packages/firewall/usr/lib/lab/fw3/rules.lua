@@ -27,9 +27,7 @@ function rules.load()
 		elseif s.type == "zone" then
 			local z = options.read(s, counts[s.type])
 			if z and z.name then
-				z.devices = {}
-				for _, name in ipairs(z.network or {}) do z.devices[#z.devices + 1] = nets[name] end
-				for _, device in ipairs(z.device or {}) do z.devices[#z.devices + 1] = device end
+				z.devices = options.zone_devices(z, function(name) return nets[name] end)
 				fw.zones[#fw.zones + 1] = z
 				fw.by_name[z.name] = z
 			end
@@ -140,6 +138,7 @@ local function each_match(b, r, fn, kind)
 							for _, m in ipairs(r.src_mac or {}) do text = text .. "-m mac " .. (m.negative and "! " or "") .. "--mac-source " .. m.text .. " " end
 							if r.mark then text = text .. string.format("-m mark %s--mark 0x%x/0x%x ", r.mark.negative and "! " or "", r.mark.mark, r.mark.mask) end
 							if r.limit then text = text .. "-m limit --limit " .. r.limit.rate .. "/" .. r.limit.unit .. " " .. (r.limit_burst and "--limit-burst " .. math.tointeger(r.limit_burst) .. " " or "") end
+							if r.extra then text = text .. r.extra .. " " end
 							if not (i and not i[b.family]) then fn(text .. comment(r, kind)) end
 						end
 					end

@@ -30,13 +30,11 @@ local function zone(fw, s, index, nets)
 	local z = options.read(s, index)
 	if not z then return end
 	if not z.name then return options.warn(z.title .. " has no name, ignoring section") end
-	z.devices, z.subnets = {}, {}
+	z.devices, z.subnets = options.zone_devices(z, function(name) return nets[name] and nets[name].device end), {}
 	for _, name in ipairs(z.network or {}) do
 		local net = nets[name]
-		if net and net.device then z.devices[#z.devices + 1] = net.device end
 		for _, subnet in ipairs(net and net.subnets or {}) do z.subnets[#z.subnets + 1] = subnet end
 	end
-	for _, device in ipairs(z.device or {}) do z.devices[#z.devices + 1] = device end
 	for _, a in ipairs(z.subnet or {}) do z.subnets[#z.subnets + 1] = a.text end
 	if z.subnet and #z.subnet > 0 then options.missing("zone option subnet as a match") end
 	for _, p in ipairs({ "input", "output", "forward" }) do z[p] = z[p] or fw.defaults[p] end
