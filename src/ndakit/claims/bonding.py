@@ -130,7 +130,9 @@ def _talk(lab: LabNetwork, network: str) -> None:
 def case(lab: LabNetwork, network: str, kind: Case) -> Outcome:
     """Plug in, wait until it works, take cards out, ask all the time, and put everything back."""
     bond = lab.profile.base_device(network)
-    front = next(iter(_fronts(lab.profile, network)), poll_target(lab.profile))
+    front = next(iter(_fronts(lab.profile, network)), None) or poll_target(lab.profile)
+    if front is None:
+        return Outcome(False, "not tried", "there is nothing that a client could ask meanwhile")
     wrong: list[str] = []
     figures: list[str] = []
     values: dict[str, float | int | str] = {}

@@ -114,9 +114,12 @@ def forgeries_of(lab: LabNetwork, holders: dict[str, tuple[str, ...]]) -> list[F
     """One for each instance and other node: to the address of who holds its VIPs. Raises LabLacks."""
     found: list[Forgery] = []
     for number, instance in enumerate(lab.profile.instances):
-        for holder in holders[instance.vips[0]]:
+        vip = next(v for v, facts in lab.profile.vips.items() if facts.group == instance.group)
+        for holder in holders[vip]:
             view = NodeView(lab.profile, holder).instances[number]
             seat = _sender(lab, view)
+            if seat is None:
+                continue
             found += [Forgery(seat.host, holder, view, advert) for advert in _adverts(lab.profile, view)]
     return found
 
@@ -143,12 +146,15 @@ def _adverts(profile: Profile, instance: VrrpInstance) -> Iterator[VrrpAdvert]:
             yield replace(advert, source=ip_address("fe80::1"), destination=ip_address("ff02::12"))
 
 
-def _sender(lab: LabNetwork, instance: VrrpInstance) -> Seat:
-    """Somebody on the instance's network who has its IP version."""
+def _sender(lab: LabNetwork, instance: VrrpInstance) -> Seat | None:
+    """Somebody on the instance's network who has its IP version; None on a heartbeat that has room for nobody else.
+    Raises LabLacks."""
     for seats in (lab.plan.strangers, lab.plan.clients):
         seat = seats.get(instance.network)
         if seat is not None and seat.address(instance.version) is not None:
             return seat
+    if instance.heartbeat:
+        return None
     raise LabLacks("host that could forge adverts", instance.network)
 
 
