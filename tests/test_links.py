@@ -217,8 +217,8 @@ def test_connections_of_a_pair_that_only_routes_are_handed_over() -> None:
 def test_whatever_is_left_out_is_listed_with_its_reason() -> None:
     said = {one.name: one.reason for one in left_out(router())}
     assert said == {
-        "statistics/lb1": "the profile has no services, so that there is nothing to tell of them",
-        "statistics/lb2": "the profile has no services, so that there is nothing to tell of them",
+        "statistics/lb1": "no HAProxy runs: it carries no service, and nobody asked for its statistics",
+        "statistics/lb2": "no HAProxy runs: it carries no service, and nobody asked for its statistics",
         "failover/connections": "connection_sync is not on, so that connections end with their master",
     }
     full = router(("172.31.255.0/29", "172.31.255.0/30"), ("egress: node", "egress: none"))

@@ -59,7 +59,9 @@ def _about_nodes(profile: Profile) -> Iterator[Claim | LeftOut]:
             text = f"the statistics page of {n} is open to access.sources only"
             yield Claim(f"statistics/{n}", text, partial(node.statistics, node=n))
         else:
-            yield LeftOut(f"statistics/{n}", "the profile has no services, so that there is nothing to tell of them")
+            yield LeftOut(
+                f"statistics/{n}", "no HAProxy runs: it carries no service, and nobody asked for its statistics"
+            )
 
 
 def _about_services(profile: Profile) -> Iterator[Claim | LeftOut]:
