@@ -337,15 +337,37 @@ def unused(profile: Profile) -> Iterator[Finding]:
             )  # fmt: skip
     wanted = {v for s in profile.services.values() for v in s.vip} | {n.egress for n in profile.networks.values()}
     for name, vip in profile.vips.items():
-        if name not in wanted and vip.role is None:
+        if name in wanted or vip.role is not None:
+            continue
+        if vip.network in profile.networks and _only_heard(profile, vip.network, wanted):
             yield warning(
-                "unused-vip", f"nothing uses VIP {name}: no service, no egress, no role", ("vips", name),
-                "add a service, or delete the VIP", also=(("services",), ("networks",)),
+                "vip-as-heartbeat",
+                f"nothing is on network {vip.network} but VIP {name}, which nothing uses. If this is a cable between "
+                "the nodes, its link goes down when the other node loses its power, and then this one gives all VIPs away",
+                ("vips", name), f"delete the VIP, and write role: heartbeat in networks.{vip.network}",
+                other=("networks", vip.network), also=(("services",), ("networks",), ("pools",)),
             )  # fmt: skip
+            continue
+        yield warning(
+            "unused-vip", f"nothing uses VIP {name}: no service, no egress, no role", ("vips", name),
+            "add a service, or delete the VIP", also=(("services",), ("networks",)),
+        )  # fmt: skip
     if not profile.services and not routes_only(profile):
         yield warning(
-            "no-service", "the profile has no services, so it balances nothing", ("services",), "add services"
-        )
+            "no-service", "the profile has no services, so it balances nothing", ("services",),
+            "add services; or, for a pair that only routes, an egress and a VIP of role gateway", also=(("networks",),),
+        )  # fmt: skip
+
+
+def _only_heard(profile: Profile, network: str, wanted: set[str]) -> bool:
+    """True if a network of several nodes has no gateway, route, server, egress or VIP that anything uses."""
+    net = profile.networks[network]
+    if profile.standalone or net.gateway or net.routes or net.egress != "none" or net.role is not None:
+        return False
+    if any(vip.network == network and (name in wanted or vip.role) for name, vip in profile.vips.items()):
+        return False
+    servers = (a for pool in profile.pools.values() for s in pool.servers.values() for a in s.address)
+    return not any(a in subnet for subnet in net.subnet for a in servers)
 
 
 RULES: tuple[Callable[[Profile], Iterator[Finding]], ...] = (

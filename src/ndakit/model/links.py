@@ -69,7 +69,9 @@ def ways_out(profile: Profile) -> Iterator[WayOut]:
 
 def routes_only(profile: Profile) -> bool:
     """True if a profile balances nothing and is the servers' way out: a use of its own."""
-    return not profile.services and any(ways_out(profile))
+    return not profile.services and any(
+        exits(profile, n, v) for n, net in profile.networks.items() for v in net.families
+    )
 
 
 def watched(profile: Profile, group: str) -> dict[str, str]:
