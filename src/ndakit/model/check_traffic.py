@@ -343,7 +343,7 @@ def unused(profile: Profile) -> Iterator[Finding]:
             yield warning(
                 "vip-as-heartbeat",
                 f"nothing is on network {vip.network} but VIP {name}, which nothing uses. If this is a cable between "
-                "the nodes, its link goes down when the other node loses its power, and then this one gives all VIPs away",
+                "the nodes, its link goes down when the other node loses its power: then this one gives all VIPs away",
                 ("vips", name), f"delete the VIP, and write role: heartbeat in networks.{vip.network}",
                 other=("networks", vip.network), also=(("services",), ("networks",), ("pools",)),
             )  # fmt: skip
