@@ -82,6 +82,13 @@ def test_setuid_and_write_for_others_do_not_survive(tmp_path: Path) -> None:
     assert (top / "d").stat().st_mode & 0o7777 == 0o755
 
 
+def folder_at(mtime: str) -> tuple[tarfile.TarInfo, bytes]:
+    info, content = member(f"{TOP}/folder", tarfile.DIRTYPE)
+    info.mtime = 0
+    info.pax_headers = {"mtime": mtime}
+    return info, content
+
+
 OUTSIDE = {
     "parent": [member(f"{TOP}/../../evil", content=b"x")],
     "parent-folder": [member(f"{TOP}/../../evil", tarfile.DIRTYPE)],
@@ -118,6 +125,54 @@ OUTSIDE = {
     "fifo": [member(f"{TOP}/pipe", tarfile.FIFOTYPE)],
     "twice": [member(f"{TOP}/a", content=b"1"), member(f"{TOP}/a", content=b"2")],
 }
+
+
+def timed(mtime: object) -> tuple[tarfile.TarInfo, bytes]:
+    info, content = member(f"{TOP}/timed", content=b"x")
+    info.mtime = 0
+    info.pax_headers = {"mtime": str(mtime)}
+    return info, content
+
+
+STRANGE = {
+    "time-nan": ([timed("nan")], "a time that no file has"),
+    "time-inf": ([timed("inf")], "a time that no file has"),
+    "time-minus-inf": ([timed("-inf")], "a time that no file has"),
+    "time-1e300": ([timed("1e300")], "a time that no file has"),
+    "time-before-1970": ([timed("-1e12")], "a time that no file has"),
+    "folder-time-nan": ([folder_at("nan")], "a time that no file has"),
+    "file-then-its-child": ([member(f"{TOP}/a", content=b"1"), member(f"{TOP}/a/b", content=b"2")], "lie in a file"),
+    "file-then-a-folder-in-it": ([member(f"{TOP}/a"), member(f"{TOP}/a/b", tarfile.DIRTYPE)], "lie in a file"),
+    "child-then-its-folder-as-a-file": ([member(f"{TOP}/a/b", content=b"2"), member(f"{TOP}/a")], "is there twice"),
+    "child-then-its-folder-as-a-link": (
+        [member(f"{TOP}/a/b", content=b"2"), member(f"{TOP}/a", tarfile.SYMTYPE, link="b")], "is there twice"),
+    "name-of-300": ([member(f"{TOP}/{'a' * 300}")], "a name that no file has"),
+    "folder-of-300": ([member(f"{TOP}/{'a' * 300}", tarfile.DIRTYPE)], "a name that no file has"),
+    "path-of-5000": ([member(f"{TOP}/{'a/' * 2500}b")], "a name that no file has"),
+    "link-of-5000": ([member(f"{TOP}/a", tarfile.SYMTYPE, link="a/" * 2500)], "a link to nowhere"),
+    "link-name-of-300": ([member(f"{TOP}/a", tarfile.SYMTYPE, link="a" * 300)], "a link to nowhere"),
+    "hard-link-of-5000": ([member(f"{TOP}/a", tarfile.LNKTYPE, link="a/" * 2500)], "a name that no file has"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", STRANGE)
+def test_a_member_that_no_file_system_takes_is_refused_in_words(name: str, tmp_path: Path) -> None:
+    members, says = STRANGE[name]
+    with pytest.raises(archive.ArchiveUnsafe) as caught:
+        unpacked(tmp_path, packed(tmp_path, *members))
+    assert says in caught.value.what
+    assert len(caught.value.text()) < 1000
+
+
+@pytest.mark.parametrize("headers", [{"size": "x"}, {"size": "9" * 5000}, {"size": "-5"}, {"GNU.sparse.map": "1,x"},
+                                     {"GNU.sparse.major": "1", "GNU.sparse.minor": "0"}, {"mtime": "x"}])  # fmt: skip
+def test_headers_that_no_tar_has_are_refused_in_words_or_passed_over(headers: dict[str, str], tmp_path: Path) -> None:
+    info, content = member(f"{TOP}/x", content=b"x" * 600)
+    info.pax_headers = headers
+    try:
+        unpacked(tmp_path, packed(tmp_path, (info, content), member(f"{TOP}/y", content=b"y")))
+    except (archive.ArchiveBroken, archive.ArchiveUnsafe) as error:
+        assert len(error.text()) < 1000
 
 
 @pytest.mark.parametrize("name", OUTSIDE)

@@ -6,6 +6,7 @@ import errno
 import json
 import os
 import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,7 +14,7 @@ import pytest
 
 from ndakit import artifacts
 from ndakit.artifacts import Artifact, ImageChanged, ImageFile, ImageNotBuilt, Record, RecordBroken
-from ndakit.workspace import file_sha256
+from ndakit.workspace import file_sha256, swap_folder
 
 
 def record(image: Path, **changes: object) -> Record:
@@ -184,10 +185,85 @@ def test_a_full_disk_at_any_file_leaves_the_old_image(
 
 
 def test_an_image_reaches_another_disk_whole_past_leftovers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("ndakit.artifacts._on_one_disk", lambda *_: False)
+    def swap(new: Path, folder: Path) -> None:
+        if new.parent != folder.parent:
+            raise OSError(errno.EXDEV, "Invalid cross-device link", str(new))
+        swap_folder(new, folder)
+
+    monkeypatch.setattr("ndakit.artifacts.swap_folder", swap)
     (tmp_path / "images/bakery/.lb1.partial").mkdir(parents=True)
     (tmp_path / "images/bakery/.lb1.partial/half").write_text("left by a killed run")
     made = stored(tmp_path)
     assert made.verify() == []
     assert sorted(p.name for p in made.folder.iterdir()) == ["SHA256SUMS", "manifest", "record.json", "x.img.gz"]
     assert [p.name for p in (tmp_path / "images/bakery").iterdir()] == ["lb1"]
+    assert stored(tmp_path, b"new").image.read_bytes() == b"new"
+    assert [p.name for p in (tmp_path / "images/bakery").iterdir()] == ["lb1"]
+
+
+def test_images_may_be_a_bind_mount_of_the_same_disk(tmp_path: Path) -> None:
+    """rename(2) refuses to cross a mount point even where both sides are one disk."""
+    for name in ("ws/images", "elsewhere"):
+        (tmp_path / name).mkdir(parents=True)
+    code = (
+        "import sys; sys.path[:0] = sys.argv[2:]; from pathlib import Path; from test_artifacts import stored;"
+        "print([stored(Path(sys.argv[1]), text).verify() for text in (b'old', b'new')])"
+    )
+    inner = 'mount --bind "$1" "$2" && exec "$3" -c "$4" "$5" "$6" "$7"'
+    words = [tmp_path / "elsewhere", tmp_path / "ws/images", sys.executable, code, tmp_path / "ws"]
+    words += [Path(__file__).parent, Path(artifacts.__file__).parents[1]]
+    argv = ["unshare", "--user", "--map-root-user", "--mount", "sh", "-c", inner, "sh", *map(str, words)]
+    done = subprocess.run(argv, capture_output=True, text=True, timeout=60, check=False)
+    if "unshare:" in done.stderr:
+        pytest.skip(f"no mounts for users here: {done.stderr.strip()}")
+    assert (done.stdout, done.returncode) == ("[[], []]\n", 0), done.stderr
+    assert (tmp_path / "elsewhere/bakery/lb1/x.img.gz").read_bytes() == b"new"
+
+
+SPOILT: dict[str, object] = {
+    "nested": "[" * 100_000,
+    "nested objects": '{"format": ' * 100_000,
+    "a list": "[]",
+    "nothing": "",
+    "no object": '"text"',
+    "NaN": '{"format": NaN}',
+    "a number of 5000 digits": f'{{"format": {"9" * 5000}}}',
+    "not UTF-8": "\udcff",
+    "no images": {"images": []},
+    "images that are text": {"images": "x"},
+    "an image without a name": {"images": [{}]},
+    "an image elsewhere": {"name": "../../etc/passwd"},
+    "an image with an absolute path": {"name": "/etc/passwd"},
+    "an image that is the folder": {"name": ".."},
+    "an image with NUL in its name": {"name": "a\0b"},
+    "an image with too long a name": {"name": "a" * 300},
+    "a size that is text": {"size_bytes": "many"},
+    "inputs that are a list": {"inputs": []},
+    "packages with numbers": {"packages": {"a": 1}},
+    "a key too many": {"more": 1},
+}
+
+
+@pytest.mark.parametrize("what", SPOILT)
+def test_a_record_from_elsewhere_is_told_to_be_broken_and_nothing_else(what: str, tmp_path: Path) -> None:
+    built = stored(tmp_path)
+    path = built.folder / "record.json"
+    change = SPOILT[what]
+    if isinstance(change, dict):
+        data = json.loads(path.read_text())
+        (data["images"][0] if change.keys() <= {"name", "size_bytes"} else data).update(change)
+        change = json.dumps(data)
+    path.write_bytes(str(change).encode(errors="surrogateescape"))
+    with pytest.raises(artifacts.RecordBroken) as caught:
+        Artifact.load(built.folder)
+    assert caught.value.text().count("\n") == 2
+    assert len(caught.value.text()) < 1000
+
+
+@pytest.mark.parametrize("name", ["../../secret", "/etc/passwd", "a" * 300, "a\0b", "..", ""])
+def test_a_list_of_sums_names_files_beside_it_only(name: str, tmp_path: Path) -> None:
+    built = stored(tmp_path)
+    with (built.folder / "SHA256SUMS").open("a") as sums:
+        sums.write(f"{'0' * 64}  {name}\n")
+    (error,) = built.verify()
+    assert "which is no file beside it" in error.what

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import gzip
+import json
 import re
 import subprocess
 import xml.etree.ElementTree as ET
 from pathlib import Path
 
 import pytest
+from markdown_it import MarkdownIt
 
 from imagebuilder_fakes import PROFILE, workspace_folder
 from ndakit import companions, load
 from ndakit.artifacts import ImageFile
+from ndakit.errors import NdakitError
+from ndakit.filters import FILTERS
 from ndakit.workspace import Workspace
 
 STEM = "openwrt-24.10.8-bakery-lb1-x86-64-generic-squashfs-combined-efi"
@@ -195,6 +199,46 @@ def test_customers_words_do_not_break_xml(tmp_path: Path) -> None:
     found = texts(tmp_path, "qcow2, vmdk", platform("kvm"), change)
     for name in ("bakery-lb1.libvirt.xml", "bakery-lb1.ovf"):
         assert 'A -- <B> & "C" -->' in "".join(ET.fromstring(found[name]).itertext())
+
+
+HOSTILE = [
+    "<img src=x onerror=alert(1)>", "[click](https://evil.example)", "![x](https://evil.example/p.png)", "`rm -rf /`",
+    "<https://evil.example>", "https://evil.example", "www.evil.example", "me@evil.example", "a | b", "*a* _b_ ~~c~~",
+    "<!-- x", "&lt;b&gt;", "\\", "\\`", "# x", "[a]: https://evil.example", "$x$", "<script>", "a  ", "]( x",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("customer", HOSTILE)
+def test_a_customers_words_are_words_in_flash_md(customer: str, tmp_path: Path) -> None:
+    """By a reader of Markdown that makes links of bare addresses as GitHub does."""
+    change = ("release", f"customer: {json.dumps('A ' + customer)}\nrelease")
+    text = texts(tmp_path, "qcow2", platform("kvm"), change)["FLASH.md"]
+    reader = MarkdownIt("commonmark", {"html": True, "linkify": False}).enable(["table", "strikethrough"])
+    (paragraph,) = [t for t in reader.parse(text) if t.type == "inline" and t.content.startswith("Load balancer")]
+    assert {child.type for child in paragraph.children or ()} <= {"text", "text_special"}
+    assert f"(A {customer.rstrip()}" in "".join(child.content for child in paragraph.children or ())
+    assert not re.search(r"(https?:|www\.|[^\\]@)", paragraph.content)
+
+
+@pytest.mark.parametrize(
+    "bad", ["\uffff", "\ufffe", "\U0001ffff", "\ufdd0", "\u202e", "\u2066", "\u200f", "\x9b", "\x85"]
+)
+def test_what_xml_or_a_terminal_takes_for_something_else_is_refused(bad: str, tmp_path: Path) -> None:
+    change = (
+        "release",
+        f'customer: "A{json.dumps(bad)[1:-1] if ord(bad) < 0x10000 else f"{chr(92)}U{ord(bad):08X}"}B"\nrelease',
+    )
+    with pytest.raises(NdakitError, match=f"U\\+{ord(bad):04X}"):
+        texts(tmp_path, "qcow2, vmdk", platform("kvm"), change)
+    for name in ("xml", "comment", "markdown", "shell", "haproxy", "powershell"):
+        with pytest.raises(ValueError, match="control character"):
+            FILTERS[name](f"A{bad}B")
+
+
+def test_names_of_every_script_are_no_control_characters() -> None:
+    for name in ("Bäckerei Müller & Söhne", "Пекарня", "مخبز", "מאפייה", "パン屋", "👩‍🍳 Bakery", "a\u200cb"):
+        assert FILTERS["comment"](name) == name
+        assert ET.fromstring(f"<a>{FILTERS['xml'](name)}</a>").text == name
 
 
 def test_a_lab_image_says_everywhere_that_it_is_one(tmp_path: Path) -> None:

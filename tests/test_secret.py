@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import pickle
+import re
 from pathlib import Path
 
 import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
 
 from ndakit import process, secret
 from ndakit.model import SecretRef
@@ -29,8 +32,25 @@ def put(workspace: Workspace, value: bytes, mode: int = 0o600) -> Path:
 
 def test_the_environment_goes_before_the_file(workspace: Workspace) -> None:
     put(workspace, b"from the file")
-    found = secret.look_up(workspace, "acme-shop", REFERENCE, {"NDAKIT_SECRET_ACME_SHOP_SHOP_PEM": "from outside"})
+    found = secret.look_up(workspace, "acme-shop", REFERENCE, {"NDAKIT_SECRET_ACME_SHOP__SHOP_DOT_PEM": "from outside"})
     assert found.reveal() == b"from outside"
+
+
+PROFILES = st.from_regex(r"[a-z][a-z0-9-]{0,5}", fullmatch=True)
+NAMES = st.from_regex(r"[A-Za-z0-9][A-Za-z0-9._-]{0,5}", fullmatch=True)
+
+
+@example(("a-b", "c"), ("a", "b-c"))
+@example(("a-", "b"), ("a", "-b"))
+@example(("a--b", "c"), ("a", "b--c"))
+@example(("a", "b.c"), ("a", "b-c"))
+@example(("a", "b.c"), ("a", "b-dot-c"))
+@example(("a", "Shop"), ("a", "shop"))
+@example(("a", "b_c"), ("a", "b-c"))
+@given(st.tuples(PROFILES, NAMES), st.tuples(PROFILES, NAMES))
+def test_no_two_secrets_share_a_variable(one: tuple[str, str], other: tuple[str, str]) -> None:
+    assert (secret.variable(*one) == secret.variable(*other)) == (one == other)
+    assert re.fullmatch(r"[A-Z0-9_]+", secret.variable(*one))
 
 
 def test_a_file_that_only_its_owner_reads_is_taken_without_its_line_end(workspace: Workspace) -> None:
@@ -64,7 +84,7 @@ def test_a_file_that_git_tracks_is_refused(workspace: Workspace) -> None:
 def test_a_secret_that_is_nowhere_says_both_places(workspace: Workspace) -> None:
     with pytest.raises(secret.SecretMissing) as caught:
         secret.look_up(workspace, "acme-shop", REFERENCE, {})
-    assert "NDAKIT_SECRET_ACME_SHOP_SHOP_PEM" in caught.value.where
+    assert "NDAKIT_SECRET_ACME_SHOP__SHOP_DOT_PEM" in caught.value.where
     assert "secrets/acme-shop/shop.pem" in caught.value.where
 
 

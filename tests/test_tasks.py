@@ -228,3 +228,100 @@ def test_ctrl_c_while_waiting_ends_at_once_with_130(workspace: Path) -> None:
         started_s = time.monotonic()
         assert waiting.wait(10) == 130
         assert time.monotonic() - started_s < 5
+
+
+# -- a machine that is not as it should be -----------------------------------------------------------------------------
+
+OFTEN = [["check", "bakery"], ["--version"], ["check", "nosuch"]]
+
+
+def odd(folder: Path, line: str, *words: str, **env: str) -> subprocess.CompletedProcess[str]:
+    """A task run by a shell line, in which it is "$@"."""
+    return subprocess.run(
+        ["sh", "-c", line, "sh", str(ROOT / "inv"), *words], cwd=folder, capture_output=True, text=True, timeout=120,
+        check=False, env={**os.environ, **env}, stdin=subprocess.DEVNULL, errors="replace",
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("words", OFTEN, ids=" ".join)
+@pytest.mark.parametrize(
+    "line", ['"$@" > /dev/full', '"$@" > /dev/full 2>&1', '"$@" >&-', '"$@" 2>&-', '"$@" >&- 2>&-']
+)
+def test_output_that_goes_nowhere_is_no_traceback(line: str, words: list[str], workspace: Path) -> None:
+    done = odd(workspace, line, *words)
+    assert "Traceback" not in done.stderr
+    assert "Exception" not in done.stderr
+    if line.endswith("full") and words != ["check", "nosuch"]:
+        assert (done.returncode, done.stderr.count("cannot be written: No space left")) == (3, 1)
+    elif not line.endswith("1"):
+        assert done.returncode == (2 if words == ["check", "nosuch"] else 0)
+
+
+@pytest.mark.parametrize("home", ["/dev/null", "/proc", "/proc/self/mem", ""])
+def test_a_home_that_is_no_folder_keeps_nobody_from_checking(home: str, workspace: Path) -> None:
+    for words in (["list"], ["check", "bakery"], ["render", "bakery"]):
+        done = odd(workspace, '"$@"', *words, HOME=home, XDG_CACHE_HOME="")
+        assert (done.returncode, "Traceback" in done.stderr) == (0, False), done.stderr
+    if home:
+        done = odd(workspace, '"$@"', "fetch", "--profile", "bakery", HOME=home, XDG_CACHE_HOME="")
+        assert (done.returncode, "the cache cannot be made" in done.stderr) == (3, True)
+
+
+def test_a_folder_that_is_gone_is_said(workspace: Path) -> None:
+    (workspace / "gone").mkdir()
+    done = odd(workspace / "gone", 'rmdir "$PWD" && "$@"', "list")
+    assert done.returncode == 3
+    assert "the current folder is no longer there" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("place", [".ndakit", ".ndakit/lock", ".ndakit/lock/build", "overlays", "images"])
+@pytest.mark.parametrize("kind", ["file", "link"])
+def test_what_takes_the_place_of_ours_is_said(place: str, kind: str, workspace: Path) -> None:
+    taken = workspace / place
+    taken.parent.mkdir(parents=True, exist_ok=True)
+    if kind == "file":
+        taken.write_text("")
+    else:
+        taken.symlink_to("/nowhere/x")
+    for words in (["render", "bakery"], ["build", "bakery", "--why"]):
+        done = odd(workspace, '"$@"', *words)
+        assert "Traceback" not in done.stderr, (words, done.stderr)
+        assert done.returncode in (0, 2, 3, 4)
+
+
+def test_a_umask_of_000_lets_nobody_else_write(workspace: Path) -> None:
+    done = odd(workspace, 'umask 000; "$@"', "render", "bakery", XDG_CACHE_HOME=str(workspace / "cache"))
+    assert done.returncode == 0, done.stderr
+    made = [p for base in ("overlays", ".ndakit", "cache") for p in (workspace / base, *(workspace / base).rglob("*"))]
+    assert len(made) > 20
+    assert [p for p in made if p.stat().st_mode & 0o002] == []
+    assert (workspace / "cache/ndakit").stat().st_mode & 0o777 == 0o700
+
+
+def test_nothing_in_a_profile_acts_on_the_terminal(workspace: Path) -> None:
+    text = (workspace / "profiles/bakery.yaml").read_text()
+    (workspace / "profiles/a\x9b31m.yaml").write_text(text)
+    (workspace / "profiles/bakery.yaml").write_text(
+        text.replace("4f me}", "4f me\x85\x9b31mX}").replace("name: bakery", "name: bakery\ncustomer: \u202eX")
+    )
+    for words in (
+        ["show", "bakery"],
+        ["check", "bakery"],
+        ["list"],
+        ["show", "bakery", "--origin"],
+        ["check", "a\x9b31m"],
+    ):
+        done = inv(workspace, *words)
+        assert all(c.isprintable() or c == "\n" for c in done.stdout + done.stderr), words
+
+
+def test_terminal_texts_are_inert_and_keep_our_colours() -> None:
+    from ndakit import terminal
+
+    for bad in ("\x1b[2J", "\x9b31m", "\x07", "\r", "\u202e", "\udcff", "\x1b]0;x\x07", "\x1b[31m", "\ufeff"):
+        shown = terminal.inert(f"a{bad}b\n\tc")
+        assert shown.replace("\n", "").replace("\t", "").isprintable()
+        assert shown.endswith("b\n\tc")
+    assert terminal.inert("\x1b[31mred\x1b[0m \x1b[2J", colours=True) == "\x1b[31mred\x1b[0m \\u001b[2J"
+    assert terminal.inert("ä€😀 日本", colours=True) == "ä€😀 日本"

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import os
+import pickle
 from pathlib import Path
 
 import pytest
+from jinja2.bccache import bc_magic
 
 import goldens
-from ndakit import render, templatecache
+from ndakit import render, templatecache, workspace
 
 
 @pytest.fixture
@@ -29,7 +32,8 @@ def rendered(templates: Path, text: str) -> str:
 def test_a_compiled_template_is_used_again(folder: Path, tmp_path: Path) -> None:
     assert rendered(tmp_path / "t", "one {{ node.hostname | comment }}\n") == "one bakery-lb1\n"
     (kept,) = folder.iterdir()
-    other = kept.read_bytes().replace(b"one ", b"two ")  # nobody else would know
+    content = kept.read_bytes()[32:]
+    other = templatecache.sealed(content.replace(b"one ", b"two "))  # nobody else would know
     kept.write_bytes(other)
     assert rendered(tmp_path / "t", "one {{ node.hostname | comment }}\n") == "two bakery-lb1\n"
     assert kept.read_bytes() == other
@@ -48,12 +52,68 @@ def test_changed_filters_are_another_file(folder: Path, tmp_path: Path, monkeypa
     assert len(list(folder.iterdir())) == 2
 
 
-@pytest.mark.parametrize("damage", [b"", b"j2", b"\0" * 200, None])
-def test_a_damaged_file_is_as_good_as_none(folder: Path, tmp_path: Path, damage: bytes | None) -> None:
+@pytest.mark.parametrize("damage", [b"", b"j2", b"\0" * 200, None, 40, 120])
+def test_a_damaged_file_is_as_good_as_none(folder: Path, tmp_path: Path, damage: bytes | int | None) -> None:
     rendered(tmp_path / "t", "one\n")
     (kept,) = folder.iterdir()
-    kept.write_bytes(kept.read_bytes()[:-20] if damage is None else damage)
+    content = bytearray(kept.read_bytes())
+    if isinstance(damage, int):
+        content[damage] ^= 0xFF
+    kept.write_bytes(content if isinstance(damage, int) else content[:-20] if damage is None else damage)
     assert rendered(tmp_path / "t", "one\n") == "one\n"
+
+
+class Planted:
+    """Runs a command where it is unpickled."""
+
+    def __init__(self, mark: Path) -> None:
+        self.mark = mark
+
+    def __reduce__(self) -> tuple[object, tuple[str]]:
+        return os.system, (f"touch {self.mark}",)
+
+
+def test_nothing_is_unpickled(folder: Path, tmp_path: Path) -> None:
+    rendered(tmp_path / "t", "one\n")
+    (kept,) = folder.iterdir()
+    mark = tmp_path / "owned"
+    kept.write_bytes(bc_magic + pickle.dumps(Planted(mark)))
+    assert rendered(tmp_path / "t", "one\n") == "one\n"
+    assert not mark.exists()
+
+
+@pytest.mark.parametrize("what", ["group", "world", "foreign", "link", "folder"])
+def test_a_file_that_others_can_have_written_is_not_loaded(
+    folder: Path, tmp_path: Path, what: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rendered(tmp_path / "t", "one {{ node.hostname | comment }}\n")
+    (kept,) = folder.iterdir()
+    evil = templatecache.sealed(kept.read_bytes()[32:].replace(b"one ", b"two "))
+    kept.unlink()
+    real = tmp_path / "elsewhere" if what == "link" else kept
+    if what == "folder":
+        kept.mkdir()
+    else:
+        real.write_bytes(evil)
+        real.chmod({"group": 0o620, "world": 0o602}.get(what, 0o600))
+        if what == "link":
+            kept.symlink_to(real)
+    if what == "foreign":
+        monkeypatch.setattr("os.geteuid", lambda: os.getuid() + 1)
+    assert rendered(tmp_path / "t", "one {{ node.hostname | comment }}\n") == "one bakery-lb1\n"
+
+
+def test_a_cache_that_others_can_write_is_refused_while_rendering(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    templatecache._folder.cache_clear()
+    rendered(tmp_path / "t", "one\n")
+    (tmp_path / "cache/ndakit").chmod(0o777)
+    templatecache._folder.cache_clear()
+    with pytest.raises(workspace.CacheUnsafe):
+        rendered(tmp_path / "t", "one\n")
+    templatecache._folder.cache_clear()
 
 
 def test_a_cache_that_cannot_be_used_is_not_missed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,6 +5,7 @@ The tasks are those of the nearest `tasks.py` (as Invoke finds it), else ndakit'
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import sys
@@ -19,11 +20,22 @@ from invoke.loader import FilesystemLoader
 from invoke.program import Program
 
 from ndakit import __version__
-from ndakit.terminal import note, say
+from ndakit.errors import MachineError, refused
+from ndakit.terminal import OutputFailed, note, say, show_error
+from ndakit.workspace import FolderGone
 
 INTERRUPTED = 130
 TERMINATED = 143
 USAGE = 2
+
+
+class Settings(Config):
+    """Invoke's settings; a HOME that is no folder has none for us (`HOME=/dev/null`, as daemons have it)."""
+
+    def load_user(self, merge: bool = True) -> None:
+        """Read ~/.invoke.yaml and its like, if that can be done."""
+        with contextlib.suppress(OSError):
+            super().load_user(merge)
 
 
 class Front(Program):
@@ -59,6 +71,16 @@ def _terminated(signum: int, frame: FrameType | None) -> None:
     sys.exit(TERMINATED)
 
 
+def _without_output(error: MachineError) -> int:
+    """Say it where that is possible; nothing is tried again when the interpreter ends."""
+    with contextlib.suppress(OutputFailed, OSError):
+        show_error(error)
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError, ValueError, AttributeError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+    return error.exit_code
+
+
 def _lacks_first_word(words: list[str]) -> bool:
     """True for `build --all` and `bench`, whose first argument may be left out."""
     optional = words[1] == "bench" or (words[1] == "build" and "--all" in words[2:])
@@ -70,6 +92,13 @@ def main(argv: list[str] | None = None) -> Any:
     words = list(sys.argv if argv is None else argv)
     signal.signal(signal.SIGTERM, _terminated)
     signal.signal(signal.SIGHUP, _terminated)
+    # A umask of 000 would let everybody change what is built here, and the programs that build it.
+    os.umask(os.umask(0o077) | 0o002)
+    try:
+        Path.cwd()
+    except OSError:
+        show_error(FolderGone())
+        return FolderGone.exit_code
     try:
         if len(words) == 1 or (words[1] in ("--list", "-l", "--help", "-h") and len(words) == 2):
             from ndakit.tasks import overview
@@ -93,7 +122,7 @@ def main(argv: list[str] | None = None) -> Any:
             version=__version__,
             namespace=namespace,
             loader_class=FilesystemLoader,
-            config_class=Config,
+            config_class=Settings,
         )
         program.run(["inv", *words[1:]])
     except KeyboardInterrupt:
@@ -103,6 +132,11 @@ def main(argv: list[str] | None = None) -> Any:
         # Whoever read our output (head, less) has gone: end quietly, also at interpreter exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+    except OutputFailed as error:
+        return _without_output(error)
+    except OSError as cause:
+        # What Invoke itself prints (help, version), and the files that it reads.
+        return _without_output(refused(cause) if cause.filename else OutputFailed(cause.strerror or str(cause)))
     return 0
 
 

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from ndakit import process, workspace
+from ndakit import jsontext, process, workspace
 from ndakit.errors import MachineError
 
 Architecture = Literal["x86_64", "arm", "aarch64"]
@@ -186,8 +186,8 @@ def _try(qemu: Qemu, accelerator: Accelerator, time_limit_s: float) -> str | Non
 
 def _recall(memory: Path, key: str) -> Accelerator | None:
     """The remembered answer, unless it is about something else, too old, or unreadable."""
-    with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
-        kept = json.loads(memory.read_text())
+    with contextlib.suppress(OSError, ValueError, KeyError, TypeError, OverflowError):
+        kept = jsontext.read(memory)
         failed_long_ago = kept["name"] == "tcg" and not 0 <= time.time() - kept["when"] < _FORGET_FAILURE_S
         if kept["key"] == key and kept["name"] in ("kvm", "tcg") and not failed_long_ago:
             return Accelerator(kept["name"], str(kept["reason"]))

@@ -19,12 +19,17 @@ from typing import IO
 
 from ndakit import process
 from ndakit.errors import BuildError
+from ndakit.mistakes import clean
 
 MAX_MEMBERS = 400_000
 MAX_BYTES = 16 * 1024**3
 """Far more than any ImageBuilder has (2026: 10 000 members, 1.5 GiB), and less than what fills a disk by surprise."""
 
 _MAX_PATH = 1024
+_MAX_NAME = 255
+_MAX_LINK = 1024
+_MAX_TIME_S = 2.0**33
+"""The year 2242: no file of an ImageBuilder is younger, and every file system can write it down."""
 _CHUNK = 1024 * 1024
 _LINKS_TO_PROGRAMS = PurePosixPath("staging_dir/host")
 """Only here may links be absolute: an ImageBuilder carries links to the programs of the machine that made it, such as
@@ -36,7 +41,7 @@ class ArchiveUnsafe(BuildError):
 
     def __init__(self, archive: Path, member: str, why: str) -> None:
         super().__init__(
-            f"the archive is not unpacked: {member!r} in it {why}",
+            f"the archive is not unpacked: {member[:200]!r} in it {why}",
             where=str(archive),
             fix="compare the archive with the one of another mirror; if it is the same there, and you trust it,"
             " unpack it with tar yourself and name its folder: --imagebuilder DIR",
@@ -60,6 +65,8 @@ class _Made:
 
     files: set[PurePosixPath] = field(default_factory=set)
     links: set[PurePosixPath] = field(default_factory=set)
+    parents: set[PurePosixPath] = field(default_factory=set)
+    """Folders that something lies in, whether or not they have a member of their own."""
     folders: dict[PurePosixPath, float] = field(default_factory=dict)
     """Folder → its time; set at the very end, when nothing is written into them any more."""
 
@@ -79,8 +86,9 @@ def unpack(archive: Path, into: Path, log: Path) -> Path:
                 if count > MAX_MEMBERS or total > MAX_BYTES:
                     raise ArchiveUnsafe(archive, member.name, "is where it gets larger than any ImageBuilder")
                 _make(archive, tar, member, into, made)
-    except (tarfile.TarError, lzma.LZMAError, EOFError) as cause:
-        raise ArchiveBroken(archive, str(cause) or type(cause).__name__) from cause
+    except (tarfile.TarError, lzma.LZMAError, EOFError, ValueError, OverflowError, RecursionError) as cause:
+        # The last three are what tarfile itself raises for numbers, texts and headers that no tar has.
+        raise ArchiveBroken(archive, clean(str(cause))[:200] or type(cause).__name__) from cause
     for path, mtime in sorted(made.folders.items(), reverse=True):
         os.utime(into / path, (mtime, mtime))
     tops = sorted(entry.name for entry in into.iterdir())
@@ -111,10 +119,10 @@ def _opened(archive: Path, log: Path) -> Iterator[tarfile.TarFile]:
             while plain.read(_CHUNK):
                 pass  # what follows the end of the tar, so that zstd gets to its own end and checks it
             if child.wait(60) != 0:
-                raise ArchiveBroken(archive, child.log_tail(1) or "zstd failed")
+                raise ArchiveBroken(archive, clean(child.log_tail(1)) or "zstd failed")
         except tarfile.TarError as cause:
             said = child.log_tail(1) if child.wait(5) else ""
-            raise ArchiveBroken(archive, said or str(cause)) from cause
+            raise ArchiveBroken(archive, clean(said or str(cause))[:200]) from cause
         finally:
             child.stop()
 
@@ -122,18 +130,23 @@ def _opened(archive: Path, log: Path) -> Iterator[tarfile.TarFile]:
 def _make(archive: Path, tar: tarfile.TarFile, member: tarfile.TarInfo, into: Path, made: _Made) -> None:
     path = _inside(archive, member.name, made)
     target = into / path
+    if not 0 <= member.mtime <= _MAX_TIME_S:  # not so for NaN either
+        raise ArchiveUnsafe(archive, member.name, "has a time that no file has")
     if member.isdir():
         if path in made.files or path in made.links:
             raise ArchiveUnsafe(archive, member.name, "is there twice")
+        made.parents.update(path.parents)
         target.mkdir(parents=True, exist_ok=True)
         if path.parts:
             target.chmod(0o755)
             made.folders[path] = member.mtime
         return
-    if path in made.files or path in made.links or path in made.folders or not path.parts:
+    taken = any(path in there for there in (made.files, made.links, made.folders, made.parents))
+    if taken or not path.parts:
         raise ArchiveUnsafe(archive, member.name, "is there twice")
     if not (member.isreg() or member.issym() or member.islnk()):
         raise ArchiveUnsafe(archive, member.name, "is a device or another special file")
+    made.parents.update(path.parents)
     target.parent.mkdir(parents=True, exist_ok=True)
     if member.issym():
         _check_link(archive, member, path)
@@ -143,7 +156,7 @@ def _make(archive: Path, tar: tarfile.TarFile, member: tarfile.TarInfo, into: Pa
     if member.islnk():
         source = _inside(archive, member.linkname, made)
         if source not in made.files:
-            raise ArchiveUnsafe(archive, member.name, f"is a hard link to {member.linkname!r}, no file before it")
+            raise ArchiveUnsafe(archive, member.name, f"is a hard link to {member.linkname[:200]!r}, no file before it")
         os.link(into / source, target, follow_symlinks=False)
     else:
         content = tar.extractfile(member)
@@ -168,23 +181,34 @@ def _inside(archive: Path, name: str, made: _Made) -> PurePosixPath:
         raise ArchiveUnsafe(archive, name, "has an absolute path")
     if ".." in path.parts:
         raise ArchiveUnsafe(archive, name, "leads outside")
-    if "\0" in name or len(os.fsencode(name)) > _MAX_PATH:
+    if not _can_be(name, _MAX_PATH):
         raise ArchiveUnsafe(archive, name[:60], "has a name that no file has")
     if any(parent in made.links for parent in path.parents):
         raise ArchiveUnsafe(archive, name, "would be written through a link")
+    if any(parent in made.files for parent in path.parents):
+        raise ArchiveUnsafe(archive, name, "would lie in a file")
     return path
+
+
+def _can_be(path: str, longest: int) -> bool:
+    """True if the system takes this as a path (path_resolution(7)): no NUL, no part of more than 255 bytes."""
+    try:
+        encoded = os.fsencode(path)
+    except UnicodeEncodeError:
+        return False
+    return b"\0" not in encoded and len(encoded) <= longest and max(map(len, encoded.split(b"/"))) <= _MAX_NAME
 
 
 def _check_link(archive: Path, member: tarfile.TarInfo, path: PurePosixPath) -> None:
     goal = PurePosixPath(member.linkname)
-    if not member.linkname or "\0" in member.linkname:
+    if not member.linkname or not _can_be(member.linkname, _MAX_LINK):
         raise ArchiveUnsafe(archive, member.name, "is a link to nowhere")
     if goal.is_absolute():
         if not PurePosixPath(*path.parts[1:]).is_relative_to(_LINKS_TO_PROGRAMS):
-            raise ArchiveUnsafe(archive, member.name, f"is a link to {member.linkname!r}, outside of it")
+            raise ArchiveUnsafe(archive, member.name, f"is a link to {member.linkname[:200]!r}, outside of it")
         return
     up = sum(part == ".." for part in goal.parts)
     # The folder at the top is part of every path inside: to leave it is to leave the archive. After a name, ".." is not
     # counted but refused: that name may be a link itself, and then nobody can tell where it leads.
     if len(path.parts) - 1 - up < 1 or ".." in goal.parts[up:]:
-        raise ArchiveUnsafe(archive, member.name, f"is a link to {member.linkname!r}, outside of it")
+        raise ArchiveUnsafe(archive, member.name, f"is a link to {member.linkname[:200]!r}, outside of it")

@@ -7,16 +7,23 @@ What goes into an image is the business of `pipeline`; texts beside it are made 
 from __future__ import annotations
 
 import contextlib
+import errno
+import functools
 import hashlib
 import json
+import re
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from pydantic import ConfigDict, TypeAdapter, ValidationError
+
+from ndakit import jsontext
 from ndakit.errors import BuildError, NdakitError
-from ndakit.workspace import Workspace, file_sha256, swap_folder
+from ndakit.mistakes import clean
+from ndakit.workspace import Workspace, file_sha256, make_folder, swap_folder
 
 RECORD, MANIFEST, SUMS = "record.json", "manifest", "SHA256SUMS"
 RECORD_FORMAT = 2
@@ -74,6 +81,8 @@ class ImageFile:
     mtime_ns: int = 0
     format: str = "img"
 
+    __pydantic_config__ = ConfigDict(extra="forbid")
+
 
 @dataclass(frozen=True)
 class Record:
@@ -110,6 +119,8 @@ class Record:
     verify: tuple[str, ...]
     format: int = RECORD_FORMAT
 
+    __pydantic_config__ = ConfigDict(extra="forbid")
+
     def text(self) -> str:
         """As it stands in record.json."""
         return json.dumps(asdict(self), indent=1, sort_keys=True, ensure_ascii=False) + "\n"
@@ -141,21 +152,26 @@ class Artifact:
         """
         path = folder / RECORD
         try:
-            data = json.loads(path.read_text())
+            data = jsontext.read(path)
         except FileNotFoundError as cause:
             name = folder.parent.name
             raise ImageNotBuilt(name, folder.name, folder, called or name) from cause
         except (OSError, ValueError) as cause:
-            raise RecordBroken(path, str(cause)) from cause
+            raise RecordBroken(path, clean(str(cause))) from cause
+        if data.get("format") != RECORD_FORMAT:
+            raise RecordBroken(path, f"it has format {data.get('format')!r:.20}, this version writes {RECORD_FORMAT}")
         try:
-            if data["format"] != RECORD_FORMAT:
-                raise RecordBroken(path, f"it has format {data['format']}, this version writes {RECORD_FORMAT}")
-            data["images"] = tuple(ImageFile(**i) for i in data["images"])
-            for key in ("argv", "warnings", "verify"):
-                data[key] = tuple(data[key])
-            record = Record(**data)
-        except (KeyError, TypeError) as cause:
-            raise RecordBroken(path, f"it is incomplete ({cause})") from cause
+            record = _reader().validate_python(data)
+        except ValidationError as cause:
+            places = sorted({clean(".".join(map(str, e["loc"]))) for e in cause.errors(include_input=False)})
+            raise RecordBroken(
+                path, f"it is incomplete or has something foreign in it ({', '.join(places)[:200]})"
+            ) from (cause)
+        foreign = [image.name for image in record.images if not _is_name(image.name)]
+        if foreign or not record.images:
+            raise RecordBroken(
+                path, f"{foreign[0]!r:.60} in it is no name of a file" if foreign else "it has no images"
+            )
         return cls(folder, record)
 
     @property
@@ -198,6 +214,9 @@ class Artifact:
             return [ImageChanged(self.folder / SUMS, "it is not there, or is no text")]
         images = {image.name for image in self.record.images}
         listed = {name: sha256 for sha256, _, name in (line.partition("  ") for line in lines)}
+        foreign = [name for name in listed if not _is_name(name)]
+        if foreign:
+            return [ImageChanged(self.folder / SUMS, f"it names {foreign[0]!r:.60}, which is no file beside it")]
         found: list[NdakitError] = []
         for name in sorted({MANIFEST, RECORD, *listed} - images):
             path = self.folder / name
@@ -217,8 +236,22 @@ class Artifact:
         return found
 
 
+@functools.cache
+def _reader() -> TypeAdapter[Record]:
+    """Reads records: the fields of the dataclasses with their types, no others."""
+    return TypeAdapter(Record)
+
+
+def _is_name(name: str) -> bool:
+    """True for a name of a file in a folder, not of one elsewhere."""
+    return re.fullmatch(r"(?!\.\.?$)[\w.+@,=~-][\w .+@,=~-]{0,200}", name) is not None
+
+
 def _differs(path: Path, sha256: str) -> NdakitError | None:
-    now = file_sha256(path)
+    try:
+        now = file_sha256(path)
+    except OSError as cause:
+        return ImageChanged(path, f"it cannot be read: {cause.strerror}")
     if not sha256:
         return ImageChanged(path, f"{SUMS} does not name it")
     return None if now == sha256 else ImageChanged(path, f"its SHA-256 is {now[:16]}… instead of {sha256[:16]}…")
@@ -244,21 +277,21 @@ def store(
     (new / SUMS).write_text("".join(f"{known.get(name) or file_sha256(new / name)}  {name}\n" for name in names))
     for path in (new, *new.iterdir()):
         path.chmod(0o755 if path.is_dir() else 0o644)
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    if not _on_one_disk(new, folder.parent):
+    make_folder(folder.parent)
+    try:
+        swap_folder(new, folder)
+    except OSError as cause:
+        if cause.errno != errno.EXDEV:
+            raise
+        # Another disk, or the same one mounted once more (a bind mount): no rename leads there (rename(2)).
         near = folder.parent / f".{folder.name}.partial"
         shutil.rmtree(near, ignore_errors=True)
         shutil.copytree(new, near)
         new = near
-    swap_folder(new, folder)
+        swap_folder(new, folder)
     with contextlib.suppress(OSError):
         shutil.rmtree(new)
     return Artifact.load(folder)
-
-
-def _on_one_disk(one: Path, other: Path) -> bool:
-    """True if a rename can get from one to the other."""
-    return one.stat().st_dev == other.stat().st_dev
 
 
 def _move(source: Path, target: Path) -> None:

@@ -10,6 +10,8 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
+import stat
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -18,11 +20,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote, urlsplit, urlunsplit
 
+from ndakit import jsontext
 from ndakit.errors import InputError, MachineError
+from ndakit.mistakes import clean
 from ndakit.workspace import write_atomic
 
 if TYPE_CHECKING:
     import requests
+
+    from ndakit import httplimit
 
 Progress = Callable[[int, int | None], None]
 """Called with the bytes that are there and, if known, the bytes that there will be."""
@@ -38,8 +44,12 @@ class Limits:
 
     connect_s: float = 15.0
     stall_s: float = 30.0
-    """Less than `stall_bytes` in this time is a mirror that hangs."""
-    stall_bytes: int = 4096
+    """Less than `stall_bytes` of an archive in this time is a mirror that hangs."""
+    stall_bytes: int = 30 * 16 * 1024
+    whole_s: float = 60.0
+    """From a request to the last byte of a small file, and to the last header line before a large one."""
+    progress_bytes: int = 64 * 1024
+    """A connection that broke off and brought less than this counts as a failed attempt."""
     attempts: int = 3
     pause_s: float = 1.0
     """Between two attempts."""
@@ -51,7 +61,7 @@ class MirrorUnusable(InputError):
     def __init__(self, mirror: str, why: str) -> None:
         super().__init__(
             f"this is no address of a mirror: {why}",
-            where=shown(mirror),
+            where=f"'{clean(without_password(mirror))[:200]}'",
             fix="write the part before releases/: --mirror https://downloads.openwrt.org, or file:///folder",
         )
 
@@ -82,11 +92,13 @@ class MirrorUnreachable(MirrorFailed):
 
 
 class MirrorHangs(MirrorFailed):
-    """The mirror took the request and then said nothing, or next to nothing."""
+    """The mirror took the request and then said nothing, or next to nothing: of an archive, too little for a time;
+    of a small file (`whole`), not all of it in its time."""
 
-    def __init__(self, url: str, limit_s: float) -> None:
+    def __init__(self, url: str, limit_s: float, *, whole: bool = False) -> None:
+        what = "what should be small was not there whole after" if whole else "next to nothing came for"
         super().__init__(
-            f"the mirror hangs: next to nothing came for {limit_s:g} s",
+            f"the mirror hangs: {what} {limit_s:g} s",
             where=shown(url),
             fix="run it again later (what came so far is kept), or use another mirror: --mirror URL",
         )
@@ -97,7 +109,7 @@ class MirrorRefuses(MirrorFailed):
 
     def __init__(self, url: str, status: int, reason: str) -> None:
         super().__init__(
-            f"the mirror answers {status} {reason}".rstrip(),
+            f"the mirror answers {status} {clean(reason)[:80]}".rstrip(),
             where=shown(url),
             fix="run it again later, or use another mirror: --mirror URL",
         )
@@ -140,8 +152,22 @@ class TlsFailed(MirrorFailed):
 
 def shown(url: str) -> str:
     """An address without the user and password that may be in it, for messages and records."""
-    parts = urlsplit(url)
-    return urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2]))
+    try:
+        parts = urlsplit(url)
+    except ValueError:
+        return clean(without_password(url))
+    return clean(urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2])))
+
+
+def without_password(text: str) -> str:
+    """A text with addresses in it, each cut from its `//` to the last `@` behind that.
+
+    What is no right address is cut as well, whatever the password is made of: too much rather than too little.
+    """
+    begin, slashes, rest = text.partition("//")
+    if "@" not in text or not slashes:
+        return text.rpartition("@")[2]
+    return "".join([begin, slashes, re.sub(r"\S*@", "", rest)])
 
 
 def mirror(text: str) -> str:
@@ -149,8 +175,8 @@ def mirror(text: str) -> str:
     try:
         parts = urlsplit(text.strip())
         _ = parts.port
-    except ValueError as cause:
-        raise MirrorUnusable(text, str(cause)) from None
+    except ValueError:
+        raise MirrorUnusable(text, "its host or port cannot be read") from None
     if parts.scheme not in ("http", "https", "file"):
         raise MirrorUnusable(text, "it begins with none of https://, http:// and file://")
     if parts.scheme != "file" and not parts.hostname:
@@ -167,10 +193,13 @@ def small(url: str, *, max_bytes: int, limits: Limits) -> bytes:
     for attempt in range(1, limits.attempts + 1):
         try:
             found = bytearray()
-            with _answer(url, 0, None, limits) as answer:
+            end_s = time.monotonic() + limits.whole_s
+            with _answer(url, 0, None, limits, end_s) as answer:
                 _refuse_page(url, answer.type)
-                for chunk in _timed(url, answer, limits):
+                for chunk in answer.chunks:
                     found += chunk
+                    if time.monotonic() > end_s:
+                        raise MirrorHangs(url, limits.whole_s, whole=True)
                     if len(found) > max_bytes:
                         raise WrongAnswer(url, f"it is longer than {max_bytes // 1024} KiB")
                 _refuse_length(url, len(found), answer.total)
@@ -185,7 +214,7 @@ def small(url: str, *, max_bytes: int, limits: Limits) -> bytes:
 def large(url: str, partial: Path, *, max_bytes: int, limits: Limits, progress: Progress) -> None:
     """Download into the file `partial`, going on where an earlier call ended; on return everything is there.
 
-    A connection that breaks off is taken up again as long as each attempt brings something. Beside the file lies
+    A connection that breaks off is taken up again as long as each attempt brings enough. Beside the file lies
     `<partial>.json` with the address and the entity tag it began with. Raises MirrorFailed's kinds and OSError.
     """
     failures = 0
@@ -200,7 +229,7 @@ def large(url: str, partial: Path, *, max_bytes: int, limits: Limits, progress: 
             if failures >= limits.attempts:
                 raise WrongAnswer(url, "its length is another one with each request") from None
         except (MirrorUnreachable, MirrorRefuses):
-            failures = 1 if _size(partial) > before else failures + 1
+            failures = 1 if _size(partial) - before >= limits.progress_bytes else failures + 1
             if failures >= limits.attempts:
                 raise
             time.sleep(limits.pause_s)
@@ -215,7 +244,7 @@ def forget(partial: Path) -> None:
 def _once(url: str, partial: Path, max_bytes: int, limits: Limits, progress: Progress) -> None:
     known = _facts(partial)
     have = _size(partial)
-    tag = known.get("etag") if known.get("url") == shown(url) else None
+    tag = _tag(known.get("etag")) if known.get("url") == shown(url) else None
     with _answer(url, have, tag, limits) as answer:
         _refuse_page(url, answer.type)
         resumed = have > 0 and answer.start == have and known.get("total") in (None, answer.total)
@@ -254,12 +283,13 @@ class _Answer:
 
 
 @contextlib.contextmanager
-def _answer(url: str, start: int, tag: str | None, limits: Limits) -> Iterator[_Answer]:
+def _answer(url: str, start: int, tag: str | None, limits: Limits, end_s: float | None = None) -> Iterator[_Answer]:
+    """The answer to a request; `end_s` (monotonic clock) is when its last byte has to be there."""
     if url.startswith("file:"):
         with _local(url, start) as answer:
             yield answer
     else:
-        with _http(url, start, tag, limits) as answer:
+        with _http(url, start, tag, limits, end_s) as answer:
             yield answer
 
 
@@ -267,31 +297,39 @@ def _answer(url: str, start: int, tag: str | None, limits: Limits) -> Iterator[_
 def _local(url: str, start: int) -> Iterator[_Answer]:
     path = Path(unquote(urlsplit(url).path))
     try:
-        source = path.open("rb")
+        source = os.fdopen(os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK), "rb")
     except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
         raise NotThere(url) from None
-    except OSError as cause:
-        raise MirrorUnreachable(url, str(cause.strerror)) from cause
+    except (OSError, ValueError) as cause:
+        raise MirrorUnreachable(url, str(getattr(cause, "strerror", cause))) from cause
     with source:
-        size = os.fstat(source.fileno()).st_size
+        facts = os.fstat(source.fileno())
+        if not stat.S_ISREG(facts.st_mode):
+            raise NotThere(url)
+        size = facts.st_size
         begin = start if start <= size else 0
         source.seek(begin)
         yield _Answer(begin, size, None, "", iter(lambda: source.read(_CHUNK), b""))
 
 
 @contextlib.contextmanager
-def _http(url: str, start: int, tag: str | None, limits: Limits) -> Iterator[_Answer]:
+def _http(url: str, start: int, tag: str | None, limits: Limits, end_s: float | None) -> Iterator[_Answer]:
     import requests
+
+    from ndakit import httplimit
 
     headers = {"Accept-Encoding": "identity"}
     if start:
         headers["Range"] = f"bytes={start}-"
         if tag and not tag.startswith("W/"):
             headers["If-Range"] = tag
+    limit = httplimit.Limit(end_s or time.monotonic() + limits.whole_s)
     with requests.Session() as session:
         session.max_redirects = _MAX_REDIRECTS
-        with _told(url, limits):
+        httplimit.bound(session, limit)
+        with _told(url, limits, limit):
             answer = session.get(url, headers=headers, stream=True, timeout=(limits.connect_s, limits.stall_s))
+        limit.until_s = end_s
         with answer:
             status = answer.status_code
             if status in (404, 410):
@@ -303,13 +341,13 @@ def _http(url: str, start: int, tag: str | None, limits: Limits) -> Iterator[_An
                 raise MirrorRefuses(url, status, answer.reason or "")
             begin, total = _range(answer) if status == 206 else (0, _number(answer.headers.get("Content-Length")))
             kind = answer.headers.get("Content-Type", "").partition(";")[0].strip().lower()
-            yield _Answer(begin, total, answer.headers.get("ETag"), kind, _chunks(url, answer, limits))
+            yield _Answer(begin, total, _tag(answer.headers.get("ETag")), kind, _chunks(url, answer, limits, limit))
 
 
-def _chunks(url: str, answer: requests.Response, limits: Limits) -> Iterator[bytes]:
+def _chunks(url: str, answer: requests.Response, limits: Limits, limit: httplimit.Limit) -> Iterator[bytes]:
     """The body as it was sent, in pieces as they come, so that a slow mirror is seen to be slow."""
     while True:
-        with _told(url, limits):
+        with _told(url, limits, limit):
             chunk = answer.raw.read1(_CHUNK, decode_content=False)
         if not chunk:
             return
@@ -317,7 +355,7 @@ def _chunks(url: str, answer: requests.Response, limits: Limits) -> Iterator[byt
 
 
 @contextlib.contextmanager
-def _told(url: str, limits: Limits) -> Iterator[None]:
+def _told(url: str, limits: Limits, limit: httplimit.Limit) -> Iterator[None]:
     """Turn what requests and urllib3 raise into our errors."""
     import requests
     from urllib3.exceptions import HTTPError, ReadTimeoutError
@@ -333,9 +371,14 @@ def _told(url: str, limits: Limits) -> Iterator[None]:
     except requests.exceptions.ConnectTimeout:
         raise MirrorUnreachable(url, f"no connection within {limits.connect_s:g} s") from None
     except (requests.exceptions.ReadTimeout, ReadTimeoutError):
+        if limit.passed():
+            raise MirrorHangs(url, limits.whole_s, whole=True) from None
         raise MirrorHangs(url, limits.stall_s) from None
     except (requests.exceptions.RequestException, HTTPError, OSError) as cause:
         raise MirrorUnreachable(url, _innermost(cause)) from None
+    except ValueError:
+        # urlsplit's, and that of a Location which is no UTF-8: requests lets both through.
+        raise MirrorRedirects(url, "to an address that cannot be read") from None
 
 
 def _timed(url: str, answer: _Answer, limits: Limits) -> Iterator[bytes]:
@@ -372,7 +415,13 @@ def _range(answer: requests.Response) -> tuple[int, int | None]:
 
 
 def _number(text: str | None) -> int | None:
-    return int(text) if text is not None and text.isascii() and text.isdigit() else None
+    """A number of bytes; None for what is none, or more than any file has."""
+    return int(text) if text is not None and re.fullmatch(r"[0-9]{1,18}", text) else None
+
+
+def _tag(text: object) -> str | None:
+    """An entity tag (RFC 9110, 8.8.3), if it is one that can be sent back."""
+    return text if isinstance(text, str) and re.fullmatch(r'(W/)?"[\x21\x23-\x7e]{0,200}"', text) else None
 
 
 def _innermost(cause: BaseException) -> str:
@@ -389,7 +438,7 @@ def _innermost(cause: BaseException) -> str:
             break
         found = following
     words = getattr(found, "verify_message", None) or getattr(found, "strerror", None) or str(found)
-    return str(words).strip()[:200] or type(found).__name__
+    return clean(without_password(str(words).strip()))[:200] or type(found).__name__
 
 
 def _facts_file(partial: Path) -> Path:
@@ -398,9 +447,7 @@ def _facts_file(partial: Path) -> Path:
 
 def _facts(partial: Path) -> dict[str, Any]:
     with contextlib.suppress(OSError, ValueError):
-        found = json.loads(_facts_file(partial).read_text())
-        if isinstance(found, dict):
-            return found
+        return jsontext.read(_facts_file(partial))
     return {}
 
 

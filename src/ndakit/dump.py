@@ -76,7 +76,7 @@ def flow(value: Any) -> str:
     if isinstance(value, list):
         return "[" + ", ".join(flow(v) for v in value) + "]"
     text = scalar(value)
-    return json.dumps(text, ensure_ascii=False) if re.search(r"[,:\[\]{}]", text) and text[0] != '"' else text
+    return _quoted(text) if re.search(r"[,:\[\]{}]", text) and text[0] != '"' else text
 
 
 def scalar(value: Any) -> str:
@@ -88,4 +88,13 @@ def scalar(value: Any) -> str:
     text = str(value)
     if _PLAIN.fullmatch(text) and ": " not in text and text[-1] not in ": " and text.lower() not in ("null", "~"):
         return text
-    return json.dumps(text, ensure_ascii=False)
+    return _quoted(text)
+
+
+def _quoted(text: str) -> str:
+    """In double quotes; what could act on a terminal as its code (YAML 1.2, 5.7)."""
+
+    def code(char: str) -> str:
+        return f"\\U{ord(char):08X}" if ord(char) > 0xFFFF else f"\\u{ord(char):04X}"
+
+    return "".join(c if c.isprintable() else code(c) for c in json.dumps(text, ensure_ascii=False))

@@ -6,6 +6,7 @@ them. Library code raises; only the tasks print.
 
 from __future__ import annotations
 
+import errno
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -89,6 +90,32 @@ class VerifyError(NdakitError):
     """A built system did not boot or did not do what the model says (exit code 5)."""
 
     exit_code = 5
+
+
+class MachineRefuses(MachineError):
+    """The operating system refused something that is everyday work, at a place with no better words for it."""
+
+
+_WAYS_OUT = {
+    errno.ENOSPC: "free some space there, then run it again",
+    errno.EDQUOT: "free some of your quota there, then run it again",
+    errno.EACCES: "make it readable and writable for you, or run this as its owner",
+    errno.EPERM: "make it readable and writable for you, or run this as its owner",
+    errno.EROFS: "work in a folder that is not mounted read-only",
+    errno.ENAMETOOLONG: "use a shorter name, or a folder with a shorter path",
+    errno.ELOOP: "remove the link that leads to itself",
+    errno.EMFILE: "let this shell open more files: ulimit -n 4096",
+    errno.EBUSY: "it is in use, or a mount point: unmount it, or work in another folder",
+    errno.EXDEV: "unmount what is mounted there, or work in another folder",
+    errno.EIO: "look at the disk: dmesg tells what it said",
+}
+
+
+def refused(cause: OSError) -> MachineRefuses:
+    """An error of the operating system (errno(3)) in three lines."""
+    names = " → ".join(repr(str(name)) for name in (cause.filename, cause.filename2) if name is not None)
+    fix = _WAYS_OUT.get(cause.errno or 0, "look at what is there (ls -ld), move it away or make it what it should be")
+    return MachineRefuses(f"the system says: {cause.strerror or cause}", where=names or "this machine", fix=fix)
 
 
 class ErrorGroup(NdakitError):

@@ -7,6 +7,7 @@ it. What the values mean is not known here.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -149,13 +150,26 @@ class _Reader:
         if "\0" in name or len(name) > 255:
             return None
         file = name if name.endswith(".yaml") else f"{name}.yaml"
-        for folder in (path.parent, self.workspace.profiles):
-            if (folder / file).is_file():
-                return (folder / file).resolve()
+        with contextlib.suppress(OSError):  # a name that no file can have, a folder that may not be looked into
+            for folder in (path.parent, self.workspace.profiles):
+                if (folder / file).is_file():
+                    return (folder / file).resolve()
         return None
 
     def _missing(self, name: str, path: Path, at: Location) -> ProfileMistake:
         known = sorted({p.stem for folder in (path.parent, self.workspace.profiles) for p in folder.glob("*.yaml")})
+        file = name if name.endswith(".yaml") else f"{name}.yaml"
+        for place in (
+            (path.parent / file, self.workspace.profiles / file) if len(name) < 200 and "\0" not in name else ()
+        ):
+            if place.is_symlink():
+                where = shown(place, self.workspace)
+                return ProfileMistake(
+                    "unknown-parent",
+                    f"'{show(name)}' is a link to '{show(str(place.readlink()))}', and no file is there",
+                    at=at,
+                    fix=f"put the file there, or replace the link {show(where, 200)} by a file",
+                )
         near = guess(name, known)
         fix = f"did you mean '{near}'? " if near else ""
         return ProfileMistake(

@@ -22,10 +22,11 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from ndakit import archive, download, fetcherrors, ibparse, trust
+from ndakit import archive, download, fetcherrors, ibparse, jsontext, trust
 from ndakit.download import Limits, MirrorFailed, NotThere
 from ndakit.errors import BuildError
 from ndakit.events import Events, Progress, StepDone, StepStarted, Waiting, Warned, ignore
+from ndakit.mistakes import clean
 from ndakit.release import Release
 from ndakit.trust import LISTING, VerificationFailed
 from ndakit.workspace import cache, file_sha256, hold, scratch_folder, swap_folder, write_atomic
@@ -37,7 +38,7 @@ _FORMAT = 1
 _MIB = 1024 * 1024
 _LISTING_MAX = 4 * _MIB
 _ARCHIVE_MAX = 4096 * _MIB
-_NAME = re.compile(r"openwrt-imagebuilder-(.+)\.Linux-x86_64\.tar\.(?:xz|zst)")
+_NAME = re.compile(r"openwrt-imagebuilder-([\w.+-]+)\.Linux-x86_64\.tar\.(?:xz|zst)")
 _PARTS = ("Makefile", ".config", "include", "staging_dir")
 
 
@@ -148,15 +149,27 @@ def get(release: Release, target: str, origin: Origin, events: Events = ignore) 
 
 
 def _known(wanted: _Wanted) -> Iterator[tuple[Path, dict[str, Any]]]:
-    """Every entry's folder and facts, the newest first; what cannot be read is none."""
+    """Every entry's folder and facts, the newest first; what cannot be read, or is not as we write it, is none."""
     found: list[tuple[int, Path, dict[str, Any]]] = []
     for path in wanted.base.glob("*/verified.json"):
         with contextlib.suppress(OSError, ValueError):
-            facts = json.loads(path.read_text())
-            if isinstance(facts, dict) and facts.get("format") == _FORMAT:
+            facts = jsontext.read(path)
+            if _is_entry(path.parent, facts):
                 found.append((path.stat().st_mtime_ns, path.parent, facts))
     for _, folder, facts in sorted(found, key=lambda entry: entry[0], reverse=True):
         yield folder, facts
+
+
+def _is_entry(folder: Path, facts: dict[str, Any]) -> bool:
+    """True for facts as `_fetched` writes them: the archive's name is no path, and the folder is the checksum's."""
+    texts = [facts.get(key) for key in ("archive", "sha256", "verified_by")]
+    if facts.get("format") != _FORMAT or not isinstance(facts.get("pinned"), bool):
+        return False
+    if not all(isinstance(text, str) for text in texts):
+        return False
+    name, sha256, _ = map(str, texts)
+    checksum = re.fullmatch(r"[0-9a-f]{64}", sha256) is not None and folder.name == sha256[:16]
+    return checksum and _NAME.fullmatch(name) is not None and "/" not in name and "\0" not in name
 
 
 def _entries(wanted: _Wanted) -> Iterator[tuple[Path, dict[str, Any]]]:
@@ -360,11 +373,11 @@ def _what_there_is(wanted: _Wanted) -> Exception | None:
     for mirror in wanted.origin.mirrors:
         with contextlib.suppress(MirrorFailed, ValueError, TypeError, KeyError):
             text = download.small(f"{mirror}/.versions.json", max_bytes=_MIB, limits=limits)
-            versions = [str(v) for v in json.loads(text)["versions_list"]]
+            versions = [clean(str(v)) for v in jsontext.mapping(text)["versions_list"]]
             if str(wanted.release) not in versions:
                 return fetcherrors.ReleaseMissing(wanted.release, versions, download.shown(mirror))
             url = f"{mirror}/releases/{wanted.release}/.targets.json"
-            targets = sorted(json.loads(download.small(url, max_bytes=_MIB, limits=limits)))
+            targets = sorted(map(clean, jsontext.mapping(download.small(url, max_bytes=_MIB, limits=limits))))
             if wanted.target not in targets:
                 return fetcherrors.TargetMissing(wanted.release, wanted.target, targets, download.shown(mirror))
     return None

@@ -18,12 +18,12 @@ from typing import Any
 from jinja2 import Undefined
 
 from ndakit import uci as uci_text
+from ndakit.names import UNSEEN
 from ndakit.release import Release
 
 _SCALARS = (
     str, int, IPv4Address, IPv6Address, IPv4Network, IPv6Network, IPv4Interface, IPv6Interface, Release,
 )  # fmt: skip
-_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ufeff\ud800-\udfff]")
 _WORD = re.compile(r"[A-Za-z0-9_.:/@+,=%~\[\]-]+")
 _HAPROXY_PLAIN = re.compile(r"[A-Za-z0-9_.:/@+,=%~^*\[\]{}()!<>|&?;-]+")
 
@@ -58,7 +58,7 @@ def _line(value: object) -> str:
     found = text(value)
     if not found:
         raise ValueError("an empty value")
-    if bad := _CONTROL.search(found):
+    if bad := UNSEEN.search(found):
         raise ValueError(f"control character U+{ord(bad[0]):04X}")
     return found
 
@@ -108,6 +108,16 @@ def word(value: object) -> Ready:
 def comment(value: object) -> Ready:
     """The rest of a comment line, or of a line that only people read."""
     return Ready(_line(value))
+
+
+def markdown(value: object) -> Ready:
+    """Text in a line of Markdown that is shown as it stands: no HTML, no link, no emphasis, no table's column.
+
+    CommonMark 0.31, 2.4: a backslash before ASCII punctuation. GitHub makes links of bare addresses, too.
+    """
+    found = re.sub(r"([\\`*_{}\[\]<>#|~&!@])", r"\\\1", _line(value))
+    found = re.sub(r"(?i)(https?|ftp|mailto|xmpp)(:)|(www)(\.)", lambda m: f"{m[1] or m[3]}\\{m[2] or m[4]}", found)
+    return Ready(re.sub(r"^(\d*)([-+=.)])", r"\1\\\2", found))
 
 
 def xml(value: object) -> Ready:
@@ -181,6 +191,7 @@ FILTERS: Mapping[str, Callable[[object], Ready]] = {
         words,
         quoted,
         comment,
+        markdown,
         xml,
         seconds,
         decimal,

@@ -9,7 +9,6 @@ over; whole disks are the business of `diskimage`. Structures: Linux `drivers/mt
 from __future__ import annotations
 
 import io
-import json
 import struct
 import tarfile
 import zlib
@@ -18,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from ndakit import jsontext
 from ndakit.errors import BuildError
 
 KIB, MIB = 1024, 1024 * 1024
@@ -393,7 +393,7 @@ def metadata(data: bytes, problems: list[str]) -> tuple[str, ...]:
             return ()
         if kind == _INFO:
             try:
-                facts = json.loads(data[start + 8 : end - _TRAILER_BYTES])
+                facts = jsontext.mapping(data[start + 8 : end - _TRAILER_BYTES])
                 return tuple(str(name).split(" ")[0] for name in facts["supported_devices"])
             except (ValueError, KeyError, TypeError) as cause:
                 problems.append(f"its metadata cannot be read ({type(cause).__name__})")

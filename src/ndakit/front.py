@@ -101,8 +101,6 @@ def rendered(workspace: Workspace, loaded: Loaded, node: str) -> Tree:
 
 def check_profile(workspace: Workspace, profile: str, *, as_json: bool, daemons: bool) -> int:
     """Check a profile, what is rendered from it, and how it sits beside the others; the exit code."""
-    from ndakit.workspace import cache
-
     errors: list[NdakitError] = []
     warnings: list[ProfileWarning] = []
     asked = ""
@@ -113,7 +111,7 @@ def check_profile(workspace: Workspace, profile: str, *, as_json: bool, daemons:
         errors += _package_errors(workspace, loaded)
         for node in loaded.profile.nodes:
             tree = rendered(workspace, loaded, node)
-            asked = _ask_daemons(tree, cache() / "lab", errors, download=daemons)
+            asked = _ask_daemons(tree, errors, download=daemons)
     except ErrorGroup as group:
         errors += group.errors
     except NdakitError as error:
@@ -171,14 +169,16 @@ def _concerns(warning: ProfileWarning, loaded: Loaded) -> bool:
     return any(Path(f).name == loaded.path.name for f in files)
 
 
-def _ask_daemons(tree: Tree, cache: Path, errors: list[NdakitError], *, download: bool) -> str:
+def _ask_daemons(tree: Tree, errors: list[NdakitError], *, download: bool) -> str:
     """Have the real daemons read the files; how that went, in words."""
     from ndakit import validators
+    from ndakit.workspace import cache
 
-    if not download and not validators.ready(cache):
-        return "the daemons were not asked (--daemons downloads them once)"
     try:
-        errors += validators.check(tree, cache)
+        lab = cache() / "lab"
+        if not download and not validators.ready(lab):
+            return "the daemons were not asked (--daemons downloads them once)"
+        errors += validators.check(tree, lab)
     except (MachineError, ProcessFailed) as cause:
         if download:
             raise

@@ -12,7 +12,7 @@ import json
 from collections.abc import Iterator
 from pathlib import Path
 
-from ndakit import process
+from ndakit import jsontext, process
 from ndakit.ibdiagnose import PrerequisitesMissing
 
 MARK = "staging_dir/host/.prereq-build"
@@ -58,8 +58,10 @@ def facts(root: Path) -> str:
 def restore(root: Path, text: str) -> bool:
     """Put a folder into the state after its check, by the `facts` of another copy; False if a program has changed."""
     try:
-        known = json.loads(text)
+        known = jsontext.mapping(text)
         links = {str(name): (str(target), was) for name, (target, was) in known["links"].items()}
+        if any("/" in name or "\0" in name + links[name][0] or name in ("", ".", "..") for name in links):
+            return False
     except (ValueError, KeyError, TypeError, AttributeError):
         return False
     if known.get("path") != process.environment()["PATH"]:

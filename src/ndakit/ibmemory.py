@@ -20,7 +20,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from ndakit import process
+from ndakit import jsontext, process
 from ndakit.workspace import cache, file_sha256, stale, write_atomic
 
 REMOTE_AGE_S = 4 * 3600.0
@@ -65,12 +65,14 @@ class Memory:
         """A kept root, if it is whole and not too old. One that is not is removed."""
         note = self._folder / f"{key}.json"
         try:
-            facts = json.loads(note.read_text())
-            archive = self._folder / str(facts["archive"])
-            place, limit_s = str(facts["place"]), float(facts["limit_s"])
+            facts = jsontext.read(note)
+            name, place = str(facts["archive"]), str(facts["place"])
+            if not re.fullmatch(rf"{key}-[0-9a-f]{{16}}\.tar", name) or not re.fullmatch(r"(/?[\w.+-]+)+", place):
+                raise ValueError("not as it is written")
+            archive, limit_s = self._folder / name, float(facts["limit_s"])
             age_s = time.time() - float(facts["made_s"])
             whole = facts["format"] == _FORMAT and file_sha256(archive) == facts["sha256"]
-        except (OSError, ValueError, KeyError, TypeError):
+        except (OSError, ValueError, KeyError, TypeError, OverflowError):
             self._forget(note)
             return None
         if not whole or (limit_s and not 0 <= age_s <= limit_s) or Path(place).is_absolute() or ".." in place:
@@ -111,7 +113,7 @@ class Memory:
         named: set[str] = set()
         for note in self._base.glob("*/*.json"):
             with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
-                named.add(str(json.loads(note.read_text())["archive"]))
+                named.add(str(jsontext.read(note)["archive"]))
         left = [*self._base.glob("*/*.tar"), *self._base.glob("*/.*.partial")]
         for file in stale((f for f in left if f.name not in named), keep=0, idle_s=_ORPHAN_S):
             file.unlink(missing_ok=True)

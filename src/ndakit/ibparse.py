@@ -6,10 +6,11 @@ Pure text in, values out; what went wrong in a build is read by `ibdiagnose`. Fo
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+
+from ndakit import jsontext
 
 
 @dataclass(frozen=True)
@@ -113,7 +114,7 @@ def index_names(text: str) -> tuple[str, ...]:
 
 def overview(text: str, device: str) -> Overview:
     """Read profiles.json for one device. Raises ValueError for anything that is not such a file."""
-    data = json.loads(text)
+    data = jsontext.mapping(text)
     try:
         images = data["profiles"][device]["images"]
         return Overview(

@@ -18,6 +18,7 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from ndakit import jsontext
 from ndakit.workspace import write_atomic
 
 _FICLONE = 0x40049409  # linux/fs.h: share the blocks of a file, where the file system can
@@ -138,7 +139,7 @@ def fingerprint(root: Path, cache: Path | None = None, skip: Callable[[str], boo
     known: dict[str, list[int | str]] = {}
     if cache is not None:
         with contextlib.suppress(OSError, ValueError):
-            known = json.loads(cache.read_text())
+            known = jsontext.read(cache)
     now: dict[str, list[int | str]] = {}
     settled_ns = time.time_ns() - round(_SETTLED_S * 1e9)
     total = hashlib.sha256()
@@ -151,7 +152,8 @@ def fingerprint(root: Path, cache: Path | None = None, skip: Callable[[str], boo
             continue
         identity: list[int | str] = [facts.st_size, facts.st_mtime_ns, facts.st_ino]
         before = known.get(path)
-        content = str(before[3]) if before and before[:3] == identity else _sha256(entry.path)
+        fits = isinstance(before, list) and len(before) == 4 and before[:3] == identity
+        content = str(before[3]) if before and fits else _sha256(entry.path)
         if facts.st_mtime_ns < settled_ns:
             now[path] = [*identity, content]
         executable = "x" if facts.st_mode & 0o111 else "-"

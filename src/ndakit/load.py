@@ -8,14 +8,18 @@ Printing is the tasks' business.
 from __future__ import annotations
 
 import contextlib
+import errno
+import os
+import re
 import shlex
+import stat
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ndakit import extends
 from ndakit.diagnose import diagnose, place
-from ndakit.errors import ErrorGroup, InputError, Location, NdakitError
+from ndakit.errors import ErrorGroup, InputError, Location, NdakitError, refused
 from ndakit.loaded import Loaded
 from ndakit.mistakes import KeyPath, ProfileMistake, ProfileWarning, dotted, guess, listing, show
 from ndakit.model import Profile, checks
@@ -39,6 +43,8 @@ __all__ = [
 ]
 
 MISTAKES_MAX = 100
+_PRIVATE_KEY = re.compile(rb"-----BEGIN [A-Z0-9 ]*PRIVATE KEY")
+"""How files with private keys begin (RFC 7468; OpenSSH's the same way)."""
 
 
 class ProfileNotFound(InputError):
@@ -54,6 +60,17 @@ class ProfileNotFound(InputError):
         if "/" not in what and "\0" not in what and len(what) < 200 and other.is_file():
             fix = f"rename profiles/{what}.yml to profiles/{what}.yaml"
         super().__init__(f"there is no profile '{show(what)}'", where=str(workspace.profiles), fix=fix)
+
+
+class ProfileLinkBroken(InputError):
+    """A profile's file is a link, and there is nothing where it leads."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(
+            f"the profile is a link to '{show(str(path.readlink()), 200)}', and no file is there",
+            where=show(str(path), 200),
+            fix=f"put the file there, or remove the link: rm {shlex.quote(str(path))}",
+        )
 
 
 class ProfileIsFragment(InputError):
@@ -152,10 +169,16 @@ def _find(workspace: Workspace, what: str) -> Path:
     path = workspace.profiles / f"{what}.yaml"
     if "/" in what or what.endswith((".yaml", ".yml")):
         path = Path(what)
-        if not path.exists() and "/" not in what:
+        if "/" not in what and not os.path.lexists(path):
             path = workspace.profiles / what
-    if not path.exists():
-        raise ProfileNotFound(what, workspace)
+    try:
+        path.stat()
+    except OSError as cause:
+        if os.path.islink(path):  # noqa: PTH114  # pathlib's raises for a name that is too long
+            raise ProfileLinkBroken(path) from None
+        if isinstance(cause, PermissionError):
+            raise refused(cause) from None
+        raise ProfileNotFound(what, workspace) from None
     path = path.resolve()
     if path.stem.startswith("_"):
         raise ProfileIsFragment(extends.shown(path, workspace), path.stem)
@@ -163,40 +186,69 @@ def _find(workspace: Workspace, what: str) -> Path:
 
 
 class _Attachments:
-    """Reads the files that a profile names; their paths belong to the file that writes them."""
+    """Reads the files that a profile names; their paths belong to the file that writes them.
+
+    What is read ends up on the appliance, for clients to see: whatever looks as if it were kept from others is refused.
+    """
 
     def __init__(self, main: Path, sources: Mapping[str, Path], workspace: Workspace) -> None:
-        self.folders = {file: path.parent for file, path in sources.items()}
-        self.main = main.parent
+        self.sources = sources
+        self.main = main
         self.workspace = workspace
         self.contents: dict[Path, bytes] = {}
 
     def read(self, text: str) -> bytes:
         """The content of the file that a scalar names; a refusal of the model's kind if there is none."""
-        folder = self.folders.get(text.at.file, self.main) if isinstance(text, Scalar) else self.main
-        path = folder / text
+        by = self.sources.get(text.at.file, self.main) if isinstance(text, Scalar) else self.main
+        path = by.parent / text
+        beside = f"{extends.shown(by.parent, self.workspace)}/"
         if "\0" in text or len(text) > 1024 or text.startswith("/"):
             raise mistake(
-                "attachment", "'{got}' is not a relative path", got=text[:60],
-                fix=f"copy the file to {extends.shown(folder, self.workspace)}/, and write its name",
+                "attachment", "'{got}' is not a relative path", got=show(text),
+                fix=f"copy the file to {beside}, and write its name",
             )  # fmt: skip
         if path not in self.contents:
-            named = extends.shown(path, self.workspace)
+            named = show(extends.shown(path, self.workspace), 200)
             try:
-                if path.exists() and not path.is_file():
-                    raise mistake("attachment", "{got} is not a file", got=named, fix="name a file")
-                with path.open("rb") as source:
-                    self.contents[path] = source.read(SIZE_MAX + 1)
+                self.contents[path] = self._content(path, by, named, beside)
             except OSError as cause:
                 raise mistake(
                     "attachment",
                     "the file {got} cannot be read: {why}",
                     got=named,
                     why=cause.strerror or "",
-                    fix=f"put it there (the path is relative to {extends.shown(folder, self.workspace)}/), "
-                    "or correct the path",
+                    fix=f"put it there (the path is relative to {beside}), or correct the path",
                 ) from None
         return self.contents[path]
+
+    def _content(self, path: Path, by: Path, named: str, beside: str) -> bytes:
+        base = self.workspace.root if by.is_relative_to(self.workspace.root) else by.parent
+        try:
+            real = path.resolve(strict=True)
+        except RuntimeError as cause:  # a link that leads to itself
+            raise OSError(errno.ELOOP, os.strerror(errno.ELOOP)) from cause
+        copy = f"copy what may be seen by everybody to {beside}, and name the copy"
+        if not real.is_relative_to(base):
+            raise mistake("attachment", "{got} lies outside of {base}", got=named, base=str(base), fix=copy)
+        inside = real.relative_to(base).parts
+        if inside[0] == "secrets" or any(part.startswith(".") for part in inside):
+            raise mistake("attachment", "{got} lies in a folder for what nobody may see", got=named, fix=copy)
+        fd = os.open(real, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
+        with os.fdopen(fd, "rb") as source:
+            mode = os.fstat(fd).st_mode
+            if not stat.S_ISREG(mode):
+                raise mistake("attachment", "{got} is not a file", got=named, fix="name a file")
+            # Where the profile itself is kept from others, as by a umask of 077, the mode of a file says nothing.
+            if not mode & stat.S_IROTH and by.stat().st_mode & stat.S_IROTH:
+                raise mistake(
+                    "attachment", "others may not read {got} (its mode is {mode}), and could in what is built",
+                    got=named, mode=f"{stat.S_IMODE(mode):04o}",
+                    fix=f"name another file; or, if everybody may see it: chmod o+r {shlex.quote(named)}",
+                )  # fmt: skip
+            content = source.read(SIZE_MAX + 1)
+        if _PRIVATE_KEY.search(content):
+            raise mistake("attachment", "there is a private key in {got}", got=named, fix=copy)
+        return content
 
 
 def _name_mistakes(tree: MapNode, path: Path, file: str) -> list[ProfileMistake]:

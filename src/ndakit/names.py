@@ -30,6 +30,16 @@ HostName = Annotated[
 ]
 """A DNS host name in lower case (RFC 1123)."""
 
+UNSEEN = re.compile(
+    "[\x00-\x1f\x7f-\x9f\u2028\u2029\ufeff\ud800-\udfff"  # controls, line ends, halves of characters
+    "\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069"  # marks that turn the direction of reading (UAX #9)
+    "\ufdd0-\ufdef"
+    + "".join(f"{chr(plane + 0xFFFE)}{chr(plane + 0xFFFF)}" for plane in range(0, 0x110000, 0x10000))
+    + "]"
+)
+"""What no text of a person holds, and what XML, terminals and readers take for something else. The last line has the
+code points that are no characters (Unicode, 23.7); XML 1.0 has none of U+FFFE and U+FFFF."""
+
 INTERFACE_NAME_MAX = 15
 """Linux: IFNAMSIZ is 16 with the closing NUL; netifd says NO_DEVICE to longer ones."""
 

@@ -41,7 +41,7 @@ from ndakit.ibdiagnose import DiskFull
 from ndakit.ibrequest import ImageRequest
 from ndakit.imagebuilder import Built, BuiltImage, ImageBuilder
 from ndakit.load import Loaded
-from ndakit.workspace import Workspace, file_sha256
+from ndakit.workspace import Workspace, file_sha256, make_folder
 
 _MIB = 1024 * 1024
 
@@ -222,7 +222,8 @@ def _sources(workspace: Workspace, loaded: Loaded, tree: render.Tree) -> dict[st
 
 def _prepare(workspace: Workspace, loaded: Loaded, builder: Builder) -> None:
     """Refuse at once what would fail late: a path that make cannot work in, no space."""
-    workspace.state.mkdir(parents=True, exist_ok=True)
+    make_folder(workspace.state)
+    make_folder(artifacts.folder_of(workspace, loaded.profile.name, "").parent)
     ibrequest.usable_path(workspace.state)
     image = loaded.profile.image
     diskformats.require(image.formats)

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from ipaddress import IPv4Interface, IPv6Interface, ip_address, ip_interface
 from typing import Protocol
 
+from ndakit import jsontext
 from ndakit.errors import VerifyError
 from ndakit.model import Address
 
@@ -138,8 +139,8 @@ class NodeFacts:
         if not answer.strip():
             return []
         try:
-            return list(json.loads(answer).get(name, {}).get("instances", {}).values())
-        except ValueError as cause:
+            return list(jsontext.mapping(answer).get(name, {}).get("instances", {}).values())
+        except (ValueError, AttributeError) as cause:
             raise OutputNotUnderstood("ubus call service list", answer) from cause
 
     def vrrp_states(self, count: int, timeout_s: float = 3.0) -> dict[str, str]:

@@ -78,7 +78,8 @@ for beside the file that names them, then in `profiles/`.
 ## Secrets
 
 A field of secret type takes a reference only, `{secret: NAME}`. The value comes from the environment variable
-`NDAKIT_SECRET_<PROFILE>_<NAME>` (upper case; `-` and `.` become `_`) or from the file `secrets/<PROFILE>/<NAME>`
+`NDAKIT_SECRET_<PROFILE>__<NAME>` (upper case; `-` becomes `_`, `.` becomes `_DOT_`; a name with capitals or `_` gets a
+suffix, and the error that misses it says the whole variable) or from the file `secrets/<PROFILE>/<NAME>`
 in the workspace, which nobody else may be able to read and git must not track. No key of this version is of secret
 type yet.
 """

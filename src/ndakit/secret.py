@@ -1,13 +1,15 @@
 """Secrets: looked up by the name that a profile refers to, outside the files that the repository tracks.
 
-A secret comes from the environment (`NDAKIT_SECRET_<PROFILE>_<NAME>`) or from a file
+A secret comes from the environment (`NDAKIT_SECRET_<PROFILE>__<NAME>`) or from a file
 (`<workspace>/secrets/<profile>/<name>`). Its value is in no text, `repr`, log or record; who needs it asks for
 `reveal()`. What a secret is used for is the asker's business.
 """
 
 from __future__ import annotations
 
+import hashlib
 import os
+import re
 import stat
 from collections.abc import Mapping
 from pathlib import Path
@@ -71,8 +73,16 @@ class Secret:
 
 
 def variable(profile: str, name: str) -> str:
-    """The environment variable of a secret: upper case, with `-` and `.` as `_`."""
-    return "_".join(["NDAKIT_SECRET", *(part.upper().replace("-", "_").replace(".", "_") for part in (profile, name))])
+    """The environment variable of a secret; no two secrets share one.
+
+    `shop-eu` and `tls.pem` give `NDAKIT_SECRET_SHOP_EU__TLS_DOT_PEM`. Where that could be read in two ways (capitals,
+    `_`, two separators in a row, the word `dot`), a part of the hash of both is added.
+    """
+    plain = re.fullmatch(r"[a-z0-9]+(-[a-z0-9]+)*", profile) and re.fullmatch(r"[a-z0-9]+([.-][a-z0-9]+)*", name)
+    words = [given.upper().replace(".", "_DOT_").replace("-", "_") for given in (profile, name)]
+    if not plain or "dot" in re.split(r"[.-]", name):
+        words.append(hashlib.sha256(f"{profile}/{name}".encode()).hexdigest()[:12].upper())
+    return f"NDAKIT_SECRET_{'__'.join(words)}"
 
 
 def look_up(

@@ -17,7 +17,7 @@ from invoke.exceptions import Exit
 from invoke.tasks import task
 
 from ndakit import terminal
-from ndakit.errors import NdakitError
+from ndakit.errors import MachineError, NdakitError, refused
 
 PROFILE_HELP = "profile's name (profiles/NAME.yaml) or path to its file"
 NODE_HELP = "only this node (default: all)"
@@ -36,6 +36,12 @@ def shown(body: Callable[..., Any]) -> Callable[..., Any]:
         except NdakitError as error:
             terminal.show_error(error)
             raise Exit(code=error.exit_code) from None
+        except BrokenPipeError:
+            raise
+        except OSError as cause:
+            # What the system refuses, wherever it does: this machine's state and no bug of ours.
+            terminal.show_error(refused(cause))
+            raise Exit(code=MachineError.exit_code) from None
 
     return wrapped
 

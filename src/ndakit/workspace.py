@@ -13,6 +13,7 @@ import fcntl
 import hashlib
 import json
 import os
+import shlex
 import shutil
 import stat
 import tempfile
@@ -23,7 +24,7 @@ from pathlib import Path
 
 import platformdirs
 
-from ndakit import process
+from ndakit import jsontext, process
 from ndakit.errors import InputError, MachineError
 
 _SHIPPED = Path(__file__).resolve().parents[2]
@@ -40,6 +41,17 @@ class WorkspaceMissing(InputError):
             "no workspace here: a workspace is a folder with profiles/",
             where=str(root),
             fix="change into the clone, or make the folder: mkdir profiles, and put a NAME.yaml into it",
+        )
+
+
+class FolderGone(MachineError):
+    """The current folder was removed under the feet of whoever works in it."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            "the current folder is no longer there",
+            where=f"PWD={os.environ.get('PWD', '')}",
+            fix="change into a folder that is there, such as your clone: cd FOLDER",
         )
 
 
@@ -65,6 +77,35 @@ class RuntimeFolderUnsafe(MachineError):
         )
 
 
+class CacheUnsafe(MachineError):
+    """Somebody else can put programs into the cache, or could have done so."""
+
+    def __init__(self, place: Path, why: str, fix: str) -> None:
+        super().__init__(f"the cache is not used: {why}", where=str(place), fix=fix)
+
+
+class CacheUnusable(MachineError):
+    """There can be no cache where this user's is said to be."""
+
+    def __init__(self, place: Path, why: str) -> None:
+        super().__init__(
+            f"the cache cannot be made: {why}",
+            where=str(place),
+            fix="set XDG_CACHE_HOME to a folder that you can write",
+        )
+
+
+class PlaceTaken(MachineError):
+    """Where a file or folder of ours belongs is something else."""
+
+    def __init__(self, what: str, place: Path, cause: OSError) -> None:
+        super().__init__(
+            f"{what} cannot be made: {cause.strerror or cause}",
+            where=str(place),
+            fix=f"move away what is there: mv {shlex.quote(str(place))} {shlex.quote(f'{place}.old')}",
+        )
+
+
 @dataclass(frozen=True)
 class Workspace:
     """The folders of one workspace (`root`) and of the shipped material (`shipped`)."""
@@ -75,7 +116,10 @@ class Workspace:
     @classmethod
     def at(cls, root: Path | None = None) -> Workspace:
         """The workspace at `root`, or at the current folder. Raises WorkspaceMissing."""
-        found = (root or Path.cwd()).resolve()
+        try:
+            found = (root or Path.cwd()).resolve()
+        except FileNotFoundError:
+            raise FolderGone from None
         if not (found / "profiles").is_dir():
             raise WorkspaceMissing(found)
         return cls(found)
@@ -130,7 +174,7 @@ class Workspace:
     def logs(self, run: str) -> Path:
         """The folder for the logs of one kind of run; made if missing."""
         folder = self.state / "log" / run
-        folder.mkdir(parents=True, exist_ok=True)
+        make_folder(folder)
         return folder
 
     @contextlib.contextmanager
@@ -162,16 +206,59 @@ class Workspace:
     def scratch(self, purpose: str) -> Iterator[Path]:
         """A private folder that is gone afterwards; folders that killed runs left are removed on the way."""
         base = self.state / "scratch"
-        base.mkdir(parents=True, exist_ok=True)
         with scratch_folder(base, purpose) as folder:
             yield folder
 
 
 def cache() -> Path:
-    """The per-user cache, shared by all workspaces: downloads, the lab's base systems, what this machine can do."""
+    """The per-user cache, shared by all workspaces: downloads, the lab's base systems, what this machine can do.
+
+    Programs of it are run, so that it is this user's alone (0700): raises CacheUnsafe where others can write, or could
+    until now, and CacheUnusable where no folder can be.
+    """
     folder = platformdirs.user_cache_path("ndakit")
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        for missing in [parent for parent in (folder, *folder.parents) if not parent.exists()][::-1]:
+            missing.mkdir(mode=0o700, exist_ok=True)
+        facts = folder.stat()
+        if not stat.S_ISDIR(facts.st_mode):
+            raise CacheUnusable(folder, "something that is no folder is there")
+        _refuse_unsafe(folder.resolve(), facts)
+        if facts.st_mode & 0o077:
+            with contextlib.suppress(OSError):  # where nobody can write, nobody has to be kept from it
+                folder.chmod(0o700)
+    except (OSError, RuntimeError) as cause:
+        raise CacheUnusable(folder, getattr(cause, "strerror", None) or str(cause)) from cause
     return folder
+
+
+def _refuse_unsafe(folder: Path, facts: os.stat_result) -> None:
+    """Raise CacheUnsafe if others can write into the folder, or put another one in its place."""
+    elsewhere = "set XDG_CACHE_HOME to a folder of your own"
+    if facts.st_uid != os.geteuid():
+        raise CacheUnsafe(folder, "the folder belongs to another user", elsewhere)
+    if facts.st_mode & 0o022:
+        why = f"others may write there (its mode is {stat.S_IMODE(facts.st_mode):04o}), and what they put there is run"
+        raise CacheUnsafe(folder, why, f"remove it, it can be made again: rm -r {shlex.quote(str(folder))}")
+    for parent in folder.parents:
+        mode = parent.stat().st_mode
+        if mode & stat.S_IWOTH and not mode & stat.S_ISVTX:
+            why = f"everybody may write into {parent} (its mode is {stat.S_IMODE(mode):04o}), and so replace it"
+            raise CacheUnsafe(folder, why, f"chmod o-w {shlex.quote(str(parent))}, or {elsewhere}")
+
+
+def own_bytes(path: Path) -> bytes:
+    """The content of a file that this user alone can have written: code is read by this.
+
+    Raises OSError; PermissionError too for a link, for no plain file, for another user's, and for one that others may
+    write.
+    """
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
+    with os.fdopen(fd, "rb") as source:
+        facts = os.fstat(fd)
+        if not stat.S_ISREG(facts.st_mode) or facts.st_uid != os.geteuid() or facts.st_mode & 0o022:
+            raise PermissionError(errno.EPERM, "others can have written it", str(path))
+        return source.read()
 
 
 def runtime() -> Path:
@@ -185,8 +272,11 @@ def runtime() -> Path:
         folder = Path(given) / "ndakit"
     else:
         folder = Path("/tmp") / f"ndakit-{os.getuid()}"
-    folder.mkdir(mode=0o700, exist_ok=True)
-    facts = folder.lstat()
+    try:
+        folder.mkdir(mode=0o700, exist_ok=True)
+        facts = folder.lstat()
+    except OSError:
+        raise RuntimeFolderUnsafe(folder) from None
     if not stat.S_ISDIR(facts.st_mode) or facts.st_uid != os.getuid() or facts.st_mode & 0o077:
         raise RuntimeFolderUnsafe(folder)
     return folder
@@ -199,9 +289,9 @@ def hold(
     """Hold a lock file, alone or (`shared`) beside others who share it.
 
     The kernel drops the lock when its holder dies, however it dies (flock(2)). While it cannot be had, `on_wait` is
-    told once who has it (of several who share it, the last who came). Raises WorkspaceBusy after `wait_s`.
+    told once who has it (of several who share it, the last who came). Raises WorkspaceBusy after `wait_s`, PlaceTaken,
+    and OSError for what the disk refuses.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
     fd = _lock_file(path)
     kind = fcntl.LOCK_SH if shared else fcntl.LOCK_EX
     try:
@@ -230,7 +320,30 @@ def hold(
 
 
 def _lock_file(path: Path) -> int:
-    return os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    make_folder(path.parent)
+    try:
+        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NONBLOCK, 0o644)
+        if not stat.S_ISREG(os.fstat(fd).st_mode):
+            os.close(fd)
+            raise OSError(errno.EINVAL, "it is no plain file", str(path))
+        return fd
+    except OSError as cause:
+        if path.is_symlink() or (path.exists() and not path.is_file()):
+            raise PlaceTaken("the lock file", path, cause) from cause
+        raise
+
+
+def make_folder(folder: Path) -> None:
+    """Make a folder and those above it. Raises PlaceTaken where something else is, and OSError."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as cause:
+        for place in (*reversed(folder.parents), folder):
+            if place.is_symlink() and not place.exists():
+                raise PlaceTaken("a folder", place, cause) from cause
+            if place.exists() and not place.is_dir():
+                raise PlaceTaken("a folder", place, cause) from cause
+        raise
 
 
 def _locked(fd: int, kind: int) -> bool:
@@ -265,7 +378,7 @@ def stale(entries: Iterable[Path], *, keep: int, idle_s: float) -> list[Path]:
 
 def give_up(entry: Path, lock: Path, remove: Callable[[], None], *, idle_s: float) -> None:
     """Remove an entry of a cache and its lock file, unless somebody holds the lock or has used the entry meanwhile."""
-    with contextlib.suppress(OSError, WorkspaceBusy), hold(lock, wait_s=0):
+    with contextlib.suppress(OSError, WorkspaceBusy, PlaceTaken), hold(lock, wait_s=0):
         if stale([entry], keep=0, idle_s=idle_s):
             remove()
             lock.unlink()
@@ -273,17 +386,17 @@ def give_up(entry: Path, lock: Path, remove: Callable[[], None], *, idle_s: floa
 
 def _holder(path: Path) -> str:
     """Who wrote itself into the lock file, in words."""
-    with contextlib.suppress(OSError, ValueError, KeyError):
-        facts = json.loads(path.read_text())
-        command = Path(f"/proc/{facts['pid']}/cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
-        return f"process {facts['pid']}, {command.strip()[:120]}"
+    with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+        pid = int(jsontext.read(path)["pid"])
+        command = Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
+        return f"process {pid}, {command.strip()[:120]}"
     return "another process"
 
 
 @contextlib.contextmanager
 def scratch_folder(base: Path, purpose: str) -> Iterator[Path]:
     """A private folder under `base`, locked while in use and gone afterwards; unlocked leftovers are removed first."""
-    base.mkdir(parents=True, exist_ok=True)
+    make_folder(base)
     sweep(base)
     folder = Path(tempfile.mkdtemp(prefix=f"{purpose}-{os.getpid()}-", dir=base))
     fd = os.open(folder, os.O_RDONLY | os.O_CLOEXEC)
@@ -334,7 +447,7 @@ def swap_folder(new: Path, folder: Path) -> None:
 
     Both lie on one file system. Where that cannot exchange names (renameat2(2), RENAME_EXCHANGE) it takes two steps.
     """
-    if not folder.exists():
+    if not folder.is_symlink() and not folder.exists():
         new.rename(folder)
         return
     libc = ctypes.CDLL(None, use_errno=True)

@@ -16,6 +16,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+from ndakit import jsontext
 from ndakit.deadline import Deadline, DeadlineExceeded
 from ndakit.errors import VerifyError
 
@@ -155,6 +156,6 @@ class Channel:
         if answers is None:
             return  # an answer that nobody waits for any more, or the remains of one for a caller before us
         try:
-            answers.put(json.loads(text))
+            answers.put(jsontext.parse(text))
         except ValueError:
             answers.put({"error": f"an answer that is not JSON: {text[:80]!r}"})

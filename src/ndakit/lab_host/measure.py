@@ -5,11 +5,12 @@ All times are milliseconds on one clock: the monotonic clock of the machine that
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
+
+from ndakit import jsontext
 
 Row = Sequence[Any]
 
@@ -312,10 +313,9 @@ class Answer:
     def seen(self) -> Mapping[str, Any]:
         """What a lab web server saw of the request: client, client_port, local, headers, path, …; empty if none did."""
         try:
-            facts = json.loads(self.body)
+            return jsontext.mapping(self.body)
         except ValueError:
             return {}
-        return facts if isinstance(facts, dict) else {}
 
     def seen_header(self, name: str) -> str | None:
         """The first header of that name that reached the server."""

@@ -29,6 +29,8 @@ from pydantic import (
 )
 from pydantic_core import CoreSchema, PydanticCustomError, core_schema
 
+from ndakit.names import UNSEEN
+
 Address = IPv4Address | IPv6Address
 Subnet = IPv4Network | IPv6Network
 FamilyName = Literal["ipv4", "ipv6"]
@@ -142,12 +144,11 @@ Port = Annotated[Int, Between(1, 65535)]
 def _text(value: str) -> str:
     if not value.strip():
         raise mistake("empty", "an empty text", fix="write something, or leave the key out")
-    for char in value:
-        if ord(char) < 32 or 127 <= ord(char) < 160 or char in "\u2028\u2029\ufeff" or 0xD800 <= ord(char) < 0xE000:
-            raise mistake(
-                "control-character", "the text contains a line break or control character ({char})",
-                char=f"U+{ord(char):04X}", fix="write it on one line, without control characters",
-            )  # fmt: skip
+    if bad := UNSEEN.search(value):
+        raise mistake(
+            "control-character", "the text contains a line break or control character ({char})",
+            char=f"U+{ord(bad[0]):04X}", fix="write it on one line, without control characters",
+        )  # fmt: skip
     if len(value) > 200:
         raise mistake("too-long", "the text has {got} characters, more than 200", got=len(value), fix="shorten it")
     return value
@@ -309,7 +310,7 @@ def _inside_of_key(kind: str, data: str, fix: str) -> None:
 
 
 def _text_of_key(value: str) -> str:
-    if len(value) > 4096 or any(ord(c) < 32 or ord(c) == 127 for c in value):
+    if len(value) > 4096 or UNSEEN.search(value):
         raise mistake(
             "ssh-key", "the key has control characters or is too long", fix="paste the one line of the .pub file"
         )

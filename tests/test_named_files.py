@@ -1,0 +1,196 @@
+"""Files that a profile names reach the appliance, where clients see them: what is kept from others is refused."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from imagebuilder_fakes import PROFILE
+from ndakit import load
+from ndakit.errors import NdakitError
+from ndakit.workspace import Workspace
+
+KEY = "-----BEGIN PRIVATE KEY-----\nMIIEvQ==\n-----END PRIVATE KEY-----\n"
+
+
+class Place:
+    """A workspace with one profile that names a file, below a folder with secrets of its own."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.root = folder / "ws"
+        (self.root / "profiles").mkdir(parents=True)
+        self.outside = folder / "private.key"
+        self.outside.write_text("s3cret")
+
+    def put(self, path: str, text: str = "s3cret", mode: int = 0o644) -> Path:
+        file = self.root / path
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(text)
+        file.chmod(mode)
+        return file
+
+    def named(self, path: str, key: str = "page", profile: str = "profiles/bakery.yaml") -> bytes:
+        """Load the profile, which names the file as a sorry page or as a check's script; the file's content."""
+        text = PROFILE
+        if key == "page":
+            text = text.replace("{check: http,", f"{{check: http, sorry: {{page: {path}}},")
+        else:
+            text = text.replace("check: http", f"check: {{type: script, script: {path}}}").replace(
+                "protocol: http", "protocol: tcp, topology: nat"
+            )
+        file = self.root / profile
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(text)
+        loaded = load.load(Workspace.at(self.root), str(file))
+        pool = loaded.profile.pools["web"]
+        found = pool.sorry.page if pool.sorry else None
+        assert found is not None
+        return found.content
+
+    def refused(self, path: str, key: str, **more: str) -> str:
+        with pytest.raises(NdakitError) as caught:
+            self.named(path, key, **more)
+        assert "s3cret" not in caught.value.text()
+        return caught.value.text()
+
+
+@pytest.fixture
+def place(tmp_path: Path) -> Place:
+    return Place(tmp_path)
+
+
+KINDS = pytest.mark.parametrize("key", ["page", "script"])
+
+
+def test_a_page_in_the_workspace_is_read(place: Place) -> None:
+    place.put("profiles/pages/a.html", "<p>")
+    place.put("shared/a.html", "<p>")
+    assert place.named("pages/a.html") == place.named("../shared/a.html") == b"<p>"
+
+
+@KINDS
+def test_a_file_outside_of_the_workspace_is_refused(key: str, place: Place) -> None:
+    assert "lies outside of" in place.refused("../../private.key", key)
+
+
+@KINDS
+def test_a_link_to_a_file_outside_is_refused(key: str, place: Place) -> None:
+    (place.root / "profiles/page.html").symlink_to(place.outside)
+    assert "lies outside of" in place.refused("page.html", key)
+    (place.root / "profiles/more").symlink_to(place.folder)
+    assert "lies outside of" in place.refused("more/private.key", key)
+
+
+@KINDS
+@pytest.mark.parametrize("path", ["secrets/bakery/tls.pem", ".git/config", ".ndakit/log/x", "profiles/.hidden"])
+def test_a_file_in_a_folder_for_what_nobody_may_see_is_refused(path: str, key: str, place: Place) -> None:
+    place.put(path)
+    assert "what nobody may see" in place.refused(f"../{path}", key)
+    (place.root / "profiles/page.html").symlink_to(place.root / path)
+    assert "what nobody may see" in place.refused("page.html", key)
+
+
+@KINDS
+@pytest.mark.parametrize("mode", [0o600, 0o640, 0o660, 0o000])
+def test_a_file_that_others_may_not_read_is_refused_and_the_fix_works(mode: int, key: str, place: Place) -> None:
+    file = place.put("profiles/page.html", mode=mode)
+    text = place.refused("page.html", key)
+    if os.getuid() == 0 or mode:
+        assert f"others may not read profiles/page.html (its mode is {mode:04o})" in text
+    file.chmod(file.stat().st_mode | 0o004)
+    if key == "page" and mode:
+        assert place.named("page.html") == b"s3cret"
+
+
+def test_under_a_umask_of_077_a_mode_says_nothing(place: Place) -> None:
+    place.put("profiles/page.html", mode=0o600)
+    before = os.umask(0o077)
+    try:
+        assert place.named("page.html") == b"s3cret"
+    finally:
+        os.umask(before)
+
+
+@KINDS
+def test_a_private_key_is_refused_wherever_it_lies(key: str, place: Place) -> None:
+    for begin in ("", "RSA ", "EC ", "OPENSSH ", "ENCRYPTED "):
+        place.put("profiles/page.html", "<p>\n" + KEY.replace("PRIVATE", f"{begin}PRIVATE"))
+        assert "there is a private key in" in place.refused("page.html", key)
+
+
+def test_a_profile_elsewhere_may_name_what_lies_beside_it(place: Place) -> None:
+    elsewhere = "../elsewhere/deep/bakery.yaml"
+    place.put("../elsewhere/deep/page.html", "<p>")
+    place.put("../elsewhere/above.html")
+    assert place.named("page.html", profile=elsewhere) == b"<p>"
+    assert "lies outside of" in place.refused("../above.html", "page", profile=elsewhere)
+    place.put("profiles/page.html")
+    assert "lies outside of" in place.refused("../../ws/profiles/page.html", "page", profile=elsewhere)
+
+
+@pytest.mark.parametrize("what", ["loop", "folder", "fifo", "long", "nothing", "parent is a file"])
+def test_what_is_no_file_is_said(what: str, place: Place) -> None:
+    path = place.root / "profiles/page"
+    named = "page"
+    if what == "loop":
+        path.symlink_to("page")
+    elif what == "folder":
+        path.mkdir()
+    elif what == "fifo":
+        os.mkfifo(path)
+    elif what == "long":
+        named = "a" * 300
+    elif what == "parent is a file":
+        path.write_text("")
+        named = "page/b"
+    text = place.refused(named, "page")
+    assert "cannot be read" in text or "is not a file" in text
+
+
+# -- the profile itself ------------------------------------------------------------------------------------------------
+
+
+def test_a_profile_that_is_a_dangling_link_is_said_to_be_one_and_the_fix_works(place: Place) -> None:
+    link = place.root / "profiles/zz.yaml"
+    link.symlink_to("nowhere.yaml")
+    for name in ("zz", str(link)):
+        with pytest.raises(load.ProfileLinkBroken) as caught:
+            load.load(Workspace.at(place.root), name)
+        assert "is a link to 'nowhere.yaml', and no file is there" in caught.value.what
+    subprocess.run(["sh", "-c", caught.value.fix.rpartition(": ")[2]], check=True)
+    assert not link.is_symlink()
+
+
+def test_a_profile_that_is_a_link_to_itself_is_said_to_be_one(place: Place) -> None:
+    (place.root / "profiles/zz.yaml").symlink_to("zz.yaml")
+    with pytest.raises(load.ProfileLinkBroken):
+        load.load(Workspace.at(place.root), "zz")
+
+
+def test_a_fragment_that_is_a_dangling_link_is_said_to_be_one(place: Place) -> None:
+    (place.root / "profiles/_house.yaml").symlink_to("nowhere.yaml")
+    place.put("profiles/a.yaml", f"extends: _house\n{PROFILE.replace('name: bakery', 'name: a')}")
+    with pytest.raises(NdakitError, match=r"'_house' is a link to 'nowhere\.yaml', and no file is there"):
+        load.load(Workspace.at(place.root), "a")
+
+
+@pytest.mark.parametrize(
+    "name", ["a" * 300, "a/" * 3000, "\udcff", "x\x9b31m", "..", "/", "/dev/zero", "/dev/null/x", "\0", "a" * 5000]
+)
+def test_a_name_that_no_profile_has_is_said(name: str, place: Place) -> None:
+    with pytest.raises(NdakitError) as caught:
+        load.load(Workspace.at(place.root), name)
+    assert caught.value.exit_code == 2
+    assert caught.value.text().replace("\n", "").isprintable()
+
+
+@pytest.mark.parametrize("name", ["a" * 300, "a/" * 3000, "..", "a\\0b"])
+def test_a_name_that_no_fragment_has_is_said(name: str, place: Place) -> None:
+    place.put("profiles/a.yaml", f'extends: "{name}"\n{PROFILE.replace("name: bakery", "name: a")}')
+    with pytest.raises(NdakitError) as caught:
+        load.load(Workspace.at(place.root), "a")
+    assert caught.value.exit_code == 2
