@@ -119,12 +119,17 @@ def _opened(archive: Path, log: Path) -> Iterator[tarfile.TarFile]:
             while plain.read(_CHUNK):
                 pass  # what follows the end of the tar, so that zstd gets to its own end and checks it
             if child.wait(60) != 0:
-                raise ArchiveBroken(archive, clean(child.log_tail(1)) or "zstd failed")
+                raise ArchiveBroken(archive, _said(child, archive) or "zstd failed")
         except tarfile.TarError as cause:
-            said = child.log_tail(1) if child.wait(5) else ""
-            raise ArchiveBroken(archive, clean(said or str(cause))[:200]) from cause
+            said = _said(child, archive) if child.wait(5) else ""
+            raise ArchiveBroken(archive, said or clean(str(cause))[:200]) from cause
         finally:
             child.stop()
+
+
+def _said(child: process.Child, archive: Path) -> str:
+    """What zstd said last; the archive's folder is in the error anyway."""
+    return clean(child.log_tail(1).replace(str(archive), archive.name))[:200]
 
 
 def _make(archive: Path, tar: tarfile.TarFile, member: tarfile.TarInfo, into: Path, made: _Made) -> None:
