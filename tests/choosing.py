@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from ndakit.lab_host import Held, Host
+from ndakit.lab_host import Answer, Held, Host
 from ndakit.lab_host.request import authority
 from ndakit.lab_network import LabNetwork
 
@@ -159,6 +159,10 @@ class Clients:
             answer = self.host.ask(url, b"who\n", source=source, timeout_s=2)
         else:
             answer = self.host.get(url, source=source, timeout_s=2)
+        return self.named(answer)
+
+    def named(self, answer: Answer) -> str:
+        """Who gave an answer; the error if nobody did."""
         return self._names.get(answer.server, answer.error)
 
     def all(self, service: str, requests: int, source: str = CLIENTS[0]) -> str:

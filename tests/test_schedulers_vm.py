@@ -21,6 +21,7 @@ from choosing import (
     NEWCOMERS,
     OUTSIDERS,
     PORTS,
+    PROXY_PORTS,
     SCHEDULERS,
     SIX,
     SIX_NEIGHBOUR,
@@ -388,13 +389,57 @@ def test_clients_that_a_drained_server_loses_are_found_out(clients: Clients) -> 
     assert "8 of 8 failed (refused)" in outcome.detail
 
 
-SERVICES = (*PORTS, "fo", "drained", "limited", "quorum", "sorry", "sorry-udp", "kept", "kept-udp")
+BY_PROXY = tuple(f"by-{name}" for name in PROXY_PORTS)
+SERVICES = (*PORTS, "fo", "drained", "limited", "quorum", "sorry", "sorry-udp", "kept", "kept-udp", *BY_PROXY)
 
 
 @pytest.mark.parametrize("service", SERVICES)
 def test_verify_knows_what_to_expect(clients: Clients, service: str) -> None:
     outcome = _claim(clients, f"service/{service}")
     assert outcome.ok, f"{outcome.figure}: {outcome.detail}"
+
+
+def test_haproxys_leastconn_is_judged_by_connections_that_are_there_at_once(clients: Clients) -> None:
+    outcome = _claim(clients, "service/by-leastconn")
+    assert outcome.figure.endswith("a 60 %, b 20 %, c 20 % of 25 at once")
+    assert "at once" not in _claim(clients, "service/by-leastconn-even").figure
+
+
+@pytest.mark.parametrize(
+    ("balance", "words"),
+    [
+        ("leastconn", "a has 9 of 25 connections at once, not 15"),
+        ("roundrobin", "a got 33% instead of 60%"),
+        ("first", "b answered, and a comes first"),
+    ],
+)
+def test_a_haproxy_that_chooses_otherwise_is_found_out(clients: Clients, balance: str, words: str) -> None:
+    """The running HAProxy is told otherwise than the profile: all weights the same; b where a belongs."""
+    lab, block = clients.lab, f"/^backend by-{balance}$/,/^$/"
+    change = "s/server a 192.168.0.31/server a 192.168.0.32/" if balance == "first" else "s/weight [0-9]*/weight 1/"
+    lab.run("lb1", f"cp /etc/haproxy.cfg /tmp/before.cfg; sed -i '{block}{change}' /etc/haproxy.cfg")
+    lab.run("lb1", "/etc/init.d/haproxy restart")
+    lab.settle()
+    outcome = _claim(clients, f"service/by-{balance}")
+    lab.run("lb1", "cp /tmp/before.cfg /etc/haproxy.cfg; /etc/init.d/haproxy restart")
+    lab.settle()
+    assert not outcome.ok
+    assert words in outcome.detail
+
+
+@pytest.mark.parametrize("even", ["", "-even"])
+def test_haproxys_source_and_uri_keep_a_key_on_its_server_and_use_all(clients: Clients, even: str) -> None:
+    by_source = {client: clients.all(f"by-source{even}", 2, client) for client in CLIENTS}
+    assert all(answered == 2 * answered[0] for answered in by_source.values())
+    assert len({answered[0] for answered in by_source.values()}) > 1
+
+    def who(path: str, source: str) -> str:
+        answer = clients.host.get(f"{clients.url(f'by-uri{even}')}{path}", source=source)
+        return clients.named(answer)
+
+    by_path = {f"/{n}": {who(f"/{n}", source) for source in CLIENTS[:2]} for n in range(12)}
+    assert all(len(servers) == 1 for servers in by_path.values()), "whoever asks"
+    assert len({server for servers in by_path.values() for server in servers}) > 1
 
 
 @pytest.mark.parametrize("claim", ["daemons/lb1", "statistics/lb1"])

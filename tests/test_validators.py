@@ -12,11 +12,12 @@ from typing import Any
 import pytest
 
 import goldens
-from ndakit import process
+from ndakit import front, process, validators
 from ndakit.errors import NdakitError
 from ndakit.model.capacity import BUFFER_BYTES
+from ndakit.release import Release
 from ndakit.render import RenderedFile, Tree, render
-from ndakit.validators import DaemonRefuses, NamespacesRefused, check, interfaces
+from ndakit.validators import DaemonRefuses, NamespacesRefused, NewHaproxy, check, interfaces, newer_haproxy
 from ndakit.workspace import cache
 
 HA, KA, SCRIPT = "/etc/haproxy.cfg", "/etc/keepalived/keepalived.conf", "/usr/libexec/ndakit/haproxy-runs"
@@ -133,3 +134,68 @@ def test_a_machine_without_user_namespaces_gets_a_way_out(monkeypatch: pytest.Mo
     with pytest.raises(NamespacesRefused, match="Operation not permitted") as caught:
         checked(goldens.tree("bakery"))
     assert caught.value.exit_code == 3
+
+
+@pytest.fixture(scope="module")
+def newest() -> NewHaproxy:
+    found = newer_haproxy(cache() / "lab", (3, 2), download=True)
+    if found is None:
+        pytest.skip("Debian's testing, with HAProxy 3.2, cannot be reached")
+    return found
+
+
+NEWEST = sorted(n for n in goldens.PROFILES if goldens.profile(n).release.haproxy >= (3, 2))
+
+
+@pytest.mark.parametrize("name", [*NEWEST, "apache-pair", "handover"])
+def test_the_newest_haproxy_takes_every_golden_tree(name: str, newest: NewHaproxy) -> None:
+    found = check(goldens.tree(name), cache() / "lab", haproxy=newest)
+    assert [e.text() for e in found] == []
+
+
+def test_a_backend_with_a_frontends_name_is_told_by_the_newest_haproxy_only(newest: NewHaproxy) -> None:
+    tree = changed(HA, "frontend service:www", "frontend apache")
+    assert [e for e in checked(tree) if isinstance(e, DaemonRefuses) and e.program == "haproxy"] == []
+    (refused,) = check(tree, cache() / "lab", haproxy=newest)
+    assert "apache" in refused.what
+    assert refused.location is not None
+    assert refused.location.file == HA
+
+
+def test_a_haproxy_that_is_new_enough_is_looked_for_and_a_future_one_is_not_had(newest: NewHaproxy) -> None:
+    assert newest.branch >= (3, 2)
+    assert newer_haproxy(cache() / "lab", (99, 0), download=False) is None
+
+
+def test_without_a_mirror_there_is_no_newer_haproxy(tmp_path: Path) -> None:
+    lab = tmp_path / "lab"
+    lab.mkdir()
+    (lab / "debian.py").write_text("raise SystemExit(3)\n")
+    assert newer_haproxy(tmp_path, (3, 2), download=True, lab=lab) is None
+    assert newer_haproxy(tmp_path, (3, 2), download=False) is None
+
+
+@pytest.mark.parametrize(
+    ("release", "newer", "words"),
+    [
+        ("24.10.8", None, "haproxy 3.0, keepalived"),
+        ("25.12.5", NewHaproxy(Path("/newer"), (3, 2)), "haproxy 3.2, keepalived"),
+        ("25.12.5", None, "haproxy 3.0 (the release has 3.2, and Debian has none as new here), keepalived"),
+    ],
+)
+def test_check_says_which_haproxy_was_asked(
+    monkeypatch: pytest.MonkeyPatch, release: str, newer: NewHaproxy | None, words: str
+) -> None:
+    asked: list[NewHaproxy | None] = []
+    monkeypatch.setattr(validators, "daemons_root", lambda cache: Path("/base"))
+    monkeypatch.setattr(validators, "haproxy_branch", lambda root: (3, 0))
+    monkeypatch.setattr(validators, "newer_haproxy", lambda cache, wanted, download: newer)
+
+    def ask(tree: Tree, cache: Path, haproxy: NewHaproxy | None) -> list[NdakitError]:
+        asked.append(haproxy)
+        return []
+
+    monkeypatch.setattr(validators, "check", ask)
+    said = front._ask_daemons(goldens.tree("bakery"), [], Release.parse(release), download=True)
+    assert said.startswith(words)
+    assert asked == [newer]

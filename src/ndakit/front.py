@@ -17,6 +17,7 @@ from ndakit.errors import ErrorGroup, InputError, MachineError, NdakitError
 from ndakit.load import Loaded
 from ndakit.mistakes import ProfileWarning
 from ndakit.process import ProcessFailed
+from ndakit.release import Release
 from ndakit.workspace import Workspace
 
 NO_TESTS = 5  # pytest: nothing was collected, as when --only names tests of one kind
@@ -109,9 +110,10 @@ def check_profile(workspace: Workspace, profile: str, *, as_json: bool, daemons:
         warnings += loaded.warnings
         warnings += _beside_the_others(workspace, loaded)
         errors += _package_errors(workspace, loaded)
+        found = loaded.profile
         for node in loaded.profile.nodes:
             tree = rendered(workspace, loaded, node)
-            asked = _ask_daemons(tree, errors, download=daemons)
+            asked = _ask_daemons(tree, errors, found.release, download=daemons)
     except ErrorGroup as group:
         errors += group.errors
     except NdakitError as error:
@@ -131,7 +133,6 @@ def check_profile(workspace: Workspace, profile: str, *, as_json: bool, daemons:
     if errors:
         terminal.show_error(ErrorGroup(errors))
         return code
-    found = loaded.profile
     terminal.say(
         f"{found.name}: right, {len(warnings)} warning(s). OpenWrt {found.release} ({found.release.family}), "
         f"{', '.join(found.nodes)}; {asked}"
@@ -169,8 +170,9 @@ def _concerns(warning: ProfileWarning, loaded: Loaded) -> bool:
     return any(Path(f).name == loaded.path.name for f in files)
 
 
-def _ask_daemons(tree: Tree, errors: list[NdakitError], *, download: bool) -> str:
-    """Have the real daemons read the files; how that went, in words."""
+def _ask_daemons(tree: Tree, errors: list[NdakitError], release: Release, *, download: bool) -> str:
+    """Have the real daemons read the files, HAProxy in a version at least as new as the release's where one can be had;
+    how that went, in words."""
     from ndakit import validators
     from ndakit.workspace import cache
 
@@ -178,12 +180,21 @@ def _ask_daemons(tree: Tree, errors: list[NdakitError], *, download: bool) -> st
         lab = cache() / "lab"
         if not download and not validators.ready(lab):
             return "the daemons were not asked (--daemons downloads them once)"
-        errors += validators.check(tree, lab)
+        branch = validators.haproxy_branch(validators.daemons_root(lab)) or (0, 0)
+        newer = None
+        if branch < release.haproxy:
+            newer = validators.newer_haproxy(lab, release.haproxy, download=download)
+        errors += validators.check(tree, lab, haproxy=newer)
     except (MachineError, ProcessFailed) as cause:
         if download:
             raise
         return f"the daemons could not be asked here ({cause.what.splitlines()[0]})"
-    return "haproxy, keepalived, nft and sh accept what they get"
+    major, minor = newer.branch if newer is not None else branch
+    version = f"haproxy {major}.{minor}"
+    if (major, minor) < release.haproxy:
+        version += f" (the release has {release.haproxy[0]}.{release.haproxy[1]}, and Debian has none as new"
+        version += " here)" if download else " in the cache; --daemons looks for it)"
+    return f"{version}, keepalived, nft and sh accept what they get"
 
 
 def render_profile(workspace: Workspace, profile: str, node: str | None, out: Path | None) -> None:

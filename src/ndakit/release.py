@@ -83,6 +83,12 @@ class Release:
         return frozenset({"ssh-rsa"} | ({"ssh-ed25519"} if self.branch >= (21, 2) else set()))
 
     @property
+    def haproxy(self) -> tuple[int, int]:
+        """The branch of its HAProxy (packages feed, net/haproxy); that of the newest one known for later releases."""
+        known = {(18, 6): (1, 8), (19, 7): (2, 0), (21, 2): (2, 2), (22, 3): (2, 4), (23, 5): (2, 8), (24, 10): (3, 0)}
+        return known.get(self.branch, (3, 2))
+
+    @property
     def haproxy_random(self) -> bool:
         """True if its HAProxy knows `balance random`: new in 1.9 (18.06 has 1.8, 19.07 has 2.0)."""
         return self.branch >= (19, 7)

@@ -2,15 +2,19 @@
 
 HAProxy, keepalived, conntrackd, nft and the shell are Debian's own, unpacked by the lab into a cached root; they run in
 it as root of a user namespace with interfaces of the right names, and see nothing of this machine's network. Their
-versions are close to the newest OpenWrt's, not the same: a finding here is certain, silence is not. Rules that the
-daemons swallow are lint's.
+versions are close to the newest OpenWrt's, not the same: a finding here is certain, silence is not. HAProxy warns of
+more with each version, so a release with a newer one than Debian 13's has that of Debian's testing asked, where it can
+be had. Rules that the daemons swallow are lint's.
 """
 
 from __future__ import annotations
 
+import functools
 import re
 import shlex
 from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from ndakit import daemontext, process
@@ -19,6 +23,9 @@ from ndakit.render import Tree
 from ndakit.workspace import Workspace, scratch_folder
 
 PACKAGES = ("haproxy", "keepalived", "nftables", "iproute2", "busybox", "shellcheck", "conntrackd", "netbase")
+_HAPROXY_PACKAGES = ("haproxy", "busybox", "netbase")
+_NEWER, _NEWER_SUITES = "newer", "testing unstable"
+"""Folder in the cache and Debian's suites for a HAProxy that Debian 13 does not have."""
 _INIT = "/etc/init.d/"
 _TIMEOUT_S = 60.0
 _DOWNLOAD_TIMEOUT_S = 600.0
@@ -53,22 +60,80 @@ class NamespacesRefused(MachineError):
     """This machine does not let us make user namespaces."""
 
 
+@dataclass(frozen=True)
+class NewHaproxy:
+    """A HAProxy of its own root: the folder, and the branch of its version, such as (3, 2)."""
+
+    root: Path
+    branch: tuple[int, int]
+
+
+def newer_haproxy(
+    cache: Path, wanted: tuple[int, int], *, download: bool, lab: Path | None = None
+) -> NewHaproxy | None:
+    """A HAProxy that is at least as new as a branch; None if Debian has none, or it cannot be reached (or, without
+    `download`, is not in the cache yet)."""
+    if not download and not any((cache / _NEWER / "roots").glob("haproxy-*")):
+        return None
+    debian = (lab or Workspace(Path.cwd()).lab) / "debian.py"
+    argv: list[str | Path] = [
+        "python3",
+        debian,
+        "root",
+        "--cache",
+        cache / _NEWER,
+        "--name",
+        "haproxy",
+        *_HAPROXY_PACKAGES,
+    ]
+    env = {"NDAKIT_DEBIAN_SUITES": _NEWER_SUITES}
+    made = process.run(argv, env=env, timeout_s=_DOWNLOAD_TIMEOUT_S, check=False)
+    if made.returncode != 0:
+        return None
+    root = Path(made.stdout.strip().splitlines()[-1])
+    branch = haproxy_branch(root)
+    return NewHaproxy(root, branch) if branch is not None and branch >= wanted else None
+
+
+@functools.cache
+def haproxy_branch(root: Path) -> tuple[int, int] | None:
+    """The version of a root's HAProxy: (3, 0) for 3.0.11; None if it does not say."""
+    found = re.match(r"HAProxy version (\d+)\.(\d+)", _run(root, "haproxy -v").stdout)
+    return (int(found[1]), int(found[2])) if found else None
+
+
 def ready(cache: Path) -> bool:
     """True if the daemons' root lies in the cache, so that asking them downloads nothing."""
     return any((cache / "roots").glob("daemons-*"))
 
 
-def check(tree: Tree, cache: Path, *, lab: Path | None = None) -> list[NdakitError]:
+def daemons_root(cache: Path, *, lab: Path | None = None) -> Path:
+    """The unpacked root of all daemons, made on first use. Raises ProcessFailed or MachineError."""
+    debian = (lab or Workspace(Path.cwd()).lab) / "debian.py"
+    argv: list[str | Path] = ["python3", debian, "root", "--cache", cache, "--name", "daemons", *PACKAGES]
+    made = process.run(argv, timeout_s=_DOWNLOAD_TIMEOUT_S)
+    return Path(made.stdout.strip().splitlines()[-1])
+
+
+def check(tree: Tree, cache: Path, *, lab: Path | None = None, haproxy: NewHaproxy | None = None) -> list[NdakitError]:
     """What the daemons find in a tree; empty if they take all of it.
 
-    `cache` holds the daemons' root (downloaded and unpacked on first use), `lab` is the folder with debian.py.
-    Raises ProcessFailed or MachineError if the root cannot be made, NamespacesRefused.
+    `cache` holds the daemons' root (downloaded and unpacked on first use), `lab` is the folder with debian.py;
+    `haproxy` is asked in place of that root's. Raises ProcessFailed or MachineError if the root cannot be made, and
+    NamespacesRefused.
     """
-    debian = (lab or Workspace(Path.cwd()).lab) / "debian.py"
-    made = process.run(
-        ["python3", debian, "root", "--cache", cache, "--name", "daemons", *PACKAGES], timeout_s=_DOWNLOAD_TIMEOUT_S
-    )
-    base = Path(made.stdout.strip().splitlines()[-1])
+    base = daemons_root(cache, lab=lab)
+    with _filled(tree, base, cache) as root:
+        found = [*_keepalived(tree, root), *_conntrackd(tree, root), *_nft(tree, root), *_shell(tree, root)]
+        if haproxy is None:
+            return [*_haproxy(tree, root), *found]
+    with _filled(tree, haproxy.root, cache) as root:
+        return [*_haproxy(tree, root), *found]
+
+
+@contextmanager
+def _filled(tree: Tree, base: Path, cache: Path) -> Iterator[Path]:
+    """A copy of a root with the tree's files in it."""
     with scratch_folder(cache / "validators", "tree") as scratch:
         root = scratch / "root"
         # Hard links: the files are shared with the cached root, so each one of ours replaces its link. What no daemon
@@ -82,13 +147,7 @@ def check(tree: Tree, cache: Path, *, lab: Path | None = None) -> list[NdakitErr
             target.unlink(missing_ok=True)
             target.write_bytes(_OLD_HTTPCHK.sub(rb"\1", file.content) if file.path == HAPROXY else file.content)
             target.chmod(file.mode)
-        return [
-            *_haproxy(tree, root),
-            *_keepalived(tree, root),
-            *_conntrackd(tree, root),
-            *_nft(tree, root),
-            *_shell(tree, root),
-        ]
+        yield root
 
 
 def _programs(base: Path) -> list[Path]:
