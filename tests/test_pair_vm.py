@@ -190,8 +190,10 @@ def test_wrong_weights_are_found_out(pair: Pair) -> None:
 
 
 def test_a_forgeable_client_address_is_found_out(pair: Pair) -> None:
-    with on_master(pair, "/X-Forwarded-For/d"):
+    with on_master(pair, "/del-header/d; /X-Forwarded-For/d"):
         assert_fails(pair, "client-address/www", "X-Forwarded-For is '192.0.2.66'")
+        assert_fails(pair, "client-address/www", "the client's own X_Forwarded_For reached the server")
+        assert_fails(pair, "client-address/www", "the client's own Connection reached the server")
 
 
 def test_servers_that_are_not_checked_are_found_out(pair: Pair) -> None:
