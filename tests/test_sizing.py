@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 
 import goldens
 from ndakit.model import Capacity, Profile, capacity_of, checks
-from ndakit.model.capacity import power_of_two
+from ndakit.model.capacity import POOLS_CONNECTIONS, STATISTICS_CONNECTIONS, power_of_two
+from ndakit.model.sizing import Tuning
 from ndakit.model.sysctls import KNOWN, general, gone, owner
 from ndakit.release import Release
 from ndakit.view import NodeView
@@ -166,3 +167,68 @@ def test_memory_of_all_parts_is_counted() -> None:
     assert isinstance(size, Capacity)
     assert replace(size, connections_max=20000).memory_needed_mib > size.memory_needed_mib + 300
     assert replace(size, tracked_max=2**20).memory_needed_mib > size.memory_needed_mib + 250
+
+
+# -- HAProxy's connections ---------------------------------------------------------------------------------------------
+
+
+def services(count: int, *limits: int, sizing: str = "{}") -> Profile:
+    """A profile with so many proxied services, the first ones with limits of their own."""
+    lines = []
+    for number in range(count):
+        limit = f", limits: {{connections: {{count: {limits[number]}}}}}" if number < len(limits) else ""
+        lines.append(f"  web{number}: {{vip: www, port: {80 + number}, protocol: http, pool: web{limit}}}")
+    text = goldens.PROFILES["bakery"].read_text()
+    text = text[: text.index("services:")] + "services:\n" + "\n".join(lines) + f"\nsizing: {sizing}\n"
+    return goldens.parse(text)
+
+
+def test_600000_connections_get_the_files_that_they_need() -> None:
+    large = services(1, sizing="{memory_mib: 65536, sessions_per_second: 3000, session_duration_s: 100}")
+    size, found = capacity_of(large), values(large)
+    assert size.connections_max == 600_000
+    assert found["fs.nr_open"][0] == str(size.files)
+    assert size.files > 2 * size.haproxy_max > 1_200_000
+    assert "600100 connections" in found["fs.nr_open"][1]
+    assert "fs.nr_open" not in values(services(1))
+    tuned = large.model_copy(update={"tuning": Tuning(sysctl={"fs.nr_open": "1048576"})})
+    assert "sysctl-harms" in {f.code for f in checks.findings(tuned)}
+
+
+def test_haproxys_own_limit_is_above_what_its_services_may_take() -> None:
+    size = capacity_of(services(1))
+    assert (size.connections_max, size.together_max, size.haproxy_max) == (10_000, 10_000, 10_100)
+    assert size.haproxy_max - size.together_max > STATISTICS_CONNECTIONS + POOLS_CONNECTIONS
+    two = capacity_of(services(2))
+    assert (two.connections_max, two.together_max, two.limited_together) == (10_000, 20_000, False)
+
+
+def test_services_get_together_what_the_memory_carries_and_each_its_own() -> None:
+    many = capacity_of(services(8))
+    assert many.limited_together
+    assert many.connections_max <= many.together_max < many.services_sum
+    full = replace(many, connections_max=many.together_max)
+    assert full.memory_needed_mib <= many.memory_mib
+    assert capacity_of(services(8, sizing="{memory_mib: 16384}")).together_max > many.together_max
+
+
+def test_a_limit_of_a_service_counts_up_and_down() -> None:
+    assert capacity_of(services(1, 50)).haproxy_max == 150
+    assert capacity_of(services(2, 50)).together_max == 10_050
+    large = services(1, 60_000)
+    assert "sizing-memory" in {f.code for f in checks.findings(large)}
+    assert capacity_of(large).connections_max == 60_000
+    assert capacity_of(large).tracked_max >= 2 * 60_000
+
+
+@given(st.lists(st.integers(1, 1_000_000), max_size=6), st.integers(1, 8), st.integers(64, 1_048_576))
+def test_whatever_the_limits_haproxy_keeps_its_reserve_and_the_tables_have_room(
+    limits: list[int], count: int, memory_mib: int
+) -> None:
+    size = capacity_of(services(count, *limits[:count], sizing=f"{{memory_mib: {memory_mib}}}"))
+    assert size.connections_max <= size.together_max <= max(size.services_sum, size.connections_max)
+    assert size.haproxy_max == size.together_max + 100
+    assert size.tracked_max >= 2 * size.together_max
+    assert size.files > 2 * size.haproxy_max
+    if size.memory_needed_mib <= memory_mib:
+        assert replace(size, connections_max=size.together_max).memory_needed_mib <= memory_mib

@@ -15,7 +15,7 @@ from ndakit import lint_admin, lint_daemons, lint_firewall, lint_ipvs, lint_pair
 from ndakit.errors import NdakitError
 from ndakit.lint_subject import LintFinding, Subject
 from ndakit.model import Profile
-from ndakit.render import READ_BY_SHELLS, Tree, mode_of
+from ndakit.render import READ_BY_SHELLS, Tree, mode_of, within
 
 __all__ = ["LintFinding", "Subject", "lint"]
 
@@ -51,7 +51,7 @@ def files(subject: Subject) -> Iterator[LintFinding]:
         if file.mode != mode_of(path):
             what = f"its mode is {file.mode:04o}, and {mode_of(path):04o} is needed there"
             yield subject.finding("mode", path, 0, what, "let render.MODES decide the mode")
-        if file.content.startswith(b"#!") and not file.mode & 0o100 and not path.startswith(READ_BY_SHELLS):
+        if file.content.startswith(b"#!") and not file.mode & 0o100 and not within(path, READ_BY_SHELLS):
             yield subject.finding(
                 "mode", path, 1, "a script without the x bit cannot be run", "put it where programs go"
             )

@@ -11,7 +11,7 @@ from ipaddress import ip_address, ip_interface
 
 from ndakit.daemontext import Block, Line, Proxy, TextError, haproxy, keepalived
 from ndakit.lint_subject import LintFinding, Subject
-from ndakit.render import BROUGHT, KEPT_ANYWAY, SYSUPGRADE
+from ndakit.render import BROUGHT, KEPT_ANYWAY, SYSUPGRADE, within
 
 HAPROXY, KEEPALIVED = "/etc/haproxy.cfg", "/etc/keepalived/keepalived.conf"
 SYSCTL = "/etc/sysctl.conf"
@@ -52,6 +52,7 @@ def balancer(subject: Subject) -> Iterator[LintFinding]:
         yield subject.finding("haproxy", HAPROXY, cause.line, cause.message)
         return
     yield from _names(subject, proxies)
+    yield from _reserve(subject, proxies)
     backends = {p.name for p in proxies if p.kind in ("backend", "listen")}
     servers = {f"{p.name}/{line.words[1]}" for p in proxies for line in p.all("server") if len(line.words) > 1}
     bound: dict[str, int] = {}
@@ -75,6 +76,36 @@ def _names(subject: Subject, proxies: list[Proxy]) -> Iterator[LintFinding]:
             )
             yield subject.finding("haproxy-name", HAPROXY, proxy.number, what)
         seen.setdefault(proxy.name, proxy)
+
+
+def _reserve(subject: Subject, proxies: list[Proxy]) -> Iterator[LintFinding]:
+    """HAProxy's own pages answer only while its own limit is not reached: it is above what the services may take."""
+    limits = {p.name: _number(p.first("maxconn")) for p in proxies}
+    own = next((_number(p.first("maxconn")) for p in proxies if p.kind == "global"), None)
+    taken, places = 0, 0
+    for proxy in proxies:
+        if proxy.kind not in ("frontend", "listen"):
+            continue
+        limit = limits[proxy.name]
+        if limit is None:
+            what = f"{proxy.kind} {proxy.name} has no maxconn: HAProxy gives it all there are"
+            yield subject.finding("haproxy-reserve", HAPROXY, proxy.number, what)
+            return
+        places += limit if proxy.name.startswith("_") else 0
+        taken += 0 if proxy.name.startswith("_") else limit
+    text = subject.tree[HAPROXY].text
+    if together := re.search(r"^\ttcp-request connection reject if \{ sc2_conn_cur\(\S+\) gt (\d+) \}$", text, re.M):
+        taken = min(taken, int(together[1]))
+    if own is None or own < taken + places:
+        what = (
+            f"the global maxconn ({own}) is below {taken + places}, what services and HAProxy's own pages take "
+            "together: a flood would silence the statistics and keepalived's question about pools"
+        )
+        yield subject.finding("haproxy-reserve", HAPROXY, 0, what)
+
+
+def _number(line: Line | None) -> int | None:
+    return int(line.words[1]) if line is not None and len(line.words) > 1 and line.words[1].isdigit() else None
 
 
 def _peers(subject: Subject, proxies: list[Proxy], proxy: Proxy) -> Iterator[LintFinding]:
@@ -311,10 +342,8 @@ def kept(subject: Subject) -> Iterator[LintFinding]:
     lists = [f.text for p, f in subject.tree.items() if p == SYSUPGRADE or p.startswith(KEEP_LISTS)]
     listed = [line for text in lists for line in text.splitlines() if line and not line.startswith("#")]
     for path in subject.tree:
-        if path.startswith(BROUGHT):
+        if within(path, KEPT_ANYWAY + BROUGHT):
             continue
-        if not path.startswith(KEPT_ANYWAY) and not any(
-            path == k or path.startswith(f"{k.rstrip('/')}/") for k in listed
-        ):
+        if not any(path == k or path.startswith(f"{k.rstrip('/')}/") for k in listed):
             what = f"{path} is not listed: an upgrade that keeps the configuration would lose it"
             yield subject.finding("not-kept", SYSUPGRADE, 0, what)

@@ -168,7 +168,12 @@ def render(profile: Profile, node: str, templates: Sequence[Path]) -> Tree:
 
 def kept(paths: Iterable[str]) -> tuple[str, ...]:
     """The files of a tree that an upgrade must be told to keep, sorted."""
-    return tuple(sorted(p for p in paths if not p.startswith(KEPT_ANYWAY + BROUGHT)))
+    return tuple(sorted(p for p in paths if not within(p, KEPT_ANYWAY + BROUGHT)))
+
+
+def within(path: str, places: Iterable[str]) -> bool:
+    """True if a path is one of the places, or below one of them that is a folder (`/etc/config/`)."""
+    return any(path == place or (place.endswith("/") and path.startswith(place)) for place in places)
 
 
 def single(templates: Sequence[Path], name: str, subject: str, context: Mapping[str, Any]) -> RenderedFile:
