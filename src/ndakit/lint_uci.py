@@ -143,7 +143,7 @@ def interfaces(subject: Subject) -> Iterator[LintFinding]:
 
 def addresses(subject: Subject) -> Iterator[LintFinding]:
     """One bad address takes all of its interface's; a VIP with a subnet's prefix goes with the node's own address."""
-    vips = {a for v in subject.profile.vips.values() for a in v.address}
+    vips, own = {a for v in subject.profile.vips.values() for a in v.address}, {*subject.view.addresses}
     for section in subject.sections("network", "interface"):
         onlink: list[IPv4Network | IPv6Network] = []
         for option in section.options:
@@ -157,7 +157,7 @@ def addresses(subject: Subject) -> Iterator[LintFinding]:
                 if read_as.ip in vips and subject.view.vrrp:
                     what = f"{read_as.ip} is a VIP: on every node at once, it would not move"
                     yield subject.finding("vip-static", NETWORK, option.line, what)
-                elif read_as.ip in vips and read_as.network.prefixlen != read_as.max_prefixlen:
+                elif read_as.ip in vips - own and read_as.network.prefixlen != read_as.max_prefixlen:
                     what = f"VIP {read_as} has a subnet's prefix: it is lost when the node's own address is set again"
                     yield subject.finding("vip-prefix", NETWORK, option.line, what)
             elif option.name in ("gateway", "ip6gw", "dns"):

@@ -53,7 +53,8 @@ def _addresses(loaded: Sequence[Loaded]) -> Iterator[ProfileWarning]:
             for number, address in enumerate(vip.address):
                 if address.is_link_local:  # another one on each network
                     continue
-                seen[address].append((one, ("vips", name, "address", number), f"VIP {name} of {one.profile.name}"))
+                if not any(user is one for user, *_ in seen[address]):  # a single node's VIP may be its own address
+                    seen[address].append((one, ("vips", name, "address", number), f"VIP {name} of {one.profile.name}"))
     for address, users in seen.items():
         for (first, path, words), (second, other_path, other_words) in itertools.combinations(users[:8], 2):
             if first is not second and _may_meet(first, second, address):

@@ -163,7 +163,9 @@ class NodeView:
                 if (address := self.profile.node_address(self.name, name, subnet.version)) is not None
             ]
             if self.profile.standalone:
-                own += [ip_interface(a) for v in self.profile.vips.values() if v.network == name for a in v.address]
+                there = {i.ip for i in own}  # a VIP may be the node's own address
+                vips = [a for v in self.profile.vips.values() if v.network == name for a in v.address]
+                own += [ip_interface(a) for a in vips if a not in there]
             found.append(
                 Interface(
                     network=name,

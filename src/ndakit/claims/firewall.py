@@ -102,7 +102,8 @@ def expected_open(lab: LabNetwork, seat: Seat, network: str, protocol: Protocol 
             if source is None or vip.network != network:
                 continue
             admin = any(source in s for s in profile.sources(address.version))
-            found[address] = {profile.ssh_port} if admin and protocol == "tcp" else set()
+            there = found.get(address, set())  # a single node's VIP may be its own address
+            found[address] = there | ({profile.ssh_port} if admin and protocol == "tcp" else set())
     for name in (n for n, s in profile.services.items() if s.transport == protocol):
         for endpoint in profile.endpoints(name):
             if endpoint.address in found:

@@ -228,10 +228,10 @@ def addresses_twice(profile: Profile) -> Iterator[Finding]:
     seen: dict[tuple[Address, str], tuple[KeyPath, str]] = {}
     for path, words, address, network in owned(profile):
         first = seen.setdefault((address, network if _link_local(address) else ""), (path, words))
-        if first[0] != path:
+        if first[0] != path and not _same_host(profile, first[0], path):
             yield error(
                 "address-twice", f"{address} is stated twice: for {first[1]} and for {words}", path,
-                "give each its own address", other=first[0],
+                "give each its own address", other=first[0], also=(("nodes",), (*path[:2], "network")),
             )  # fmt: skip
     ours = {a: v for a, v in seen.items() if v[0][0] in ("nodes", "vips")}
     for path, words, address, network in foreign(profile):
@@ -241,6 +241,13 @@ def addresses_twice(profile: Profile) -> Iterator[Finding]:
                 "address-is-ours", f"{words} has the address {address}, which is that of {ours[key][1]}", path,
                 "write the address of the other machine", other=ours[key][0],
             )  # fmt: skip
+
+
+def _same_host(profile: Profile, node: KeyPath, vip: KeyPath) -> bool:
+    """True for a VIP that is the only node's own address in its network: a small box serves on the address it has."""
+    return (
+        profile.standalone and node[0] == "nodes" and vip[0] == "vips" and profile.vips[str(vip[1])].network == node[3]
+    )
 
 
 def _link_local(address: Address) -> bool:

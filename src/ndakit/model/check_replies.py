@@ -141,6 +141,26 @@ def _gateways(profile: Profile, network: str, version: int) -> list[str]:
     ]
 
 
+def own_address(profile: Profile) -> Iterator[Finding]:
+    """dr, tun on the only node's own address: the servers would have it as well, and could not speak to the node."""
+    nodes = {a: n for n, its in profile.nodes.items() for own in its.addresses.values() for a in own}
+    for name, service in kernel_services(profile):
+        if service.topology == "nat":
+            continue
+        for endpoint in profile.endpoints(name):
+            node = nodes.get(endpoint.address)
+            if node is not None:
+                yield error(
+                    "vip-is-node",
+                    f"service {name} is {service.topology}, so its servers have the address {endpoint.address} of VIP "
+                    f"{endpoint.vip} too, and that is node {node}'s own: they would drop whatever the node sends",
+                    _topology(name),
+                    "write topology: proxy, or nat for clients of other networks, or give the VIP another address",
+                    other=("vips", endpoint.vip, "address"), also=(("nodes", node),),
+                )  # fmt: skip
+                break
+
+
 def nat_gateways(profile: Profile) -> Iterator[Finding]:
     """nat: the servers' gateway is a VIP of ours, and moves along with the service's."""
     told: set[tuple[str, str, int]] = set()
@@ -223,11 +243,13 @@ def nat_same_network(profile: Profile) -> Iterator[Finding]:
         inside = [v for v in service.vip if profile.vips[v].network == network]
         if service.topology == "nat" and inside and network is not None and (name, network) not in told:
             told.add((name, network))
+            nodes = {a for its in profile.nodes.values() for own in its.addresses.values() for a in own}
+            direct = "proxy" if nodes & set(profile.vips[inside[0]].address) else "dr or proxy"
             yield warning(
                 "nat-same-network",
                 f"service {name}'s VIP {inside[0]} and server {server} are both in network {network}: clients there "
                 "get no answers, because servers answer them directly",
-                ("services", name, "vip"), "use it for clients of other networks only, or write topology: dr or proxy",
+                ("services", name, "vip"), f"use it for clients of other networks only, or write topology: {direct}",
                 other=("vips", inside[0], "network"), also=(_topology(name),),
             )  # fmt: skip
 
@@ -324,6 +346,7 @@ RULES: tuple[Callable[[Profile], Iterator[Finding]], ...] = (
     families,
     ports,
     reachable,
+    own_address,
     nat_gateways,
     nat_same_network,
     two_gateways,

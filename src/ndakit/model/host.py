@@ -249,7 +249,7 @@ class Vip(Model):
     network: Name
     """The network it lives in."""
     address: Addresses
-    """The address, at most one per family."""
+    """The address, at most one per family. A single node's VIP may be the node's own address."""
     role: Literal["gateway"] | None = None
     """`gateway`: the servers' default gateway."""
     group: Name = "main"
