@@ -25,7 +25,7 @@ networks:
   lan:
     nics: [eth1]
     subnet: [192.168.0.0/24, "fd00:0:0:1::/64"]
-    routes: [{{to: 10.20.0.0/24, via: 192.168.0.254}}]
+    routes: [{{to: 10.20.0.0/24, via: 192.168.0.254}}, {{to: 10.21.0.0/24, via: 192.168.0.253}}]
 system: {{ntp: []}}
 nodes:
   lb1: {{addresses: {{wan: [203.0.113.11, "2001:db8:0:1::11"], lan: [192.168.0.11, "fd00:0:0:1::11"]}}}}
@@ -52,6 +52,10 @@ pools:
   kept: {{persistence: {{type: source, timeout_s: 60}}, servers: {{keep1: 192.168.0.71, keep2: 192.168.0.72}}}}
   far: {{check: {{type: tcp, interval_s: 1, timeout_s: 1}}, servers: {{far1: 10.20.0.21, far2: 10.20.0.22}}}}
   own: {{port: 8085, reply_route: policy, servers: {{own1: 192.168.0.81}}}}
+  behind:
+    reply_route: policy
+    check: {{type: tcp, interval_s: 1, timeout_s: 1}}
+    servers: {{beh1: 10.21.0.21, beh2: 10.21.0.22}}
   plain: {{port: 80, servers: {{web1: 192.168.0.91, web2: 192.168.0.92}}}}
   ftp: {{check: {{port: 21, interval_s: 1}}, servers: {{ftp1: 192.168.0.95, ftp2: 192.168.0.96}}}}
 services:
@@ -61,6 +65,7 @@ services:
   sticky: {{vip: intern, families: [ipv4], port: 8084, topology: dr, protocol: tcp, pool: kept}}
   faraway: {{vip: intern, families: [ipv4], port: 8083, topology: tun, protocol: tcp, pool: far}}
   routed: {{vip: www, families: [ipv4], port: 8085, topology: nat, protocol: tcp, pool: own}}
+  behind: {{vip: www, families: [ipv4], port: 8086, topology: nat, protocol: tcp, pool: behind}}
   shop: {{vip: www, families: [ipv4], port: 80, protocol: http, pool: plain}}
   shell: {{vip: www, families: [ipv4], port: 22, topology: nat, protocol: tcp, pool: own}}
   ftp: {{vip: www, families: [ipv4], port: [21, 20000-39999], topology: nat, protocol: tcp, pool: ftp}}
@@ -83,6 +88,8 @@ CLAIMS = (
     *("service/sticky", "persistence/sticky", "service/faraway", "client-address/faraway", "way-back/faraway"),
     *("drain/static", "drain/media", "drain/far"),
     *("servers/far", "check/far", "service/routed", "way-back/routed", "service/shop", "client-address/shop"),
+    # Servers behind an inner router, which sends their answers to the balancers (reply_route: policy).
+    *("service/behind", "client-address/behind", "way-back/behind", "servers/behind", "check/behind"),
     # Port 22 of a VIP is a service's, and that of the nodes is still their own SSH; 20001 ports are one service.
     *("service/shell", "way-back/shell", "ssh/lb1", "ssh/lb2", "service/ftp", "way-back/ftp"),
 )
@@ -103,6 +110,14 @@ def on_server(pair: Pair, pool: str, server: str, breaking: str, mending: str) -
         yield
     finally:
         host.run(["dash", "-c", mending])
+
+
+def test_an_inner_router_that_sends_the_answers_elsewhere_is_named(pair: Pair) -> None:
+    rule = "ip rule {} from 10.21.0.21 ipproto tcp sport 8086 lookup 4201"
+    with on_server(pair, "behind", "beh1", rule.format("del"), rule.format("add")):
+        outcome = pair.outcome("way-back/behind")
+    assert not outcome.ok
+    assert "router 192.168.0.253 has no rule for its answers from 10.21.0.21 port 8086" in outcome.detail
 
 
 def test_a_dr_server_that_answers_arp_for_the_vip_is_named(pair: Pair) -> None:

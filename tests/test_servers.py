@@ -9,10 +9,12 @@ import subprocess
 from pathlib import Path
 
 import pytest
+import yaml
 
 import goldens
 from ndakit import process
 from ndakit.load import load
+from ndakit.model import Profile, checks
 from ndakit.server_scripts import chosen, facts, readme
 from ndakit.servers import NoSuchServer, ServerSide, script, servers
 from ndakit.workspace import Workspace
@@ -93,6 +95,65 @@ def test_of_several_gateway_vips_a_server_has_that_of_its_services_group(tmp_pat
     assert [str(g.gateway) for g in found["img1"].gateways] == ["192.168.0.2"]
     assert [str(a.gateway) for a in found["pol1"].answers] == ["192.168.0.2"]
     assert [str(g.gateway) for g in found["web1"].gateways] == ["192.168.0.1"]
+
+
+BEHIND = (
+    PROFILE.replace(
+        "  plain: {port: 80,",
+        "  behind: {port: 8090, reply_route: policy, servers: {beh1: 10.20.0.31, beh2: 10.20.0.32}}\n"
+        "  plain: {port: 80,",
+    )
+    + "  behind: {vip: www, port: 8090, topology: nat, protocol: tcp, pool: behind}\n"
+)
+
+
+def test_servers_behind_an_inner_router_leave_it_to_that_router_to_send_their_answers_to_the_balancers(
+    tmp_path: Path,
+) -> None:
+    workspace = profile_of(tmp_path)
+    (workspace.root / "profiles/sides.yaml").write_text(BEHIND)
+    profile = load(workspace, "sides").profile
+    found = {s.name: s for s in servers(profile)}
+    router = found["router-192-168-0-254"]
+    assert [(str(a.gateway), str(a.own), str(a.source), a.protocol, a.port) for a in router.answers] == [
+        ("192.168.0.1", "192.168.0.254", "10.20.0.31", "tcp", "8090"),
+        ("192.168.0.1", "192.168.0.254", "10.20.0.32", "tcp", "8090"),
+    ]
+    assert [str(n) for n in router.answers[0].nodes] == ["192.168.0.11", "192.168.0.12"]
+    assert found["beh1"].nothing
+    assert "reach the router 192.168.0.254, and that one sends them to the balancers" in found["beh1"].needs[0]
+    made = script(router, "linux", profile, TEMPLATES)
+    assert made is not None
+    assert "# What router 192.168.0.254 needs so that" in made.text
+    assert [s.name for s in chosen(profile, "router/192.168.0.254")] == ["router-192-168-0-254"]
+
+
+OFF_LINK = BEHIND.replace("reply_route: policy, servers: {beh1", "servers: {beh1")
+SERVICE = "behind: {vip: www, port: 8090, topology: nat"
+POOL = "behind: {port: 8090, servers"
+GATEWAY = "  lan-gw: {network: lan, address: 192.168.0.1, role: gateway}\n"
+
+
+@pytest.mark.parametrize(
+    ("changes", "code"),
+    [([], "nat-not-on-link"), ([(SERVICE, "behind: {vip: www, port: 8090, topology: tun")], ""),
+     ([(SERVICE, "behind: {vip: www, port: 8090, topology: proxy")], ""),
+     ([(POOL, "behind: {port: 8090, reply_route: policy, servers")], ""),
+     ([(POOL, "behind: {port: 8090, reply_route: policy, servers"), (GATEWAY, "")], "nat-router-without-gateway"),
+     ([(POOL, "behind: {port: 8090, reply_route: policy, servers"), (GATEWAY, GATEWAY.replace("}", ", group: other}"))],
+      "nat-other-group"),
+     # Through the default gateway: nobody there sends answers to us.
+     ([(POOL, "behind: {port: 8090, reply_route: policy, servers"), ("10.20.0.31", "198.51.100.31")],
+      "nat-not-on-link")],
+)  # fmt: skip
+def test_what_the_refusal_of_servers_elsewhere_offers_works(changes: list[tuple[str, str]], code: str) -> None:
+    text = OFF_LINK
+    for old, new in changes:
+        assert old in text
+        text = text.replace(old, new)
+    profile = Profile.model_validate(yaml.load(text, Loader=yaml.BaseLoader))
+    found = {f.code for f in checks.findings(profile) if f.severity == "error" and "behind" in f.what + f.fix}
+    assert found == ({code} if code else set())
 
 
 def test_a_dr_server_has_the_vips_on_its_loopback_and_keeps_its_gateway(sides: dict[str, ServerSide]) -> None:
@@ -230,7 +291,7 @@ def test_the_script_of_another_server_touches_nothing(tmp_path: Path, sides: dic
     said = in_namespace(
         tmp_path, sides["img1"], own="192.168.0.99", commands="sh $script up; echo $?; ip route show default"
     )
-    assert "no network card of this machine has 192.168.0.31: this is not img1" in said
+    assert "no network card of this machine has 192.168.0.31: this is not server img1" in said
     assert "default via 192.168.0.254" in said
 
 

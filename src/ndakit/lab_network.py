@@ -184,11 +184,17 @@ class LabNetwork(LabNodes):
                     self.hosts[seat.host].web(OUTSIDE_PORT, address=address, name="outside")
 
     def _set_up(self, side: ServerSide, machine: str) -> None:
-        """Run a server's own script in it, as its admin would: that is what `./inv servers` writes."""
+        """Run a server's own script in it, as its admin would: that is what `./inv servers` writes. The same for a
+        router between the balancers and their servers."""
         seats = (self.plan.servers.get((pool, server)) for pool, _, server in (n.partition("/") for n in side.names))
         host = next((self.plan.hosts[seat.host] for seat in seats if seat is not None), None)
-        if side.nothing or host is None or host.role != "server" or host.role not in MACHINES[machine]:
+        if side.router:
+            owners = (h for h in self.plan.hosts.values() if any(i.address in side.own for i in h.addresses))
+            host = next((h for h in owners if h.role == "router"), None)
+        if side.nothing or host is None or host.role not in ("server", "router") or host.role not in MACHINES[machine]:
             return
+        if host.role == "router" and not side.router:
+            return  # a server behind a router is an address of that router here
         self.hosts[host.name].run(["dash", "-s", "up"], stdin=self._script(side), timeout_s=SET_UP_TIMEOUT_S)
 
     def _script(self, side: ServerSide) -> bytes:

@@ -7,16 +7,20 @@ business. The same machine may stand in several pools: servers with a common add
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from ndakit import render
 from ndakit.errors import InputError
 from ndakit.model import Address, Profile, Server
+from ndakit.model.reach import inner_router
 
 FIRST_TABLE = 4201
 """The first routing table for answers by port: far from those that distributions and admins use."""
+ROUTER = "router/"
+"""How the `names` of an inner router begin; its address follows."""
 LOOPBACK = "lo"
 TUNNELS = {4: ("ipip", "ndakit4"), 6: ("ip6_tunnel", "ndakit6")}
 """IP version → kernel module and device. A device of our own, for tunl0 takes packets for every local address."""
@@ -101,6 +105,16 @@ class ServerSide:
         return f"ndakit-{self.profile}-{self.name}"
 
     @property
+    def router(self) -> bool:
+        """True for an inner router, which has no name in the profile."""
+        return self.names[0].startswith(ROUTER)
+
+    @property
+    def title(self) -> str:
+        """What it is, with its name."""
+        return f"router {self.own[0]}" if self.router else f"server {self.name}"
+
+    @property
     def nothing(self) -> bool:
         """True if the server needs nothing beyond its service."""
         return not (self.gateways or self.answers or self.addresses or self.tunnels)
@@ -130,7 +144,8 @@ class ServerSide:
 
 
 def servers(profile: Profile) -> tuple[ServerSide, ...]:
-    """Every machine that stands in a pool, in the profile's order."""
+    """Every machine that stands in a pool, in the profile's order; then the inner routers that servers of topology nat
+    answer through."""
     machines: list[dict[tuple[str, str], Server]] = []
     for pool, found in profile.pools.items():
         for name, server in found.servers.items():
@@ -140,17 +155,18 @@ def servers(profile: Profile) -> tuple[ServerSide, ...]:
             same[pool, name] = server
     first = [next(iter(m)) for m in machines]
     short = [name for _, name in first]
-    return tuple(
+    sides = tuple(
         _side(profile, name if short.count(name) == 1 else f"{pool}-{name}", machine)
         for (pool, name), machine in zip(first, machines, strict=True)
     )
+    return (*sides, *_routers(profile))
 
 
 def script(side: ServerSide, system: str, profile: Profile, templates: Sequence[Path]) -> render.RenderedFile | None:
     """The script for an operating system of SYSTEMS; None if that cannot do it. Raises TemplateBroken."""
     if side.impossible(system):
         return None
-    subject = f"{profile.name}, server {side.name}"
+    subject = f"{profile.name}, {side.title}"
     return render.single(templates, SYSTEMS[system], subject, {"server": side, "profile": profile})
 
 
@@ -180,6 +196,13 @@ class _Needs:
     def answers_through_us(self, service: str, own: Address, port: tuple[int, int]) -> None:
         """The same for these answers only; the default gateway stays what it is."""
         self.foreign_gateways.add(own.version)
+        router = inner_router(self.profile, own) if self.profile.network_of(own) is None else None
+        if router is not None:
+            self._say(
+                f"nothing of its own for {self._named(service)}: its answers, {self._port(service, port)} from {own}, "
+                f"reach the router {router[1]}, and that one sends them to the balancers (its folder says how)"
+            )
+            return
         found = gateway_of(self.profile, own, service)
         if found is not None:
             self._answers(service, found[1], own, own, port, nodes_beside(self.profile, own))
@@ -206,6 +229,16 @@ class _Needs:
         table = FIRST_TABLE + tables.index(gateway)
         self.answers[source, kind, ports] = Answers(gateway, own, source, kind, ports, table, nodes)
         self._say(f"answers from {source}, {kind} port {ports}, through {gateway}: {self._named(service)}")
+
+    def through_router(self, service: str, own: Address, port: tuple[int, int], network: str, router: Address) -> None:
+        """What an inner router does with the answers of a server behind it: they go to the gateway VIP."""
+        found = gateway_of(self.profile, router, service, network)
+        if found is not None:
+            self._answers(service, found[1], router, own, port, nodes_beside(self.profile, router, network))
+
+    def _port(self, service: str, port: tuple[int, int]) -> str:
+        low, high = port
+        return f"{self.profile.services[service].transport} port {low if low == high else f'{low}-{high}'}"
 
     def _named(self, service: str) -> str:
         return f"{service} ({self.profile.services[service].topology})"
@@ -237,10 +270,13 @@ class _Needs:
         self.words[words] = None
 
 
-def gateway_of(profile: Profile, server: Address, service: str | None = None) -> tuple[str, Address] | None:
+def gateway_of(
+    profile: Profile, server: Address, service: str | None = None, network: str | None = None
+) -> tuple[str, Address] | None:
     """The gateway VIP (name and address) in the network of a server's address; None if there is none. Where there are
-    several, that of the service's group, which moves along with the service's own VIP."""
-    network = profile.network_of(server)
+    several, that of the service's group, which moves along with the service's own VIP. `network`: of which it is known
+    (a link-local address tells none)."""
+    network = network or profile.network_of(server)
     groups = {profile.vips[v].group for v in profile.services[service].vip} if service is not None else set()
     found = [
         (vip.group not in groups, number, name, address)
@@ -250,9 +286,9 @@ def gateway_of(profile: Profile, server: Address, service: str | None = None) ->
     return min(found)[2:] if found else None
 
 
-def nodes_beside(profile: Profile, server: Address) -> tuple[Address, ...]:
+def nodes_beside(profile: Profile, server: Address, network: str | None = None) -> tuple[Address, ...]:
     """The balancers' own addresses in the network of a server's address, in its family."""
-    network = profile.network_of(server)
+    network = network or profile.network_of(server)
     return tuple(
         address
         for node in profile.nodes.values()
@@ -284,6 +320,37 @@ def _side(profile: Profile, name: str, machine: Mapping[tuple[str, str], Server]
         addresses=tuple(needs.addresses.values()),
         tunnels=tuple(needs.tunnels.values()),
     )
+
+
+def _routers(profile: Profile) -> Iterator[ServerSide]:
+    """The inner routers behind which servers of topology nat are, with what each must do with their answers."""
+    found: dict[Address, _Needs] = {}
+    for pool, its in profile.pools.items():
+        for service in profile.balanced(pool):
+            if profile.services[service].topology != "nat" or its.reply_route != "policy":
+                continue
+            for server in its.servers.values():
+                for version in dict.fromkeys(e.address.version for e in profile.endpoints(service)):
+                    own = server.address_of(version)
+                    way = inner_router(profile, own) if own is not None and profile.network_of(own) is None else None
+                    if own is None or way is None:
+                        continue
+                    needs = found.setdefault(way[1], _Needs(profile))
+                    for port in _ports(profile, pool, server, service):
+                        needs.through_router(service, own, port, *way)
+    for router, needs in found.items():
+        if needs.answers:
+            yield ServerSide(
+                profile=profile.name,
+                name="router-" + re.sub("[.:]+", "-", str(router)),
+                names=(f"{ROUTER}{router}",),
+                own=(router,),
+                needs=(*needs.words, "no strict reverse path filter (rp_filter 1) towards the balancers"),
+                gateways=(),
+                answers=tuple(needs.answers.values()),
+                addresses=(),
+                tunnels=(),
+            )
 
 
 def _duty(

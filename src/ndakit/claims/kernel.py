@@ -6,6 +6,7 @@ from __future__ import annotations
 import threading
 from collections import Counter
 from collections.abc import Iterator
+from dataclasses import replace
 
 from ndakit.claims.base import Outcome, targets
 from ndakit.frames import arp_answer, decode_segment
@@ -106,12 +107,19 @@ def server_side(lab: LabNetwork, pool: str) -> Outcome:
 
 def server_trouble(lab: LabNetwork, pool: str) -> list[str]:
     """What the servers of a pool lack, one sentence each."""
-    sides = {n: s for s in servers(lab.profile) for n in s.names}
-    return [
+    found = servers(lab.profile)
+    sides = {n: s for s in found for n in s.names}
+    wrong = [
         f"server {name} {trouble}"
         for name in lab.profile.pools[pool].servers
         for trouble in _troubles(lab, pool, name, sides[f"{pool}/{name}"])
     ]
+    for router in (s for s in found if s.router):
+        for name, facts in lab.profile.pools[pool].servers.items():
+            mine = replace(router, answers=tuple(a for a in router.answers if a.source in facts.address))
+            # In the lab a server behind a router is an address of that router.
+            wrong += [f"{router.title} {trouble}" for trouble in _troubles(lab, pool, name, mine)]
+    return wrong
 
 
 def _troubles(lab: LabNetwork, pool: str, name: str, side: ServerSide) -> Iterator[str]:

@@ -15,7 +15,7 @@ from ndakit.model.base import Address
 from ndakit.model.check_ipvs import kernel_services
 from ndakit.model.findings import Finding, error, warning
 from ndakit.model.profile import Profile
-from ndakit.model.reach import Reach
+from ndakit.model.reach import Reach, inner_router
 from ndakit.model.traffic import Service
 
 Use = tuple[str, Service, str, str, Address]
@@ -172,23 +172,29 @@ def nat_gateways(profile: Profile) -> Iterator[Finding]:
         if service.topology != "nat" or key in told:
             continue
         at = _place(profile, pool, server, address)
-        if network is None:
-            if not policy:
-                told.add(key)
-                yield error(
-                    "nat-not-on-link",
-                    f"service {name} is nat, and server {server} at {address} is in no network of the balancer, which "
-                    "must be its gateway",
-                    at, f"write topology: tun or proxy, or reply_route: policy for pool {pool}", other=_topology(name),
-                    also=(("networks",),),
-                )  # fmt: skip
+        router = inner_router(profile, address) if network is None else None
+        if network is None and (router is None or not policy):
+            told.add(key)
+            yield _off_link(profile, name, service, pool, server, address, router, at)
             continue
-        if profile.standalone:
+        if profile.standalone and router is None:
             continue
+        network = network or (router[0] if router is not None else "")
         gateways = _gateways(profile, network, address.version)
         groups = {profile.vips[v].group for v in service.vip}
         fitting = [g for g in gateways if groups == {profile.vips[g].group}]
-        if not gateways:
+        if not gateways and router is not None:
+            told.add(key)
+            yield error(
+                "nat-router-without-gateway",
+                f"service {name} is nat, answers of server {server} come through the router {router[1]}, and network "
+                f"{network} has no IPv{address.version} VIP with role: gateway, to which that router could send them",
+                ("pools", pool, "reply_route"),
+                f"add a VIP with network: {network}, role: gateway, group: {min(groups)}"
+                + ("; the only node's own address will do" if profile.standalone else ""),
+                other=at, also=(("vips",), _topology(name), ("networks", network, "routes")),
+            )  # fmt: skip
+        elif not gateways:
             told.add(key)
             yield _without_gateway(name, network, server, address, pool, at, policy=policy)
         elif not fitting:
@@ -212,6 +218,34 @@ def nat_gateways(profile: Profile) -> Iterator[Finding]:
                     f"put the VIPs of both services into one group, or write reply_route: policy for pool {pool}",
                     other=("services", first[0], "vip"), also=(at, ("vips", first[1]), ("vips", fitting[0])),
                 )  # fmt: skip
+
+
+def _off_link(
+    profile: Profile,
+    name: str,
+    service: Service,
+    pool: str,
+    server: str,
+    address: Address,
+    router: tuple[str, Address] | None,
+    at: KeyPath,
+) -> Finding:
+    """nat, with a server in no network of ours: only an inner router that does its part brings answers back."""
+    fix = "write topology: tun" + (" or proxy" if service.transport == "tcp" else "")
+    if router is not None:
+        there = _gateways(profile, router[0], address.version)
+        group = min(profile.vips[v].group for v in service.vip)
+        vip = "" if there else f", add a VIP with network: {router[0]}, role: gateway, group: {group}"
+        fix += (
+            f"; or write reply_route: policy for pool {pool}{vip}, and let the router {router[1]} send the answers "
+            "there (./inv servers writes how)"
+        )
+    return error(
+        "nat-not-on-link",
+        f"service {name} is nat, and server {server} at {address} is in no network of the balancer, which must be its "
+        "gateway", at, fix, other=_topology(name),
+        also=(("networks",), ("pools", pool, "reply_route"), ("vips",)),
+    )  # fmt: skip
 
 
 def _without_gateway(

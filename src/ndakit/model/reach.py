@@ -59,6 +59,19 @@ class Reach:
         return subnet.version in self.gateways or self.on_link.overlaps(subnet) or self.routed.overlaps(subnet)
 
 
+def inner_router(profile: Profile, address: Address) -> tuple[str, Address] | None:
+    """The network and router of the narrowest route (then the smallest metric) that leads to an off-link address; None
+    if only a default gateway does, or nothing."""
+    found = [
+        (-r.to.prefixlen, r.metric or 0, number, name, r.via)
+        for number, (name, net) in enumerate(profile.networks.items())
+        for r in net.routes
+        if r.to.version == address.version and address in r.to
+    ]
+    best = min(found, key=lambda way: way[:3], default=None)
+    return (best[3], best[4]) if best is not None else None
+
+
 _SPECIAL = tuple(
     (ip_network(text), what)
     for text, what in (

@@ -174,7 +174,8 @@ class Pool(Model):
     """Seconds over which a server that returns gets its full share again. Topology proxy only: IPVS cannot do that."""
     reply_route: Literal["default", "policy"] = "default"
     """The way of the servers' answers. `default`: their default route. `policy`: a rule of their own, for these answers
-    only; so that nat works beside another default gateway, and dr and tun beside one that is the balancer."""
+    only; so that nat works beside another default gateway, and dr and tun beside one that is the balancer. With nat and
+    servers behind a router of a network (`routes`), that router has the rule: `./inv servers` writes it."""
     servers: Annotated[dict[Name, Server], Field(min_length=1)]
     """The servers by name: an address, or a mapping."""
 
