@@ -13,6 +13,7 @@ from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_add
 
 from ndakit import daemontext
 from ndakit.lint_subject import LintFinding, Subject
+from ndakit.model.spans import Spans
 from ndakit.names import ZONE_NAME_MAX
 from ndakit.uci import Section
 from ndakit.view_firewall import UNROUTED
@@ -29,6 +30,8 @@ _ICMP_NAMES = {
 }  # fmt: skip
 _WHOLE = ("2", "47", "50", "51", "89")
 """IGMP, GRE, ESP, AH, OSPF: there is nothing in them to restrict by but the source, and everybody may be meant."""
+_EVERYBODY = ("0.0.0.0/0", "::/0")
+"""Addresses that restrict nothing."""
 _MULTI_PROTOCOL = {"tcp": {6}, "udp": {17}, "tcpudp": {6, 17}, "icmp": {1}, "all": set(range(256))}
 
 
@@ -237,7 +240,7 @@ def _restricts(subject: Subject, section: Section) -> Iterator[LintFinding]:
         return
     else:
         needed = ("src_ip",)
-    if not any(section.get(option) for option in needed):
+    if not any(value not in _EVERYBODY for option in needed for value in section.list(option)):
         what = f"the rule accepts everything of proto '{protocol}': none of {', '.join(needed)} is stated"
         yield subject.finding("fw-wide", FIREWALL, section.line, what)
 
@@ -272,14 +275,21 @@ def includes(subject: Subject) -> Iterator[LintFinding]:
 
 def ssh(subject: Subject, accepts: list[_Accept]) -> Iterator[LintFinding]:
     """Everybody in access.sources gets in, on whichever network they arrive, and nobody else does."""
-    allowed = [s for group in subject.profile.access.sources.values() for s in group]
+    stated = [s for group in subject.profile.access.sources.values() for s in group]
+    allowed = {v: Spans.of(stated, v) for v in (4, 6)}
     port = subject.profile.ssh_port
     zone_names = [z for s in subject.sections("firewall", "zone") if (z := s.get("name"))]
     tcp = [a for a in accepts if 6 in a.protocols]
-    for source in allowed:
-        closed = [
-            z for z in zone_names if not any(not a.destinations and a.lets_in(z, source, None, port) for a in tcp)
-        ]
+    wide = [a for a in tcp if not a.destinations]
+    everywhere = {v: _let_in([a for a in wide if a.zone == "*"], v, port) for v in (4, 6)}
+    inside = {
+        (zone, v): everywhere[v] | _let_in([a for a in wide if a.zone == zone], v, port)
+        for zone in zone_names
+        for v in (4, 6)
+    }
+    for source in stated:
+        whole = Spans.of([source], source.version)
+        closed = [z for z in zone_names if not whole <= inside[z, source.version].within(source)]
         if closed:
             what = f"SSH from {source} (access.sources) is not accepted in zone {', '.join(closed)}: a lock-out"
             yield subject.finding("fw-ssh-closed", FIREWALL, 0, what)
@@ -288,9 +298,17 @@ def ssh(subject: Subject, accepts: list[_Accept]) -> Iterator[LintFinding]:
             continue
         if accept.destinations and not any(a in d for a in subject.view.addresses for d in accept.destinations):
             continue
-        if not accept.sources or not all(any(_inside(s, a) for a in allowed) for s in accept.sources):
+        if not accept.sources or not all(Spans.of(accept.sources, v) <= allowed[v] for v in (4, 6)):
             what = "SSH is open to others than access.sources"
             yield subject.finding("fw-ssh-open", FIREWALL, accept.section.line, what)
+
+
+def _let_in(accepts: list[_Accept], version: int, port: int) -> Spans:
+    """Whose packets to a port of the node some rules accept, for an IP version."""
+    everybody = as_network("0.0.0.0/0" if version == 4 else "::/0")
+    fitting = [a for a in accepts if a.version in (None, version)]
+    fitting = [a for a in fitting if not a.ports or any(low <= port <= high for low, high in a.ports)]
+    return Spans.of((s for a in fitting for s in (a.sources or (everybody,)) if s is not None), version)
 
 
 def listeners(subject: Subject, accepts: list[_Accept]) -> Iterator[LintFinding]:
