@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
+from ipaddress import ip_network
 
 import pytest
 import yaml
 
 import goldens
+from counting import lines_run
+from ndakit import lint_admin, lint_firewall
 from ndakit.errors import NdakitError
 from ndakit.lint import LintFinding, lint
-from ndakit.render import RenderedFile, Tree
+from ndakit.lint_subject import Subject
+from ndakit.render import RenderedFile, Tree, render
 
 NET, FW, SSH = "/etc/config/network", "/etc/config/firewall", "/etc/config/dropbear"
 HA, KA, KU = "/etc/haproxy.cfg", "/etc/keepalived/keepalived.conf", "/etc/config/keepalived"
@@ -111,33 +115,15 @@ def test_every_rule_of_the_source_is_shown_failing() -> None:
 
 
 def test_ten_times_more_sources_take_no_more_than_their_share_of_work() -> None:
-    import sys
-    from ipaddress import ip_network
-    from typing import Any
-
-    from ndakit import lint_admin, lint_firewall
-    from ndakit.lint_subject import Subject
-    from ndakit.render import render
-
     def steps(count: int) -> int:
         sources = {"many": tuple(ip_network((0x0A000000 + 512 * n, 24)) for n in range(count))}
         base = goldens.profile("apache-pair")
         profile = base.model_copy(update={"access": base.access.model_copy(update={"sources": sources})})
         subject = Subject(render(profile, "lb1", goldens.TEMPLATES), profile, "lb1")
         assert subject.configs
-        lines = 0
-
-        def count_lines(frame: Any, event: str, arg: Any) -> Any:
-            nonlocal lines
-            lines += event == "line"
-            return count_lines
-
-        sys.settrace(count_lines)
-        try:
-            found = [*lint_firewall.rules(subject), *lint_admin.rules(subject)]
-        finally:
-            sys.settrace(None)
+        found: list[LintFinding] = []
+        work = lines_run(lambda: found.extend([*lint_firewall.rules(subject), *lint_admin.rules(subject)]))
         assert found == []
-        return lines
+        return work
 
     assert steps(500) < 25 * steps(50)  # quadratic work would be a hundred times as much

@@ -391,6 +391,8 @@ def _admin(p: _Planner, source: str, subnet: Subnet) -> Seat | None:
             if (near := p.free((narrower(own, subnet),), own)) is not None:
                 host = p.add(f"admin-{source}", "admin", name, (near,), tuple(net.gateway or ()))
                 return Seat(host, (near,))
+    if subnet.is_link_local:
+        return None  # nobody with such an address is behind a router
     routed = [r.to for net in p.profile.networks.values() for r in net.routes if r.to.version == subnet.version]
     regions = [(narrower(to, subnet), p.on_link) for to in routed if to.overlaps(subnet)]
     for region, gone in (*regions, (subnet, [*p.on_link, *routed])):
