@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -305,3 +306,96 @@ def test_the_command_writes_scripts_and_table_and_leaves_nothing_old(tmp_path: P
     assert os.access(folder / "med1/linux.sh", os.X_OK)
     assert "far1: 1 written" in done.stdout
     assert process.run([*argv, "--server", "nobody"], timeout_s=60, cwd=tmp_path, check=False).returncode == 2
+
+
+AROUND = """\
+set -e
+other() { # another machine with its network cards: name; its pid in $name
+	unshare -n sleep 60 &
+	eval "$1=$!"
+	while [ "$(readlink /proc/$!/ns/net)" = "$(readlink /proc/self/ns/net)" ]; do sleep 0.05; done
+}
+at() {
+	eval "nsenter -t \\$$1 -n sh -ec \\"\\$2\\""
+}
+other balancer
+other client
+other server
+ip link set lo up
+ip link add lan type veth peer name lan netns $balancer
+ip link add inner type veth peer name eth0 netns $server
+at balancer "ip link add wan type veth peer name eth0 netns $client"
+ip addr add 192.168.0.254/24 dev lan
+ip addr add 10.20.0.1/24 dev inner
+ip link set lan up
+ip link set inner up
+ip route add default via 192.168.0.253 # the router's own way out is not the balancers
+echo 1 >/proc/sys/net/ipv4/ip_forward
+at balancer 'ip addr add 192.168.0.11/24 dev lan; ip addr add 192.168.0.1/32 dev lan; ip addr add 203.0.113.10/24 dev wan
+	ip link set lan up; ip link set wan up; ip route add 10.20.0.0/24 via 192.168.0.254
+	echo 1 >/proc/sys/net/ipv4/ip_forward
+	nft add table ip n; nft "add chain ip n p { type nat hook prerouting priority -100; }"
+	nft add rule ip n p tcp dport 8090 dnat to 10.20.0.31'
+at client 'ip addr add 203.0.113.66/24 dev eth0; ip link set eth0 up'
+at server 'ip addr add 10.20.0.31/24 dev eth0; ip link set lo up; ip link set eth0 up; ip route add default via 10.20.0.1'
+nsenter -t $server -n "$PYTHON" -c '
+import socket
+listener = socket.create_server(("", 8090))
+print("listens", flush=True)
+while True:
+    listener.accept()[0].sendall(b"beh1")
+' >listens &
+while ! grep -q listens listens; do sleep 0.05; done
+ask() { # who, source, whom
+	nsenter -t "$1" -n "$PYTHON" -c '
+import socket, sys
+try:
+    with socket.create_connection((sys.argv[2], 8090), 1, (sys.argv[1], 0)) as one:
+        print(one.recv(9).decode())
+except OSError:
+    print("nobody")
+' "$2" "$3"
+}
+"""
+
+
+def test_a_router_with_its_script_brings_the_answers_back_through_the_balancer(tmp_path: Path) -> None:
+    """Machines as namespaces; the balancer changes the destination by nftables, which needs the answers as IPVS does."""
+    (tmp_path / "profiles").mkdir()
+    (tmp_path / "profiles/sides.yaml").write_text(BEHIND)
+    profile = load(Workspace.at(tmp_path), "sides").profile
+    made = script(next(s for s in servers(profile) if s.router), "linux", profile, TEMPLATES)
+    assert made is not None
+    (tmp_path / "linux.sh").write_bytes(made.content)
+    commands = """
+echo client: $(ask $client 203.0.113.66 203.0.113.10)
+echo check: $(ask $balancer 192.168.0.11 10.20.0.31)
+for action in up status; do sh linux.sh $action >/dev/null; echo $action $?; done
+echo client: $(ask $client 203.0.113.66 203.0.113.10)
+echo check: $(ask $balancer 192.168.0.11 10.20.0.31)
+ip route get 192.168.0.11 from 10.20.0.31 iif inner ipproto tcp sport 8090
+ip route get 198.51.100.1 from 10.20.0.31 iif inner ipproto tcp sport 8090
+ip route get 198.51.100.1 from 10.20.0.31 iif inner ipproto tcp sport 99
+sh linux.sh down >/dev/null
+echo client: $(ask $client 203.0.113.66 203.0.113.10)
+kill $balancer $client $server
+"""
+    argv = [
+        "unshare",
+        "-Urnm",
+        "-fp",
+        "--kill-child",
+        "--mount-proc",
+        "sh",
+        "-c",
+        f"mount -t tmpfs none /run; {AROUND}{commands}",
+    ]
+    done = subprocess.run(argv, capture_output=True, text=True, check=False, cwd=tmp_path, timeout=60,
+                          env={**os.environ, "PYTHON": sys.executable})  # fmt: skip
+    said = [line.strip() for line in done.stdout.splitlines()]
+    assert said[:6] == ["client: nobody", "check: beh1", "up 0", "status 0", "client: beh1", "check: beh1"], done.stderr
+    direct, answers, others = (line for line in said if " from 10.20.0.31 " in line)
+    assert " via " not in direct
+    assert "via 192.168.0.1 " in answers
+    assert "via 192.168.0.253 " in others
+    assert said[-1] == "client: nobody"
