@@ -331,13 +331,15 @@ ip link set lan up
 ip link set inner up
 ip route add default via 192.168.0.253 # the router's own way out is not the balancers
 echo 1 >/proc/sys/net/ipv4/ip_forward
-at balancer 'ip addr add 192.168.0.11/24 dev lan; ip addr add 192.168.0.1/32 dev lan; ip addr add 203.0.113.10/24 dev wan
+at balancer 'ip addr add 192.168.0.11/24 dev lan; ip addr add 192.168.0.1/32 dev lan
+	ip addr add 203.0.113.10/24 dev wan
 	ip link set lan up; ip link set wan up; ip route add 10.20.0.0/24 via 192.168.0.254
 	echo 1 >/proc/sys/net/ipv4/ip_forward
 	nft add table ip n; nft "add chain ip n p { type nat hook prerouting priority -100; }"
 	nft add rule ip n p tcp dport 8090 dnat to 10.20.0.31'
 at client 'ip addr add 203.0.113.66/24 dev eth0; ip link set eth0 up'
-at server 'ip addr add 10.20.0.31/24 dev eth0; ip link set lo up; ip link set eth0 up; ip route add default via 10.20.0.1'
+at server 'ip addr add 10.20.0.31/24 dev eth0; ip link set lo up; ip link set eth0 up
+	ip route add default via 10.20.0.1'
 nsenter -t $server -n "$PYTHON" -c '
 import socket
 listener = socket.create_server(("", 8090))
@@ -360,7 +362,7 @@ except OSError:
 
 
 def test_a_router_with_its_script_brings_the_answers_back_through_the_balancer(tmp_path: Path) -> None:
-    """Machines as namespaces; the balancer changes the destination by nftables, which needs the answers as IPVS does."""
+    """Machines as namespaces; nftables stands in for IPVS: it needs the answers as much."""
     (tmp_path / "profiles").mkdir()
     (tmp_path / "profiles/sides.yaml").write_text(BEHIND)
     profile = load(Workspace.at(tmp_path), "sides").profile
