@@ -1,6 +1,6 @@
 """What an ImageBuilder needs of this machine: looked for before anything is copied, and remembered once it was there.
 
-Owns the list of programs with the reason for each, and the result of the ImageBuilder's own check. That check takes a
+The programs stand in `programs`; this owns the result of the ImageBuilder's own check. That check takes a
 second and leaves links to the machine's programs in the folder, so a working copy gets the links and the mark of an
 earlier one, as long as every program behind them is still the same file.
 Programs: openwrt/openwrt `include/prereq-build.mk` (with IB=1), `include/prereq.mk`.
@@ -14,39 +14,22 @@ from pathlib import Path
 
 from ndakit import jsontext, process
 from ndakit.ibdiagnose import PrerequisitesMissing
+from ndakit.programs import needed
 
 MARK = "staging_dir/host/.prereq-build"
 _BIN = "staging_dir/host/bin"
 
-# Program, Debian's package, what the ImageBuilder does with it.
-_PROGRAMS = (
-    ("make", "make", "runs every step"),
-    ("bash", "bash", "runs the packages' installation scripts"),
-    ("gawk", "gawk", "reads package lists"),
-    ("perl", "perl", "reads the lists of devices"),
-    ("python3", "python3", "writes profiles.json"),
-    ("tar", "tar", "unpacks packages"),
-    ("gzip", "gzip", "packs images"),
-    ("bzip2", "bzip2", "unpacks what is packed with it"),
-    ("unzip", "unzip", "unpacks what is packed with it"),
-    ("patch", "patch", "is asked for by its own check"),
-    ("diff", "diffutils", "is asked for by its own check"),
-    ("find", "findutils", "collects files"),
-    ("xargs", "findutils", "collects files"),
-    ("getopt", "util-linux", "reads the arguments of its scripts"),
-    ("file", "file", "tells programs from other files"),
-    ("wget", "wget", "downloads packages"),
-    ("which", "debianutils", "finds programs"),
-    ("setpriv", "util-linux", "ends make when this program ends"),
-)
-
 
 def check(where: str) -> None:
-    """Raise PrerequisitesMissing for every program that is missing here, with what it is for."""
-    missing = [(program, package, use) for program, package, use in _PROGRAMS if process.find(program) is None]
+    """Raise PrerequisitesMissing for every program that is missing here, with what it is for.
+
+    Files are left to the ImageBuilder's own check: the list names Debian's places of them.
+    """
+    programs = [row for row in needed() if "driver" in row.who and not row.things[0].startswith("/")]
+    missing = [row for row in programs if not any(map(process.find, row.things))]
     if missing:
-        wishes = [f"{program} ({use})" for program, _, use in missing]
-        raise PrerequisitesMissing(wishes, list(dict.fromkeys(package for _, package, _ in missing)), where)
+        wishes = [f"{row.things[0]} ({row.use})" for row in missing]
+        raise PrerequisitesMissing(wishes, list(dict.fromkeys(row.package for row in missing)), where)
 
 
 def facts(root: Path) -> str:
