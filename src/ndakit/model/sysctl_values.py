@@ -48,6 +48,7 @@ class _Range:
 
 _TTL = "every router on the way takes one off, so that answers never arrive at an admin further away"
 _FULL = "when the table is full, new connections are dropped, SSH's too"
+_FORGOTTEN = "the firewall forgets who asked before the answer comes, and drops it: from servers, name and time servers"
 _NEIGHBOURS = "when the table of neighbours is full, nobody else on the link is reached"
 _FORK = "no further program can be started, not even an SSH login"
 _PINGS = "nobody can ping the node: whoever watches it that way takes it for dead"
@@ -68,6 +69,13 @@ _RANGES: tuple[_Range, ...] = (
     _Range(r"net\.core\.netdev_max_backlog", 64, None, "packets are dropped as they come in"),
     _Range(r"net\.core\.(netdev_budget|dev_weight)", 8, None, "packets are taken in one by one, and dropped"),
     _Range(r"net\.netfilter\.nf_conntrack_max", 1024, None, _FULL),
+    _Range(r"net\.netfilter\.nf_conntrack_tcp_timeout_established", 120, None, _FORGOTTEN),
+    _Range(r"net\.netfilter\.nf_conntrack_(tcp_timeout_syn_sent|tcp_timeout_syn_recv|udp_timeout|udp_timeout_stream"
+           r"|icmp_timeout|icmpv6_timeout|generic_timeout)", 3, None, _FORGOTTEN),
+    _Range(r"net\.ipv4\.tcp_max_orphans", 256, None, "connections that close are cut off before their end is sent",
+           "warning"),
+    _Range(r"net\.ipv[46]\.ip6?frag_high_thresh", 262144, None, "packets in fragments are dropped, such as long "
+           "answers of name servers", "warning"),
     _Range(r"net\.ipv4\.tcp_min_snd_mss", 48, 536, "packets that are too large for the way to a client never arrive"),
     _Range(r"net\.ipv4\.tcp_retries2", 3, None, "connections end with the first packets that are lost", "warning"),
     _Range(r"net\.ipv4\.tcp_sack", 1, 1, "each packet lost in a long transfer costs a round trip", "warning"),
@@ -82,6 +90,7 @@ _RANGES: tuple[_Range, ...] = (
     _Range(r"kernel\.threads-max", 1024, None, _FORK),
     _Range(r"kernel\.panic", 1, None, "a node whose kernel panics hangs until somebody comes: it does not start again",
            "warning", also=(-1,)),
+    _Range(r"kernel\.panic_on_warn", 0, 0, "every warning of the kernel starts the node anew", "warning"),
     _Range(r"vm\.max_map_count", 4096, None, "programs cannot map their memory, and do not start"),
     _Range(r"vm\.mmap_min_addr", 0, 65536, "programs cannot be loaded"),
     _Range(r"vm\.overcommit_memory", 0, 1, "2 gives programs only a share of the memory (vm.overcommit_ratio), for "
