@@ -316,3 +316,16 @@ def test_each_platform_is_told_what_a_bond_needs(name: str, mode: str, tmp_path:
 
 def test_without_a_bond_nothing_is_said_of_one(tmp_path: Path) -> None:
     assert not any("bond" in text.lower() for text in texts(tmp_path, "qcow2", platform("kvm")).values())
+
+
+RSA_KEY = Path(__file__).with_name("golden").joinpath("fw3-1907/lb1/etc/dropbear/authorized_keys")
+
+
+@pytest.mark.parametrize(("release", "said"), [("19.07.10", True), ("24.10.8", False)])
+def test_an_ssh_server_that_signs_with_sha_1_only_is_said(release: str, said: bool, tmp_path: Path) -> None:
+    key = next(line for line in RSA_KEY.read_text().splitlines() if line.startswith("ssh-rsa"))
+    old_key = next(line for line in PROFILE.splitlines() if "ssh-ed25519" in line)
+    new_key = re.sub(r"ssh-ed25519 [^}]*", key, old_key)
+    changes = [("release: 24.10.8", f"release: {release}"), (old_key, new_key)]
+    text = texts(tmp_path, "img", *changes, ("formats: [img]", "firmware: bios, formats: [img]"))["FLASH.md"]
+    assert ("-o HostKeyAlgorithms=+ssh-rsa -o PubkeyAcceptedAlgorithms=+ssh-rsa" in text) is said

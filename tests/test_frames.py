@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import struct
-from ipaddress import ip_address
+from ipaddress import IPv4Address, IPv6Address, ip_address
 
 import pytest
 
 from ndakit.bench_topologies import CLIENTS, chart
-from ndakit.frames import announced, arp_answer, decode_segment
+from ndakit.claims.holders import ASKED_EVERY_S, longest_double_s
+from ndakit.frames import ARP, IPV6, announced, arp_answer, decode_segment, ethertype_at, is_taken
 
 MACS = bytes.fromhex("525400000001525400000002")
 
@@ -99,3 +100,33 @@ def test_the_chart_has_a_bar_for_every_way_and_number_of_clients() -> None:
     drawn = chart(rates)
     assert drawn.startswith("<svg") and drawn.endswith("</svg>\n")
     assert drawn.count("<rect") == 1 + len(rates) * (len(CLIENTS) + 1)
+
+
+def test_the_question_whether_an_address_is_taken_is_one_that_its_holder_answers_and_nobody_learns_from() -> None:
+    probe = is_taken(IPv4Address("192.0.2.10"), 7)
+    kind, at, vlan = ethertype_at(probe)
+    assert (kind, vlan, probe[:6]) == (ARP, 7, b"\xff" * 6)
+    assert probe[at + 6 : at + 8] == b"\0\1"
+    assert probe[at + 14 : at + 18] == bytes(4)
+    assert probe[at + 24 : at + 28] == IPv4Address("192.0.2.10").packed
+    ask = is_taken(IPv6Address("2001:db8::1:2:3"))
+    kind, at, vlan = ethertype_at(ask)
+    assert (kind, vlan, ask[:6]) == (IPV6, 0, bytes.fromhex("3333ff020003"))
+    assert ask[at + 8 : at + 24] == bytes(16)
+    assert IPv6Address(ask[at + 24 : at + 40]) == IPv6Address("ff02::1:ff02:3")
+    assert (ask[at + 7], ask[at + 40]) == (255, 135)
+    # The sum over pseudo header and message is all ones, as RFC 4443, 2.3 and RFC 1071 have it.
+    words = ask[at + 8 : at + 40] + bytes((0, 0, 0, 24, 0, 0, 0, 58)) + ask[at + 40 :]
+    total = sum(int.from_bytes(words[i : i + 2], "big") for i in range(0, len(words), 2))
+    while total >> 16:
+        total = (total & 0xFFFF) + (total >> 16)
+    assert total == 0xFFFF
+    assert announced(probe) is None
+    assert announced(ask) is None
+
+
+def test_an_address_has_two_holders_for_as_long_as_two_answer_in_a_row() -> None:
+    one, two, none = frozenset({"a"}), frozenset({"a", "b"}), frozenset[str]()
+    assert longest_double_s([]) == 0
+    assert longest_double_s([one, none, one]) == 0
+    assert longest_double_s([two, one, two, two, two, none, two, two]) == pytest.approx(3 * ASKED_EVERY_S)

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from imagebuilder_fakes import driver, fake, request
-from ndakit import diskimage, ibdiagnose, ibparse, ibrequest, ibtree
+from ndakit import diskimage, ibdiagnose, ibparse, ibrequest, ibtree, process
 from ndakit.errors import NdakitError
 from ndakit.imagebuilder import (
     ImageBuilder,
@@ -131,6 +131,27 @@ def test_each_failure_has_its_own_error(
     with pytest.raises(kind) as caught:
         driver(tmp_path, release, mode).image(asked, tmp_path / "out")
     assert text in caught.value.text()
+
+
+OLD_CHECK = (
+    "Checking 'gcc'... failed.\nBuild dependency: Please install the GNU C Compiler (gcc) 4.8 or later\n"
+    "Build dependency: Please install the GNU C++ Compiler (g++) 4.8 or later\n"
+    "Build dependency: Please install Python 2.x\nPrerequisite check failed. Use FORCE=1 to override.\n"
+)
+
+
+@pytest.mark.parametrize("installed", [True, False])
+def test_a_compiler_that_is_too_new_is_not_asked_for_again(installed: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(process, "find", lambda name: Path("/usr/bin", name) if installed else None)
+    found = ibdiagnose.diagnose(OLD_CHECK, ibdiagnose.Context("log", "Generic", ("Generic",), 64, tuple))
+    assert isinstance(found, ibdiagnose.PrerequisitesMissing)
+    if installed:
+        assert "needs gcc and g++ of a version from 4.8 to 10, and those of this machine are newer" in found.text()
+        assert "use release 19.07.8 or later" in found.text()
+        assert "apt-get install python2 (python2: up to Debian 11 and Ubuntu 22.04)" in found.text()
+        assert "install gcc" not in found.fix
+    else:
+        assert "apt-get install gcc g++ python2" in found.text()
 
 
 def test_an_unknown_device_is_named_even_if_make_is_the_one_to_notice() -> None:

@@ -195,7 +195,7 @@ def test_a_servers_script_says_what_is_missing_and_mends_it(pair: Pair) -> None:
     assert kernel.server_side(lab, "far").ok
 
 
-FAULTS = ("cable/wan", "cables", "frozen", "keepalived-killed", "cut-off", "not-heard")
+FAULTS = ("cable/wan", "cables", "frozen", "keepalived-killed", "cut-off", "not-heard", "killed")
 
 
 @pytest.mark.parametrize("name", FAULTS)
@@ -216,6 +216,35 @@ def test_a_node_that_does_not_forward_is_found_out_when_it_becomes_master(pair: 
         assert outcome.detail.count("does not answer") == 1
     finally:
         lab.run("lb2", "fw4 restart")
+
+
+def test_without_its_watcher_a_node_whose_keepalived_cannot_start_keeps_its_vips(pair: Pair) -> None:
+    lab = pair.lab
+    master = lab.one_master()
+    lab.run(master, "/etc/init.d/ndakit-vips stop")
+    try:
+        outcome = pair.outcome("failover/keepalived-killed")
+        assert not outcome.ok
+        assert "two nodes answered for" in outcome.detail
+    finally:
+        lab.run(master, "/etc/init.d/ndakit-vips start")
+        lab.settle()
+
+
+def test_without_the_respawn_section_procd_gives_up_at_the_sixth_end(pair: Pair) -> None:
+    lab = pair.lab
+    master = lab.one_master()
+    again = "for one in haproxy keepalived; do /etc/init.d/$one restart; done"
+    lab.run(master, f"uci delete system.@service[0]; {again}")
+    lab.settle()
+    try:
+        outcome = pair.outcome("failover/killed")
+        assert not outcome.ok
+        for name in ("haproxy", "keepalived"):
+            assert f"{name} was not started again after its end number 6" in outcome.detail
+    finally:
+        lab.run(master, f"uci revert system; {again}")
+        lab.settle()
 
 
 def test_a_fault_that_nobody_takes_over_from_is_found_out(pair: Pair) -> None:

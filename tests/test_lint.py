@@ -63,7 +63,8 @@ def test_rule_finds_its_mistake(case: dict[str, str]) -> None:
      ("uci-missing", "apache-pair", "/etc/config/system"), ("haproxy", "apache-pair", HA),
      ("keepalived", "apache-pair", KA), ("keepalived", "apache-pair", KU), ("keepalived-script", "apache-pair", SCRIPT),
      ("ssh-key", "apache-pair", KEYS), ("haproxy-file", "apache-pair", "/etc/ndakit/sorry-apache.http"),
-     ("sysctl", "apache-pair", CTL), ("not-kept", "apache-pair", UP)],
+     ("sysctl", "apache-pair", CTL), ("not-kept", "apache-pair", UP), ("respawn", "fw3-1806", "/etc/init.d/haproxy"),
+     ("vips-watch", "bakery", "/etc/init.d/ndakit-vips"), ("vips-watch", "bakery", "/usr/libexec/ndakit/vips-watch")],
 )  # fmt: skip
 def test_rule_finds_a_missing_file(rule: str, name: str, path: str) -> None:
     assert rule in rules(findings(name, changed(name, without=path)))

@@ -73,6 +73,7 @@ def test_the_pair_makes_these_claims(pair: Profile) -> None:
         "failover/haproxy-stopped",
         *(f"failover/cable/{network}" for network in ("wan", "lan")),
         *(f"failover/{what}" for what in ("cables", "frozen", "keepalived-killed", "cut-off", "not-heard")),
+        "failover/killed",
         "failover/power-off",
         "failover/return",
         "quiet/lb1",
@@ -142,7 +143,7 @@ def test_without_a_master_or_a_second_node_claims_about_failover_fail_with_the_r
     monkeypatch.setattr(lab, "is_up", lambda node: node == "lb1")
     wanted = [c for c in all_claims(pair) if c.thorough or c.name == "failover/power-off"]
     verdicts = verify.run(lab, wanted, lambda said: None)
-    assert len(verdicts) == 8
+    assert len(verdicts) == 9
     assert {(v.state, words in v.detail) for v in verdicts} == {("fails", True)}
 
 

@@ -81,6 +81,8 @@ class Machine:
     address: str
     ssh: int
     """The TCP port of the node's SSH server."""
+    ssh_sha1_only: bool
+    """True if SSH clients of today have to be told to talk to it."""
     files: tuple[ImageFile, ...]
     cards: tuple[Card, ...]
     bonds: tuple[BondNote, ...] = ()
@@ -277,6 +279,7 @@ def _machine(profile: Profile, node: str, images: Sequence[ImageFile], warning: 
         memory_mib=capacity_of(profile).memory_mib,
         address=str(addresses[0]),
         ssh=profile.ssh_port,
+        ssh_sha1_only=profile.release.ssh_sha1_only,
         files=tuple(images),
         cards=tuple(_card(profile, name) for name in cards(profile)),
         bonds=tuple(

@@ -1,6 +1,7 @@
 """What lies in an Ethernet frame, as far as the lab's switch tells traffic apart: MACs, VLAN, protocol, VRRP adverts.
 
-Pure decoding of bytes; malformed frames give None or the little that is known, never an exception.
+Bytes only; malformed frames give None or the little that is known, never an exception. One frame is made here: the
+question whether an address is taken.
 """
 
 from __future__ import annotations
@@ -13,7 +14,8 @@ VLAN_TAGS = frozenset({0x8100, 0x88A8})
 IPV4, ARP, IPV6 = 0x0800, 0x0806, 0x86DD
 VRRP = 112
 _ICMPV6 = 58
-_NEIGHBOUR_ADVERTISEMENT = 136
+_NEIGHBOUR_SOLICITATION, _NEIGHBOUR_ADVERTISEMENT = 135, 136
+_ASKER = bytes.fromhex("027a00000001")
 _ETHERTYPES = {IPV4: "ipv4", ARP: "arp", IPV6: "ipv6", 0x8809: "lacp", 0x88CC: "lldp"}
 _PROTOCOLS = {1: "icmp", 2: "igmp", 4: "ipip", 6: "tcp", 17: "udp", 58: "icmpv6", VRRP: "vrrp"}
 _IPV6_EXTENSIONS = frozenset({0, 43, 60})  # hop-by-hop, routing, destination options: each tells its length
@@ -207,3 +209,22 @@ def announced(frame: bytes) -> IPv4Address | IPv6Address | None:
             solicited = bool(frame[body + 4] & 0x40)
             return None if solicited else IPv6Address(frame[body + 8 : body + 24])
     return None
+
+
+def is_taken(address: IPv4Address | IPv6Address, vlan: int | None = None) -> bytes:
+    """The frame with which a host asks whether an address is taken: an ARP probe (RFC 5227, 2.1.1), or a neighbour
+    solicitation from nobody (RFC 4862, 5.4.2). The sender's MAC is a made-up one."""
+    tag = b"" if vlan is None else struct.pack("!HH", 0x8100, vlan)
+    if isinstance(address, IPv4Address):
+        packet = struct.pack("!HHBBH", 1, IPV4, 6, 4, 1) + _ASKER + bytes(4) + bytes(6) + address.packed
+        return b"\xff" * 6 + _ASKER + tag + struct.pack("!H", ARP) + packet
+    target = address.packed
+    group = IPv6Address("ff02::1:ff00:0").packed[:13] + target[13:]
+    message = struct.pack("!BBHI", _NEIGHBOUR_SOLICITATION, 0, 0, 0) + target
+    pseudo = bytes(16) + group + struct.pack("!II", len(message), _ICMPV6) + message
+    total = sum(struct.unpack(f"!{len(pseudo) // 2}H", pseudo))
+    while total >> 16:
+        total = (total & 0xFFFF) + (total >> 16)
+    message = message[:2] + struct.pack("!H", ~total & 0xFFFF) + message[4:]
+    header = struct.pack("!IHBB", 6 << 28, len(message), _ICMPV6, 255) + bytes(16) + group
+    return b"\x33\x33" + group[12:] + _ASKER + tag + struct.pack("!H", IPV6) + header + message

@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from ndakit import process
 from ndakit.errors import BuildError, InputError, MachineError, NdakitError
 
 
@@ -142,12 +143,24 @@ class ImageTooBig(BuildError):
 class PrerequisitesMissing(MachineError):
     """This machine lacks programs that the ImageBuilder needs."""
 
-    def __init__(self, wishes: Sequence[str], packages: Sequence[str], where: str) -> None:
+    def __init__(
+        self, wishes: Sequence[str], packages: Sequence[str], where: str, *, refused: Sequence[str] = ()
+    ) -> None:
+        """`refused` are compilers that are installed: old ImageBuilders take numbers from 4.8 to 10 only."""
         folder = any("case-sensitive" in wish for wish in wishes)
         needs = (
             "a file system that tells capitals from small letters" if folder else "programs that are not installed here"
         )
         fix = "move the workspace to one, such as ext4, xfs or btrfs" if folder else ""
+        if refused and not folder:
+            needs = f"{' and '.join(refused)} of a version from 4.8 to 10, and those of this machine are newer"
+            fix = (
+                f"put {' and '.join(refused)} 10 first in PATH (nothing is compiled with them), or use release "
+                "19.07.8 or later, which takes newer ones too"
+            )
+            fix += f"; and apt-get install {' '.join(packages)}" if packages else ""
+        if "python2" in packages:
+            fix = (fix or f"apt-get install {' '.join(packages)}") + " (python2: up to Debian 11 and Ubuntu 22.04)"
         super().__init__(
             f"this ImageBuilder needs {needs}" + (": " + "; ".join(wishes) if wishes else ""),
             where=where,
@@ -224,6 +237,7 @@ _PREREQUISITES = (
     ("python3", "python3"),
     ("python 3", "python3"),
     ("python2", "python2"),
+    ("python 2", "python2"),
     ("getopt", "util-linux"),
     ("git ", "git"),
     ("'file'", "file"),
@@ -267,9 +281,15 @@ def _prerequisites(text: str, context: Context) -> NdakitError | None:
         return None
     wishes = _unique(m.strip() for m in re.findall(r"Build dependency: (.+)", text))
     packages: list[str] = []
+    refused: list[str] = []
     for wish in wishes:
-        packages += [package for word, package in _PREREQUISITES if word in wish.lower()][:1]
-    return PrerequisitesMissing(wishes, _unique(packages), context.where)
+        asked = [package for word, package in _PREREQUISITES if word in wish.lower()][:1]
+        # It asks for "4.8 or later" and refuses what is later than it knows (include/prereq-build.mk up to 19.07.7).
+        if asked and "please install the gnu c" in wish.lower() and process.find(asked[0]) is not None:
+            refused += asked
+        else:
+            packages += asked
+    return PrerequisitesMissing(wishes, _unique(packages), context.where, refused=_unique(refused))
 
 
 def _device(text: str, context: Context) -> NdakitError | None:

@@ -14,6 +14,8 @@ from ndakit.lint_subject import LintFinding, Subject
 from ndakit.render import BROUGHT, KEPT_ANYWAY, SYSUPGRADE, within
 
 HAPROXY, KEEPALIVED = "/etc/haproxy.cfg", "/etc/keepalived/keepalived.conf"
+SYSTEM, HAPROXY_INIT = "/etc/config/system", "/etc/init.d/haproxy"
+VIPS_INIT, VIPS_WATCH = "/etc/init.d/ndakit-vips", "/usr/libexec/ndakit/vips-watch"
 SYSCTL = "/etc/sysctl.conf"
 KEEP_LISTS = "/lib/upgrade/keep.d/"
 """Every file in it is a list like sysupgrade.conf."""
@@ -32,6 +34,7 @@ def rules(subject: Subject) -> Iterator[LintFinding]:
     """All rules about the daemons' own files."""
     yield from balancer(subject)
     yield from failover(subject)
+    yield from supervision(subject)
     yield from kernel(subject)
     yield from kept(subject)
 
@@ -194,11 +197,10 @@ def failover(subject: Subject) -> Iterator[LintFinding]:
     if file is None:
         yield subject.finding("keepalived", KEEPALIVED, 0, "missing: there would be no VRRP")
         return
-    section = next((s for s in subject.sections("keepalived", "globals") if s.name == "globals"), None)
+    kind = subject.profile.release.keepalived_section
+    section = next((s for s in subject.sections("keepalived", kind) if s.name == "globals"), None)
     if section is None or section.get("alt_config_file") != KEEPALIVED or section.get("enabled") != "1":
-        what = (
-            f"section globals 'globals' does not say enabled '1', alt_config_file '{KEEPALIVED}': it would be ignored"
-        )
+        what = f"section {kind} 'globals' does not say enabled '1', alt_config_file '{KEEPALIVED}': it would be ignored"
         yield subject.finding("keepalived", uci, 0, what)
     try:
         root = keepalived(file.text)
@@ -214,6 +216,31 @@ def failover(subject: Subject) -> Iterator[LintFinding]:
             yield subject.finding("keepalived-ttl", KEEPALIVED, skipping.number, what)
     yield from _scripts(subject, root)
     yield from _instances(subject, root)
+
+
+def supervision(subject: Subject) -> Iterator[LintFinding]:
+    """Whatever ends is started again, for ever; and a node whose keepalived cannot start gives its VIPs up."""
+    section = next(iter(subject.sections("system", "service")), None)
+    if section is None or section.get("respawn_retry") != "0":
+        what = "procd gives up on a daemon at its sixth end within an hour, unless respawn_retry is 0"
+        yield subject.finding("respawn", SYSTEM, section.line if section is not None else 0, what)
+    init = subject.tree.get(HAPROXY_INIT)
+    if init is None and subject.profile.runs_haproxy and not subject.profile.release.haproxy_under_procd:
+        what = "missing: the package's own starts HAProxy behind procd's back, and nobody starts it again"
+        yield subject.finding("respawn", HAPROXY_INIT, 0, what)
+    if not subject.view.vrrp:
+        return
+    watch = subject.tree.get(VIPS_WATCH)
+    if watch is None or VIPS_INIT not in subject.tree:
+        what = "missing: a node whose keepalived cannot start would keep its VIPs"
+        yield subject.finding("vips-watch", VIPS_INIT if watch is not None else VIPS_WATCH, 0, what)
+        return
+    wanted = {f"{v.prefixed} dev {v.device}" for i in subject.view.instances for v in (i.advertised, *i.others)}
+    lines = [line.strip() for line in watch.text.splitlines()]
+    named = {line.removeprefix("address del ") for line in lines if line.startswith("address del ")}
+    for address in sorted(named ^ wanted):
+        what = "is not given up" if address in wanted else "is given up and is no VIP"
+        yield subject.finding("vips-watch", VIPS_WATCH, 0, f"{address} {what} when keepalived does not run")
 
 
 def _scripts(subject: Subject, root: Block) -> Iterator[LintFinding]:

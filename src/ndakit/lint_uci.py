@@ -23,6 +23,7 @@ OPTIONS: Mapping[str, Mapping[str, frozenset[str]]] = {
             {"hostname", "timezone", "zonename", "log_size", "log_ip", "log_port", "log_proto", "ttylogin"}
         ),
         "timeserver": frozenset({"enabled", "enable_server", "server"}),
+        "service": frozenset({"respawn_threshold", "respawn_timeout", "respawn_retry"}),
     },
     "network": {
         "globals": frozenset({"ula_prefix", "packet_steering"}),
@@ -61,7 +62,7 @@ OPTIONS: Mapping[str, Mapping[str, frozenset[str]]] = {
             | {"GatewayPorts", "BannerFile", "IdleTimeout"}
         )
     },
-    "keepalived": {"globals": frozenset({"enabled", "alt_config_file"})},
+    "keepalived": dict.fromkeys(("globals", "global_defs"), frozenset({"enabled", "alt_config_file"})),
     "dhcp": {
         "dnsmasq": frozenset({"port", "localservice"}),
         "dhcp": frozenset({"interface", "ignore", "dhcpv4", "dhcpv6", "ra", "ndp"}),

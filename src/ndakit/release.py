@@ -68,8 +68,9 @@ class Release:
 
     @property
     def native_bonding(self) -> bool:
-        """True if netifd makes bonds itself (22.03); before: package proto-bonding."""
-        return self.branch >= (22, 3)
+        """True if netifd makes bonds itself: 22.03, and 21.02 from its point 2 on (packages.md, H); before: package
+        proto-bonding."""
+        return self.branch >= (22, 3) or (self.branch == (21, 2) and self.point >= 2)
 
     @property
     def address_lists(self) -> bool:
@@ -89,13 +90,19 @@ class Release:
         return known.get(self.branch, (3, 2))
 
     @property
+    def ssh_sha1_only(self) -> bool:
+        """True if its SSH server signs, and takes signatures, with SHA-1 only (dropbear before 2020.79, up to 19.07):
+        OpenSSH 8.8 and later refuse that unless they are told not to."""
+        return self.branch < (21, 2)
+
+    @property
     def haproxy_random(self) -> bool:
         """True if its HAProxy knows `balance random`: new in 1.9 (18.06 has 1.8, 19.07 has 2.0)."""
         return self.branch >= (19, 7)
 
     @property
-    def haproxy_check_sni(self) -> bool:
-        """True if its HAProxy can name the host in a check by TLS (`check-sni`, new in 1.9)."""
+    def haproxy_ipv6_masks(self) -> bool:
+        """True if its HAProxy masks IPv6 addresses (`ipmask` with two masks, new in 1.9; 18.06 has 1.8)."""
         return self.branch >= (19, 7)
 
     @property
@@ -104,9 +111,32 @@ class Release:
         return self.branch >= (22, 3)
 
     @property
-    def keepalived_fractions(self) -> bool:
-        """True if keepalived's checkers take fractions of a second (2.0.13) and ranges of HTTP status (2.0.17), and
-        name the host to TLS servers (2.0): 18.06 has 1.4, 19.07 has 2.0.20."""
+    def haproxy_connections_max(self) -> int | None:
+        """The most connections that its HAProxy takes; None where the build sets no limit. Up to 23.05 the package is
+        built with SYSTEM_MAXCONN=165530, and a higher maxconn is lowered with a word that `-q` swallows; HAProxy 3.0,
+        in 24.10, ignores that setting (packages.md, A.2; HAProxy's Makefile)."""
+        return None if self.branch >= (24, 10) else 165530
+
+    @property
+    def vmware_tools(self) -> bool:
+        """True if there is a package open-vm-tools (19.07)."""
+        return self.branch >= (19, 7)
+
+    @property
+    def keepalived_section(self) -> str:
+        """The type of the UCI section in which keepalived's init script looks for alt_config_file: `global_defs` up to
+        19.07, which reads no other type and says nothing; `globals` from 21.02 on (openwrt/packages c4d1af42e8)."""
+        return "globals" if self.branch >= (21, 2) else "global_defs"
+
+    @property
+    def haproxy_under_procd(self) -> bool:
+        """True if the package's init script hands HAProxy to procd (19.07); in 18.06 nobody starts it again."""
+        return self.branch >= (19, 7)
+
+    @property
+    def ipvs(self) -> bool:
+        """True if the kernel can balance: 18.06 has neither kmod-nf-ipvs nor ipvsadm, and its keepalived is built
+        without LVS (packages.md of the project's reference, A.1)."""
         return self.branch >= (19, 7)
 
     @property
@@ -127,7 +157,7 @@ class Release:
 
     @property
     def track_script_in_group(self) -> bool:
-        """True if keepalived lowers the priority of a whole sync group: new in 2.0 (18.06 has 1.3 or 1.4)."""
+        """True if keepalived lowers the priority of a whole sync group: new in 2.0 (18.06 has 1.4.5)."""
         return self.branch >= (19, 7)
 
     @property
@@ -135,11 +165,6 @@ class Release:
         """True if an instance that was held back by its sync group, and then hears an advert, holds the group back
         again: new in keepalived 2.0 (vrrp.c, vrrp_state_backup: wantstate; 18.06 has 1.4)."""
         return self.branch >= (19, 7)
-
-    @property
-    def conntrackd(self) -> bool:
-        """True if there is surely a package conntrackd (21.02; openwrt.md, 6)."""
-        return self.branch >= (21, 2)
 
     @property
     def efi_images(self) -> bool:

@@ -293,16 +293,10 @@ def _checker(node: NodeView, service: str, pool: Pool, address: Address, port: i
         check=check,
         port=target if named else None,
         host=host,
-        sni=host is not None and node.release.keepalived_fractions,
-        status=_status(check, node),
+        sni=host is not None,
+        status=STATUS_GOOD if check.expect.status is None else str(check.expect.status),
         helo=check.helo or node.hostname,
         script=" ".join(words),
         send=raw_bytes(check.send or "").hex(),
         reply=raw_bytes(check.expect.reply or "").hex(),
     )
-
-
-def _status(check: Check, node: NodeView) -> str | None:
-    if check.expect.status is not None:
-        return str(check.expect.status)
-    return STATUS_GOOD if node.release.keepalived_fractions else None

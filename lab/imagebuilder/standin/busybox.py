@@ -10,12 +10,12 @@ from __future__ import annotations
 # OpenWrt: package/utils/busybox/Config-defaults.in, as far as Debian's build has the applet. `ip` is left out because
 # the lab always has iproute2's.
 _OPENWRT = """
-    [ [[ ash awk basename bc brctl bunzip2 busybox bzcat cat chgrp chmod chown chroot clear cmp cp crond crontab cut
-    date dc dd df dirname dmesg du echo egrep env expr false fgrep find free grep gunzip gzip halt head hexdump
+    [ [[ ash awk basename brctl busybox cat chgrp chmod chown chroot clear cmp cp crond crontab cut
+    date dd df dirname dmesg du echo egrep env expr false fgrep find free grep gunzip gzip halt head hexdump
     hwclock id ifconfig init kill killall less ln logger login losetup ls lsmod md5sum mkdir mkfifo mknod mkswap
     mktemp mount mv nc netstat nice nslookup ntpd passwd pgrep pidof ping ping6 pivot_root poweroff printf ps pwd
-    readlink reboot reset rm rmdir rmmod route sed seq sh sha1sum sha256sum sleep sort start-stop-daemon strings
-    stty swapoff swapon switch_root sync sysctl tail tar tee test time top touch tr traceroute traceroute6 true tty
+    readlink reboot reset rm rmdir rmmod route sed seq sh sha256sum sleep sort start-stop-daemon strings
+    swapoff swapon switch_root sync sysctl tail tar tee test time top touch tr traceroute traceroute6 true
     udhcpc umount uname uniq uptime vi wc wget which xargs yes zcat
 """
 APPLETS = frozenset(_OPENWRT.split())

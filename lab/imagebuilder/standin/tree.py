@@ -275,7 +275,7 @@ def _busybox(root: Path, origin: Path) -> None:
 
 
 _IN_BIN = """ash cat chgrp chmod chown cp date dd df dmesg echo egrep false fgrep grep gunzip gzip kill ln login ls
-    mkdir mknod mktemp mount mv nc netstat pidof ping ping6 ps pwd rm rmdir sed sh sleep stty sync tar touch true umount
+    mkdir mknod mktemp mount mv nc netstat pidof ping ping6 ps pwd rm rmdir sed sh sleep sync tar touch true umount
     uname vi zcat"""
 _IN_SBIN = """brctl halt hwclock ifconfig init insmod losetup lsmod mkswap modprobe pivot_root poweroff reboot rmmod
     route start-stop-daemon swapoff swapon switch_root sysctl udhcpc"""

@@ -169,6 +169,8 @@ def _about_failover(profile: Profile) -> Iterator[Claim | LeftOut]:
     for kind in faults.faults(profile):
         text = f"{kind.text}: another node is master in time, and one again afterwards"
         yield Claim(f"failover/{kind.name}", text, partial(faults.fault, kind=kind), thorough=True)
+    text = f"each daemon of the master is killed {faults.KILLS} times, comes back, and no VIP has two holders"
+    yield Claim("failover/killed", text, faults.killed, thorough=True)
     yield Claim("failover/power-off", "a master that loses power is replaced in time", failover.power_off)
     if profile.vrrp.preempt:
         text = f"{profile.preferred()} takes the VIPs back when it returns (preempt: true)"

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+import re
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -16,14 +17,20 @@ from dataclasses import dataclass
 
 from ndakit.claims.base import Outcome
 from ndakit.claims.failover import GAP_SLACK_S, asked, gap_bound_s, gap_errors, measured, precision, unserved
+from ndakit.claims.holders import Holders
 from ndakit.frames import announced, decode_vrrp
 from ndakit.lab_network import LabNetwork
 from ndakit.model import Profile
 from ndakit.model.links import deciding, watched_alone
 from ndakit.switch import Frame, Port
 
-RESPAWN_S = 8.0
-"""procd starts a daemon that died again after five seconds."""
+RESPAWN_S = 4.0
+"""procd starts a daemon that died again after a second; then it has to start."""
+DOUBLE_S = 0.6
+"""Two nodes may answer for one address that long: an answer that is under way while the VIPs move, in two rounds of
+questions. Nothing waits for anything in that time, so that a longer one is not emulation."""
+KILLS = 7
+"""One more than procd would put up with in an hour."""
 BOTH_SLACK_S = 0.5
 """Beyond one advert, for two masters to become one: emulation, and the advert that is on its way."""
 WATCH_ADVERTS = 4
@@ -49,6 +56,8 @@ class Fault:
     """How long mending by itself may take."""
     notice_s: float = 0.0
     """How long the master may take to see that it is worse than another node."""
+    alone: bool = False
+    """Whether the VIPs must have left the master before another node takes them: nobody may find two holders."""
     contested: bool = False
     """Whether two nodes claim the VIPs on one wire: until the better one announces itself again, clients and servers
     may take different ones for the master."""
@@ -64,7 +73,10 @@ def fault(lab: LabNetwork, kind: Fault) -> Outcome:
     if kind.contested:
         bound_s += LASTS_S + lab.profile.vrrp.advert_interval_s
     wrong: list[str] = []
-    with _Adverts(lab) as adverts, lab.watch(asked(lab)) as watch:
+    with contextlib.ExitStack() as opened:
+        adverts = opened.enter_context(_Adverts(lab))
+        holders = opened.enter_context(Holders(lab)) if kind.alone else None
+        watch = opened.enter_context(lab.watch(asked(lab)))
         time.sleep(0.5)
         lab.tell(f"{kind.text}: {master}")
         kind.make(lab, master)
@@ -94,7 +106,64 @@ def fault(lab: LabNetwork, kind: Fault) -> Outcome:
     if kind.parts:
         figure += f"; mended, two masters for {both_s * 1000:.0f} ms"
     values: dict[str, float | int | str] = {**measured(polled), "both_ms": round(both_s * 1000)}
+    if holders is not None:
+        found, double_s = twice(holders.doubled_s())
+        wrong += found
+        figure += f"; two nodes answered for {double_s * 1000:.0f} ms"
+        values["double_ms"] = round(double_s * 1000)
     return Outcome(not wrong, figure, "; ".join(wrong), values)
+
+
+def twice(doubled_s: dict[str, float]) -> tuple[list[str], float]:
+    """Which VIPs two nodes answered for, beyond a handover's moment; and the longest time, in seconds."""
+    wrong = [f"two nodes answered for {vip} for {s:.1f} s" for vip, s in doubled_s.items() if s > DOUBLE_S]
+    return wrong, max(doubled_s.values(), default=0.0)
+
+
+def killed(lab: LabNetwork) -> Outcome:
+    """Every daemon of the master is killed seven times in a row, with SIGKILL: procd must start each of them again, and
+    nobody may find two nodes with the same VIP meanwhile."""
+    master = lab.one_master()
+    lab.survivor(master)
+    names = [name for name, wanted in _daemons(lab).items() if wanted]
+    with Holders(lab) as holders:
+        lab.tell(f"{' and '.join(names)} on {master}: killed {KILLS} times")
+        loops = " ".join(f"killing {name} &" for name in names)
+        said = lab.run(master, f"{KILLING}; {loops} wait", timeout_s=KILLS_TIMEOUT_S)
+        counted = {name: int(n) for name, n in re.findall(r"^(\S+): (\d+)$", said, re.M)}
+        if all(counted.get(name, 0) == KILLS for name in names):
+            lab.settle()
+    wrong = [
+        f"{name} was not started again after its end number {counted.get(name, 0) + 1}"
+        for name in names
+        if counted.get(name, 0) != KILLS or not lab.facts(master).service_running(name)
+    ]
+    found, double_s = twice(holders.doubled_s())
+    wrong += found
+    wrong += [f"{v} is on {', '.join(n) or 'no node'}" for v, n in lab.vip_holders().items() if len(n) != 1]
+    figure = ", ".join(f"{name} {counted.get(name, 0)} of {KILLS}" for name in names)
+    return Outcome(
+        not wrong, f"{figure}; two nodes answered for {double_s * 1000:.0f} ms", "; ".join(wrong),
+        {"double_ms": round(double_s * 1000)},
+    )  # fmt: skip
+
+
+def _daemons(lab: LabNetwork) -> dict[str, bool]:
+    return {
+        "haproxy": bool(lab.profile.proxy_services),
+        "keepalived": bool(lab.profile.instances),
+        "conntrackd": lab.profile.tracks_connections,
+    }
+
+
+KILLING = (
+    f"killing() {{ n=0; while [ $n -lt {KILLS} ] && old=$(pidof $1); do kill -9 $old; i=0; "
+    "for one in $old; do while [ -d /proc/$one ] && [ $i -lt 100 ]; do i=$((i+1)); sleep 0.1; done; done; "
+    "until pidof $1 >/dev/null || [ $i -ge 100 ]; do i=$((i+1)); sleep 0.1; done; "
+    '[ $i -lt 100 ] || break; n=$((n+1)); done; echo "$1: $n"; }'
+)
+"""Shell function `killing NAME`: kill a daemon, wait until it runs again, and so on; says how often it came back."""
+KILLS_TIMEOUT_S = 120.0
 
 
 class _Adverts:
@@ -248,7 +317,11 @@ def _each(cards: Sequence[str]) -> Callable[[LabNetwork, str], None]:
 
 
 def _kill_keepalived(lab: LabNetwork, node: str) -> None:
-    lab.run(node, "kill -9 $(pidof keepalived)")
+    lab.run(node, "mount -o bind /bin/busybox /usr/sbin/keepalived && kill -9 $(pidof keepalived)")
+
+
+def _give_keepalived_back(lab: LabNetwork, node: str) -> None:
+    lab.run(node, "umount /usr/sbin/keepalived")
 
 
 def _cut(lab: LabNetwork, node: str) -> None:
@@ -328,8 +401,8 @@ FAULTS = (
         lambda lab, node: lab.machine(node).thaw(), parts=True,
     ),
     Fault(
-        "keepalived-killed", "keepalived is killed on the master", _kill_keepalived, lambda lab, node: None,
-        parts=True, mended_s=RESPAWN_S,
+        "keepalived-killed", "keepalived is killed on the master, and cannot start", _kill_keepalived,
+        _give_keepalived_back, mended_s=RESPAWN_S, alone=True,
     ),
     Fault("cut-off", "the master is cut off from all networks", _cut, _heal, parts=True),
     Fault("not-heard", "the other nodes do not hear the master, but it hears them", _deafen, _hear, parts=True,

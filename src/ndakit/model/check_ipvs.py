@@ -200,32 +200,13 @@ def checks_of_release(profile: Profile) -> Iterator[Finding]:
     release = profile.release
     for name, pool in profile.pools.items():
         check, at = pool.check, ("pools", name, "check")
-        if not profile.balanced(name):
+        if not profile.balanced(name) or not release.ipvs:
             continue
         if check.type in ("ping", "udp") and not release.keepalived_ping_udp:
             yield error(
                 "check-of-release", f"pool {name}'s check is {check.type}, and the keepalived of OpenWrt {release} "
                 "has none",
                 at, "use release 21.02 or later, or write type: script", other=RELEASE,
-            )  # fmt: skip
-        if release.keepalived_fractions:
-            continue
-        times = {"interval_s": check.interval_s, "timeout_s": check.timeout_s, "retry_delay_s": check.retry_s}
-        for key, value in times.items():
-            if value != int(value):
-                yield error(
-                    "check-of-release",
-                    f"pool {name}'s check has {key}: {value:g}, and the keepalived of OpenWrt {release} (1.4) takes "
-                    "whole seconds only",
-                    (*at, key), "write whole seconds, or use release 19.07 or later", other=RELEASE,
-                )  # fmt: skip
-                break
-        if check.type in ("http", "https") and check.expect.status is None:
-            yield error(
-                "check-of-release",
-                f"pool {name}'s check takes any 2xx or 3xx, and the keepalived of OpenWrt {release} (1.4) knows one "
-                "status",
-                at, "add expect: {status: 200}, or use release 19.07 or later", other=RELEASE,
             )  # fmt: skip
 
 
@@ -307,7 +288,7 @@ def sorry_servers(profile: Profile) -> Iterator[Finding]:
 
 def persistence(profile: Profile) -> Iterator[Finding]:
     """Masks that the release's HAProxy does not have."""
-    if profile.release.haproxy_check_sni:
+    if profile.release.haproxy_ipv6_masks:
         return
     for name, service in profile.services.items():
         found = profile.persistence(name)

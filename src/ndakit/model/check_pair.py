@@ -63,11 +63,6 @@ def connection_sync(profile: Profile) -> Iterator[Finding]:
             SYNC, "give every node an IPv4 address in one network",
             other=("networks", network, "subnet"), also=(("nodes",), ("services",)),
         )  # fmt: skip
-    if profile.egress_groups and not profile.release.conntrackd:
-        yield error(
-            "sync-of-release", f"connection_sync needs conntrackd, and OpenWrt {profile.release} is not known to have "
-            "it as a package", SYNC, "use release 21.02 or later, or delete connection_sync", other=("release",),
-        )  # fmt: skip
 
 
 def told_in_time(profile: Profile) -> Iterator[Finding]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 
 from ndakit.mistakes import KeyPath
+from ndakit.model.capacity import capacity_of
 from ndakit.model.findings import Finding, error
 from ndakit.model.profile import Profile
 from ndakit.names import INTERFACE_NAME_MAX, device_name, uci_name
@@ -39,7 +40,7 @@ def links(profile: Profile) -> Iterator[Finding]:
         if net.bond is not None and not release.native_bonding:
             yield error(
                 "bond-of-release", f"network {name} is a bond, and OpenWrt {release} cannot make one by itself",
-                (*path, "bond"), "use release 22.03 or later, or name one card and delete bond", other=RELEASE,
+                (*path, "bond"), "use release 21.02.2 or later, or name one card and delete bond", other=RELEASE,
             )  # fmt: skip
         if release.device_sections:
             continue
@@ -92,6 +93,22 @@ def egress(profile: Profile) -> Iterator[Finding]:
             )  # fmt: skip
 
 
+def topologies(profile: Profile) -> Iterator[Finding]:
+    """Services that the kernel balances, on a release whose kernel cannot."""
+    if profile.release.ipvs:
+        return
+    for name, service in profile.services.items():
+        if service.kernel:
+            fix = "use release 19.07 or later"
+            if service.transport == "tcp":
+                fix = f"write topology: proxy, or {fix}"
+            yield error(
+                "topology-of-release", f"service {name} has topology {service.topology}, and OpenWrt {profile.release} "
+                "has no IPVS: no kernel module, no ipvsadm, and a keepalived without it",
+                ("services", name, "topology"), fix, other=RELEASE, also=(("services", name),),
+            )  # fmt: skip
+
+
 def balance(profile: Profile) -> Iterator[Finding]:
     """Ways to choose a server that the release's HAProxy does not know."""
     if profile.release.haproxy_random:
@@ -127,4 +144,20 @@ def images(profile: Profile) -> Iterator[Finding]:
         )  # fmt: skip
 
 
-RULES: tuple[Callable[[Profile], Iterator[Finding]], ...] = (ssh_keys, links, egress, balance, images)
+def connections(profile: Profile) -> Iterator[Finding]:
+    """More connections than the release's HAProxy takes."""
+    limit, asked = profile.release.haproxy_connections_max, capacity_of(profile).connections_max
+    if limit is None or asked <= limit:
+        return
+    yield error(
+        "connections-of-release",
+        f"sizing asks for {asked} connections at once, and the HAProxy of OpenWrt {profile.release} is built for "
+        f"{limit}: it takes no more, and does not say so",
+        ("sizing", "sessions_per_second" if profile.sizing.sessions_per_second else "session_duration_s"),
+        "lower sessions_per_second or session_duration_s, or use release 24.10 or later", other=RELEASE,
+    )  # fmt: skip
+
+
+RULES: tuple[Callable[[Profile], Iterator[Finding]], ...] = (
+    ssh_keys, links, egress, topologies, balance, connections, images,
+)  # fmt: skip

@@ -68,11 +68,12 @@ NEEDS: tuple[Need, ...] = (
     Need(everywhere("kmod-nf-ipvs"), _kernel, "the kernel balances: services of topology nat, dr and tun"),
     Need(everywhere("keepalived"), _kernel, "gives the kernel its virtual servers, and checks the servers behind them"),
     Need(everywhere("ipvsadm"), _kernel, "shows the kernel's virtual servers and connections"),
-    Need(by_firewall(fw4=("kmod-bonding",)), _bonds, "several cards as one link"),
+    Need(everywhere("kmod-bonding"), _bonds, "several cards as one link"),
     Need(everywhere("kmod-vmxnet3"), lambda p: p.platform == "vmware" and _x86(p),
          "VMware's network card is not in the kernel"),
     Need(everywhere("qemu-ga"), lambda p: p.platform == "kvm", _AGENT),
-    Need(everywhere("open-vm-tools"), lambda p: p.platform == "vmware" and _x86(p), _AGENT),  # built for x86 only
+    Need(everywhere("open-vm-tools"),  # built for x86 only
+         lambda p: p.platform == "vmware" and _x86(p) and p.release.vmware_tools, _AGENT),
 )  # fmt: skip
 """What profiles need beyond their device's own packages."""
 

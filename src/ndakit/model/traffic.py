@@ -297,7 +297,8 @@ class Service(Model):
     }
 
     vip: Annotated[tuple[Name, ...], BeforeValidator(as_list), Field(min_length=1), WithJsonSchema(_NAME_OR_LIST)]
-    """The VIP, or a list of them."""
+    """The VIP, or a list of them. Whom the firewall lets in follows from the VIP's network: one with a gateway is the
+    outside, and everybody may come; one without is inside, and only who comes in through it may."""
     families: Annotated[tuple[FamilyName, ...], AfterValidator(_families)] | None = None
     """`ipv4`, `ipv6`; default: those of the VIP."""
     port: Ports

@@ -34,7 +34,14 @@ procd_open_instance() {
 }
 procd_close_instance() { return 0; }
 
-procd_set_param() { _procd_record param "$@"; }
+procd_set_param() {
+	# A respawn without values takes those of the first section of type service in /etc/config/system, if there is one.
+	if [ "$*" = respawn ]; then
+		set -- respawn "$(_procd_respawn threshold 3600)" "$(_procd_respawn timeout 5)" "$(_procd_respawn retry 5)"
+	fi
+	_procd_record param "$@"
+}
+_procd_respawn() { uci -q get "system.@service[0].respawn_$1" || echo "$2"; }
 procd_append_param() { _procd_record append "$@"; }
 
 procd_open_trigger() { return 0; }

@@ -211,7 +211,8 @@ function service.set(name, wanted, keep_others)
 			local changed = not same(old.spec, spec)
 			old.spec = spec
 			if not old.pid then
-				old.crashes, old.halt = 0, false
+				-- Crashes stay counted: only a stop forgets them.
+				old.halt = false
 				old:start()
 			elseif changed then
 				old:restart()

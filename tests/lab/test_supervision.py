@@ -1,0 +1,54 @@
+"""Daemons of rendered nodes that end: they come back however often; without keepalived no VIP stays. Nothing boots."""
+
+from __future__ import annotations
+
+import pytest
+from labrig import LINKS, PROCD, MakeRoot, Root
+from test_base_init_scripts import CFG
+from test_goldens_firewall import GOLDEN, release_of
+
+from ndakit.claims.faults import KILLING
+
+VIPS = "ip -o address show | grep -cE '(203.0.113.10|192.168.0.1)/32'\n"
+HELD = "for a in '203.0.113.10/32 dev eth0' '192.168.0.1/32 dev eth1'; do ip address add $a; done\n"
+
+
+def rendered(make_root: MakeRoot, name: str) -> Root:
+    """The root of an example's first node. Git keeps no modes for the example's programs, so they are put anew."""
+    tree = GOLDEN / name / "lb1"
+    root = make_root(tree, release=str(release_of(tree)))
+    for program in [*(tree / "etc/init.d").glob("*"), *(tree / "usr/libexec/ndakit").glob("*")]:
+        root.put(str(program.relative_to(tree)), program.read_text(), 0o755)
+    return root
+
+
+@pytest.mark.parametrize("name", ["fw3-1806", "apache-pair"])
+def test_haproxy_comes_back_seven_times_in_every_release(make_root: MakeRoot, name: str) -> None:
+    root = rendered(make_root, name)
+    root.put("etc/haproxy.cfg", CFG)
+    said = root.run(
+        PROCD + f"{KILLING}\nip link set lo up; /etc/init.d/haproxy start; sleep 1; killing haproxy", timeout_s=90
+    )
+    assert said.out == "haproxy: 7\n", said.err
+
+
+def test_without_the_service_section_haproxy_stays_down_at_the_sixth_end(make_root: MakeRoot) -> None:
+    root = rendered(make_root, "apache-pair")
+    root.put("etc/haproxy.cfg", CFG)
+    text = "echo 'config service\n\toption respawn_timeout 1' >/etc/config/system\n"
+    said = root.run(
+        PROCD + f"{KILLING}\n" + text + "ip link set lo up; /etc/init.d/haproxy start; sleep 1; killing haproxy",
+        timeout_s=90,
+    )
+    assert said.out == "haproxy: 5\n", said.err
+
+
+def test_a_node_without_keepalived_gives_its_vips_up_and_says_so_once(make_root: MakeRoot) -> None:
+    root = rendered(make_root, "apache-pair")
+    # A program of its own that shows up as keepalived: a shell script would show up as its interpreter.
+    root.put("usr/bin/pretend", "#!/bin/sh\nprintf keepalived >/proc/self/comm\nwhile :; do sleep 0.1; done\n", 0o755)
+    said = root.run(
+        LINKS + PROCD + HELD + "pretend & daemon=$!\nsleep 0.3; /etc/init.d/ndakit-vips start; sleep 2.5\n" + VIPS
+        + "kill -9 $daemon; sleep 2.5\n" + VIPS + "sleep 2; logread | grep -c 'has given its VIPs up'\n"
+    )  # fmt: skip
+    assert said.out.split()[:3] == ["2", "0", "1"], (said.out, said.err)
