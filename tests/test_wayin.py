@@ -123,7 +123,7 @@ def standing(
     [("192.0.2.0/24", ""), ("198.51.100.7/32", ""), ("0.0.0.0/0", ""), ("224.0.0.0/4", "never"),
      ("240.0.0.0/4", "never"), ("127.0.0.0/8", "never"), ("192.0.2.255/32", "never"), ("192.0.2.0/32", "never"),
      ("192.0.2.10/32", "vip"), ("192.0.2.11/32", "nodes"), ("192.0.2.10/31", "nodes"), ("2001:db8::/32", "family"),
-     ("ff02::/16", "never")],
+     ("ff02::/16", "never"), ("169.254.0.0/16", "never"), ("169.254.7.7/32", "never")],
 )  # fmt: skip
 def test_the_reason_says_why_nobody_of_a_source_gets_in(source: str, reason: str) -> None:
     assert standing().why_not(ip_network(source)) == reason
@@ -146,6 +146,15 @@ def test_routes_rules_and_listeners_are_reasons_of_their_own() -> None:
 def test_a_link_local_admin_gets_in_where_the_node_has_ipv6() -> None:
     text = BASE.replace("noc: 203.0.113.128/25", "noc: fe80::/10")
     assert door(profile(text), "lb1").why_not(ip_network("fe80::/10")) == ""
+
+
+def test_a_link_local_admin_gets_in_on_the_link_only() -> None:
+    own, link = ip_address("169.254.0.11"), ip_network("169.254.0.0/24")
+    near = Door(((own, "eth0"),), (Way(link, "eth0"), Way(WHOLE[4], "eth0", ip_address("169.254.0.1"))),
+                (Filter(True),), None)  # fmt: skip
+    assert near.why_not(ip_network("169.254.0.7/32")) == ""
+    assert near.why_not(ip_network("169.254.1.7/32")) == "never"
+    assert near.why_not(ip_network("198.51.100.7/32")) == ""
 
 
 def test_the_tables_of_addresses_do_not_overlap() -> None:

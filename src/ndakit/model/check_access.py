@@ -59,6 +59,7 @@ def _nobody(profile: Profile, path: KeyPath, subnet: Subnet, reason: Reason, *, 
     if reason == "never":
         what = special(subnet.network_address)
         who = f"from {what}" if what else "from the address that a network keeps for itself"
+        who += " through a router" if subnet.is_link_local else ""
         yield error(
             "source-never-asks", f"nobody asks from {subnet}: no packet comes {who}", path,
             "write the subnets of the administrators", also=(("networks",),),

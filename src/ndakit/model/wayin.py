@@ -20,6 +20,8 @@ from ndakit.model.base import Address, Subnet
 from ndakit.model.spans import NEVER, Spans
 
 LINK_LOCAL = ip_network("fe80::/64")
+NOT_ROUTED = {4: Spans.of([ip_network("169.254.0.0/16")], 4), 6: Spans.of([ip_network("fe80::/10")], 6)}
+"""What no router forwards (RFC 3927, 2.7; RFC 4291, 2.5.6): whoever has such an address is on the link."""
 WHOLE = {4: ip_network("0.0.0.0/0"), 6: ip_network("::/0")}
 
 Reason = Literal["", "never", "vip", "nodes", "family", "no-way", "astray", "dead-router", "firewall", "not-listening"]
@@ -93,6 +95,8 @@ class Door:
             return "firewall" if heard else "not-listening"
         if ways["astray"].within(source) & people:
             return "astray"
+        if not people - NOT_ROUTED[version]:
+            return "never"  # and not on a link of ours either
         return "dead-router" if ways["dead-router"].within(source) & people else "no-way"
 
     @functools.cached_property
@@ -128,7 +132,9 @@ class Door:
                         kind = "dead-router"
                     elif above:
                         kind = "astray"
-                kinds[kind].setdefault(way.device, []).append((low, high))
+                reached = Spans(((low, high),))
+                reached = reached if way.via is None else reached - NOT_ROUTED[version]
+                kinds[kind].setdefault(way.device, []).extend(reached.pairs)
             found[version] = {
                 kind: {device: Spans(_sorted(pairs)) for device, pairs in devices.items()}
                 for kind, devices in kinds.items()
