@@ -1,0 +1,156 @@
+"""Claims about services, tried on stand-ins for a lab: forged headers that arrive, and connections held at once."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from itertools import cycle
+from types import SimpleNamespace
+from typing import Any, cast
+
+import pytest
+
+import goldens
+from ndakit.claims import shares, traffic
+from ndakit.claims.base import Outcome, first_front
+from ndakit.lab_network import LabNetwork
+from ndakit.lab_plan import plan
+from ndakit.model import Profile
+
+SEAT = SimpleNamespace(host="client", address=lambda version: "203.0.113.9")
+CLIENT = "203.0.113.9"
+
+
+def weighted(*weights: int, balance: str = "leastconn", protocol: str = "http", more: str = "") -> Profile:
+    servers = ", ".join(f"w{i}: {{address: 192.168.0.{21 + i}, weight: {w}}}" for i, w in enumerate(weights))
+    head = goldens.PROFILES["bakery"].read_text().partition("pools:")[0]
+    return goldens.parse(
+        f"{head}pools: {{web: {{port: 80, check: tcp, balance: {balance}, servers: {{{servers}}}}}}}\n"
+        f"services: {{web: {{vip: www, port: 80, protocol: {protocol}, pool: web{more}}}}}\n"
+    )
+
+
+# -- headers -----------------------------------------------------------------------------------------------------------
+
+
+def asked(**arrives: str) -> Outcome:
+    """The claim, where a server sees these headers."""
+    seen = {"x-forwarded-for": CLIENT, "x-forwarded-proto": "http"} | {
+        name.replace("__", "-"): value for name, value in arrives.items()
+    }
+    answer = SimpleNamespace(seen_header=lambda name: seen.get(name.lower()))
+    lab = SimpleNamespace(profile=weighted(1, 1), client_for=lambda endpoint: SEAT, get=lambda *args, headers: answer)
+    return traffic.client_address(cast(LabNetwork, lab), "web")
+
+
+def test_a_client_that_is_who_it_is_holds() -> None:
+    assert asked().ok
+    assert asked(connection="close").ok
+
+
+@pytest.mark.parametrize(
+    ("header", "value"),
+    [(h.lower().replace("-", "__"), v) for h, v in traffic.FORGED.items() if h not in traffic.SET_BY_US],
+)
+def test_each_forged_header_that_arrives_is_found_out(header: str, value: str) -> None:
+    outcome = asked(**{header: value})
+    assert not outcome.ok
+    assert header.replace("__", "-") in outcome.detail.lower()
+
+
+def test_forged_values_of_what_we_set_are_found_out() -> None:
+    outcome = asked(x__forwarded__for="192.0.2.66", x__forwarded__proto="https")
+    assert "X-Forwarded-For is '192.0.2.66', the client is 203.0.113.9" in outcome.detail
+    assert "X-Forwarded-Proto is 'https'" in outcome.detail
+
+
+# -- connections at once -----------------------------------------------------------------------------------------------
+
+
+class Call:
+    """A connection on which somebody answers at the second look."""
+
+    def __init__(self, first: str) -> None:
+        self.looks, self.first, self.closed = 0, first, False
+
+    def heard(self) -> Any:
+        self.looks += 1
+        there = self.looks > 1 and self.first
+        return SimpleNamespace(heard=len(self.first) if there else 0, first=self.first if there else "",
+                               error="" if self.first else "reset")  # fmt: skip
+
+    def close(self, *, reset: bool) -> None:
+        self.closed = reset
+
+
+def lab(profile: Profile, who: Iterator[str], kind: str = "http") -> tuple[LabNetwork, list[Call]]:
+    """A lab in which these servers answer, one after the other."""
+    calls: list[Call] = []
+
+    def call(address: object, port: int, *, payload: bytes, source: object) -> Call:
+        server = next(who)
+        texts = {
+            "http": f"HTTP/1.1 200 OK\r\nx-lab-server: {server}\r\nConnection: close\r\n\r\n",
+            "tcp": f"{server}\nhello",
+        }
+        assert payload == shares._BUSY[kind]
+        calls.append(Call(texts[kind] if server else ""))
+        return calls[-1]
+
+    labels = {("web", n): SimpleNamespace(label=str(s.address[0])) for n, s in profile.pools["web"].servers.items()}
+    found = SimpleNamespace(
+        profile=profile, plan=plan(profile), servers=labels, hosts={"client": SimpleNamespace(call=call)},
+        client_for=lambda endpoint, service: SEAT, speaks=lambda service, port: kind,
+    )  # fmt: skip
+    return cast(LabNetwork, found), calls
+
+
+@pytest.mark.parametrize("kind", ["http", "tcp"])
+def test_connections_are_held_until_all_are_there_and_counted_by_server(kind: str) -> None:
+    profile = weighted(3, 1)
+    one, other = "192.168.0.21", "192.168.0.22"
+    network, calls = lab(profile, cycle([one, one, other, one]), kind)
+    found = shares.hold_at_once(network, first_front(profile, "web"))
+    assert found == {"w0": 18, "w1": 6}
+    assert shares.at_once_errors(profile, "web", found) == []
+    assert len(calls) == 24
+    assert all(call.closed for call in calls)
+
+
+def test_weights_that_are_not_looked_at_are_found_out() -> None:
+    profile = weighted(3, 1)
+    network, _ = lab(profile, cycle(["192.168.0.21", "192.168.0.22"]))
+    found = shares.hold_at_once(network, first_front(profile, "web"))
+    assert shares.at_once_errors(profile, "web", found) == [
+        "w0 has 12 of 24 connections at once, not 18",
+        "w1 has 12 of 24 connections at once, not 6",
+    ]
+
+
+def test_connections_that_nobody_answers_are_found_out() -> None:
+    profile = weighted(1, 1)
+    network, _ = lab(profile, cycle(["", "192.168.0.22"]))
+    found = shares.hold_at_once(network, first_front(profile, "web"))
+    assert "12 of 24 connections at once were not answered" in shares.at_once_errors(profile, "web", found)
+
+
+@pytest.mark.parametrize(
+    ("profile", "kind", "shows"),
+    [
+        (weighted(3, 1), "http", True),
+        (weighted(3, 1, protocol="tcp"), "tcp", True),
+        (weighted(3, 1, protocol="tcp"), "smtp", False),
+        (weighted(1, 1), "http", False),
+        (weighted(3, 0), "http", False),
+        (weighted(3, 1, balance="roundrobin"), "http", False),
+        (weighted(3, 1, more=", persistence: {type: source}"), "http", False),
+        (weighted(3, 1, more=", limits: {connections: {count: 20}}"), "http", False),
+        (weighted(3, 1, protocol="tcp", more=", topology: dr"), "http", False),
+    ],
+)
+def test_weights_are_asked_at_once_only_where_that_shows_them(profile: Profile, kind: str, shows: bool) -> None:
+    assert shares.shows_at_once(lab(profile, cycle([""]), kind)[0], "web", 80) is shows
+
+
+@pytest.mark.parametrize(("weights", "count"), [((3, 1, 1), 25), ((1, 1), 24), ((100, 50), 24), ((30, 17), 47)])
+def test_so_many_connections_are_held_that_weights_get_whole_ones(weights: tuple[int, ...], count: int) -> None:
+    assert shares._how_many(weighted(*weights).pools["web"]) == count
