@@ -188,6 +188,12 @@ def test_an_overloaded_haproxy_still_shows_its_statistics_and_answers_keepalived
     assert [p["status"] for p in found["pages"]] == [200, 503], "503: no, that pool is not empty"
 
 
+def test_a_pool_whose_servers_are_dead_is_told_to_keepalived_as_empty(tmp_path: Path) -> None:
+    dead = WATCHED.replace("check: tcp", "check: {type: tcp, interval_s: 0.2, fall: 1}")
+    found = attempt(profile(WEB, dead, PAIR), tmp_path, "flood", ports=[80], count=0, pages=PAGES, dead=True)
+    assert [p["status"] for p in found["pages"]] == [200, 200]
+
+
 def test_without_the_reserve_a_flood_would_silence_them(tmp_path: Path) -> None:
     found = attempt(
         profile(WEB, WATCHED, PAIR), tmp_path, "flood", ports=[80], count=1500, pages=PAGES,

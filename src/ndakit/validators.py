@@ -98,7 +98,7 @@ def newer_haproxy(
 @functools.cache
 def haproxy_branch(root: Path) -> tuple[int, int] | None:
     """The version of a root's HAProxy: (3, 0) for 3.0.11; None if it does not say."""
-    found = re.match(r"HAProxy version (\d+)\.(\d+)", _run(root, "haproxy -v").stdout)
+    found = re.match(r"HA-?Proxy version (\d+)\.(\d+)", _run(root, "haproxy -v").stdout)
     return (int(found[1]), int(found[2])) if found else None
 
 
