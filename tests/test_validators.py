@@ -41,6 +41,28 @@ def test_the_daemons_take_every_golden_tree(name: str) -> None:
 
 
 @pytest.mark.parametrize(
+    "changes",
+    [
+        (
+            ("172.31.255.0/29", '"fd00:0:0:9::/64"'),
+            ("172.31.255.1", '"fd00:0:0:9::1"'),
+            ("172.31.255.2", '"fd00:0:0:9::2"'),
+        ),
+        (("vrrp: {", "vrrp: {unicast: false, "),),
+        (("iot-gw: {network: iot,", "iot-gw: {network: iot, group: things,"),),
+        (('[192.168.1.1, "fe80::1"]', '"fe80::1"'),),
+    ],
+    ids=["ipv6", "multicast", "two-groups", "link-local-alone"],
+)
+def test_keepalived_takes_every_kind_of_heartbeat_and_link_local_gateways(changes: tuple[tuple[str, str], ...]) -> None:
+    text = goldens.PROFILES["heartbeat"].read_text()
+    for old, new in changes:
+        assert old in text
+        text = text.replace(old, new)
+    assert [e.text() for e in checked(render(goldens.parse(text), "lb1", goldens.TEMPLATES))] == []
+
+
+@pytest.mark.parametrize(
     ("path", "old", "new", "program", "message"),
     [
         (HA, "balance roundrobin", "balance roundtobin", "haproxy", "balance only supports"),
