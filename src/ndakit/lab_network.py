@@ -238,7 +238,8 @@ class LabNetwork(LabNodes):
         self._other_ends(node, up=False)
 
     def power_on(self, node: str) -> float:
-        """Boot a node again; the seconds until its HAProxy answers (or, without services, its console)."""
+        """Boot a node again; the seconds until its HAProxy answers; without services until keepalived could be master,
+        or its console answers."""
         started_s = time.monotonic()
         machine = self._nodes[node]
         machine.power_on()
@@ -250,6 +251,10 @@ class LabNetwork(LabNodes):
             Deadline(BOOT_TIMEOUT_S, what, where=str(machine.console_log)).wait_until(
                 lambda: bool(self.states(node) if self._proxies else self.facts(node).virtual_servers()),
                 every_s=0.3,
+            )
+        elif self.profile.instances:
+            Deadline(BOOT_TIMEOUT_S, f"keepalived on {node}", where=str(machine.console_log)).wait_until(
+                lambda: not self.vrrp_trouble(node), every_s=1.0
             )
         took_s = time.monotonic() - started_s
         self.tell(f"{node} is up again after {took_s:.1f} s")
