@@ -134,6 +134,29 @@ def test_each_cable_is_pulled_and_expected_to_do_what_the_profile_says() -> None
     ]  # fmt: skip
 
 
+def test_a_card_less_in_a_bundle_may_cost_a_lost_packet_and_the_next_waits_for_the_switch(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    found = router(("{mode: active-backup}", "{mode: 802.3ad}"))
+    fault = next(f for f in faults(found) if f.name == "cable/lan/each")
+    assert (fault.moves, fault.unnoticed_s) == (False, 1.0)
+    lab, machines = lab_of(found)
+    asked = list[set[str]]()
+
+    def carrying(node: str, bond: str) -> list[str]:
+        assert (node, bond) == ("lb1", "bond-lan")
+        asked.append(set(machines["lb1"].down))
+        return ["eth1"] if len(asked) < 3 else ["eth1", "eth2"]
+
+    monkeypatch.setattr(lab, "carrying", carrying)
+    monkeypatch.setattr("ndakit.claims.faults.BOND_S", 0.0)
+    fault.make(lab, "lb1")
+    assert asked == [set()] * 3  # both are plugged in while the switch is waited for
+    assert machines["lb1"].down == {"eth2"}
+    fault.mend(lab, "lb1")
+    assert machines["lb1"].down == set()
+
+
 def test_networks_on_one_card_have_one_cable_which_decides_if_one_of_them_does() -> None:
     found = router(
         ("  hb: {", "  mgmt: {nics: [eth3], vlan: 9, subnet: 10.0.0.0/24}\n  hb: {"),

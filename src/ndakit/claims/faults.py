@@ -15,9 +15,11 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from ndakit.claims import bonding
 from ndakit.claims.base import Outcome
 from ndakit.claims.failover import GAP_SLACK_S, asked, gap_bound_s, gap_errors, measured, precision, unserved
 from ndakit.claims.holders import Holders
+from ndakit.deadline import Deadline
 from ndakit.frames import announced, decode_vrrp
 from ndakit.lab_network import LabNetwork
 from ndakit.model import Profile
@@ -56,6 +58,8 @@ class Fault:
     """How long mending by itself may take."""
     notice_s: float = 0.0
     """How long the master may take to see that it is worse than another node."""
+    unnoticed_s: float = GAP_SLACK_S
+    """Where nothing moves: what clients may take for a lost packet."""
     alone: bool = False
     """Whether the VIPs must have left the master before another node takes them: nobody may find two holders."""
     contested: bool = False
@@ -69,7 +73,7 @@ def fault(lab: LabNetwork, kind: Fault) -> Outcome:
     master = lab.one_master()
     takeover_s = bound_s = gap_bound_s(lab.profile, lab.survivor(master)) + kind.notice_s
     if not kind.moves:
-        bound_s = GAP_SLACK_S
+        bound_s = kind.unnoticed_s
     if kind.contested:
         bound_s += LASTS_S + lab.profile.vrrp.advert_interval_s
     wrong: list[str] = []
@@ -79,8 +83,8 @@ def fault(lab: LabNetwork, kind: Fault) -> Outcome:
         watch = opened.enter_context(lab.watch(asked(lab)))
         time.sleep(0.5)
         lab.tell(f"{kind.text}: {master}")
-        kind.make(lab, master)
         try:
+            kind.make(lab, master)
             moved = _wait_other(lab, adverts, master, takeover_s + (3 if kind.moves else 0))
             time.sleep(LASTS_S)
             if not kind.contested:
@@ -268,7 +272,11 @@ def faults(profile: Profile) -> tuple[Fault, ...]:
         if len(cable.cards) > 1:
             name = f"cable/{cable.network}/each"
             text = f"one card of {cable.network}'s bond after the other loses its cable"
-            found += [Fault(name, text, _each(cable.cards), _links(True, cable.cards), moves=False)]
+            lacp = bonding.speaks_lacp(profile, cable.network)
+            found.append(Fault(
+                name, text, _each(cable.cards, profile.base_device(cable.network) if lacp else ""),
+                _links(True, cable.cards), moves=False, unnoticed_s=bonding.ONE_GAP_S if lacp else GAP_SLACK_S,
+            ))  # fmt: skip
         what = f"the master's cable of {cable.network} is pulled"
         if len(cable.cards) > 1:
             what = f"all cables of the master's bond of {cable.network} are pulled"
@@ -302,8 +310,9 @@ def _links(up: bool, cards: Sequence[str] | None) -> Callable[[LabNetwork, str],
     return act
 
 
-def _each(cards: Sequence[str]) -> Callable[[LabNetwork, str], None]:
-    """One card after the other, the last one stays out: whichever of them works, it is its turn once."""
+def _each(cards: Sequence[str], bundle: str) -> Callable[[LabNetwork, str], None]:
+    """One card after the other, the last one stays out: whichever of them works, it is its turn once. `bundle`: a bond
+    that speaks LACP, in which a card works only when the switch agrees."""
 
     def act(lab: LabNetwork, node: str) -> None:
         for number, card in enumerate(cards):
@@ -311,6 +320,10 @@ def _each(cards: Sequence[str]) -> Callable[[LabNetwork, str], None]:
             time.sleep(BOND_S)
             if number < len(cards) - 1:
                 lab.plug(node, card, up=True)
+                if bundle:
+                    Deadline(bonding.AGREED_S, f"{bundle} of {node} and the switch to agree").wait_until(
+                        lambda: len(lab.carrying(node, bundle)) == len(cards), every_s=0.2
+                    )
                 time.sleep(BOND_S)
 
     return act
