@@ -91,7 +91,8 @@ def test_the_folder_and_the_time_do_not_reach_the_image(tmp_path: Path) -> None:
 FAILURES: list[tuple[str, str, dict[str, object], type[NdakitError], str]] = [
     ("24.10.8", "", {"add": ("hapoxy", "nosuch")}, ibdiagnose.PackagesMissing, "hapoxy, nosuch (for hapoxy there"),
     ("25.12.5", "", {"add": ("hapoxy", "nosuch")}, ibdiagnose.PackagesMissing, "hapoxy, nosuch"),
-    ("24.10.8", "feeds-gone", {"add": ("nosuch",)}, ibdiagnose.PackagesMissing, "could not be downloaded"),
+    ("24.10.8", "feeds-gone", {}, ibdiagnose.FeedsUnreachable, "openwrt_core/Packages.gz (no connection), and 1 more"),
+    ("25.12.5", "feeds-gone", {}, ibdiagnose.FeedsUnreachable, "(temporary error (try again later)), and 1 more"),
     ("24.10.8", "", {"add": ("one", "other")}, ibdiagnose.PackagesConflict, "one conflicts with other"),
     ("25.12.5", "", {"add": ("one", "other")}, ibdiagnose.PackagesConflict, "one conflicts with other"),
     ("24.10.8", "", {"add": ("tcpdump", "tcpdump-mini")}, ibdiagnose.FilesClash, "/usr/bin/tcpdump is in tcpdump-mini"),
@@ -158,6 +159,76 @@ def test_an_unknown_device_is_named_even_if_make_is_the_one_to_notice() -> None:
     text = 'Profile "gneric" does not exist!\nUse "make info" to get a list of available profile names.\n'
     context = ibdiagnose.Context("log", "gneric", ("generic",), 64, tuple)
     assert isinstance(ibdiagnose.diagnose(text, context), ibdiagnose.DeviceUnknown)
+
+
+FIRST, SECOND = "https://downloads.openwrt.org/releases/23.05.2/packages/Packages.gz", "mirror.example/base/Packages.gz"
+OPKG = f"""\
+Downloading {FIRST}
+*** Failed to download the package list from {FIRST}
+
+Downloading https://me:hush@{SECOND}
+*** Failed to download the package list from https://me:hush@{SECOND}
+
+Collected errors:
+ * opkg_download: Failed to download https://me:hush@{SECOND}, wget returned 5.
+ * opkg_download: Check your network settings and connectivity.
+"""
+LIBGCC = """\
+Collected errors:
+ * pkg_hash_check_unresolved: cannot find dependency libgcc1 for libc
+ * opkg_install_cmd: Cannot install package libc.
+"""
+APK = """\
+WARNING: updating and opening https://me:hush@downloads.openwrt.org/packages.adb: network error (check firewall)
+ERROR: unable to select packages:
+  haproxy (no such package):
+    required by: world[haproxy]
+"""
+UNTRUSTED = APK.replace("network error (check firewall)", "UNTRUSTED signature")
+
+
+@pytest.mark.parametrize(
+    ("text", "starts", "ends"),
+    [
+        (OPKG + LIBGCC, f"not downloaded: {FIRST}, and 1 more", "packages cannot be installed: libc needs libgcc1"),
+        (OPKG.replace(FIRST, f"https://me:hush@{SECOND}") + LIBGCC,
+         f"not downloaded: https://{SECOND} (the certificate is not accepted).", "libgcc1"),
+        (OPKG + "Unknown package 'haproxy'.\n * opkg_install_cmd: Cannot install package haproxy.\n",
+         "not downloaded: https://", "no such package in this release: haproxy"),
+        (APK, "not downloaded: https://downloads.openwrt.org/packages.adb (network error (check firewall))",
+         "no such package in this release: haproxy"),
+        ("Unknown package 'haproxy'.\n"
+         " * opkg_download: Failed to download http://a.example/haproxy_3_x.ipk, wget returned 8.\n"
+         " * opkg_install_cmd: Cannot install package haproxy.\n",
+         "not downloaded: http://a.example/haproxy_3_x.ipk (the server answers with an error)", "haproxy"),
+    ],
+)  # fmt: skip
+def test_a_list_that_failed_to_load_is_said_first(text: str, starts: str, ends: str) -> None:
+    found = ibdiagnose.diagnose(text, ibdiagnose.Context("log", "generic", ("generic",), 64, tuple))
+    assert isinstance(found, ibdiagnose.FeedsUnreachable)
+    assert found.what.startswith(starts)
+    assert found.what.endswith(ends)
+    assert "network and proxy" in found.fix
+    assert found.exit_code == 3
+    assert "hush" not in found.text()
+    offline = ibdiagnose.diagnose(text, ibdiagnose.Context("log", "generic", ("generic",), 64, tuple, (), True))
+    assert offline is not None
+    assert offline.what.startswith("with --offline nothing is downloaded")
+    assert "build once without --offline" in offline.fix
+
+
+@pytest.mark.parametrize(
+    ("text", "kind"),
+    [
+        (LIBGCC, ibdiagnose.DependenciesMissing), (UNTRUSTED, ibdiagnose.PackagesUntrusted),
+        ("Signature check failed.\nRemove wrong Signature file.\n" + LIBGCC, ibdiagnose.PackagesUntrusted),
+        (OPKG + "x: No space left on device\n" + LIBGCC, ibdiagnose.DiskFull),
+        (OPKG + "Image file x.bin is too big: 10 > 5\n", ibdiagnose.ImageTooBig),
+    ],
+)  # fmt: skip
+def test_what_has_another_cause_is_not_blamed_on_the_network(text: str, kind: type[NdakitError]) -> None:
+    found = ibdiagnose.diagnose(text, ibdiagnose.Context("log", "generic", ("generic",), 64, tuple))
+    assert type(found) is kind
 
 
 def test_output_that_tells_of_nothing_known_is_not_guessed_at() -> None:

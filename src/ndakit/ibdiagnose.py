@@ -10,12 +10,14 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from ndakit import process
+from ndakit.download import shown
 from ndakit.errors import BuildError, InputError, MachineError, NdakitError
+from ndakit.mistakes import clean
 
 
 class DeviceUnknown(InputError):
@@ -33,25 +35,40 @@ class DeviceUnknown(InputError):
         self.device = device
 
 
+class FeedsUnreachable(MachineError):
+    """Lists of packages, or packages, could not be downloaded; what was said after that is a consequence of it.
+
+    `failed`: address → why. `then` is what the package manager made of it, in our words.
+    """
+
+    def __init__(self, failed: Mapping[str, str], then: str, where: str, *, offline: bool) -> None:
+        first, why = next(iter(failed.items()))
+        more = f", and {len(failed) - 1} more" if len(failed) > 1 else ""
+        reason = f" ({why})" if why and not offline else ""
+        what = f"not downloaded: {first}{reason}{more}"
+        if offline:
+            what = f"with --offline nothing is downloaded, and earlier builds have not kept all of it; {what}"
+        fix = "look at this machine's network and proxy (https_proxy), then run it again"
+        if offline:
+            fix = "build once without --offline: what is downloaded is kept"
+        super().__init__(
+            f"{what}. So it ended with: {then}",
+            where=where,
+            fix=f"{fix}; or put the package files into the workspace's packages/",
+        )
+        self.failed = dict(failed)
+
+
 class PackagesMissing(BuildError):
     """Packages that are asked for do not exist in this release."""
 
-    def __init__(self, missing: Sequence[str], near: dict[str, list[str]], where: str, *, feeds_failed: bool) -> None:
+    def __init__(self, missing: Sequence[str], near: dict[str, list[str]], where: str) -> None:
         hints = "; ".join(f"for {name} there is {', '.join(found)}" for name, found in near.items() if found)
-        if feeds_failed:
-            fix = (
-                "the package lists could not be downloaded: check this machine's network, or put the package files into"
-                " the ImageBuilder's packages/ folder"
-            )
-        else:
-            fix = (
-                "in image.packages write the name that this release uses, or put the package into the workspace's"
-                " packages/; what ndakit itself asks for must be in the ImageBuilder's feeds or there"
-            )
         super().__init__(
             f"no such package in this release: {', '.join(missing)}" + (f" ({hints})" if hints else ""),
             where=where,
-            fix=fix,
+            fix="in image.packages write the name that this release uses, or put the package into the workspace's"
+            " packages/; what ndakit itself asks for must be in the ImageBuilder's feeds or there",
         )
         self.missing = tuple(missing)
 
@@ -217,12 +234,20 @@ class Context:
     known: Callable[[], Sequence[str]]
     files: tuple[str, ...] = ()
     """Names of the package files that lie in packages/."""
+    offline: bool = False
+    """True if the package manager was kept from the network."""
 
 
 _ALL_PREREQUISITES = (
     "make", "gawk", "bash", "coreutils", "findutils", "diffutils", "patch", "tar", "gzip", "bzip2", "unzip",
     "xz-utils", "zstd", "wget", "file", "perl", "python3", "python3-setuptools", "util-linux",
 )  # fmt: skip
+
+# wget(1), EXIT STATUS.
+_WGET = {
+    3: "the file cannot be written", 4: "no connection", 5: "the certificate is not accepted",
+    6: "a password is asked for", 7: "the server speaks no HTTP", 8: "the server answers with an error",
+}  # fmt: skip
 
 # A word in the host check's message → Debian's package of it (openwrt/openwrt include/prereq-build.mk).
 _PREREQUISITES = (
@@ -263,8 +288,33 @@ def diagnose(text: str, context: Context) -> NdakitError | None:
     ):  # fmt: skip
         found = recognise(text, context)
         if found is not None:
-            return found
+            return _first_of_all(text, found, context)
     return None
+
+
+def _first_of_all(text: str, found: NdakitError, context: Context) -> NdakitError:
+    """What cannot be had is missing for those who need it: with lists that failed to load, opkg's last words are
+    "libc needs libgcc", and apk's "no such package"."""
+    if not isinstance(found, PackagesMissing | DependenciesMissing):
+        return found
+    if failed := downloads_failed(text):
+        return FeedsUnreachable(failed, found.what, context.where, offline=context.offline)
+    return _untrusted(text, context) or found  # a list with a wrong signature is not read either
+
+
+def downloads_failed(text: str) -> dict[str, str]:
+    """Address → reason of what a package manager could not download, in its order; a password is left out."""
+    failed: dict[str, str] = {}
+    # opkg (opkg_cmd.c, opkg_download.c) tells of a list at once, and of the reason at its end.
+    for address in re.findall(r"Failed to download the package list from (\S+)", text):
+        failed[address] = ""
+    for address, code in re.findall(r"Failed to download (\S*[/:]\S*?), wget returned (\d+)", text):
+        failed[address] = _WGET.get(int(code), f"wget ended with {code}") if len(code) < 4 else ""
+    # apk (apk-tools 3, src/database.c, src/print.c)
+    apk = r"^(?:WARNING|ERROR): (?:updating and opening|updating|opening|fetching) (\S+): (?!UNTRUSTED)(.+)$"
+    failed |= {address: why.strip() for address, why in re.findall(apk, text, re.MULTILINE)}
+    failed |= {a: why.strip() for a, why in re.findall(r"^WARNING: Ignoring (\S+): (.+)$", text, re.MULTILINE)}
+    return {shown(address): clean(why)[:80] for address, why in failed.items()}
 
 
 def _unique(names: Iterable[str]) -> list[str]:
@@ -312,8 +362,7 @@ def _missing(text: str, context: Context) -> NdakitError | None:
         return PackageFilesUnusable(_unique(damaged), "they have no readable control data", context.where)
     known = list(context.known())
     near = {name: difflib.get_close_matches(name, known, 3, 0.7) for name in missing}
-    failed = bool(re.search(r"Failed to download|wget returned|unable to fetch|temporary error", text))
-    return PackagesMissing(missing, near, context.where, feeds_failed=failed)
+    return PackagesMissing(missing, near, context.where)
 
 
 def _architecture(text: str, context: Context) -> NdakitError | None:

@@ -348,7 +348,9 @@ class ImageBuilder:
         """The error that the output tells of, if it does. The answer to `known` needs make again, so it comes last."""
         devices = tuple(self.info.devices)
         here = tuple(p.name for p in (self.root / "packages").glob("*.?pk"))
-        context = ibdiagnose.Context(f"log: {self.log}", device, devices, rootfs_mib, self.package_names, here)
+        context = ibdiagnose.Context(
+            f"log: {self.log}", device, devices, rootfs_mib, self.package_names, here, bool(self._env)
+        )
         return ibdiagnose.diagnose(done.stdout + "\n" + done.stderr, context)
 
     def _make(self, argv: Sequence[str], timeout_s: float) -> process.Done:

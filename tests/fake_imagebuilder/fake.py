@@ -84,7 +84,8 @@ def packages() -> dict[str, str] | None:
     words = (env("USER_PACKAGES") or env("PACKAGES")).split()
     removed = {w[1:] for w in words if w.startswith("-")}  # of names that do not exist nothing is said
     names = [w for w in words if not w.startswith("-")] + [d for d in DEFAULTS if d not in removed]
-    missing = [n for n in names if n not in FEED]
+    feed = FEED if MODE != "feeds-gone" else {n: FEED[n] for n in DEFAULTS}  # what lies in packages/ itself
+    missing = [n for n in names if n not in feed]
     problems: list[str] = []
     if APK:
         wrong = [f"  {n} (no such package):\n    required by: world[{n}]" for n in missing]
@@ -128,8 +129,14 @@ def packages() -> dict[str, str] | None:
             problems.append(' * pkg_run_script: package "badscript" postinst script returned status 7.')
         if problems:
             problems.insert(0, "Configuring libuciCollected errors:")
-    if MODE == "feeds-gone" and missing:
-        say("Downloading openwrt_core/Packages.gz\nFailed to download the package list\n *** wget returned 4")
+    if MODE == "feeds-gone":
+        for name in ("openwrt_core", "openwrt_base"):
+            address = f"http://127.0.0.1:9/{name}/{'packages.adb' if APK else 'Packages.gz'}"
+            if APK:
+                say(f"WARNING: updating and opening {address}: temporary error (try again later)")
+                continue
+            say(f"Downloading {address}\n*** Failed to download the package list from {address}\n")
+            problems.insert(0, f" * opkg_download: Failed to download {address}, wget returned 4.")
     if problems:
         complain("\n".join(problems))
         return None
