@@ -110,6 +110,23 @@ PLAIN = made.tar(
 )
 
 
+@pytest.mark.parametrize(
+    "data", [b"", b"x" * 15, b"x" * 100, TAR, b"x" * 100 + b"FWx0" + bytes(12), b"FWx0" + bytes(8) + b"\xff" * 4]
+)
+def test_what_ends_in_no_signature_is_left_as_it_is(data: bytes, tmp_path: Path) -> None:
+    (tmp_path / "image").write_bytes(data)
+    assert not flashimage.cut_signature(tmp_path / "image")
+    assert (tmp_path / "image").read_bytes() == data
+
+
+@pytest.mark.parametrize("data", [b"", b"x" * 100, TAR])
+def test_a_signature_is_cut_and_the_metadata_before_it_stays(data: bytes, tmp_path: Path) -> None:
+    (tmp_path / "image").write_bytes(data + made.signature(data, b"key"))
+    assert len(made.signature(data, b"key")) == 532
+    assert flashimage.cut_signature(tmp_path / "image")
+    assert (tmp_path / "image").read_bytes() == data
+
+
 def with_metadata(data: bytes, facts: object) -> bytes:
     return data + made.trailer(data, facts)
 

@@ -103,6 +103,37 @@ def test_the_record_says_what_was_built_by_what_and_how(place: Place) -> None:
     assert str(place.workspace.root) not in (result.artifact.folder / "record.json").read_text()
 
 
+@pytest.mark.parametrize("device", ["x86-64", "dockstar"])
+def test_two_caches_give_files_that_are_the_same_to_the_byte(
+    device: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each private copy makes a key and signs with it (fwtool, 532 bytes behind the gzip stream): that is left out."""
+    flash = {"target": "kirkwood/generic", "device": "seagate_dockstar"} if device == "dockstar" else {}
+    folder = fake(tmp_path / "ib", **flash)
+    text = PROFILE.replace("image: {rootfs_mib: 64}", "device: dockstar") if flash else PROFILE
+    found: list[dict[str, bytes]] = []
+    for name in ("one", "other"):
+        monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / name / "cache"))
+        workspace = Workspace.at(workspace_folder(tmp_path / name / "ws", text))
+        log = workspace.logs("build")
+        loaded = load.load(workspace, "bakery")
+        (result,) = pipeline.build(workspace, loaded, ["lb1"], builders.OpenWrtBuilder(folder))
+        assert result.artifact.verify() == []
+        images = result.artifact.record.images
+        found.append({i.name: (result.artifact.folder / i.name).read_bytes() for i in images})
+        assert "_check_keys" in (log / "bakery-lb1.log").read_text()
+    assert found[0] == found[1]
+    assert not any(b"FWx0" in content[-16:] and content[-8] == 0 for content in found[0].values())
+
+
+def test_a_key_that_the_user_gave_the_imagebuilder_still_signs(place: Place) -> None:
+    (place.folder / "key-build").write_bytes(b"the house's own key")
+    (result,) = place.build("lb1")
+    content = result.artifact.image.read_bytes()
+    assert content[-16:-12] == b"FWx0"
+    assert result.artifact.verify() == []
+
+
 def test_the_same_inputs_have_the_same_id_and_bytes_elsewhere(place: Place, tmp_path: Path) -> None:
     (one,) = place.build("lb1")
     other = Place(Workspace.at(workspace_folder(tmp_path / "elsewhere")), tmp_path / "ib2", Path())

@@ -32,7 +32,8 @@ _UIMAGE_BYTES = 64
 _MULTI = 4
 _TRAILER = b"FWx0"
 _TRAILER_BYTES = 16
-_INFO = 1
+_SIGNATURE, _INFO = 0, 1
+_SIGNATURE_MAX = 64 * KIB
 _UBI_SPARE_BLOCKS = 4  # two for the volume table, one for wear levelling, one for atomic changes
 _BAD_BLOCKS_PER_1024 = 20  # what UBI keeps back for blocks that go bad (CONFIG_MTD_UBI_BEB_LIMIT)
 
@@ -401,3 +402,20 @@ def metadata(data: bytes, problems: list[str]) -> tuple[str, ...]:
         end = start
     problems.append("there is no metadata behind it, which sysupgrade demands")
     return ()
+
+
+def cut_signature(path: Path) -> bool:
+    """Take away the signature that fwtool appended to an image, its last part; False if it ends in something else.
+
+    Metadata before it stays as it is: its checksum covers what lies before it only. Raises OSError.
+    """
+    with path.open("r+b") as image:
+        end = image.seek(0, io.SEEK_END)
+        if end < _TRAILER_BYTES:
+            return False
+        image.seek(end - _TRAILER_BYTES)
+        magic, _, kind, size = struct.unpack(">4sIB3xI", image.read(_TRAILER_BYTES))
+        if magic != _TRAILER or kind != _SIGNATURE or not _TRAILER_BYTES <= size <= min(end, _SIGNATURE_MAX):
+            return False
+        image.truncate(end - size)
+    return True

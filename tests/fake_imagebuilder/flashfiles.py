@@ -6,6 +6,7 @@ U-Boot `include/image.h`, openwrt/fwtool `fwimage.h`).
 
 from __future__ import annotations
 
+import hashlib
 import io
 import json
 import struct
@@ -80,9 +81,9 @@ def trailer(before: bytes, facts: object) -> bytes:
     return data + struct.pack(">4sIB3xI", b"FWx0", crc(before + data), 1, len(data) + 16)
 
 
-def signature(before: bytes) -> bytes:
-    """A signature behind metadata, as builds with a key of their own have it; without the two words of a header."""
-    data = b"ucert"
+def signature(before: bytes, key: bytes = b"") -> bytes:
+    """A signature behind metadata, as builds with a key of their own have it: 532 bytes."""
+    data = b"".join(hashlib.sha512(key + bytes([n]) + before).digest() for n in range(9))[: 532 - 16]
     return data + struct.pack(">4sIB3xI", b"FWx0", crc(before + data), 0, len(data) + 16)
 
 
