@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from imagebuilder_fakes import PROFILE
-from ndakit import load
+from ndakit import feed, load, render
 from ndakit.errors import NdakitError
 from ndakit.workspace import Workspace
 
@@ -100,7 +100,7 @@ def test_a_file_that_others_may_not_read_is_refused_and_the_fix_works(mode: int,
     file = place.put("profiles/page.html", mode=mode)
     text = place.refused("page.html", key)
     if os.getuid() == 0 or mode:
-        assert f"others may not read profiles/page.html (its mode is {mode:04o})" in text
+        assert f"profiles/page.html may not be read by others (its mode is {mode:04o})" in text
     file.chmod(file.stat().st_mode | 0o004)
     if key == "page" and mode:
         assert place.named("page.html") == b"s3cret"
@@ -119,7 +119,7 @@ def test_under_a_umask_of_077_a_mode_says_nothing(place: Place) -> None:
 def test_a_private_key_is_refused_wherever_it_lies(key: str, place: Place) -> None:
     for begin in ("", "RSA ", "EC ", "OPENSSH ", "ENCRYPTED "):
         place.put("profiles/page.html", "<p>\n" + KEY.replace("PRIVATE", f"{begin}PRIVATE"))
-        assert "there is a private key in" in place.refused("page.html", key)
+        assert "holds a private key" in place.refused("page.html", key)
 
 
 def test_a_profile_elsewhere_may_name_what_lies_beside_it(place: Place) -> None:
@@ -194,3 +194,109 @@ def test_a_name_that_no_fragment_has_is_said(name: str, place: Place) -> None:
     with pytest.raises(NdakitError) as caught:
         load.load(Workspace.at(place.root), "a")
     assert caught.value.exit_code == 2
+
+
+# -- templates and packages --------------------------------------------------------------------------------------------
+
+
+def template(place: Place, text: str = "s3cret") -> Path:
+    return place.put("templates/rootfs/etc/mine", text)
+
+
+def rendered(place: Place) -> render.Tree:
+    workspace = Workspace.at(place.root)
+    place.put("profiles/bakery.yaml", PROFILE)
+    return render.render(load.load(workspace, "bakery").profile, "lb1", workspace.templates)
+
+
+@pytest.mark.parametrize("suffix", ["", ".j2"])
+@pytest.mark.parametrize("to", ["outside", "secrets/x", ".git/config"])
+def test_a_template_that_is_a_link_to_what_others_may_not_see_is_refused(to: str, suffix: str, place: Place) -> None:
+    link = template(place).with_name(f"linked{suffix}")
+    link.symlink_to(place.outside if to == "outside" else place.put(to))
+    with pytest.raises(render.TemplateKept, match=r"templates/rootfs/etc/linked.* (lies outside|what nobody may see)"):
+        rendered(place)
+
+
+def test_a_template_that_others_may_not_read_is_refused_unless_the_node_keeps_it_so(place: Place) -> None:
+    private = template(place)
+    private.chmod(0o600)
+    with pytest.raises(render.TemplateKept, match=r"may not be read by others \(its mode is 0600\)"):
+        rendered(place)
+    private.unlink()
+    place.put("templates/rootfs/etc/ndakit/private/mine", mode=0o600)
+    assert rendered(place)["/etc/ndakit/private/mine"].mode == 0o600
+
+
+def test_a_template_that_is_a_link_inside_the_workspace_is_read(place: Place) -> None:
+    template(place).with_name("linked").symlink_to(place.put("shared/motd", "hello"))
+    assert rendered(place)["/etc/linked"].content == b"hello"
+
+
+MAKEFILE = """\
+include $(TOPDIR)/rules.mk
+PKG_NAME:=clock
+PKG_VERSION:=1.2
+PKG_RELEASE:=1
+include $(INCLUDE_DIR)/package.mk
+define Package/clock
+  SECTION:=utils
+  CATEGORY:=Utilities
+  TITLE:=x
+  PKGARCH:=all
+endef
+define Build/Compile
+endef
+define Package/clock/install
+	$(INSTALL_DIR) $(1)/etc
+	$(INSTALL_DATA) ./files/data $(1)/etc/data
+endef
+$(eval $(call BuildPackage,clock))
+"""
+
+
+def package(place: Place, folder: str = "packages/clock", mode: int = 0o644) -> None:
+    place.put(f"{folder}/Makefile", MAKEFILE)
+    place.put(f"{folder}/files/data", mode=mode)
+
+
+def chosen(place: Place) -> list[str]:
+    place.put("profiles/bakery.yaml", PROFILE.replace("{rootfs_mib: 64}", "{packages: {clock: add}}"))
+    workspace = Workspace.at(place.root)
+    return [one.name for one in feed.choose(workspace, load.load(workspace, "bakery"), "lb1")]
+
+
+def test_a_package_in_the_workspace_is_taken(place: Place) -> None:
+    package(place)
+    assert chosen(place) == ["clock"]
+
+
+def test_a_package_that_is_a_link_inside_the_workspace_is_taken(place: Place) -> None:
+    package(place, "shared/clock")
+    (place.root / "packages").mkdir()
+    (place.root / "packages/clock").symlink_to("../shared/clock")
+    assert chosen(place) == ["clock"]
+
+
+@pytest.mark.parametrize("to", ["../elsewhere/clock", "secrets/clock", ".hidden/clock"])
+def test_a_package_that_is_a_link_to_elsewhere_is_refused(to: str, place: Place) -> None:
+    package(place, to)
+    (place.root / "packages").mkdir()
+    (place.root / "packages/clock").symlink_to(place.root / to)
+    with pytest.raises(feed.PackageFileUnusable, match=r"lies outside of|what nobody may see"):
+        chosen(place)
+
+
+def test_a_ready_package_that_is_a_link_to_elsewhere_is_refused(place: Place) -> None:
+    place.put("packages/README.md")
+    (place.root / "packages/clock_1_all.ipk").symlink_to(place.outside)
+    with pytest.raises(feed.PackageFileUnusable, match="lies outside of"):
+        chosen(place)
+
+
+def test_a_file_of_a_package_that_others_may_not_read_is_refused_unless_the_image_keeps_it_so(place: Place) -> None:
+    package(place, mode=0o600)
+    with pytest.raises(NdakitError, match=r"data may not be read by others \(its mode is 0600\)"):
+        chosen(place)
+    place.put("packages/clock/Makefile", MAKEFILE.replace("INSTALL_DATA", "INSTALL_CONF"))
+    assert chosen(place) == ["clock"]

@@ -14,7 +14,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from ndakit import apk, ibparse, ipk, packagefolder, packages
+from ndakit import apk, exposure, ibparse, ipk, packagefolder, packages
 from ndakit.errors import BuildError, ErrorGroup, InputError, Location, NdakitError
 from ndakit.loaded import Loaded
 from ndakit.model import Profile
@@ -116,6 +116,8 @@ def _find(workspace: Workspace, profile: Profile, name: str) -> Local | None:
                 fix="keep one of them",
             )
         if makefile.is_file():
+            for path in (folder / name, makefile):
+                _refuse_elsewhere(path, folder, f"{shown}/{name}")
             package = packagefolder.read(folder / name, f"{shown}/{name}")
             form = ipk.ARCHITECTURE if profile.release.family is not Family.FW4_APK else apk.ARCHITECTURE
             version = package.version(profile.release)
@@ -141,6 +143,7 @@ def _ready(folder: Path, shown: str, profile: Profile, name: str) -> Iterator[Lo
     for path in sorted(folder.glob(f"*{form}")) if folder.is_dir() else ():
         if not re.match(rf"{re.escape(name)}[-_]", path.name):
             continue
+        _refuse_elsewhere(path, folder, f"{shown}/{path.name}")
         local = _read(path, f"{shown}/{path.name}")
         if local.name != name:
             continue
@@ -162,6 +165,17 @@ def _ready(folder: Path, shown: str, profile: Profile, name: str) -> Iterator[Lo
             where=f"{shown}/{others[0].name}",
             fix=f"put the {form} for {release} beside it, or take it away",
         )
+
+
+def _refuse_elsewhere(path: Path, folder: Path, shown: str) -> None:
+    """Raise PackageFileUnusable for a link out of packages/ and of the workspace around it, or to secrets there."""
+    try:
+        base = folder.resolve()
+        exposure.place(path, base if path.resolve().is_relative_to(base) else folder.parent)
+    except (exposure.KeptFromOthers, OSError, RuntimeError) as cause:
+        why = cause.strerror if isinstance(cause, OSError) else str(cause)
+        fix = f"put the package itself into {folder.name}/ in the place of the link"
+        raise PackageFileUnusable(f"the package {path.name} {why}", where=shown, fix=fix) from None
 
 
 def _name_in(path: Path) -> str:

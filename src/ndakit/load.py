@@ -8,16 +8,13 @@ Printing is the tasks' business.
 from __future__ import annotations
 
 import contextlib
-import errno
 import os
-import re
 import shlex
-import stat
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ndakit import extends
+from ndakit import exposure, extends
 from ndakit.diagnose import diagnose, place
 from ndakit.errors import ErrorGroup, InputError, Location, NdakitError, refused
 from ndakit.loaded import Loaded
@@ -43,8 +40,6 @@ __all__ = [
 ]
 
 MISTAKES_MAX = 100
-_PRIVATE_KEY = re.compile(rb"-----BEGIN [A-Z0-9 ]*PRIVATE KEY")
-"""How files with private keys begin (RFC 7468; OpenSSH's the same way)."""
 
 
 class ProfileNotFound(InputError):
@@ -222,33 +217,15 @@ class _Attachments:
         return self.contents[path]
 
     def _content(self, path: Path, by: Path, named: str, beside: str) -> bytes:
-        base = self.workspace.root if by.is_relative_to(self.workspace.root) else by.parent
+        inside = by.is_relative_to(self.workspace.root)
         try:
-            real = path.resolve(strict=True)
-        except RuntimeError as cause:  # a link that leads to itself
-            raise OSError(errno.ELOOP, os.strerror(errno.ELOOP)) from cause
-        copy = f"copy what may be seen by everybody to {beside}, and name the copy"
-        if not real.is_relative_to(base):
-            raise mistake("attachment", "{got} lies outside of {base}", got=named, base=str(base), fix=copy)
-        inside = real.relative_to(base).parts
-        if inside[0] == "secrets" or any(part.startswith(".") for part in inside):
-            raise mistake("attachment", "{got} lies in a folder for what nobody may see", got=named, fix=copy)
-        fd = os.open(real, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
-        with os.fdopen(fd, "rb") as source:
-            mode = os.fstat(fd).st_mode
-            if not stat.S_ISREG(mode):
-                raise mistake("attachment", "{got} is not a file", got=named, fix="name a file")
-            # Where the profile itself is kept from others, as by a umask of 077, the mode of a file says nothing.
-            if not mode & stat.S_IROTH and by.stat().st_mode & stat.S_IROTH:
-                raise mistake(
-                    "attachment", "others may not read {got} (its mode is {mode}), and could in what is built",
-                    got=named, mode=f"{stat.S_IMODE(mode):04o}",
-                    fix=f"name another file; or, if everybody may see it: chmod o+r {shlex.quote(named)}",
-                )  # fmt: skip
-            content = source.read(SIZE_MAX + 1)
-        if _PRIVATE_KEY.search(content):
-            raise mistake("attachment", "there is a private key in {got}", got=named, fix=copy)
-        return content
+            real = exposure.place(path, self.workspace.root if inside else by.parent)
+            return exposure.read(real, by, SIZE_MAX + 1)
+        except exposure.KeptFromOthers as cause:
+            fix = exposure.fix(cause, named, beside)
+            raise mistake("attachment", "{got} {why}", got=named, why=str(cause), fix=fix) from None
+        except IsADirectoryError:
+            raise mistake("attachment", "{got} is not a file", got=named, fix="name a file") from None
 
 
 def _name_mistakes(tree: MapNode, path: Path, file: str) -> list[ProfileMistake]:

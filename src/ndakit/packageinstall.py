@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from ndakit import exposure
+
 _MODES = {"INSTALL_BIN": 0o755, "INSTALL_DATA": 0o644, "INSTALL_CONF": 0o600}
 _LEFT_OUT = re.compile(r"CVS|\.svn|\.git|\.#.*|.*~")
 """What OpenWrt's package build removes from every package, and what git leaves in folders."""
@@ -97,7 +99,7 @@ class Install:
             if command == "CP":
                 self._copy(source, to)
             elif source.is_file():
-                self._add(to, Member("file", _MODES[command], source.read_bytes()))
+                self._add(to, self._file(source, _MODES[command]))
             else:
                 raise NotUnderstood(f"{source.name} is no file", "use $(CP) for folders")
 
@@ -158,6 +160,20 @@ class Install:
             for entry in sorted(source.iterdir()):
                 if not _LEFT_OUT.fullmatch(entry.name):
                     self._copy(entry, f"{to}/{entry.name}")
+        elif source.is_file():
+            self._add(to, self._file(source, 0o755 if source.stat().st_mode & 0o111 else 0o644))
         else:
-            mode = 0o755 if source.stat().st_mode & 0o111 else 0o644
-            self._add(to, Member("file", mode, source.read_bytes()))
+            raise NotUnderstood(f"{source.name} is neither a file, nor a folder, nor a link", "take it away")
+
+    def _file(self, source: Path, mode: int) -> Member:
+        """A file of the package's folder. Raises NotUnderstood for one that only the image would show to others."""
+        own_mode = source.stat().st_mode
+        if mode & 0o004 and not own_mode & 0o111:  # a program is no secret, and its mode is what git keeps of it
+            try:
+                exposure.refuse_mode(own_mode, self._folder / "Makefile")
+            except exposure.KeptFromOthers as cause:
+                raise NotUnderstood(
+                    f"{source.name} {cause}, and could be in the image",
+                    f"use $(INSTALL_CONF); or, if everybody may see it: chmod o+r {source.name}",
+                ) from None
+        return Member("file", mode, source.read_bytes())

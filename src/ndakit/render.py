@@ -12,6 +12,8 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
+import os
+import stat
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,7 +24,7 @@ from jinja2.exceptions import TemplateNotFound, TemplateSyntaxError
 from jinja2.ext import Extension
 from jinja2.parser import Parser
 
-from ndakit import packages, timezone, view_firewall, view_haproxy, view_ipvs, view_pair
+from ndakit import exposure, packages, timezone, view_firewall, view_haproxy, view_ipvs, view_pair
 from ndakit.errors import BuildError, InputError
 from ndakit.filters import FILTERS, plain
 from ndakit.model import Profile
@@ -72,6 +74,10 @@ class NodeUnknown(InputError):
 
 class TemplateBroken(BuildError):
     """A template cannot be rendered."""
+
+
+class TemplateKept(BuildError):
+    """A template, or a file that is taken as it is, looks as if it were kept from others."""
 
 
 class TemplateConflict(BuildError):
@@ -185,6 +191,7 @@ def single(templates: Sequence[Path], name: str, subject: str, context: Mapping[
         file = folder / name
         if file.is_file():
             facts = file.stat()
+            _refuse_kept(file, facts, f"/{name.removesuffix(SUFFIX)}", folder)
             source = _Source(f"{folder.name}/{name}", file, True, (facts.st_mtime_ns, facts.st_size))
             content = _content(source, subject, context)
             if content is not None:
@@ -221,6 +228,7 @@ def _sources(folders: tuple[Path, ...]) -> dict[str, _Source]:
             relative = file.relative_to(root).as_posix()
             path = f"/{relative.removesuffix(SUFFIX)}"
             facts = file.stat()
+            _refuse_kept(file, facts, path, folder)
             source = _Source(
                 f"{folder.name}/{ROOTFS}/{relative}",
                 file,
@@ -236,6 +244,22 @@ def _sources(folders: tuple[Path, ...]) -> dict[str, _Source]:
             here[path] = source
         found = here | found
     return found
+
+
+def _refuse_kept(file: Path, facts: os.stat_result, path: str, folder: Path) -> None:
+    """Raise TemplateKept for a file that would be seen by others in the image, and looks as if it should not be."""
+    try:
+        if file.is_symlink():
+            exposure.place(file, folder.parent)
+        if mode_of(path) & stat.S_IROTH:
+            exposure.refuse_mode(facts.st_mode, folder)
+    except exposure.KeptFromOthers as cause:
+        name = f"{folder.name}/{file.relative_to(folder).as_posix()}"
+        raise TemplateKept(
+            f"the template {name} {cause}, and {path} could be in the image",
+            where=name,
+            fix=exposure.fix(cause, str(file), f"{folder.name}/"),
+        ) from None
 
 
 def _content(source: _Source, subject: str, context: Mapping[str, Any]) -> bytes | None:
