@@ -246,6 +246,12 @@ class NodeView:
             )
         return tuple(found)
 
+    @property
+    def vips_watched_s(self) -> float:
+        """How often the node looks whether its keepalived runs, in seconds: every two adverts, for another node notices
+        after three, and once a second at least."""
+        return min(1.0, round(2 * self.profile.vrrp.advert_interval_s, 2))
+
     @functools.cached_property
     def sync_groups(self) -> tuple[SyncGroup, ...]:
         """The groups with instances on more than one network (keepalived has no use for a group of one)."""
