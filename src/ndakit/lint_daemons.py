@@ -56,6 +56,7 @@ def balancer(subject: Subject) -> Iterator[LintFinding]:
         return
     yield from _names(subject, proxies)
     yield from _reserve(subject, proxies)
+    yield from _privileges(subject, proxies)
     backends = {p.name for p in proxies if p.kind in ("backend", "listen")}
     servers = {f"{p.name}/{line.words[1]}" for p in proxies for line in p.all("server") if len(line.words) > 1}
     bound: dict[str, int] = {}
@@ -67,6 +68,23 @@ def balancer(subject: Subject) -> Iterator[LintFinding]:
         if proxy.kind in ("frontend", "backend", "listen"):
             yield from _proxy(subject, proxy)
             yield from _binds(subject, proxy, bound)
+
+
+def _privileges(subject: Subject, proxies: list[Proxy]) -> Iterator[LintFinding]:
+    """What needs root's rights in an HAProxy that gives them up: it refuses to start, and `haproxy -c` does not see it
+    (HAProxy 1.8 to 2.8; from 2.9 on `setcap` keeps the rights)."""
+    settings = [line.words for p in proxies if p.kind == "global" for line in p.lines]
+    user = next((w[1] for w in settings if w[0] in ("user", "uid") and len(w) > 1), "0")
+    kept = subject.profile.release.haproxy >= (2, 9) and any(w[0] == "setcap" for w in settings)
+    if user in ("root", "0") or kept:
+        return
+    for line in (line for p in proxies if p.kind != "global" for line in p.lines):
+        asked = {"usesrc", "set-mark"} & set(line.words)
+        if "source" in line.words and "interface" in line.words:
+            asked.add("source … interface")
+        if asked:
+            what = f"{min(asked)} needs root's rights, and HAProxy gives them up (user {user}): it does not start"
+            yield subject.finding("haproxy-privileges", HAPROXY, line.number, what)
 
 
 def _names(subject: Subject, proxies: list[Proxy]) -> Iterator[LintFinding]:

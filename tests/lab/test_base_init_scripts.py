@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 from labrig import LAB, LINKS, NETIFD, PROCD, MakeRoot
+from standin import families, resolve
 from test_base_services import PIDS
 from test_goldens_firewall import GOLDEN, release_of
 
@@ -191,3 +192,16 @@ def test_a_daemon_that_is_given_up_stays_down_until_it_is_stopped_and_started(ma
     )
     # Six ends, and it is left alone. Started without a stop, the next end is one too many. For ever: all seven.
     assert said.out == "6\n1\n1\n7\n", said.err
+
+
+@pytest.mark.parametrize("release", RELEASES)
+def test_each_release_has_the_packages_that_it_really_has(release: str) -> None:
+    found = resolve.feed(LAB / "imagebuilder/packages.toml", families.family(release, "x86/64"))
+    oldest = release == "18.06.9"
+    for name in ("kmod-nf-ipvs", "ipvsadm", "open-vm-tools"):
+        assert (name in found) is not oldest
+    assert {"conntrackd", "conntrack", "qemu-ga", "kmod-bonding", "kmod-nf-conntrack-netlink"} <= found.keys()
+    asked: set[str] = set()
+    for name in ("keepalived", *found["keepalived"].depends):
+        asked |= set(found[name].depends) if name in found else set()
+    assert ("kmod-nf-ipvs" in asked) is (release >= "23.05")
