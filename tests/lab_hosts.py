@@ -43,7 +43,7 @@ def running(folder: Path) -> Iterator[Path]:
 @contextmanager
 def lab(folder: Path) -> Iterator[LabHosts]:
     """A connection to such hosts."""
-    with running(folder) as socket, LabHosts.connect(socket, segments=SEGMENTS, timeout_s=10) as hosts:
+    with running(folder) as socket, LabHosts.connect(socket, segments=SEGMENTS, timeout_s=60) as hosts:
         yield hosts
 
 

@@ -255,7 +255,7 @@ def test_a_command_that_hangs_is_killed_with_what_it_started_and_the_next_one_wo
     with pytest.raises(CommandTimeout, match=r"did not end within 1 s and was killed") as caught:
         guest.console.run(f"echo said; (trap '' INT TERM; sleep 3; echo x >{mark}) & sleep 60", timeout_s=1)
     assert caught.value.output == "said\n" and caught.value.exit_code == 5
-    assert time.monotonic() - started_s < 3
+    assert time.monotonic() - started_s < 30, "it waited for `sleep 60`"
     assert guest.console.run("echo next").stdout == "next\n"
     time.sleep(max(0.0, started_s + 3.5 - time.monotonic()))
     assert not mark.exists()
@@ -263,8 +263,8 @@ def test_a_command_that_hangs_is_killed_with_what_it_started_and_the_next_one_wo
 
 def test_a_daemon_started_by_a_command_does_not_hold_it(guest: Guest) -> None:
     started_s = time.monotonic()
-    assert guest.console.run("sleep 5 & echo started").stdout == "started\n"
-    assert time.monotonic() - started_s < 3
+    assert guest.console.run("sleep 60 & echo started").stdout == "started\n"
+    assert time.monotonic() - started_s < 30, "it waited for `sleep 60`"
 
 
 def test_commands_from_several_threads_do_not_mix(guest: Guest) -> None:
@@ -381,8 +381,8 @@ def test_a_machine_that_ends_is_an_error_at_once(guests: Callable[..., Guest]) -
     guest = guests("printf 'Power down\\n'; exit", activate=False)
     started_s = time.monotonic()
     with pytest.raises(ConsoleClosed, match=r"has ended \(the facts\)(.|\n)*Power down"):
-        guest.console.activate(Deadline(30, "the shell"))
-    assert time.monotonic() - started_s < 5
+        guest.console.activate(Deadline(60, "the shell"))
+    assert time.monotonic() - started_s < 30, "it waited for the deadline"
 
 
 def test_a_machine_that_ends_during_a_command_is_an_error_at_once(guest: Guest) -> None:

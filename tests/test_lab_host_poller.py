@@ -61,7 +61,7 @@ def test_a_gap_is_as_long_as_the_outage_within_the_resolution(lab: LabHosts, url
     assert at_least_ms <= gap.length_ms <= at_most_ms + found.resolution_ms
     assert gap.at_least_ms <= at_most_ms
     # Shorter than two time-outs (250 ms) more than the outage: the client's own patience is not in it.
-    assert gap.length_ms < OUTAGE_S * 1000 + 200
+    assert gap.length_ms < at_most_ms + found.late_ms + 200
     assert set(gap.errors) <= {"time-out", "time-out after connecting"}
 
 
@@ -110,18 +110,21 @@ def test_every_try_starts_on_time_however_long_the_others_wait(lab: LabHosts) ->
     assert len(found.tries) >= 20
     assert len(found.tries) + found.skipped == pytest.approx((starts[-1] - starts[0]) / 20, abs=4)
     assert sorted(steps)[len(steps) // 2] == pytest.approx(20, abs=2)
-    assert all(240 < t.took_ms < 1000 or t.error == "unreachable" for t in found.tries)
+    assert all(240 < t.took_ms < 1000 + found.late_ms or t.error == "unreachable" for t in found.tries)
     assert not found.servers
 
 
 def test_a_poller_is_not_held_up_by_a_load_on_the_same_host(lab: LabHosts) -> None:
     client: Host = lab.hosts["client"]
     with client.poller("http://192.0.2.1/", interval_s=0.02) as poller:
+        time.sleep(1.0)
+        before = poller.stop()  # how late it is because of what else runs on this machine
+    with client.poller("http://192.0.2.1/", interval_s=0.02) as poller:
         load = client.load("http://192.0.2.1/", 3000, at_once=32)
         assert load.share.total() == 3000
         found = poller.stop()
     assert found.longest_gap is None
-    assert found.late_ms < 100
+    assert found.late_ms < 100 + 3 * before.late_ms
 
 
 def test_a_stopped_poller_s_process_is_gone_and_its_result_stays(lab: LabHosts) -> None:

@@ -159,20 +159,20 @@ def test_anchors_and_keys_of_ones_own_are_taken(workspace: Workspace) -> None:
 
 def test_thousands_of_mistakes_are_reported_in_linear_time(workspace: Workspace) -> None:
     write(workspace, "many", bakery("many") + "".join(f"key{n}: {n}\n" for n in range(10_000)))
-    started_s = time.monotonic()
+    begun_s = time.process_time()
     with pytest.raises(ErrorGroup) as caught:
         load.load(workspace, "many")
     assert len(caught.value.errors) == load.MISTAKES_MAX + 1
     assert "9900 more mistakes" in caught.value.text()
-    assert time.monotonic() - started_s < 8
+    assert time.process_time() - begun_s < 8
 
 
 def test_a_huge_profile_is_checked_in_reasonable_time(workspace: Workspace) -> None:
     servers = ", ".join(f"s{n}: 10.0.{n // 250}.{n % 250 + 1}" for n in range(20_000))
     write(workspace, "huge", bakery("huge", ("{web1: 192.168.0.21, web2: 192.168.0.22}", "{" + servers + "}")))
-    started_s = time.monotonic()
+    begun_s = time.process_time()
     assert len(load.load(workspace, "huge").profile.pools["web"].servers) == 20_000
-    assert time.monotonic() - started_s < 8
+    assert time.process_time() - begun_s < 8
 
 
 # extends

@@ -217,10 +217,17 @@ set -e
 mount -t tmpfs none /run
 ip link set lo up
 ip link add card type veth peer name wire
+ip link set card addrgenmode none; ip link set wire addrgenmode none
 ip link set card up; ip link set wire up
 ip addr add {own}/24 dev card
 ip -6 addr add {own6}/64 dev card nodad
 ip route add default via 192.168.0.254
+n=0 # the kernel makes IPv6 routes when it finds that the cable carries something, and tells nobody
+settled() {{ ip -6 route show table local | grep -q "$1"; }}
+until settled '^local {own6} dev card' && settled '^multicast .*dev card' && settled '^multicast .*dev wire'; do
+    [ $((n += 1)) -lt 1200 ] || {{ echo 'IPv6 did not settle'; exit 1; }}
+    sleep 0.05
+done
 set +e
 """
 

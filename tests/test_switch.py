@@ -40,7 +40,7 @@ class Guest:
         self.port = port
         self.wire = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
         self.wire.bind(str(port.guest_path))
-        self.wire.settimeout(2)
+        self.wire.settimeout(30)
 
     def send(self, data: bytes) -> None:
         self.wire.sendto(data, str(self.port.switch_path))
@@ -55,7 +55,7 @@ class Guest:
         except TimeoutError:
             return True
         finally:
-            self.wire.settimeout(2)
+            self.wire.settimeout(30)
         return False
 
 
@@ -147,13 +147,13 @@ def test_a_delayed_port_gets_its_frames_later_in_order_and_the_others_at_once(
     switch: Switch, guests: list[Guest]
 ) -> None:
     a, b, c = guests
-    switch.delay(b.port, 80)
+    switch.delay(b.port, 800)
     started_s = time.monotonic()
     for number in range(5):
         a.send(frame(BROADCAST, mac(1), bytes([number]) * 46))
-    assert c.receive() and time.monotonic() - started_s < 0.06
+    assert c.receive() and time.monotonic() - started_s < 0.7
     assert [b.receive()[14] for _ in range(5)] == [0, 1, 2, 3, 4]
-    assert 0.075 < time.monotonic() - started_s < 1.0
+    assert time.monotonic() - started_s > 0.79
 
 
 def test_no_frame_is_lost_without_being_counted(switch: Switch, guests: list[Guest]) -> None:

@@ -18,6 +18,7 @@ from typing import Literal, Self
 from ndakit import vm
 from ndakit.accelerator import Accelerator, probe
 from ndakit.deadline import Deadline
+from ndakit.lab_boot import IDLE_S, enter
 from ndakit.lab_host import Host, HostSpec, Interface, LabHosts, certificate
 from ndakit.lab_host.image import LabImage
 from ndakit.lab_nodes import LabNodes
@@ -26,6 +27,7 @@ from ndakit.lab_plan import BootImage, PlannedHost, Seat, mac_of, plan
 from ndakit.lab_ports import need_pages
 from ndakit.lacp import Bundle
 from ndakit.model import Profile
+from ndakit.pace import Meter
 from ndakit.servers import ServerSide, script
 from ndakit.servers import servers as server_sides
 from ndakit.switch import Port, Switch
@@ -35,8 +37,6 @@ LAB_MEMORY_MIB = 128
 HOST_MEMORY_MIB = 6
 BOOT_TIMEOUT_S = 240.0
 SET_UP_TIMEOUT_S = 60.0
-LEFT_ALONE_S = 20.0
-"""How long a booting node is asked for nothing but its statistics. It boots in half that time, alone."""
 
 Switches = Literal["one", "two", "none"]
 SWITCHES = ("02:00:00:00:ad:01", "02:00:00:00:ad:02")
@@ -76,6 +76,8 @@ class LabNetwork(LabNodes):
         self._lab_image = lab_image
         self._templates = templates
         self._stack = contextlib.ExitStack()
+        self._machines: dict[str, vm.Vm] = {}
+        self.pace = Meter(self._processes)
 
     # -- life ----------------------------------------------------------------------------------------------------------
 
@@ -98,7 +100,10 @@ class LabNetwork(LabNodes):
         self._run_dir.mkdir(parents=True, exist_ok=True)
         switch = self._stack.enter_context(Switch())
         self.switch = switch
-        machines = {name: self._stack.enter_context(self._launch(self._lab_machine(name, switch))) for name in MACHINES}
+        self._stack.enter_context(self.pace)
+        machines = self._machines
+        for name in MACHINES:
+            machines[name] = self._stack.enter_context(self._launch(self._lab_machine(name, switch)))
         for node in self.profile.nodes:
             self._nodes[node] = self._stack.enter_context(self._launch(self._balancer(node, switch)))
             self._unplug(node)
@@ -106,13 +111,16 @@ class LabNetwork(LabNodes):
         self.tell(f"{count} balancer(s) and {len(machines)} machines of the lab boot ({self.accelerator.name})")
         for name, machine in machines.items():
             self._populate(name, machine)
-        quiet = Deadline(LEFT_ALONE_S, "the statistics")
         for node in self._nodes:
-            self._enter(node, quiet)
+            self._enter(node)
         self.settle()
         for node in self._nodes:
             self.boot_s[node] = time.monotonic() - started_s
         self.tell(f"the lab is ready after {time.monotonic() - started_s:.1f} s")
+
+    def _processes(self) -> dict[str, int]:
+        """Every machine that runs, and its process id."""
+        return {name: vm.pid for name, vm in {**self._machines, **self._nodes}.items() if vm.alive}
 
     def _launch(self, spec: VmSpec) -> vm.Vm:
         return vm.launch(spec, self._run_dir, self.accelerator)
@@ -202,14 +210,15 @@ class LabNetwork(LabNodes):
         assert text is not None, "there is one for Linux always"
         return text.content
 
-    def _enter(self, node: str, quiet: Deadline) -> None:
-        """Open a shell on a booting node's console: once its HAProxy answers, for both need its one processor; or at
-        the end of `quiet`, for then the console knows what is wrong."""
+    def _enter(self, node: str) -> None:
+        """Open a shell on a booting node's console: once its HAProxy answers or it has nothing to do."""
         machine = self._nodes[node]
         deadline = Deadline(BOOT_TIMEOUT_S, f"{node}'s console", where=str(machine.console_log))
-        while self._proxies and machine.alive and not quiet.expired and not self.states(node):
-            time.sleep(0.2)
-        machine.console.activate(deadline)
+        enter(
+            machine, deadline,
+            answers=lambda: self._proxies and bool(self.states(node)),
+            idle=lambda: self.pace.idle(node, IDLE_S),
+        )  # fmt: skip
 
     def server_script(self, pool: str, server: str, action: str) -> str:
         """Run a server's script again: `up`, `down`, `status`; what it says."""
@@ -245,7 +254,7 @@ class LabNetwork(LabNodes):
         machine.power_on()
         self._unplug(node)
         self._other_ends(node, up=True)
-        self._enter(node, Deadline(LEFT_ALONE_S, "the statistics"))
+        self._enter(node)
         if self.profile.services:
             what = f"the statistics of {node}" if self._proxies else f"the virtual servers of {node}"
             Deadline(BOOT_TIMEOUT_S, what, where=str(machine.console_log)).wait_until(
