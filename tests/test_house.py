@@ -8,8 +8,9 @@ import subprocess
 import sys
 from pathlib import Path
 
-import effort
 import pytest
+
+import effort
 
 ROOT = Path(__file__).resolve().parents[1]
 SOURCE = ROOT / "src" / "ndakit"

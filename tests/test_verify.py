@@ -21,9 +21,10 @@ from ndakit.claims.shares import at_once_errors, share_errors
 from ndakit.deadline import DeadlineExceeded
 from ndakit.lab_host import Polled, Try
 from ndakit.lab_network import LabNetwork
-from ndakit.lab_people import LoadResult
+from ndakit.lab_people import LabLacks, LoadResult
 from ndakit.lab_plan import plan
 from ndakit.model import Profile
+from ndakit.pace import Pace
 from ndakit.probe import (
     NodeFacts,
     OutputNotUnderstood,
@@ -118,6 +119,112 @@ def test_an_error_of_the_lab_fails_the_claim_and_the_run_goes_on() -> None:
     assert second.ok
 
 
+class Clock:
+    """A meter that tells of a busy machine for the first few times that it is asked."""
+
+    def __init__(self, busy: int) -> None:
+        self.busy = busy
+        self.waited = 0
+
+    def since(self, moment_s: float) -> Pace:
+        self.busy -= 1
+        return Pace(1.0, "lb1", lost_share=0.9 if self.busy >= 0 else 0.0, others_share=0.8)
+
+    def wait_calm(self, timeout_s: float) -> bool:
+        self.waited += 1
+        return True
+
+
+class Told(LabNetwork):
+    """A lab that only counts how often it was put back."""
+
+    def __init__(self) -> None:
+        self.back = 0
+        self.tell = lambda text: None
+
+    def put_back(self) -> None:
+        self.back += 1
+
+
+def flaky(failures: int, name: str = "a/x") -> Claim:
+    """A claim that fails so often, and holds then."""
+    left = [failures]
+
+    def try_it(lab: LabNetwork) -> Outcome:
+        left[0] -= 1
+        return Outcome(left[0] < 0, "gap 10036 ms", "clients were not answered again")
+
+    return Claim(name, f"{name} is so", try_it, again=lambda lab: lab.put_back())
+
+
+def test_on_a_busy_machine_a_claim_is_tried_again_and_the_sheet_says_so() -> None:
+    lab, clock = Told(), Clock(busy=1)
+    (verdict,) = verify.run(lab, [flaky(1)], lambda event: None, clock)
+    assert (verdict.state, verdict.tries, lab.back, clock.waited) == ("holds", 2, 1, 1)
+    (why,) = verdict.disturbed
+    assert why == (
+        "this machine was too busy: lb1 waited 90% of a second, others took 80% of its processors; "
+        "clients were not answered again"
+    )
+    assert f"a/x was tried 2 times, for this machine was too busy:\n  {why}" in report.claims_table([verdict])
+
+
+def test_on_a_quiet_machine_a_claim_that_fails_is_never_tried_again() -> None:
+    lab = Told()
+    (verdict,) = verify.run(lab, [flaky(1)], lambda event: None, Clock(busy=0))
+    assert (verdict.state, verdict.tries, lab.back) == ("fails", 1, 0)
+    assert verify.undecided("acme", [verdict]) is None
+
+
+def test_a_claim_that_holds_on_a_busy_machine_holds() -> None:
+    (verdict,) = verify.run(Told(), [flaky(0)], lambda event: None, Clock(busy=9))
+    assert (verdict.state, verdict.tries) == ("holds", 1)
+
+
+def test_a_real_fault_that_shows_at_the_second_try_fails() -> None:
+    (verdict,) = verify.run(Told(), [flaky(2)], lambda event: None, Clock(busy=1))
+    assert (verdict.state, verdict.tries) == ("fails", 2)
+    assert verify.undecided("acme", [verdict]) is None
+
+
+def test_a_machine_that_stays_too_busy_has_a_verdict_of_its_own() -> None:
+    found = verify.run(Told(), [flaky(9), flaky(0, "b/x")], lambda event: None, Clock(busy=9))
+    assert [(v.state, v.tries) for v in found] == [("too busy", verify.TRIES), ("holds", 1)]
+    error = verify.undecided("acme", found)
+    assert error is not None
+    assert (error.exit_code, error.code) == (5, "machine-too-busy")
+    assert error.what == "this machine is too busy to judge acme: 1 of 2 claims could not be judged"
+    sheet = acceptance(*found)
+    assert not sheet.holds
+    assert sheet.as_json()["verdict"] == "too busy"
+    assert [c["verdict"] for c in sheet.as_json()["claims"]] == ["too busy", "holds"]
+    assert "apache-pair: 1 of 2 claims hold (1 not judged, for this machine is too busy; " in report.summary(sheet)
+
+
+def test_a_fault_found_beside_what_could_not_be_judged_is_a_fault() -> None:
+    found = (Verdict("a/x", "a", "too busy"), Verdict("b/x", "b", "fails"))
+    assert verify.undecided("acme", found) is None
+    assert acceptance(*found).verdict == "fails"
+
+
+def test_a_claim_that_nobody_in_the_lab_can_try_is_not_tried_again() -> None:
+    def lacks(lab: LabNetwork) -> Outcome:
+        raise LabLacks("client", "wan")
+
+    (verdict,) = verify.run(Told(), [Claim("a/x", "a", lacks)], lambda event: None, Clock(busy=9))
+    assert (verdict.state, verdict.tries) == ("fails", 1)
+
+
+def test_a_lab_that_cannot_be_put_back_on_a_busy_machine_is_no_fault_either() -> None:
+    class Dead(Told):
+        def put_back(self) -> None:
+            raise DeadlineExceeded("waited 240 s for lb1, in vain", where="lb1.console.log", fix="look")
+
+    busy, quiet = (verify.run(Dead(), [flaky(9)], lambda event: None, Clock(busy=n))[0] for n in (9, 1))
+    assert (busy.state, quiet.state) == ("too busy", "fails")
+    assert "could not be put back: waited 240 s for lb1" in busy.detail
+
+
 def test_a_bug_in_a_claim_stays_a_traceback() -> None:
     def bug(lab: LabNetwork) -> Outcome:
         raise KeyError("lb3")
@@ -166,7 +273,7 @@ def test_haproxy_runs_again_whatever_went_wrong_while_it_was_stopped(
 
 def test_a_claim_is_not_tried_when_what_it_builds_on_failed() -> None:
     _, second = verify.run(NO_LAB, [claim("a/x", ok=False), claim("b/x", needs=("a/x",))], lambda event: None)
-    assert (second.state, second.detail) == ("not tried", "a/x failed before")
+    assert (second.state, second.detail) == ("not tried", "a/x did not hold before")
     assert not second.ok
 
 

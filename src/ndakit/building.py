@@ -87,7 +87,11 @@ def build(
 
 def build_profile(workspace: Workspace, profile: str, node: str | None, wish: Wish, *, as_json: bool) -> None:
     """Build the nodes of one profile that are not up to date."""
-    loaded = read(workspace, profile)
+    build_loaded(workspace, read(workspace, profile), node, wish, as_json=as_json)
+
+
+def build_loaded(workspace: Workspace, loaded: Loaded, node: str | None, wish: Wish, *, as_json: bool) -> None:
+    """The same for a profile that has been read."""
     steps = Steps(to=terminal.note if as_json else terminal.say)
     nodes = nodes_of(loaded, node)
     builder = wish.builder(workspace, loaded, steps)

@@ -269,6 +269,13 @@ class LabNetwork(LabNodes):
         self.tell(f"{node} is up again after {took_s:.1f} s")
         return took_s
 
+    def put_back(self) -> None:
+        """After a claim that failed half way: every node runs, and the pair has settled. Raises what booting raises."""
+        for node in self._nodes:
+            if not self.is_up(node):
+                self.power_on(node)
+        self.settle()
+
     # -- cables --------------------------------------------------------------------------------------------------------
 
     def plug(self, node: str, card: str, *, up: bool) -> None:

@@ -87,7 +87,7 @@ def _table(title: str, claims: Sequence[Claim], verdicts: dict[str, Verdict], cu
     from rich.table import Table
     from rich.text import Text
 
-    styles = {"holds": "green", "fails": "bold red", "not tried": "yellow"}
+    styles = {"holds": "green", "fails": "bold red", "too busy": "yellow", "not tried": "yellow"}
     grid = Table(title=title, title_justify="left", box=None, pad_edge=False, expand=True)
     grid.add_column("claim", no_wrap=True)
     grid.add_column("verdict", no_wrap=True, width=9)

@@ -23,10 +23,12 @@ from typing import Self
 EVERY_S = 0.25
 WINDOW_S = 1.0
 """A machine that is late is late for a while: windows of this length are judged, and the worst one counts."""
-LOST_SHARE = 0.3
+LOST_SHARE = 0.5
 """Of a window: for so long a machine of the lab was ready to run, and somebody else ran."""
 CROWDED_SHARE = 0.7
 """Of a whole claim: for so long a machine waited because the lab's own machines are too many for these processors."""
+TAKEN_SHARE = 0.25
+"""Of all processors, the whole time: so much somebody else had, or a hypervisor below."""
 LATE_MS = 300.0
 """A thread that wanted to wake up woke up so much later: nothing on this machine ran in time."""
 IDLE_SHARE = 0.15
@@ -101,6 +103,15 @@ class Pace:
         if self.late_ms >= LATE_MS:
             return f"this machine was too busy: a thread that was to wake up did so {self.late_ms:.0f} ms late"
         return ""
+
+    @property
+    def taken(self) -> str:
+        """Why a lab that did not come up in this time says nothing about the pair; "" if it does. Starting machines
+        makes each wait for a moment, on a quiet machine too: here the whole time counts."""
+        share = self.others_share + self.stolen_share
+        if share < TAKEN_SHARE:
+            return ""
+        return f"this machine was too busy: others took {share:.0%} of its processors while the lab started"
 
     def as_json(self) -> dict[str, float | str]:
         """The figures, for the record."""
@@ -279,4 +290,3 @@ class Meter:
             if not self.since(time.monotonic() - calm_s).trouble:
                 return True
         return False
-

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -38,11 +38,21 @@ class Acceptance:
     verdicts: tuple[Verdict, ...]
     left_out: tuple[LeftOut, ...] = ()
     """What was not tried, and why."""
+    pace: Mapping[str, float | str] = field(default_factory=dict)
+    """How late this machine ran the lab's machines (pace.Pace)."""
 
     @property
     def holds(self) -> bool:
         """True if there is something to claim and every claim holds."""
         return bool(self.verdicts) and all(v.ok for v in self.verdicts)
+
+    @property
+    def verdict(self) -> str:
+        """`holds`, `fails`, or `too busy` if nothing was found wrong and this machine was too late to tell the rest."""
+        if self.holds:
+            return "holds"
+        states = {v.state for v in self.verdicts}
+        return "too busy" if "too busy" in states and "fails" not in states else "fails"
 
     def as_json(self) -> dict[str, Any]:
         """The record."""
@@ -57,6 +67,7 @@ class Acceptance:
         return {
             "format": FORMAT,
             "holds": self.holds,
+            "verdict": self.verdict,
             **({"warning": warning} if self.lab_image else {}),
             **facts,
             "claims": verdicts,
@@ -74,10 +85,9 @@ def write_json(path: Path, facts: Mapping[str, Any]) -> None:
 
 
 def verdict_word(verdict: Verdict) -> str:
-    """`holds`, `FAILS`, `not tried`, in colour on a terminal."""
-    word, colour = {"holds": ("holds", "green"), "fails": ("FAILS", "red"), "not tried": ("not tried", "yellow")}[
-        verdict.state
-    ]
+    """`holds`, `FAILS`, `too busy`, `not tried`, in colour on a terminal."""
+    word = "FAILS" if verdict.state == "fails" else verdict.state
+    colour = {"holds": "green", "fails": "red"}.get(verdict.state, "yellow")
     return paint(word.ljust(9), colour)
 
 
@@ -88,6 +98,9 @@ def claims_table(verdicts: Sequence[Verdict]) -> str:
     for verdict in verdicts:
         if not verdict.ok and verdict.detail:
             lines += ["", f"{verdict.name}: {verdict.text}", f"  {verdict.detail}"]
+        if verdict.tries > 1:
+            lines += ["", f"{verdict.name} was tried {verdict.tries} times, for this machine was too busy:"]
+            lines += [f"  {why}" for why in verdict.disturbed]
     return "\n".join(lines)
 
 
@@ -103,4 +116,6 @@ def summary(acceptance: Acceptance) -> str:
     kind = "lab images, for testing only" if acceptance.lab_image else "the images to flash"
     took = seconds(acceptance.elapsed_s)
     how = acceptance.machine.get("accelerator", "?")
+    if late := sum(v.state == "too busy" for v in acceptance.verdicts):
+        kind = f"{late} not judged, for this machine is too busy; {kind}"
     return f"{acceptance.profile}: {good} of {total} claims hold ({kind}; {took}, {how})"

@@ -11,18 +11,31 @@ from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 
-from ndakit import accelerator, claims, lab_host, lab_ports, live, report, terminal, verify
+from ndakit import accelerator, artifacts, claims, lab_host, lab_ports, live, report, terminal, verify
+from ndakit.artifacts import Artifact, ImageNotBuilt
 from ndakit.booting import boot_images, images_of
-from ndakit.building import Wish, build_profile
+from ndakit.building import Wish, build_loaded, build_profile
 from ndakit.claims import Claim
-from ndakit.errors import InputError, NdakitError
+from ndakit.errors import BuildError, InputError, NdakitError
 from ndakit.front import read
 from ndakit.lab_network import LabNetwork
 from ndakit.load import Loaded
+from ndakit.pace import Pace
 from ndakit.workspace import Workspace, cache
 
 DEMO = "apache-pair"
 FAILED = 5
+
+
+class NodeNotBuilt(BuildError):
+    """Some nodes have images to flash, and one has none: the lab's would be another kind."""
+
+    def __init__(self, profile: str, node: str, folder: Path) -> None:
+        super().__init__(
+            f"there is no image of node {node} yet, and the other nodes' images are not the lab's",
+            where=str(folder),
+            fix=f"build it as the others: ./inv build {profile} --node {node} --builder openwrt",
+        )
 
 
 class IdentityUnusable(InputError):
@@ -95,28 +108,14 @@ def _verify(
     wanted = verify.select(claims.all_claims(profile), only)
     later = () if thorough else tuple(c.name for c in wanted if c.thorough)
     wanted = tuple(c for c in wanted if c.name not in later)
-    built = images_of(workspace, loaded, tuple(profile.nodes))
+    built = _built(workspace, loaded)
     started, started_s = datetime.now(UTC), time.monotonic()
     run_dir = workspace.logs(f"verify-{profile.name}")
-    verdicts: tuple[verify.Verdict, ...] = ()
-    failure: NdakitError | None = None
     with workspace.lock(f"verify-{profile.name}", on_wait=terminal.note):
         terminal.say(f"verifying {profile.name}; consoles and logs are in {run_dir}")
         title = f"{profile.name}: {len(wanted)} claims"
         with live.show(title, wanted) as show:
-            try:
-                image = lab_host.image.build(workspace.lab, cache() / "lab", tell=show.tell)
-                network = LabNetwork(
-                    profile, boot_images(profile, built), run_dir, image,
-                    templates=workspace.templates, identity=identity, pages=pages, tell=show.tell,
-                )  # fmt: skip
-                with network as lab:
-                    verdicts = verify.run(lab, wanted, show.claim)
-            except NdakitError as error:
-                if error.exit_code != FAILED:
-                    raise
-                failure = error
-                verdicts = verify.not_tried(wanted, error.what)
+            verdicts, pace, failure = _judge(workspace, loaded, built, wanted, run_dir, identity, pages, show)
     acceptance = report.Acceptance(
         profile=profile.name,
         customer=profile.customer,
@@ -129,11 +128,71 @@ def _verify(
         elapsed_s=round(time.monotonic() - started_s, 1),
         verdicts=verdicts,
         left_out=() if only else claims.left_out(profile),
+        pace=pace.as_json(),
     )
     _finish(workspace, acceptance, wanted, only, json, failure)
     if later:
         terminal.say(f"./inv verify {loaded.called} also tries: {', '.join(later)}")
     return 0 if acceptance.holds else FAILED
+
+
+def _judge(
+    workspace: Workspace,
+    loaded: Loaded,
+    built: dict[str, Artifact],
+    wanted: Sequence[Claim],
+    run_dir: Path,
+    identity: str | None,
+    pages: Mapping[str, bytes] | None,
+    show: live.Show,
+) -> tuple[tuple[verify.Verdict, ...], Pace, NdakitError | None]:
+    """The verdicts, how this machine's pace was, and the error that kept claims from being judged, if one did.
+
+    Raises what is not the pair's fault, but for a machine that is too busy.
+    """
+    profile, pace = loaded.profile, Pace(0.0)
+    try:
+        image = lab_host.image.build(workspace.lab, cache() / "lab", tell=show.tell)
+        network = LabNetwork(
+            profile, boot_images(profile, built), run_dir, image,
+            templates=workspace.templates, identity=identity, pages=pages, tell=show.tell,
+        )  # fmt: skip
+        started_s = time.monotonic()
+        try:
+            with network as lab:
+                verdicts = verify.run(lab, wanted, show.claim, lab.pace)
+                return verdicts, lab.pace.since(started_s), verify.undecided(profile.name, verdicts)
+        finally:
+            pace = network.pace.since(started_s)
+    except NdakitError as error:
+        if error.exit_code != FAILED:
+            raise
+        if not pace.taken:
+            return verify.not_tried(wanted, error.what), pace, error
+        busy = verify.MachineTooBusy(profile.name, f"the lab did not start: {error.what}", pace.taken)
+        return verify.not_tried(wanted, f"{error.what}; {pace.taken}", "too busy"), pace, busy
+
+
+def _built(workspace: Workspace, loaded: Loaded) -> dict[str, Artifact]:
+    """The images to try; where there is none, the lab builds it first.
+
+    Raises RecordBroken, ImageChanged, what building raises, and NodeNotBuilt.
+    """
+    folders = {node: artifacts.folder_of(workspace, loaded.profile.name, node) for node in loaded.profile.nodes}
+    kinds: set[str] = set()
+    missing: list[str] = []
+    for node, folder in folders.items():
+        try:
+            kinds.add(Artifact.load(folder).record.builder)
+        except ImageNotBuilt:
+            missing.append(node)
+    if missing and kinds - {"lab"}:
+        raise NodeNotBuilt(loaded.called, missing[0], folders[missing[0]])
+    if missing:
+        terminal.say(f"there is no image of {', '.join(missing)} yet: the lab builds it (for testing, not to flash)")
+    for node in missing:
+        build_loaded(workspace, loaded, node, Wish(), as_json=False)
+    return images_of(workspace, loaded, tuple(folders))
 
 
 def _machine() -> dict[str, str]:

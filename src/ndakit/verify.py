@@ -1,21 +1,28 @@
 """Try the claims one after the other on a running lab and collect verdicts; the record of it is the acceptance sheet.
 
-Owns selection, order, and what an error during a claim means. What is claimed is in `claims`; how it is shown is the
-business of `report` and `live`.
+Owns selection, order, what an error during a claim means, and when a failure is not the pair's: a claim that failed
+while this machine kept the lab's machines waiting is tried again, and judged by nothing else. What is claimed is in
+`claims`; how it is shown is the business of `report` and `live`.
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
-from typing import Literal
+from dataclasses import dataclass, field, replace
+from typing import Literal, Protocol
 
 from ndakit.claims import Claim
-from ndakit.errors import InputError, NdakitError
+from ndakit.errors import InputError, NdakitError, VerifyError
 from ndakit.lab_network import LabNetwork
+from ndakit.lab_people import LabLacks
+from ndakit.pace import Pace
 
-State = Literal["holds", "fails", "not tried"]
+State = Literal["holds", "fails", "too busy", "not tried"]
+TRIES = 3
+"""So often a claim is tried on a machine that is too busy."""
+CALM_TIMEOUT_S = 20.0
+"""How long a quieter moment is waited for before a claim is tried again."""
 
 
 class NoSuchClaim(InputError):
@@ -29,9 +36,30 @@ class NoSuchClaim(InputError):
         )
 
 
+class MachineTooBusy(VerifyError):
+    """This machine ran the lab's machines too late to tell anything about the pair."""
+
+    def __init__(self, profile: str, what: str, why: str) -> None:
+        super().__init__(
+            f"this machine is too busy to judge {profile}: {what}",
+            where=why,
+            fix="end what runs beside it, or wait for its end, and verify again; the pair may be right",
+        )
+
+
+class Meter(Protocol):
+    """How late this machine runs the lab's machines (pace.Meter)."""
+
+    def since(self, moment_s: float) -> Pace:
+        """How it was from a moment (monotonic clock) until now."""
+
+    def wait_calm(self, timeout_s: float) -> bool:
+        """Wait until this machine is quick enough; False if that does not come about in time."""
+
+
 @dataclass(frozen=True)
 class Verdict:
-    """What came of one claim."""
+    """What came of one claim. `too busy`: it failed, and this machine was too busy each time for that to count."""
 
     name: str
     text: str
@@ -40,6 +68,9 @@ class Verdict:
     detail: str = ""
     values: dict[str, float | int | str] = field(default_factory=dict)
     elapsed_s: float = 0.0
+    tries: int = 1
+    disturbed: tuple[str, ...] = ()
+    """Why the tries that failed were not counted, one text for each."""
 
     @property
     def ok(self) -> bool:
@@ -81,34 +112,78 @@ def select(claims: Sequence[Claim], only: str | None) -> tuple[Claim, ...]:
     return tuple(c for c in claims if c.name in wanted)
 
 
-def run(lab: LabNetwork, claims: Sequence[Claim], listener: Listener) -> tuple[Verdict, ...]:
-    """Try each claim; an error of the lab or of a node makes a claim fail with the error's text and the run goes on."""
+def run(
+    lab: LabNetwork, claims: Sequence[Claim], listener: Listener, meter: Meter | None = None
+) -> tuple[Verdict, ...]:
+    """Try each claim; an error of the lab or of a node makes a claim fail with the error's text and the run goes on.
+
+    With a `meter`, a claim that fails while this machine is too busy is tried again, up to TRIES times in all; if it
+    never could be judged, its verdict is `too busy`. A claim that fails on a quiet machine is never tried again.
+    """
     verdicts: list[Verdict] = []
     for claim in claims:
         listener(Trying(claim))
         started_s = time.monotonic()
         failed = {v.name for v in verdicts if not v.ok} & set(claim.needs)
         if failed:
-            verdict = Verdict(
-                claim.name, claim.text, "not tried", "not tried", f"{', '.join(sorted(failed))} failed before"
-            )
+            why = f"{', '.join(sorted(failed))} did not hold before"
+            verdict = Verdict(claim.name, claim.text, "not tried", "not tried", why)
         else:
-            try:
-                outcome = claim.try_it(lab)
-            except NdakitError as error:
-                verdict = Verdict(
-                    claim.name, claim.text, "fails", "no figure", f"{error.what} ({error.where}); {error.fix}"
-                )
-            else:
-                state: State = "holds" if outcome.ok else "fails"
-                detail = "" if outcome.ok else outcome.detail
-                verdict = Verdict(claim.name, claim.text, state, outcome.figure, detail, outcome.values)
-        verdict = Verdict(**{**verdict.__dict__, "elapsed_s": round(time.monotonic() - started_s, 2)})
+            verdict = _try(lab, claim, meter)
+        verdict = replace(verdict, elapsed_s=round(time.monotonic() - started_s, 2))
         verdicts.append(verdict)
         listener(Tried(verdict))
     return tuple(verdicts)
 
 
-def not_tried(claims: Sequence[Claim], why: str) -> tuple[Verdict, ...]:
+def _try(lab: LabNetwork, claim: Claim, meter: Meter | None) -> Verdict:
+    """One claim, as often as this machine's pace asks for."""
+    disturbed: list[str] = []
+    while True:
+        since_s = time.monotonic()
+        verdict, late_matters = _once(lab, claim)
+        trouble = meter.since(since_s).trouble if meter is not None and late_matters else ""
+        if meter is None or not trouble:
+            return replace(verdict, tries=len(disturbed) + 1, disturbed=tuple(disturbed))
+        disturbed.append(f"{trouble}; {verdict.detail or verdict.figure}")
+        told = replace(
+            verdict, state="too busy", tries=len(disturbed), disturbed=tuple(disturbed),
+            detail=f"{trouble}. Tried {len(disturbed)} times, the last time: {verdict.detail or verdict.figure}",
+        )  # fmt: skip
+        if len(disturbed) == TRIES:
+            return told
+        lab.tell(f"{trouble}: {claim.name} is tried again")
+        meter.wait_calm(CALM_TIMEOUT_S)
+        since_s = time.monotonic()
+        try:
+            claim.again(lab)
+        except NdakitError as error:
+            late = meter.since(since_s).trouble
+            detail = f"{told.detail}; then the lab could not be put back: {error.what}"
+            return replace(told, state="too busy" if late else "fails", detail=detail)
+
+
+def _once(lab: LabNetwork, claim: Claim) -> tuple[Verdict, bool]:
+    """What one try comes to, and whether it may have failed because this machine was late."""
+    try:
+        outcome = claim.try_it(lab)
+    except NdakitError as error:
+        detail = f"{error.what} ({error.where}); {error.fix}"
+        verdict = Verdict(claim.name, claim.text, "fails", "no figure", detail)
+        return verdict, not isinstance(error, LabLacks)
+    state: State = "holds" if outcome.ok else "fails"
+    detail = "" if outcome.ok else outcome.detail
+    return Verdict(claim.name, claim.text, state, outcome.figure, detail, outcome.values), not outcome.ok
+
+
+def undecided(profile: str, verdicts: Sequence[Verdict]) -> MachineTooBusy | None:
+    """The error that says that this machine was too busy: if it is what keeps a run from a verdict about the pair."""
+    late = [v for v in verdicts if v.state == "too busy"]
+    if not late or any(v.state == "fails" for v in verdicts):
+        return None
+    return MachineTooBusy(profile, f"{len(late)} of {len(verdicts)} claims could not be judged", late[0].detail)
+
+
+def not_tried(claims: Sequence[Claim], why: str, state: State = "not tried") -> tuple[Verdict, ...]:
     """The verdicts when the lab did not come up: every claim names the one cause."""
-    return tuple(Verdict(c.name, c.text, "not tried", "not tried", why) for c in claims)
+    return tuple(Verdict(c.name, c.text, state, "not tried", why) for c in claims)

@@ -176,7 +176,7 @@ def _about_failover(profile: Profile) -> Iterator[Claim | LeftOut]:
         text = f"{profile.preferred()} takes the VIPs back when it returns (preempt: true)"
     else:
         text = "a node that returns leaves the VIPs where they are (preempt: false)"
-    yield Claim("failover/return", text, failover.power_on, needs=("failover/power-off",))
+    yield Claim("failover/return", text, failover.power_on, needs=("failover/power-off",), again=failover.off_again)
 
 
 def _no_failover(profile: Profile) -> str:

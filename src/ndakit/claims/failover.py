@@ -133,6 +133,14 @@ def power_off(lab: LabNetwork) -> Outcome:
     return Outcome(not wrong, figure, "; ".join(wrong), values)
 
 
+def off_again(lab: LabNetwork) -> None:
+    """Everybody runs, then the master loses its power: as `power_off` leaves the lab."""
+    lab.put_back()
+    master = lab.one_master()
+    lab.power_off(master)
+    lab.wait_other_master(master, timeout_s=gap_bound_s(lab.profile, lab.survivor(master)) + 10)
+
+
 def power_on(lab: LabNetwork) -> Outcome:
     """The node that lost power boots again."""
     off = [n for n in lab.profile.nodes if not lab.is_up(n)]
