@@ -15,7 +15,7 @@ from typing import TypeVar
 from testinfra.host import Host as TestinfraHost
 
 from ndakit import vm
-from ndakit.console import ConsoleBackend
+from ndakit.console import Console, ConsoleBackend
 from ndakit.deadline import Deadline, DeadlineExceeded
 from ndakit.lab_host import Watch
 from ndakit.lab_people import LabNotReady, LabPeople
@@ -25,6 +25,7 @@ from ndakit.names import pool_of_backend
 from ndakit.probe import NodeFacts, ServerState, VirtualServer
 
 SETTLE_TIMEOUT_S = 120.0
+CONSOLE_TIMEOUT_S = 60.0
 ANSWERS_AFTER_A_GAP = 10
 MASTER_POLL_S = 0.5
 
@@ -42,15 +43,23 @@ class LabNodes(LabPeople):
 
     def facts(self, node: str) -> NodeFacts:
         """What can be asked of a node on its console."""
-        return NodeFacts(TestinfraHost(ConsoleBackend(self._nodes[node].console)))
+        return NodeFacts(TestinfraHost(ConsoleBackend(self._console(node))))
 
     def run(self, node: str, command: str, timeout_s: float = 30.0) -> str:
         """Type a command on a node's console; what it printed."""
-        return self._nodes[node].console.run(command, timeout_s).stdout
+        return self._console(node).run(command, timeout_s).stdout
+
+    def _console(self, node: str) -> Console:
+        """A node's console with a shell. One that was given up, because no answer came in time, is opened again: what
+        one claim lost is not the next one's fault."""
+        console = self._nodes[node].console
+        if not console.active:
+            console.activate(Deadline(CONSOLE_TIMEOUT_S, f"the shell of {node}", where=str(console.log)))
+        return console
 
     def order(self, node: str, command: str) -> None:
         """Type a command that has to succeed. Raises LabNotReady if it does not."""
-        console = self._nodes[node].console
+        console = self._console(node)
         ran = console.run(command)
         if ran.rc != 0:
             raise LabNotReady(f"{node} refused '{command}': {ran.stderr.strip()[:200]}", str(console.log))

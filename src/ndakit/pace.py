@@ -50,7 +50,7 @@ class Sample:
     ran_s: Mapping[str, float]
     """Machine → how long its threads ran."""
     waited_s: Mapping[str, float]
-    """Machine → how long its threads were ready to run, and did not."""
+    """Machine → how long it was ready to run, and did not: the one of its threads that waited longest."""
 
 
 @dataclass(frozen=True)
@@ -177,11 +177,13 @@ class Reader:
         """The counters now; a machine without power keeps its last ones."""
         seen: dict[tuple[int, str], tuple[float, float]] = {}
         for name, pid in {self._own: os.getpid(), **self._processes()}.items():
+            gains_s = [0.0]
             for thread, counters in self._of(pid).items():
                 seen[pid, thread] = counters
                 ran_s, waited_s = self._threads.get((pid, thread), (0.0, 0.0) if name else counters)
                 self._ran[name] = self._ran.get(name, 0.0) + max(0.0, counters[0] - ran_s)
-                self._waited[name] = self._waited.get(name, 0.0) + max(0.0, counters[1] - waited_s)
+                gains_s.append(counters[1] - waited_s)
+            self._waited[name] = self._waited.get(name, 0.0) + max(gains_s)
         self._threads = seen
         busy_s, stolen_s = self._processors()
         ours_s = sum(self._ran.values())

@@ -21,6 +21,9 @@ from ndakit.pace import Pace
 State = Literal["holds", "fails", "too busy", "not tried"]
 TRIES = 3
 """So often a claim is tried on a machine that is too busy."""
+AGAIN_S = 240.0
+"""For so long, all claims of a run together, trying again may take; a machine that stays busy would make it endless."""
+BEFORE_S = 3.0
 CALM_TIMEOUT_S = 20.0
 """How long a quieter moment is waited for before a claim is tried again."""
 
@@ -121,6 +124,7 @@ def run(
     never could be judged, its verdict is `too busy`. A claim that fails on a quiet machine is never tried again.
     """
     verdicts: list[Verdict] = []
+    again = _Again(meter)
     for claim in claims:
         listener(Trying(claim))
         started_s = time.monotonic()
@@ -129,38 +133,70 @@ def run(
             why = f"{', '.join(sorted(failed))} did not hold before"
             verdict = Verdict(claim.name, claim.text, "not tried", "not tried", why)
         else:
-            verdict = _try(lab, claim, meter)
+            verdict = again.try_it(lab, claim)
         verdict = replace(verdict, elapsed_s=round(time.monotonic() - started_s, 2))
         verdicts.append(verdict)
         listener(Tried(verdict))
     return tuple(verdicts)
 
 
-def _try(lab: LabNetwork, claim: Claim, meter: Meter | None) -> Verdict:
-    """One claim, as often as this machine's pace asks for."""
-    disturbed: list[str] = []
-    while True:
-        since_s = time.monotonic()
-        verdict, late_matters = _once(lab, claim)
-        trouble = meter.since(since_s).trouble if meter is not None and late_matters else ""
-        if meter is None or not trouble:
-            return replace(verdict, tries=len(disturbed) + 1, disturbed=tuple(disturbed))
-        disturbed.append(f"{trouble}; {verdict.detail or verdict.figure}")
-        told = replace(
-            verdict, state="too busy", tries=len(disturbed), disturbed=tuple(disturbed),
-            detail=f"{trouble}. Tried {len(disturbed)} times, the last time: {verdict.detail or verdict.figure}",
-        )  # fmt: skip
-        if len(disturbed) == TRIES:
-            return told
-        lab.tell(f"{trouble}: {claim.name} is tried again")
-        meter.wait_calm(CALM_TIMEOUT_S)
-        since_s = time.monotonic()
+class _Again:
+    """Tries a claim as often as this machine's pace asks for, and as long as there is time for it."""
+
+    def __init__(self, meter: Meter | None) -> None:
+        self._meter = meter
+        self._left_s = AGAIN_S
+
+    def try_it(self, lab: LabNetwork, claim: Claim) -> Verdict:
+        """The verdict on one claim."""
+        disturbed: list[str] = []
+        while True:
+            begun_s = time.monotonic()
+            verdict, late_matters = _once(lab, claim)
+            trouble = self._trouble(begun_s) if late_matters else ""
+            if not trouble:
+                return replace(verdict, tries=len(disturbed) + 1, disturbed=tuple(disturbed))
+            seen = verdict.detail or verdict.figure
+            disturbed.append(f"{trouble}; {seen}")
+            times = "once" if len(disturbed) == 1 else f"{len(disturbed)} times"
+            busy = replace(
+                verdict, state="too busy", tries=len(disturbed), disturbed=tuple(disturbed),
+                detail=f"{trouble}. Tried {times}, the last time: {seen}",
+            )  # fmt: skip
+            lab.tell(f"{trouble}: {claim.name} does not count")
+            last = len(disturbed) == TRIES or self._left_s <= 0
+            problem, late = self._put_back(lab, claim, last=last)
+            if problem:
+                state: State = "too busy" if late else "fails"
+                return replace(
+                    busy, state=state, detail=f"{busy.detail}; then the lab could not be put back: {problem}"
+                )
+            if last:
+                return busy
+            self._left_s -= time.monotonic() - begun_s
+
+    def _put_back(self, lab: LabNetwork, claim: Claim, *, last: bool) -> tuple[str, bool]:
+        """Bring the lab back to where the claim began, or, after its last try, to where the next ones can; what went
+        wrong with that, and whether this machine was too busy for it."""
+        assert self._meter is not None, "without one there is no trouble"
+        if not last:
+            self._meter.wait_calm(CALM_TIMEOUT_S)
+        begun_s = time.monotonic()
         try:
-            claim.again(lab)
+            if last:
+                lab.put_back()
+            else:
+                claim.again(lab)
         except NdakitError as error:
-            late = meter.since(since_s).trouble
-            detail = f"{told.detail}; then the lab could not be put back: {error.what}"
-            return replace(told, state="too busy" if late else "fails", detail=detail)
+            return error.what, bool(self._trouble(begun_s))
+        return "", False
+
+    def _trouble(self, since_s: float) -> str:
+        """Why what failed since then does not count. What failed at once is judged by the seconds before it, for those
+        are what it found."""
+        if self._meter is None:
+            return ""
+        return self._meter.since(min(since_s, time.monotonic() - BEFORE_S)).trouble
 
 
 def _once(lab: LabNetwork, claim: Claim) -> tuple[Verdict, bool]:
