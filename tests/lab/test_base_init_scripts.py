@@ -170,6 +170,13 @@ def test_the_firewall_says_nothing_at_boot(release: str) -> None:
     assert "${QUIET:+-q} start" in script
 
 
+@pytest.mark.parametrize(("package", "name"), [("qemu-ga", "qemu-ga"), ("open-vm-tools", "vmtoolsd")])
+def test_the_hypervisors_agents_are_started_without_a_hypervisor_too(package: str, name: str) -> None:
+    script = (LAB / f"base/packages/{package}/etc/init.d/{name}").read_text()
+    assert re.search(r"start_service\(\) \{\n\tprocd_open_instance\n", script)
+    assert re.search(r"^\tprocd_set_param respawn$", script, re.M)
+
+
 def test_a_daemon_that_is_given_up_stays_down_until_it_is_stopped_and_started(make_root: MakeRoot) -> None:
     root = make_root()
     root.put(

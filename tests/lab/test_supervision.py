@@ -43,6 +43,17 @@ def test_without_the_service_section_haproxy_stays_down_at_the_sixth_end(make_ro
     assert said.out == "haproxy: 5\n", said.err
 
 
+def test_an_agent_without_its_hypervisor_is_not_started_again_and_again(make_root: MakeRoot) -> None:
+    root = rendered(make_root, "apache-pair")
+    ask = 'ubus call service list \'{"name":"qemu-ga"}\' | grep -c command\n'
+    said = root.run(
+        PROCD + f"/etc/init.d/qemu-ga start; {ask} mkdir -p /dev/virtio-ports\n"
+        "touch /dev/virtio-ports/org.qemu.guest_agent.0\n"
+        f"/etc/init.d/qemu-ga start; {ask} grep respawn /etc/init.d/qemu-ga"
+    )  # fmt: skip
+    assert said.out == "0\n1\n\tprocd_set_param respawn 3600 5 5\n", said.err
+
+
 def test_a_node_without_keepalived_gives_its_vips_up_and_says_so_once(make_root: MakeRoot) -> None:
     root = rendered(make_root, "apache-pair")
     # A program of its own that shows up as keepalived: a shell script would show up as its interpreter.
