@@ -8,9 +8,21 @@ from pathlib import Path
 import labrig
 import pytest
 
+import spending
+
 # A shell script starts what it puts behind `&` with SIGINT ignored, and children inherit that: tests that send Ctrl-C
 # to programs would wait for an end that never comes.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Say where the time went; of a run that took none, nothing."""
+    reports = [r for kind in terminalreporter.stats.values() for r in kind if isinstance(r, pytest.TestReport)]
+    found = spending.by_module(reports)
+    if sum(spent.total_s for spent in found.values()) >= spending.TOLD_FROM_S:
+        terminalreporter.section("where the time went (seconds of all workers together)")
+        for line in spending.lines(found):
+            terminalreporter.write_line(line)
 
 
 @pytest.fixture

@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -226,14 +227,41 @@ def run_tests(*, quick: bool, only: str | None) -> int:
     # What measures times in machines has the processors to itself. An emulated machine keeps one processor busy; tests
     # without machines often wait for a program.
     processors = os.cpu_count() or 1
-    phases = [["-m", "not vm and not images" if quick else "not vm", "-n", str(2 * processors), "--dist", "worksteal"]]
+    marks = "not vm and not images" if quick else "not vm"
+    phases = {"without machines": ["-m", marks, "-n", str(2 * processors), "--dist", "worksteal"]}
     if not quick:
-        phases.append(["-m", "vm and not alone", "-n", str(min(processors, LABS)), "--dist", "loadscope"])
-        phases.append(["-m", "alone"])
+        labs = str(min(processors, LABS))
+        phases["machines, side by side"] = ["-m", "vm and not alone", "-n", labs, "--dist", "loadscope"]
+        phases["machines, alone"] = ["-m", "alone"]
     slowest = ["--durations=12", "--durations-min=5"]
-    codes = [int(pytest.main([*words, *slowest, *chosen])) for words in phases]
+    codes: list[int] = []
+    spent: list[tuple[str, float, float]] = []
+    for name, words in phases.items():
+        started_s, before_s = time.monotonic(), _processor_s()
+        codes.append(int(pytest.main([*words, *slowest, *chosen])))
+        spent.append((name, time.monotonic() - started_s, _processor_s() - before_s))
+    terminal.say()
+    terminal.say(phase_table(spent, processors))
     wanted = [c for c in codes if c != NO_TESTS] if only else codes
     return 0 if wanted and not any(wanted) else 5
+
+
+def _processor_s() -> float:
+    """Seconds of processor time of this process and of all its children that have ended."""
+    spent = os.times()
+    return spent.user + spent.system + spent.children_user + spent.children_system
+
+
+def phase_table(spent: Sequence[tuple[str, float, float]], processors: int) -> str:
+    """What each phase of a test run took: (name, wall seconds, processor seconds). A phase that uses little of the
+    processors waits for something."""
+    everything = ("all", sum(wall_s for _, wall_s, _ in spent), sum(used_s for _, _, used_s in spent))
+    width = max(len(name) for name, _, _ in spent)
+    lines = [f"{'phase'.ljust(width)}  wall s  processor s  used"]
+    for name, wall_s, used_s in (*spent, everything):
+        share = used_s / (wall_s * processors or 1.0)
+        lines.append(f"{name.ljust(width)}  {wall_s:6.1f}  {used_s:11.1f}  {share:.0%}".replace("%", " %"))
+    return "\n".join(lines)
 
 
 def clean_workspace(workspace: Workspace, *, cache: bool, gone: bool) -> None:
