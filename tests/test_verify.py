@@ -6,6 +6,7 @@ import contextlib
 import json
 import shlex
 import subprocess
+import threading
 from dataclasses import replace
 from ipaddress import ip_address, ip_interface
 from pathlib import Path
@@ -205,6 +206,29 @@ def test_a_fault_found_beside_what_could_not_be_judged_is_a_fault() -> None:
     found = (Verdict("a/x", "a", "too busy"), Verdict("b/x", "b", "fails"))
     assert verify.undecided("acme", found) is None
     assert acceptance(*found).verdict == "fails"
+
+
+def test_claims_that_only_look_are_tried_at_the_same_time_and_told_in_order() -> None:
+    meeting = threading.Barrier(3)  # none of them ends before all have begun
+
+    def looks(lab: LabNetwork) -> Outcome:
+        meeting.wait(30)
+        return Outcome(True, "seen")
+
+    claims = [Claim(name, name, looks, beside=True) for name in ("a/1", "a/2", "a/3")]
+    seen: list[str] = []
+    found = verify.run(
+        Told(), [*claims, flaky(0, "b/x")],
+        lambda event: seen.append(event.claim.name if isinstance(event, Trying) else event.verdict.state),
+    )  # fmt: skip
+    assert [v.state for v in found] == ["holds"] * 4
+    assert seen == ["a/1", "holds", "a/2", "holds", "a/3", "holds", "b/x", "holds"]
+
+
+def test_only_what_looks_at_nodes_is_tried_beside_something_else(pair: Profile) -> None:
+    together = {c.name.partition("/")[0] for c in all_claims(pair) if c.beside}
+    assert together == {"identity", "addresses", "daemons", "vrrp", "ssh", "statistics"}
+    assert not [c for c in all_claims(pair) if c.beside and (c.needs or c.thorough)]
 
 
 def test_a_claim_that_nobody_in_the_lab_can_try_is_not_tried_again() -> None:

@@ -7,8 +7,10 @@ while this machine kept the lab's machines waiting is tried again, and judged by
 
 from __future__ import annotations
 
+import itertools
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from typing import Literal, Protocol
 
@@ -24,6 +26,8 @@ TRIES = 3
 AGAIN_S = 240.0
 """For so long, all claims of a run together, trying again may take; a machine that stays busy would make it endless."""
 BEFORE_S = 3.0
+AT_ONCE = 4
+"""So many claims that only look are tried at the same time: most of them wait for ports that keep silent."""
 CALM_TIMEOUT_S = 20.0
 """How long a quieter moment is waited for before a claim is tried again."""
 
@@ -125,18 +129,20 @@ def run(
     """
     verdicts: list[Verdict] = []
     again = _Again(meter)
-    for claim in claims:
-        listener(Trying(claim))
-        started_s = time.monotonic()
-        failed = {v.name for v in verdicts if not v.ok} & set(claim.needs)
-        if failed:
-            why = f"{', '.join(sorted(failed))} did not hold before"
-            verdict = Verdict(claim.name, claim.text, "not tried", "not tried", why)
-        else:
-            verdict = again.try_it(lab, claim)
-        verdict = replace(verdict, elapsed_s=round(time.monotonic() - started_s, 2))
-        verdicts.append(verdict)
-        listener(Tried(verdict))
+    for beside, group in itertools.groupby(claims, lambda claim: claim.beside):
+        with ThreadPoolExecutor(AT_ONCE) as pool:
+            together = list(group)
+            begun = [pool.submit(_once, lab, claim) if beside else None for claim in together]
+            for claim, future in zip(together, begun, strict=True):
+                listener(Trying(claim))
+                failed = {v.name for v in verdicts if not v.ok} & set(claim.needs)
+                if failed:
+                    why = f"{', '.join(sorted(failed))} did not hold before"
+                    verdict = Verdict(claim.name, claim.text, "not tried", "not tried", why)
+                else:
+                    verdict = again.try_it(lab, claim, None if future is None else future.result())
+                verdicts.append(verdict)
+                listener(Tried(verdict))
     return tuple(verdicts)
 
 
@@ -147,13 +153,19 @@ class _Again:
         self._meter = meter
         self._left_s = AGAIN_S
 
-    def try_it(self, lab: LabNetwork, claim: Claim) -> Verdict:
-        """The verdict on one claim."""
+    def try_it(self, lab: LabNetwork, claim: Claim, tried: _Try | None = None) -> Verdict:
+        """The verdict on one claim; `tried`: its first try, if that has been made already."""
+        started_s = time.monotonic() if tried is None else tried.begun_s
+        verdict = self._judged(lab, claim, tried)
+        ended_s = tried.ended_s if tried is not None and verdict.tries == 1 else time.monotonic()
+        return replace(verdict, elapsed_s=round(ended_s - started_s, 2))
+
+    def _judged(self, lab: LabNetwork, claim: Claim, tried: _Try | None) -> Verdict:
         disturbed: list[str] = []
         while True:
-            begun_s = time.monotonic()
-            verdict, late_matters = _once(lab, claim)
-            trouble = self._trouble(begun_s) if late_matters else ""
+            found = tried or _once(lab, claim)
+            verdict, begun_s, tried = found.verdict, found.begun_s, None
+            trouble = self._trouble(begun_s) if found.late_matters else ""
             if not trouble:
                 return replace(verdict, tries=len(disturbed) + 1, disturbed=tuple(disturbed))
             seen = verdict.detail or verdict.figure
@@ -199,17 +211,32 @@ class _Again:
         return self._meter.since(min(since_s, time.monotonic() - BEFORE_S)).trouble
 
 
-def _once(lab: LabNetwork, claim: Claim) -> tuple[Verdict, bool]:
-    """What one try comes to, and whether it may have failed because this machine was late."""
+@dataclass(frozen=True)
+class _Try:
+    """What one try came to, when it began and ended (monotonic clock), and whether it may have failed because this
+    machine was late."""
+
+    verdict: Verdict
+    late_matters: bool
+    begun_s: float
+    ended_s: float
+
+
+def _once(lab: LabNetwork, claim: Claim) -> _Try:
+    """Try a claim once."""
+    begun_s = time.monotonic()
+    late_matters = True
     try:
         outcome = claim.try_it(lab)
     except NdakitError as error:
         detail = f"{error.what} ({error.where}); {error.fix}"
         verdict = Verdict(claim.name, claim.text, "fails", "no figure", detail)
-        return verdict, not isinstance(error, LabLacks)
-    state: State = "holds" if outcome.ok else "fails"
-    detail = "" if outcome.ok else outcome.detail
-    return Verdict(claim.name, claim.text, state, outcome.figure, detail, outcome.values), not outcome.ok
+        late_matters = not isinstance(error, LabLacks)
+    else:
+        state: State = "holds" if outcome.ok else "fails"
+        detail = "" if outcome.ok else outcome.detail
+        verdict = Verdict(claim.name, claim.text, state, outcome.figure, detail, outcome.values)
+    return _Try(verdict, late_matters and not verdict.ok, begun_s, time.monotonic())
 
 
 def undecided(profile: str, verdicts: Sequence[Verdict]) -> MachineTooBusy | None:

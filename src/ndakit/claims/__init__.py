@@ -45,19 +45,21 @@ def _everything(profile: Profile) -> Sequence[Claim | LeftOut]:
 def _about_nodes(profile: Profile) -> Iterator[Claim | LeftOut]:
     for n in profile.nodes:
         host = profile.hostname(n)
-        yield Claim(f"identity/{n}", f"{n} is {host} on OpenWrt {profile.release}", partial(node.identity, node=n))
+        yield Claim(
+            f"identity/{n}", f"{n} is {host} on OpenWrt {profile.release}", partial(node.identity, node=n), beside=True
+        )
         text = f"{n} has its own addresses, with their prefixes, and no others"
-        yield Claim(f"addresses/{n}", text, partial(node.addresses, node=n))
+        yield Claim(f"addresses/{n}", text, partial(node.addresses, node=n), beside=True)
         text = f"{n} runs what the profile needs, under procd"
-        yield Claim(f"daemons/{n}", text, partial(node.daemons, node=n))
+        yield Claim(f"daemons/{n}", text, partial(node.daemons, node=n), beside=True)
         if profile.instances:
             text = f"{n} is master or ready to become it, by keepalived's own account"
-            yield Claim(f"vrrp/{n}", text, partial(node.vrrp, node=n))
+            yield Claim(f"vrrp/{n}", text, partial(node.vrrp, node=n), beside=True)
         text = f"SSH to {n} is open to access.sources only, and takes keys only"
-        yield Claim(f"ssh/{n}", text, partial(node.ssh, node=n))
+        yield Claim(f"ssh/{n}", text, partial(node.ssh, node=n), beside=True)
         if profile.runs_haproxy:
             text = f"the statistics page of {n} is open to access.sources only"
-            yield Claim(f"statistics/{n}", text, partial(node.statistics, node=n))
+            yield Claim(f"statistics/{n}", text, partial(node.statistics, node=n), beside=True)
         else:
             yield LeftOut(
                 f"statistics/{n}", "no HAProxy runs: it carries no service, and nobody asked for its statistics"

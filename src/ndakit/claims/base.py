@@ -35,6 +35,8 @@ class Claim:
     """Claims that have to be tried, and hold, before this one."""
     thorough: bool = False
     """Left out where one only wants to be shown the whole (demo)."""
+    beside: bool = False
+    """It only looks, so that the claims next to it that only look too may be tried at the same time."""
     again: Callable[[LabNetwork], None] = LabNetwork.put_back
     """Brings the lab, after a try that failed, back into the state in which the claim can be tried once more."""
 
