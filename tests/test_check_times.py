@@ -6,6 +6,7 @@ import pytest
 
 import goldens
 from ndakit.model import Check, Profile
+from ndakit.schema import descriptions
 from ndakit.view import NodeView
 from ndakit.view_haproxy import haproxy
 
@@ -72,3 +73,16 @@ def test_the_first_service_in_the_profile_decides_about_a_shared_pool() -> None:
 
 def test_a_pool_that_no_service_uses_has_the_default_time_out() -> None:
     assert with_services(TWO_USERS).detection_s("idle") == 3 * (2 + 2)
+
+
+def test_the_figures_of_the_documentation() -> None:
+    told = " ".join(descriptions(Check)["fall"].split())
+    connect_s = 5.0
+    for check, words in (
+        (Check(), "12 s (tcp)"),
+        (Check(type="http"), "18 s (http)"),
+        (Check(interval_s=30), "105 s"),
+        (Check(interval_s=30, retry_delay_s=1), "47 s (tcp, HAProxy)"),
+    ):
+        assert f"{check.detection_s(connect_s):.0f} s" == " ".join(words.split()[:2])
+        assert words in told

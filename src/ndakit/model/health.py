@@ -160,7 +160,9 @@ class Check(Model):
     """Good checks in a row after which a server is in the pool again, default 2. With topology nat, dr and tun the
     default is 1, and nothing else can be had: keepalived takes a server back after the first."""
     fall: Annotated[Int, Between(1, 100)] = 3
-    """Failed checks in a row after which a server is out of the pool."""
+    """Failed checks in a row after which a server is out of the pool. A dead one stays in until then: for up to `fall`
+    times `interval_s` and what an attempt takes. By default that is 12 s (tcp) or 18 s (http); at `interval_s: 30` it
+    is 105 s, with `retry_delay_s: 1` beside it 47 s (tcp, HAProxy). `check` says so above a minute."""
 
     @model_validator(mode="after")
     def _keys_of_type(self) -> Self:
