@@ -15,7 +15,7 @@ SCRIPTS = sorted(p for p in BASE.glob("*/etc/init.d/*") if p.read_bytes().starts
 @pytest.mark.parametrize("script", SCRIPTS, ids=lambda p: f"{p.parents[2].name}-{p.name}")
 def test_an_init_script_is_enabled_as_an_image_is_built(script: Path, tmp_path: Path) -> None:
     root = tmp_path / "root"
-    shutil.copytree(BASE / "base-files", root)
+    shutil.copytree(BASE / "base-files", root, symlinks=True)
     for folder in ("etc/init.d", "etc/rc.d", "usr/lib/lab"):
         (root / folder).mkdir(parents=True, exist_ok=True)
     (root / "usr/lib/lab/family").write_text("release=24.10.8\nnumber=2410\n")
