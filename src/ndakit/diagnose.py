@@ -8,6 +8,7 @@ nothing is said about what follows from it. Rules over several objects are in `m
 from __future__ import annotations
 
 import copy
+import functools
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -46,7 +47,12 @@ class Diagnosis:
 
     def touches(self, path: KeyPath) -> bool:
         """True if something at, above or below the path was cut out."""
-        return any(c[: len(path)] == path or path[: len(c)] == c for c in self.cut)
+        return path in self._above_cut or any(path[:end] in self.cut for end in range(len(path) + 1))
+
+    @functools.cached_property
+    def _above_cut(self) -> set[KeyPath]:
+        """Every path at or above something that was cut out."""
+        return {path[:end] for path in self.cut for end in range(len(path) + 1)}
 
 
 def diagnose(tree: MapNode, attach: Callable[[str], bytes], empty: frozenset[KeyPath] = frozenset()) -> Diagnosis:

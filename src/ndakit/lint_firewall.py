@@ -6,6 +6,7 @@ it does not understand and keeps the rule, and one ruleset that nft refuses leav
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -15,6 +16,7 @@ from ndakit import daemontext
 from ndakit.lint_subject import LintFinding, Subject
 from ndakit.model.spans import Spans
 from ndakit.names import ZONE_NAME_MAX
+from ndakit.netindex import BySocket, Networks
 from ndakit.uci import Section
 from ndakit.view_firewall import UNROUTED
 
@@ -47,6 +49,10 @@ class _Accept:
     version: int | None
     section: Section
 
+    @functools.cached_property
+    def _source_nets(self) -> Networks:
+        return Networks(self.sources)
+
     def lets_in(
         self,
         zone: str,
@@ -59,7 +65,7 @@ class _Accept:
         return (
             self.zone in ("*", zone)
             and (self.version is None or version is None or self.version == version)
-            and (not self.sources or (source is not None and any(_inside(source, s) for s in self.sources)))
+            and (not self.sources or (source is not None and self._source_nets.hold(source)))
             and (not self.destinations or (to is not None and any(to in d for d in self.destinations)))
             and (not self.ports or (port is not None and any(low <= port <= high for low, high in self.ports)))
         )
@@ -320,6 +326,7 @@ def listeners(subject: Subject, accepts: list[_Accept]) -> Iterator[LintFinding]
         proxies = daemontext.haproxy(file.text)
     except daemontext.TextError:
         return
+    to = BySocket((a, a.destinations, _single_ports(a)) for a in accepts)
     for proxy in proxies:
         for line in proxy.all("bind"):
             host, _, ports = line.words[1].rpartition(":") if len(line.words) > 1 else ("", "", "")
@@ -332,7 +339,7 @@ def listeners(subject: Subject, accepts: list[_Accept]) -> Iterator[LintFinding]
             if address.is_loopback:
                 continue
             for port in wanted:
-                if not any(_opens(a, address, port) for a in accepts):
+                if not any(_opens(a, address, port) for a in to.about(address, str(port))):
                     what = f"no rule lets anybody reach {line.words[1]}"
                     yield subject.finding("fw-listener", "/etc/haproxy.cfg", line.number, what)
                     break
@@ -362,6 +369,11 @@ def adverts(subject: Subject, accepts: list[_Accept]) -> Iterator[LintFinding]:
 
 def _zones_of(subject: Subject, interface: str) -> list[str]:
     return [z for s in subject.sections("firewall", "zone") if interface in s.list("network") and (z := s.get("name"))]
+
+
+def _single_ports(accept: _Accept) -> tuple[str, ...]:
+    """A rule's ports as words if it names no range, else none."""
+    return tuple(str(low) for low, _ in accept.ports) if all(a == b for a, b in accept.ports) else ()
 
 
 def _opens(accept: _Accept, address: IPv4Address | IPv6Address, port: int) -> bool:
@@ -410,7 +422,3 @@ def as_network(text: str) -> IPv4Network | IPv6Network | None:
         return ip_network(text, strict=False)
     except ValueError:
         return None
-
-
-def _inside(inner: IPv4Network | IPv6Network, outer: IPv4Network | IPv6Network) -> bool:
-    return inner.version == outer.version and inner.subnet_of(outer)  # type: ignore[arg-type]  # same version

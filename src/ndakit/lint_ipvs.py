@@ -7,13 +7,16 @@ that nobody checks, answers that nobody forwards.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator
 from dataclasses import dataclass
-from ipaddress import ip_address, ip_network
+from ipaddress import ip_address
 
 from ndakit.daemontext import Block, TextError, keepalived
+from ndakit.lint_firewall import as_network
 from ndakit.lint_subject import LintFinding, Subject
 from ndakit.model import Address
+from ndakit.netindex import BySocket, Network
 from ndakit.uci import Section
 
 KEEPALIVED, MODULES, SYSCTL = "/etc/keepalived/keepalived.conf", "/etc/modules.d/ndakit-ipvs", "/etc/sysctl.conf"
@@ -33,17 +36,51 @@ class _Rule:
 
     section: Section
 
-    @property
+    @functools.cached_property
     def ports(self) -> set[str]:
         return {w for v in self.section.list("dest_port") for w in v.split()}
 
-    def covers(self, option: str, address: Address) -> bool:
-        """True if the option is not there, or names the address."""
-        nets = [ip_network(v, strict=False) for v in self.section.list(option)]
-        return not nets or any(address.version == n.version and address in n for n in nets)
+    @functools.cached_property
+    def source_ports(self) -> set[str]:
+        return {w for v in self.section.list("src_port") for w in v.split()}
+
+    @functools.cached_property
+    def sources(self) -> tuple[Network, ...]:
+        return tuple(n for v in self.section.list("src_ip") if (n := as_network(v)) is not None)
+
+    @functools.cached_property
+    def destinations(self) -> tuple[Network, ...]:
+        return tuple(n for v in self.section.list("dest_ip") if (n := as_network(v)) is not None)
+
+    @property
+    def readable(self) -> bool:
+        """True if all its addresses are some (lint_firewall says so where they are not): else it is not loaded."""
+        given = len(self.section.list("src_ip")) + len(self.section.list("dest_ip"))
+        return len(self.sources) + len(self.destinations) == given
+
+    @property
+    def zone(self) -> str | None:
+        return self.section.get("src")
 
     def speaks(self, protocol: str) -> bool:
         return self.section.get("proto") in (protocol, "tcpudp", "all")
+
+
+def _covers(nets: tuple[Network, ...], address: Address) -> bool:
+    """True if there are none, or one of them holds the address."""
+    return not nets or any(address.version == n.version and address in n for n in nets)
+
+
+class _Rules:
+    """The firewall's rules that matter here, to be looked up by address."""
+
+    def __init__(self, subject: Subject) -> None:
+        accepting = list(_of_target(subject, "ACCEPT"))
+        forwarding = list(_of_target(subject, "ACCEPT", forwarded=True))
+        self.marking = list(_of_target(subject, "MARK"))
+        self.accepting_to = BySocket((r, r.destinations, r.ports) for r in accepting)
+        self.marking_to = BySocket((r, r.destinations, r.ports) for r in self.marking)
+        self.forwarding_from = BySocket((r, r.sources, r.source_ports) for r in forwarding)
 
 
 def rules(subject: Subject) -> Iterator[LintFinding]:
@@ -58,13 +95,14 @@ def rules(subject: Subject) -> Iterator[LintFinding]:
         blocks = keepalived(file.text).inner("virtual_server")
     except TextError:
         return  # lint_daemons says so
-    yield from _virtual_servers(subject, blocks)
-    yield from _services(subject, blocks)
+    found = _Rules(subject)
+    yield from _virtual_servers(subject, blocks, found)
+    yield from _services(subject, blocks, found)
     if blocks:
         yield from _kernel(subject, blocks)
 
 
-def _virtual_servers(subject: Subject, blocks: list[Block]) -> Iterator[LintFinding]:
+def _virtual_servers(subject: Subject, blocks: list[Block], found: _Rules) -> Iterator[LintFinding]:
     module_file = subject.tree.get(MODULES)
     modules = set(module_file.text.split()) if module_file is not None else set()
     vips = {str(a) for v in subject.profile.vips.values() for a in v.address}
@@ -94,23 +132,25 @@ def _virtual_servers(subject: Subject, blocks: list[Block]) -> Iterator[LintFind
             if marked == (len(server.words) > 2):
                 what = "a server of a marked service must have no port, one of an address must have one"
                 yield subject.finding("ipvs", KEEPALIVED, server.number, what)
-        if marked and not any(_sets(rule, block.words[2]) for rule in _of_target(subject, "MARK")):
+        if marked and not any(_sets(rule, block.words[2]) for rule in found.marking):
             what = f"no firewall rule sets mark {block.words[2]}: no packet would reach this virtual server"
             yield subject.finding("ipvs-mark", KEEPALIVED, block.number, what)
 
 
-def _services(subject: Subject, blocks: list[Block]) -> Iterator[LintFinding]:
+def _services(subject: Subject, blocks: list[Block], known: _Rules) -> Iterator[LintFinding]:
     """Every service of the profile has its virtual server, an open port, and (nat) a way for the answers."""
     profile = subject.profile
+    by_words: dict[tuple[str, ...], list[Block]] = {}
+    for block in blocks:
+        by_words.setdefault(tuple(block.words[1:3]), []).append(block)
     for name in profile.kernel_services:
         service = profile.services[name]
         single = not service.several
         for endpoint in profile.endpoints(name):
             words = [str(endpoint.address), str(service.first_port)] if single else ["fwmark", str(profile.marks[name])]
             found = [
-                b for b in blocks
-                if list(b.words[1:3]) == words
-                and (single or (b.value("ip_family") == "inet6") == (endpoint.address.version == 6))
+                b for b in by_words.get(tuple(words), ())
+                if (single or (b.value("ip_family") == "inet6") == (endpoint.address.version == 6))
                 and (not single or b.value("protocol") == service.transport.upper())
             ]  # fmt: skip
             if not found:
@@ -120,41 +160,38 @@ def _services(subject: Subject, blocks: list[Block]) -> Iterator[LintFinding]:
             if found[0].value("lb_kind") != _KINDS[service.topology]:
                 what = f"service {name} is {service.topology}, and this is {found[0].value('lb_kind')}"
                 yield subject.finding("ipvs", KEEPALIVED, found[0].number, what)
-            yield from _opened(subject, name, endpoint.address)
+            yield from _opened(subject, name, endpoint.address, known)
             if service.topology == "nat":
-                yield from _answered(subject, name, found[0])
+                yield from _answered(subject, name, found[0], known)
 
 
 def _spans(subject: Subject, name: str) -> set[str]:
     return {str(low) if low == high else f"{low}-{high}" for low, high in subject.profile.services[name].port}
 
 
-def _opened(subject: Subject, name: str, address: Address) -> Iterator[LintFinding]:
+def _opened(subject: Subject, name: str, address: Address, known: _Rules) -> Iterator[LintFinding]:
     """IPVS sees only what the firewall accepts for this node, and knows marked packets by their mark only."""
     profile, service, spans = subject.profile, subject.profile.services[name], _spans(subject, name)
 
     def fits(rule: _Rule) -> bool:
-        return rule.speaks(service.transport) and rule.covers("dest_ip", address) and rule.ports >= spans
+        return rule.speaks(service.transport) and _covers(rule.destinations, address) and rule.ports >= spans
 
-    accepting = [rule.section.get("src") for rule in _of_target(subject, "ACCEPT") if fits(rule)]
+    accepting = [rule.zone for rule in known.accepting_to.about(address, min(spans)) if fits(rule)]
     if not accepting:
         what = f"no rule accepts what service {name} gets on {address}: IPVS would not see it"
         yield subject.finding("ipvs-closed", FIREWALL, 0, what)
     if name not in profile.marks:
         return
     all_zones = {z for s in subject.sections("firewall", "zone") if (z := s.get("name"))}
-    marking = {
-        rule.section.get("src")
-        for rule in _of_target(subject, "MARK")
-        if fits(rule) and _sets(rule, str(profile.marks[name]))
-    }
+    mark = str(profile.marks[name])
+    marking = {rule.zone for rule in known.marking_to.about(address, min(spans)) if fits(rule) and _sets(rule, mark)}
     for zone in sorted(z for z in all_zones if z in accepting or "*" in accepting):
         if zone not in marking:
             what = f"no rule marks what service {name} gets on {address} from zone {zone}: IPVS would not know it"
             yield subject.finding("ipvs-mark", FIREWALL, 0, what)
 
 
-def _answered(subject: Subject, name: str, block: Block) -> Iterator[LintFinding]:
+def _answered(subject: Subject, name: str, block: Block, known: _Rules) -> Iterator[LintFinding]:
     service = subject.profile.services[name]
     sockets = [server.words[1:3] for server in block.inner("real_server")]
     sockets += [line.words[1:3] for line in block.lines if line.words[0] == "sorry_server"]
@@ -162,11 +199,11 @@ def _answered(subject: Subject, name: str, block: Block) -> Iterator[LintFinding
         address = ip_address(words[0])
         spans = {words[1]} if len(words) > 1 else _spans(subject, name)
         fitting = (
-            rule for rule in _of_target(subject, "ACCEPT", forwarded=True)
+            rule for rule in known.forwarding_from.about(address, min(spans))
             if rule.speaks(service.transport)
-            and rule.covers("src_ip", address)
+            and _covers(rule.sources, address)
             and not rule.section.list("dest_port")
-            and {w for v in rule.section.list("src_port") for w in v.split()} >= spans
+            and rule.source_ports >= spans
         )  # fmt: skip
         if next(fitting, None) is None:
             what = f"no rule forwards what server {address} answers for service {name} (nat)"
@@ -190,7 +227,9 @@ def _of_target(subject: Subject, target: str, *, forwarded: bool = False) -> Ite
     for section in subject.sections("firewall", "rule"):
         through = section.get("dest") is not None
         if section.get("target") == target and through == (forwarded or target == "MARK"):
-            yield _Rule(section)
+            rule = _Rule(section)
+            if rule.readable:
+                yield rule
 
 
 def _sets(rule: _Rule, mark: str) -> bool:

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import functools
+import itertools
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -19,6 +21,8 @@ KeyPath = tuple[str | int, ...]
 
 _SHOWN_MAX = 60
 _GUESSED_MAX = 64
+_COMPARED_MAX, _ALIKE_MAX = 64, 24
+"""Of more names than the first, only those that look alike are compared, as many as the second."""
 
 
 class ProfileMistake(InputError):
@@ -92,21 +96,56 @@ def dotted(path: KeyPath) -> str:
     return "".join(words)
 
 
+def _pairs(name: str) -> dict[str, None]:
+    """The pairs of letters that stand in a name."""
+    return dict.fromkeys(map("".join, itertools.pairwise(name.lower())))
+
+
+@functools.lru_cache(maxsize=8)
+def _by_pair(known: tuple[str, ...]) -> dict[str, list[str]]:
+    """Names by each pair of letters that stands in them."""
+    found: dict[str, list[str]] = {}
+    for name in known:
+        for pair in _pairs(name):
+            found.setdefault(pair, []).append(name)
+    return found
+
+
+@functools.lru_cache(maxsize=8)
+def _folded(known: tuple[str, ...]) -> dict[str, str]:
+    """Names by what they are without capitals and with one kind of dash."""
+    return {name.lower().replace("_", "-"): name for name in known}
+
+
+def _alike(wrong: str, known: tuple[str, ...]) -> list[str]:
+    """Some of many names that look like another one: comparing every name with every other takes long.
+
+    Those that share one of its rare pairs of letters, and of them those that share the most pairs.
+    """
+    there, pairs = _by_pair(known), _pairs(wrong)
+    chosen: dict[str, None] = {}
+    for pair in sorted((p for p in pairs if p in there), key=lambda p: len(there[p])):
+        chosen.update(dict.fromkeys(there[pair][:_COMPARED_MAX]))
+        if len(chosen) >= _COMPARED_MAX:
+            break
+    return sorted(chosen, key=lambda name: -len(_pairs(name).keys() & pairs.keys()))[:_ALIKE_MAX]
+
+
 def guess(wrong: str, candidates: Iterable[str]) -> str | None:
     """The candidate that was probably meant, or None."""
     if len(wrong) > _GUESSED_MAX:
         return None
-    known = list(candidates)
-    folded = {k.lower().replace("_", "-"): k for k in known}
-    same = folded.get(wrong.lower().replace("_", "-"))
+    names = tuple(candidates)
+    same = _folded(names).get(wrong.lower().replace("_", "-"))
     if same is not None:
         return same
+    known = list(names) if len(names) <= _COMPARED_MAX else _alike(wrong.lower(), names)
     near = difflib.get_close_matches(wrong.lower(), [k.lower() for k in known], n=1, cutoff=0.6)
     return next((k for k in known if near and k.lower() == near[0]), None)
 
 
 def listing(names: Iterable[str], limit: int = 12) -> str:
     """`a, b, c`, cut with the number of the others if there are many."""
-    found = [show(n) for n in names]
+    found = list(names)
     more = len(found) - limit
-    return ", ".join(found[:limit]) + (f" and {more} more" if more > 0 else "")
+    return ", ".join(show(n) for n in found[:limit]) + (f" and {more} more" if more > 0 else "")

@@ -8,6 +8,7 @@ business. The same machine may stand in several pools: servers with a common add
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -147,16 +148,18 @@ def servers(profile: Profile) -> tuple[ServerSide, ...]:
     """Every machine that stands in a pool, in the profile's order; then the inner routers that servers of topology nat
     answer through."""
     machines: list[dict[tuple[str, str], Server]] = []
+    first_with: dict[Address, int] = {}
     for pool, found in profile.pools.items():
         for name, server in found.servers.items():
-            same = next((m for m in machines if any(set(server.address) & set(s.address) for s in m.values())), None)
-            if same is None:
-                machines.append(same := {})
-            same[pool, name] = server
+            same = min((first_with[a] for a in server.address if a in first_with), default=len(machines))
+            if same == len(machines):
+                machines.append({})
+            machines[same][pool, name] = server
+            first_with |= {a: min(same, first_with.get(a, same)) for a in server.address}
     first = [next(iter(m)) for m in machines]
-    short = [name for _, name in first]
+    short = Counter(name for _, name in first)
     sides = tuple(
-        _side(profile, name if short.count(name) == 1 else f"{pool}-{name}", machine)
+        _side(profile, name if short[name] == 1 else f"{pool}-{name}", machine)
         for (pool, name), machine in zip(first, machines, strict=True)
     )
     return (*sides, *_routers(profile))

@@ -74,6 +74,7 @@ def read(text: str) -> list[Section]:
     """Read a whole file. Raises UciError for the first thing that is wrong."""
     sections: list[Section] = []
     named: dict[str, Section] = {}
+    firsts: dict[str, Option] = {}
     for line, words in _statements(text):
         keyword, arguments = words[0], words[1:]
         if keyword == "config":
@@ -81,12 +82,13 @@ def read(text: str) -> list[Section]:
                 raise UciError(line, "'config' takes a type and at most one name")
             section = _section(line, arguments, named)
             sections.append(section)
+            firsts = {}
         elif keyword in ("option", "list"):
             if len(arguments) != 2:
                 raise UciError(line, f"'{keyword}' takes a name and one value")
             if not sections:
                 raise UciError(line, f"'{keyword}' before the first section")
-            _add(sections[-1], Option(arguments[0], arguments[1], line, keyword == "list"))
+            _add(sections[-1], Option(arguments[0], arguments[1], line, keyword == "list"), firsts)
         else:
             raise UciError(line, f"invalid command '{keyword}'")
     return sections
@@ -106,16 +108,17 @@ def _section(line: int, arguments: list[str], named: dict[str, Section]) -> Sect
     return section
 
 
-def _add(section: Section, option: Option) -> None:
+def _add(section: Section, option: Option, firsts: dict[str, Option]) -> None:
+    """Add an option; `firsts` are the first ones of each name in this section."""
     if not _WORD.fullmatch(option.name):
         raise UciError(
             option.line, f"option name '{option.name}' has a character that UCI does not take (letters, digits, _)"
         )
     if not option.value:
         raise UciError(option.line, f"option '{option.name}' is empty, which UCI takes for absent")
-    for other in section.options:
-        if other.name == option.name and not (other.is_list and option.is_list):
-            raise UciError(option.line, f"option '{option.name}' is stated twice (first in line {other.line})")
+    first = firsts.setdefault(option.name, option)
+    if first is not option and not (first.is_list and option.is_list):
+        raise UciError(option.line, f"option '{option.name}' is stated twice (first in line {first.line})")
     section.options.append(option)
 
 

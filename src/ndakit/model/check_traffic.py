@@ -207,7 +207,7 @@ def check_load(profile: Profile) -> Iterator[Finding]:
 def _checkers(profile: Profile, pool: str) -> int:
     """How many times each node checks a server of a pool at the same time."""
     found = 1 if profile.proxied(pool) else 0
-    for name in profile.kernel_services:
+    for name in profile.balanced(pool):
         service = profile.services[name]
         if service.pool == pool and all(v in profile.vips for v in service.vip):
             endpoints = profile.endpoints(name)

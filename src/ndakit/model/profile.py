@@ -319,10 +319,20 @@ class Profile(Model):
 
     def services_of(self, pool: str) -> tuple[str, ...]:
         """The services that use a pool, directly or as another pool's sorry pool."""
-        direct = {pool}
-        while more := {n for n, p in self.pools.items() if p.sorry and p.sorry.pool in direct} - direct:
-            direct |= more
-        return tuple(n for n, s in self.services.items() if s.pool in direct)
+        return self._services_of.get(pool, ())
+
+    @functools.cached_property
+    def _services_of(self) -> dict[str, tuple[str, ...]]:
+        found: dict[str, list[str]] = {}
+        for name, service in self.services.items():
+            pool: str | None = service.pool
+            passed: set[str] = set()
+            while pool is not None and pool not in passed:
+                found.setdefault(pool, []).append(name)
+                passed.add(pool)
+                sorry = self.pools[pool].sorry if pool in self.pools else None
+                pool = sorry.pool if sorry is not None else None
+        return {pool: tuple(names) for pool, names in found.items()}
 
     def proxied(self, pool: str) -> tuple[str, ...]:
         """Those of `services_of` that HAProxy carries."""
@@ -332,12 +342,12 @@ class Profile(Model):
         """Those of `services_of` that the kernel (IPVS) balances."""
         return tuple(n for n in self.services_of(pool) if self.services[n].kernel)
 
-    @property
+    @functools.cached_property
     def proxy_services(self) -> tuple[str, ...]:
         """The services that HAProxy carries."""
         return tuple(n for n, s in self.services.items() if not s.kernel)
 
-    @property
+    @functools.cached_property
     def kernel_services(self) -> tuple[str, ...]:
         """The services that the kernel (IPVS) balances."""
         return tuple(n for n, s in self.services.items() if s.kernel)
