@@ -324,7 +324,7 @@ def _http(url: str, start: int, tag: str | None, limits: Limits, end_s: float | 
         if tag and not tag.startswith("W/"):
             headers["If-Range"] = tag
     limit = httplimit.Limit(end_s or time.monotonic() + limits.whole_s)
-    with requests.Session() as session:
+    with contextlib.closing(limit), requests.Session() as session:
         session.max_redirects = _MAX_REDIRECTS
         httplimit.bound(session, limit)
         with _told(url, limits, limit):

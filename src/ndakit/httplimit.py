@@ -26,6 +26,16 @@ class Limit:
 
     def __init__(self, until_s: float | None) -> None:
         self.until_s = until_s
+        self._opened: list[io.RawIOBase] = []
+
+    def opened(self, file: io.RawIOBase) -> None:
+        """Remember a socket's file that reads under this limit."""
+        self._opened.append(file)
+
+    def close(self) -> None:
+        """Close what was opened. requests closes no answer whose next address it cannot read."""
+        for file in self._opened:
+            file.close()
 
     def passed(self) -> bool:
         """True if the answer should have been there by now."""
@@ -45,6 +55,7 @@ class _Reader(io.RawIOBase):
     def __init__(self, raw: io.RawIOBase, limit: Limit) -> None:
         self._raw = raw
         self._limit = limit
+        limit.opened(self)
 
     def readable(self) -> bool:
         """It is for nothing else."""

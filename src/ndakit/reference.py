@@ -5,6 +5,7 @@ Every sentence about a key is that key's docstring, so the pages cannot say some
 
 from __future__ import annotations
 
+import inspect
 import json
 from collections.abc import Iterator
 from enum import Enum
@@ -98,7 +99,7 @@ def markdown() -> str:
 def _section(model: type[Model]) -> Iterator[str]:
     title = "At the top" if model is Profile else model.__name__
     yield f"### {title}\n"
-    yield f"{model.__doc__ or ''}"
+    yield _doc(model)
     if model.short_form is not None:
         yield f"Short form: the value of `{model.short_form}` alone."
     yield ""
@@ -112,9 +113,14 @@ def _section(model: type[Model]) -> Iterator[str]:
     yield ""
 
 
+def _doc(model: type[Model]) -> str:
+    """The docstring without the source's indentation, which Python 3.13 takes away itself."""
+    return inspect.cleandoc(model.__doc__ or "")
+
+
 def _class_words(annotation: Any) -> str:
     model = shapes.model_of(annotation)
-    return (model.__doc__ or "").strip() if model is not None else ""
+    return _doc(model) if model is not None else ""
 
 
 def _cell(text: str) -> str:
