@@ -2,7 +2,7 @@
 """Debian packages for the lab: resolve, download and unpack them, without root and without touching this machine's apt.
 
 A script and an importable module, standard library only. It owns the lab's private apt (suite, mirror, lists,
-downloads) and the unpacking of package sets into usable roots. Which packages are wanted, and what is built from them,
+downloads); unpacking is `debian_unpack`. Which packages are wanted, and what is built from them,
 is left to the callers.
 
     debian.py closure --cache DIR [--arch amd64] PACKAGE...               one .deb path per line
@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import errno
 import fcntl
 import hashlib
 import json
@@ -30,6 +29,10 @@ import urllib.parse
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
+from debian_base import LabError as LabError
+from debian_base import require, run, space
+from debian_unpack import unpack
+
 # In the order in which they are tried: a mirror's index can name files that the mirror does not hold (seen: Debian
 # 13.8's libc6 for armel, a point release that some architecture's builds had not reached).
 SUITES = ("trixie", "bookworm")
@@ -38,39 +41,12 @@ MIRROR_VARIABLE = "NDAKIT_DEBIAN_MIRROR"
 _FORMAT = "3"  # part of every key in the cache: raise it when the meaning of what is cached changes
 _KEYRINGS = ("/usr/share/keyrings/debian-archive-keyring.gpg", "/usr/share/keyrings/debian-archive-keyring.pgp")
 _DEBIAN_SUITES = re.compile(r"^(stretch|buster|bullseye|bookworm|trixie|forky|duke|(old)*stable|testing|unstable|sid)$")
-_USR_MERGE = ("bin", "sbin", "lib", "lib64")
 # Choices of the machine's administrator about how its mirror is reached; the rest of its apt configuration is not ours.
 _PASSED_ON = re.compile(r"^Acquire::(https?|ftp|Check-Date|Check-Valid-Until|ForceIPv[46]|Max-FutureTime)(::|\b)")
 # apt's words for a file that the index names and the server has not: over HTTP, and from a folder.
 _NOT_HELD = re.compile(r"Failed to fetch \S*?([^/\s]+\.deb)\s+(?:404|File not found)")
-_USERS = (
-    "root:x:0:0:root:/root:/bin/sh",
-    "daemon:x:1:1:daemon:/var:/usr/sbin/nologin",
-    "nobody:x:65534:65534:nobody:/nonexistent:/usr/sbin/nologin",
-)
-_GROUPS = ("root:x:0:", "daemon:x:1:", "adm:x:4:", "tty:x:5:", "disk:x:6:", "shadow:x:42:", "nogroup:x:65534:")
-_DEVICES = ("null", "zero", "full", "random", "urandom", "tty", "console")
-# What a maintainer script would have linked (update-alternatives), where our callers need it; and a shell, which
-# nothing depends on because it is essential on an installed system.
-_ALTERNATIVES = {
-    "usr/bin/sh": "busybox",
-    "usr/sbin/iptables": "iptables-nft",
-    "usr/sbin/iptables-save": "iptables-nft-save",
-    "usr/sbin/iptables-restore": "iptables-nft-restore",
-    "usr/sbin/ip6tables": "ip6tables-nft",
-    "usr/sbin/ip6tables-save": "ip6tables-nft-save",
-    "usr/sbin/ip6tables-restore": "ip6tables-nft-restore",
-}
-_CANNOT_WRITE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOENT, errno.ENOTDIR)
 
 Say = Callable[[str], None]
-
-
-class LabError(Exception):
-    """The machine cannot do it: what happened, where, and how to fix it."""
-
-    def __init__(self, what: str, *, where: str, fix: str) -> None:
-        super().__init__(f"{what}\n  where: {where}\n  fix:   {fix}")
 
 
 class NoSuchPackage(LabError):
@@ -103,9 +79,9 @@ def mirror() -> str:
     """The address of a Debian mirror: the environment's NDAKIT_DEBIAN_MIRROR, or the machine's own apt sources."""
     if chosen := os.environ.get(MIRROR_VARIABLE):
         return chosen
-    _require("apt-get", "apt")
+    require("apt-get", "apt")
     # apt-get(8), "indextargets": what `apt-get update` would fetch, whatever format the sources are written in.
-    listed = _run(["apt-get", "indextargets", "--format", "$(REPO_URI) $(RELEASE)"], os.environ).stdout
+    listed = run(["apt-get", "indextargets", "--format", "$(REPO_URI) $(RELEASE)"], os.environ).stdout
     for line in listed.splitlines():
         uri, _, release = line.rpartition(" ")
         if uri and _DEBIAN_SUITES.match(release) and "security" not in uri:
@@ -165,7 +141,7 @@ def root(cache: Path, packages: Sequence[str], *, arch: str = "amd64", name: str
     folder = cache / "roots" / f"{name}-{_digest([_FORMAT, *(p.name for p in debs)])[:16]}"
     if folder.is_dir():
         return folder
-    _require("dpkg-deb", "dpkg")
+    require("dpkg-deb", "dpkg")
     with _lock(cache, say):
         if folder.is_dir():
             return folder
@@ -175,8 +151,8 @@ def root(cache: Path, packages: Sequence[str], *, arch: str = "amd64", name: str
         say(f"unpacking {len(debs)} packages into {folder.name}")
         partial = Path(tempfile.mkdtemp(prefix=f"{folder.name}.", suffix=".partial", dir=folder.parent))
         try:
-            with _space(folder):
-                _unpack(debs, partial)
+            with space(folder):
+                unpack(debs, partial)
             partial.chmod(0o755)
             partial.rename(folder)
         finally:
@@ -222,13 +198,13 @@ def _download_from(cache: Path, suite: str, wanted: list[str], arch: str, at: st
     install = ["apt-get", "install", "--yes", "--quiet", *wanted]
     while True:
         # An empty folder of archives, because what is downloaded already would not be listed.
-        plan = _run([*install, "--print-uris", "-o", f"Dir::Cache::archives={base}/etc/empty"], env)
+        plan = run([*install, "--print-uris", "-o", f"Dir::Cache::archives={base}/etc/empty"], env)
         unknown = re.findall(r"E: Unable to locate package (\S+)", plan.stderr)
         unknown += re.findall(r"E: Package '([^']+)' has no installation candidate", plan.stderr)
         if plan.returncode == 0:
             files = re.findall(r"^'[^']+' (\S+\.deb) \d+", plan.stdout, re.MULTILINE)
             say(f"{len(files)} packages of {suite} for {arch}; downloading what is missing")
-            got = _run([*install, "--download-only"], env)
+            got = run([*install, "--download-only"], env)
             if got.returncode == 0:
                 debs = sorted(cache / "debs" / f for f in files)
                 if debs and all(p.is_file() for p in debs):
@@ -254,13 +230,13 @@ def _private_apt(cache: Path, base: Path, suite: str, arch: str, at: str) -> dic
             where=_KEYRINGS[0],
             fix="apt-get install debian-archive-keyring",
         )
-    with _space(base):
+    with space(base):
         for folder in ("state/lists/partial", "cache", "etc/empty/partial"):
             (base / folder).mkdir(parents=True, exist_ok=True)
         (cache / "debs/partial").mkdir(parents=True, exist_ok=True)
         _write(base / "state/status", "")
         _write(base / "etc/sources.list", f"deb [arch={arch} signed-by={keyring}] {at} {suite} main\n")
-        kept = [line for line in _run(["apt-config", "dump"], os.environ).stdout.splitlines() if _PASSED_ON.match(line)]
+        kept = [line for line in run(["apt-config", "dump"], os.environ).stdout.splitlines() if _PASSED_ON.match(line)]
         settings = [
             *kept,
             'Dir::Etc::main "/dev/null";',
@@ -290,7 +266,7 @@ def _private_apt(cache: Path, base: Path, suite: str, arch: str, at: str) -> dic
 
 def _update(env: dict[str, str], suite: str, at: str, say: Say) -> None:
     say(f"fetching the package lists of {suite}")
-    done = _run(["apt-get", "update", "--quiet", "--error-on=any"], env)
+    done = run(["apt-get", "update", "--quiet", "--error-on=any"], env)
     if done.returncode != 0:
         raise _apt_failed(done, suite, at, env)
 
@@ -309,76 +285,6 @@ def _apt_failed(done: subprocess.CompletedProcess[str], suite: str, at: str, env
     return LabError(f"apt could not get the packages: {' | '.join(tail)}", where=f"suite {suite} at {at}", fix=fix)
 
 
-def _unpack(debs: Sequence[Path], into: Path) -> None:
-    """Unpack the packages and make by hand what their maintainer scripts would have made."""
-    (into / "usr").mkdir()
-    for name in _USR_MERGE:
-        (into / "usr" / name).mkdir()
-        (into / name).symlink_to(f"usr/{name}")
-    for deb in debs:
-        if trouble := _extract(deb, into):
-            if "No space left" in trouble:
-                raise OSError(errno.ENOSPC, "No space left on device")
-            deb.unlink(missing_ok=True)
-            raise LabError(
-                f"a package could not be unpacked: {trouble[-200:]}",
-                where=str(deb),
-                fix="it was removed from the cache; run it again to download it anew",
-            )
-    for folder in ("dev/pts", "dev/shm", "etc", "proc", "sys", "run", "root", "tmp", "var/tmp", "mnt"):
-        (into / folder).mkdir(parents=True, exist_ok=True)
-    for sticky in ("tmp", "var/tmp", "dev/shm"):
-        (into / sticky).chmod(0o1777)
-    for device in _DEVICES:
-        (into / "dev" / device).touch()
-    for name, lines in {"passwd": _USERS, "group": _GROUPS, "hosts": ("127.0.0.1 localhost", "::1 localhost")}.items():
-        (into / "etc" / name).write_text("\n".join(lines) + "\n")
-    for place, target in _ALTERNATIVES.items():
-        link = into / place
-        if (link.parent / target).exists() and not link.exists() and not link.is_symlink():
-            link.symlink_to(target)
-
-
-def _extract(deb: Path, into: Path) -> str:
-    """Unpack one package; what went wrong, or nothing.
-
-    Not by `dpkg-deb --extract`: packages up to Debian 12 bring folders named /bin and /lib, and that puts them in the
-    place of the links to /usr.
-    """
-    _require("dpkg-deb", "dpkg")
-    _require("tar", "tar")
-    unpack = [
-        "tar",
-        "--extract",
-        "--keep-directory-symlink",
-        "--preserve-permissions",
-        "--no-same-owner",
-        "-C",
-        str(into),
-    ]
-    with (
-        subprocess.Popen(
-            ["dpkg-deb", "--fsys-tarfile", str(deb)],
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-        ) as reading,
-        subprocess.Popen(
-            unpack,
-            stdin=reading.stdout,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.PIPE,
-            env={**os.environ, "LC_ALL": "C"},
-        ) as writing,
-    ):
-        assert reading.stdout is not None and reading.stderr is not None
-        reading.stdout.close()  # tar has it; so dpkg-deb notices if tar ends
-        said = writing.communicate()[1] + reading.stderr.read()
-    if writing.returncode == 0 and reading.returncode == 0:
-        return ""
-    return said.decode(errors="replace").strip() or f"exit codes {reading.returncode} and {writing.returncode}"
-
-
 def _recall(cache: Path, remembered: Path) -> list[Path] | None:
     """The answer to an earlier request, if all its files are still there and whole (by size)."""
     try:
@@ -394,7 +300,7 @@ def _recall(cache: Path, remembered: Path) -> list[Path] | None:
 @contextlib.contextmanager
 def _lock(cache: Path, say: Say) -> Iterator[None]:
     """One run at a time per cache; the lock goes away with its holder."""
-    with _space(cache):
+    with space(cache):
         cache.mkdir(parents=True, exist_ok=True)
         handle = (cache / "debian.lock").open("a")
     with handle:
@@ -404,37 +310,6 @@ def _lock(cache: Path, say: Say) -> Iterator[None]:
             say("waiting for another run that uses the same cache")
             fcntl.flock(handle, fcntl.LOCK_EX)
         yield
-
-
-@contextlib.contextmanager
-def _space(folder: Path) -> Iterator[None]:
-    """Turn a full or read-only disk into a message."""
-    try:
-        yield
-    except OSError as cause:
-        if cause.errno not in _CANNOT_WRITE:
-            raise
-        raise LabError(
-            f"the cache cannot be written: {cause.strerror}",
-            where=str(folder),
-            fix="free some space there (about 1 GB is needed), or choose another folder (XDG_CACHE_HOME)",
-        ) from cause
-
-
-def _run(argv: Sequence[str], env: Mapping[str, str]) -> subprocess.CompletedProcess[str]:
-    _require(argv[0], "apt" if argv[0].startswith("apt") else "dpkg")
-    return subprocess.run(
-        argv, env={**env, "LC_ALL": "C"}, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False
-    )
-
-
-def _require(tool: str, package: str) -> None:
-    if shutil.which(tool) is None:
-        raise LabError(
-            f"{tool} is needed to get the lab's packages, and is not installed",
-            where="this machine's PATH",
-            fix=f"use a Debian or Ubuntu machine, or: apt-get install {package}",
-        )
 
 
 def _write(path: Path, text: str) -> None:

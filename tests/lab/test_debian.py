@@ -6,7 +6,6 @@ import functools
 import gzip
 import hashlib
 import http.server
-import importlib.util
 import os
 import shutil
 import subprocess
@@ -15,22 +14,11 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from types import ModuleType
 
+import debian
 import pytest
 
 SCRIPT = Path(__file__).resolve().parents[2] / "lab/debian.py"
-
-
-def _load() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("lab_debian", SCRIPT)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-debian = _load()
 
 
 def _deb(folder: Path, name: str, depends: str = "", *, version: str = "1") -> Path:
@@ -158,7 +146,7 @@ def test_a_cache_that_cannot_be_written_is_exit_3(tmp_path: Path) -> None:
 def test_a_machine_without_debian_sources_is_told_how_to_name_a_mirror(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("NDAKIT_DEBIAN_MIRROR", raising=False)
     listed = subprocess.CompletedProcess([], 0, "http://mirror.example/ubuntu/ noble\n", "")
-    monkeypatch.setattr(debian, "_run", lambda *_: listed)
+    monkeypatch.setattr(debian, "run", lambda *_: listed)
     with pytest.raises(debian.LabError, match="NDAKIT_DEBIAN_MIRROR"):
         debian.mirror()
 
@@ -166,7 +154,7 @@ def test_a_machine_without_debian_sources_is_told_how_to_name_a_mirror(monkeypat
 def test_the_mirror_is_the_machines_own_and_not_its_security_archive(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("NDAKIT_DEBIAN_MIRROR", raising=False)
     lines = "http://m.example/debian-security/ bookworm-security\nhttp://m.example/debian/ bookworm\n"
-    monkeypatch.setattr(debian, "_run", lambda *_: subprocess.CompletedProcess([], 0, lines, ""))
+    monkeypatch.setattr(debian, "run", lambda *_: subprocess.CompletedProcess([], 0, lines, ""))
     assert debian.mirror() == "http://m.example/debian"
 
 
