@@ -42,7 +42,7 @@ def test_the_command_line_of_a_board_with_a_kernel_and_a_disk() -> None:
         *("-object", "rng-random,id=rng,filename=/dev/urandom", "-device", "virtio-rng-pci,rng=rng"),
         *("-drive", "if=none,id=disk0,format=qcow2,file=/r/disk0.qcow2,cache=unsafe"),
         *("-device", "virtio-blk-pci,drive=disk0"),
-        *("-device", "virtio-net-pci,id=eth0,mac=52:54:00:00:00:01,romfile="),
+        *("-device", "virtio-net-pci,id=eth0,mac=52:54:00:00:00:01,romfile=,speed=1000,duplex=full"),
         *("-kernel", "/boot/zImage", "-initrd", "/boot/initrd", "-append", "root=/dev/vda"),
     ]
 

@@ -123,7 +123,8 @@ def standing(
     [("192.0.2.0/24", ""), ("198.51.100.7/32", ""), ("0.0.0.0/0", ""), ("224.0.0.0/4", "never"),
      ("240.0.0.0/4", "never"), ("127.0.0.0/8", "never"), ("192.0.2.255/32", "never"), ("192.0.2.0/32", "never"),
      ("192.0.2.10/32", "vip"), ("192.0.2.11/32", "nodes"), ("192.0.2.10/31", "nodes"), ("2001:db8::/32", "family"),
-     ("ff02::/16", "never"), ("::ffff:192.0.2.0/120", "never"), ("169.254.0.0/16", "never"), ("169.254.7.7/32", "never")],
+     ("ff02::/16", "never"), ("::ffff:192.0.2.0/120", "never"), ("169.254.0.0/16", "never"),
+     ("169.254.7.7/32", "never")],
 )  # fmt: skip
 def test_the_reason_says_why_nobody_of_a_source_gets_in(source: str, reason: str) -> None:
     assert standing().why_not(ip_network(source)) == reason
