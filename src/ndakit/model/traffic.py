@@ -308,7 +308,7 @@ class Service(Model):
     are balanced by the kernel (IPVS), and servers see the clients' addresses: `nat` rewrites the destination, and
     answers come back through the balancer, the servers' gateway; `dr` hands packets on unchanged to servers in the same
     network, which have the VIP on their loopback and answer directly; `tun` does that through an IP tunnel, so that
-    servers can be anywhere."""
+    servers can be anywhere. OpenWrt 18.06 has `proxy` only."""
     protocol: Literal["http", "tcp", "udp"]
     """What is spoken; always stated. `http` needs topology proxy, `udp` nat, dr or tun."""
     hostnames: tuple[HostName, ...] = ()
