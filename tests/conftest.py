@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 from pathlib import Path
 
@@ -13,6 +14,10 @@ import spending
 # A shell script starts what it puts behind `&` with SIGINT ignored, and children inherit that: tests that send Ctrl-C
 # to programs would wait for an end that never comes.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+
+# Settings such as PYTHONUNBUFFERED would hide from the tests how ./inv behaves on a user's machine, which has none.
+for setting in [name for name in os.environ if name.startswith("PYTHON")]:
+    del os.environ[setting]
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:

@@ -75,10 +75,15 @@ def _without_output(error: MachineError) -> int:
     """Say it where that is possible; nothing is tried again when the interpreter ends."""
     with contextlib.suppress(OutputFailed, OSError):
         show_error(error)
+    return _quietly(error.exit_code)
+
+
+def _quietly(code: int) -> int:
+    """The code; what is still held back goes nowhere."""
     for stream in (sys.stdout, sys.stderr):
         with contextlib.suppress(OSError, ValueError, AttributeError):
             os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
-    return error.exit_code
+    return code
 
 
 def _lacks_first_word(words: list[str]) -> bool:
@@ -140,5 +145,25 @@ def main(argv: list[str] | None = None) -> Any:
     return 0
 
 
+def _ended() -> Any:
+    """The exit code of a run, after what Python still held back of its output is written too."""
+    try:
+        code = main()
+    except SystemExit as ending:
+        code = ending.code
+    try:
+        for stream in (sys.stdout, sys.stderr):
+            if stream is not None:  # closed before the start
+                stream.flush()
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except OSError as cause:
+        failed = OutputFailed(cause.strerror or str(cause))
+        if code == failed.exit_code:  # said already
+            return _quietly(code)
+        return _without_output(failed)
+    return code
+
+
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(_ended())
