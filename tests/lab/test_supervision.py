@@ -7,7 +7,7 @@ from labrig import LINKS, PROCD, MakeRoot, Root
 from test_base_init_scripts import CFG
 from test_goldens_firewall import GOLDEN, release_of
 
-from ndakit.claims.faults import KILLING
+from ndakit.claims.faults import KILLING, MAKE_UNSTARTABLE
 
 VIPS = "ip -o address show | grep -cE '(203.0.113.10|192.168.0.1)/32'\n"
 HELD = "for a in '203.0.113.10/32 dev eth0' '192.168.0.1/32 dev eth1'; do ip address add $a; done\n"
@@ -63,3 +63,23 @@ def test_a_node_without_keepalived_gives_its_vips_up_and_says_so_once(make_root:
         + "kill -9 $daemon; sleep 2.5\n" + VIPS + "sleep 2; logread | grep -c 'has given its VIPs up'\n"
     )  # fmt: skip
     assert said.out.split()[:3] == ["2", "0", "1"], (said.out, said.err)
+
+
+def test_the_real_keepalived_is_killed_cannot_start_and_comes_back_with_the_vips(make_root: MakeRoot) -> None:
+    root = rendered(make_root, "bakery")
+    root.put("etc/haproxy.cfg", CFG)
+    wait = (
+        'until_vips() { i=0; until [ "$(ip -o address show dev eth0 | grep -c 192.168.0.10/32)" = $1 ]; do\n'
+        'i=$((i+1)); [ $i -lt 200 ] || { echo "never $1"; break; }; sleep 0.1; done; }\n'
+    )
+    said = root.run(
+        LINKS + PROCD + wait
+        + "ip link set lo up; ip link set eth0 up; ip address add 192.168.0.11/24 dev eth0\n"
+        + "/etc/init.d/haproxy start; /etc/init.d/keepalived start; /etc/init.d/ndakit-vips start\n"
+        + "until_vips 1; echo master\n"
+        + f"{MAKE_UNSTARTABLE}; until_vips 0; echo gave up; sleep 8; until_vips 0\n"
+        + "logread | grep -c 'given its VIPs up'; umount /usr/sbin/keepalived; until_vips 1; echo master again\n"
+        + f"{KILLING}\nkilling keepalived; until_vips 1; echo master still\n",
+        timeout_s=120,
+    )  # fmt: skip
+    assert said.out == "master\ngave up\n1\nmaster again\nkeepalived: 7\nmaster still\n", said.err

@@ -329,8 +329,12 @@ def _each(cards: Sequence[str], bundle: str) -> Callable[[LabNetwork, str], None
     return act
 
 
+MAKE_UNSTARTABLE = "mount -o bind /bin/busybox /usr/sbin/keepalived && kill -9 $(pidof keepalived)"
+"""Shell text: kill keepalived, with something in its place that ends at once."""
+
+
 def _kill_keepalived(lab: LabNetwork, node: str) -> None:
-    lab.run(node, "mount -o bind /bin/busybox /usr/sbin/keepalived && kill -9 $(pidof keepalived)")
+    lab.run(node, MAKE_UNSTARTABLE)
 
 
 def _give_keepalived_back(lab: LabNetwork, node: str) -> None:
