@@ -284,7 +284,7 @@ def test_a_nat_servers_gateway_is_replaced_and_only_answers_move_with_a_policy_r
     assert "default via 192.168.0.1 dev card" in said
     said = in_namespace(
         tmp_path, sides["pol1"], own="192.168.0.71",
-        commands="way='ip route get 203.0.113.5 from 192.168.0.71 ipproto tcp sport'; sh $script up\n"
+        commands="way='ip route get 203.0.113.5 from 192.168.0.71 ipproto 6 sport'; sh $script up\n"
         "ip route show default; $way 8085; $way 22; sh $script status; echo $?",
     )  # fmt: skip
     lines = said.splitlines()
@@ -382,9 +382,9 @@ echo check: $(ask $balancer 192.168.0.11 10.20.0.31)
 for action in up status; do sh linux.sh $action >/dev/null; echo $action $?; done
 echo client: $(ask $client 203.0.113.66 203.0.113.10)
 echo check: $(ask $balancer 192.168.0.11 10.20.0.31)
-ip route get 192.168.0.11 from 10.20.0.31 iif inner ipproto tcp sport 8090
-ip route get 198.51.100.1 from 10.20.0.31 iif inner ipproto tcp sport 8090
-ip route get 198.51.100.1 from 10.20.0.31 iif inner ipproto tcp sport 99
+ip route get 192.168.0.11 from 10.20.0.31 iif inner ipproto 6 sport 8090
+ip route get 198.51.100.1 from 10.20.0.31 iif inner ipproto 6 sport 8090
+ip route get 198.51.100.1 from 10.20.0.31 iif inner ipproto 6 sport 99
 sh linux.sh down >/dev/null
 echo client: $(ask $client 203.0.113.66 203.0.113.10)
 kill $balancer $client $server
