@@ -136,8 +136,9 @@ def test_an_unknown_task_or_option_is_exit_2(workspace: Path) -> None:
     assert inv(workspace, "list", "--colour").returncode == 2
 
 
-def test_verify_without_an_image_says_how_to_get_one(workspace: Path) -> None:
-    done = inv(workspace, "verify", "bakery")
+def test_booting_without_an_image_says_how_to_get_one(workspace: Path) -> None:
+    """`verify` builds it first: tests/test_trying.py."""
+    done = inv(workspace, "boot", "bakery")
     assert done.returncode == 4
     assert "./inv build bakery" in done.stderr
 
