@@ -326,3 +326,14 @@ def test_terminal_texts_are_inert_and_keep_our_colours() -> None:
         assert shown.endswith("b\n\tc")
     assert terminal.inert("\x1b[31mred\x1b[0m \x1b[2J", colours=True) == "\x1b[31mred\x1b[0m \\u001b[2J"
     assert terminal.inert("ä€😀 日本", colours=True) == "ä€😀 日本"
+
+
+def test_json_for_scripts_stays_what_it_was_and_is_inert(capsys: pytest.CaptureFixture[str]) -> None:
+    from ndakit import terminal
+
+    value = {"a": "x\x9b31m\u202e\ufffe\U0001ffff ü 日本 \u00a0 \u200d"}
+    terminal.show_json(value)
+    said = capsys.readouterr().out
+    assert json.loads(said) == value
+    assert not any(c in said for c in "\x9b\u202e\ufffe\U0001ffff")
+    assert "ü 日本 \u00a0 \u200d" in said

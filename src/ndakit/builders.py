@@ -197,7 +197,10 @@ class OpenWrtBuilder:
         """
         self._fetched = fetched
         self._offline = offline
-        self._folder = folder.expanduser().absolute()
+        try:
+            self._folder = folder.expanduser().absolute()
+        except RuntimeError as cause:  # `~name` of nobody
+            raise ImageBuilderBroken(folder, str(cause)) from None
         for name in ("Makefile", ".config", "include", "staging_dir"):
             if not (self._folder / name).exists():
                 raise ImageBuilderBroken(self._folder, f"there is no {name} in it")

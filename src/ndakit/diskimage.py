@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ndakit.errors import BuildError
+from ndakit.mistakes import clean
 
 SECTOR_BYTES = 512
 MIB = 1024 * 1024
@@ -122,8 +123,8 @@ def inspect_archive(path: Path) -> int:
             for entry in archive:
                 total += entry.size
                 names.add(entry.name.removeprefix("./"))
-    except (tarfile.TarError, EOFError, zlib.error) as cause:
-        raise DiskImageBroken(path, f"it is no whole archive ({cause})") from cause
+    except (tarfile.TarError, EOFError, zlib.error, ValueError, OverflowError) as cause:
+        raise DiskImageBroken(path, f"it is no whole archive ({clean(str(cause))[:80]})") from cause
     if "etc/openwrt_release" not in names:
         raise DiskImageBroken(path, "there is no /etc/openwrt_release in it")
     return total

@@ -15,6 +15,7 @@ from ndakit import shapes
 from ndakit.errors import Location
 from ndakit.mistakes import KeyPath
 from ndakit.model import Profile
+from ndakit.names import UNSEEN
 
 _PLAIN = re.compile(r"[A-Za-z0-9_./+(][A-Za-z0-9_./+() @=:,'-]*")
 
@@ -94,7 +95,7 @@ def scalar(value: Any) -> str:
 def _quoted(text: str) -> str:
     """In double quotes; what could act on a terminal as its code (YAML 1.2, 5.7)."""
 
-    def code(char: str) -> str:
-        return f"\\U{ord(char):08X}" if ord(char) > 0xFFFF else f"\\u{ord(char):04X}"
+    def code(char: re.Match[str]) -> str:
+        return f"\\U{ord(char[0]):08X}" if ord(char[0]) > 0xFFFF else f"\\u{ord(char[0]):04X}"
 
-    return "".join(c if c.isprintable() else code(c) for c in json.dumps(text, ensure_ascii=False))
+    return UNSEEN.sub(code, json.dumps(text, ensure_ascii=False))

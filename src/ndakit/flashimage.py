@@ -356,7 +356,7 @@ def _tar(data: bytes) -> Content:
                     found[name] = source.read() if source is not None else b""
                     if len(found[name]) < entry.size:
                         problems.append(f"{name} is cut off: {len(found[name])} of {entry.size} bytes")
-    except (tarfile.TarError, EOFError) as cause:
+    except (tarfile.TarError, EOFError, ValueError, OverflowError) as cause:
         problems.append(f"the tar is damaged ({cause})")
     board = next(iter(folders), "")
     if len(folders) != 1 or not board.startswith("sysupgrade-"):

@@ -85,4 +85,6 @@ def verdict(output: str, believed: Collection[str]) -> Verdict:
 
 
 def _status(output: str) -> list[list[str]]:
-    return [line.split() for line in output.splitlines() if line.startswith("[GNUPG:] ")]
+    """The words of each status line, the keyword and at least one more; others say nothing."""
+    lines = [line.split() for line in output.splitlines() if line.startswith("[GNUPG:] ")]
+    return [words for words in lines if len(words) > 2]

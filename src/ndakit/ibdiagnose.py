@@ -425,7 +425,7 @@ def _rooted(path: str) -> str:
 
 
 def _untrusted(text: str, context: Context) -> NdakitError | None:
-    names = _unique(re.findall(r"([^\s]+): UNTRUSTED signature", text))
+    names = _unique(re.findall(r"(?<!\S)([^\s]+): UNTRUSTED signature", text))
     names += _unique(re.findall(r"[Ss]ignature check failed(?: for)? ?([^\s.]*)", text))
     names = [name or "a package list" for name in names]
     return PackagesUntrusted(names, context.where) if names else None

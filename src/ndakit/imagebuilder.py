@@ -258,13 +258,13 @@ class ImageBuilder:
 
     def _configure(self, request: ImageRequest) -> None:
         config = self.root / ".config"
-        text = config.read_text()
+        text = config.read_text(errors="surrogateescape")
         has = ibparse.knobs(text)
         offered = [name for name, knob in ibrequest.KNOB_OF.items() if has.get(f"CONFIG_TARGET_ROOTFS_{knob}") == "y"]
         uses = {"squashfs": "CONFIG_USES_SQUASHFS", "ext4": "CONFIG_USES_EXT4"}[request.filesystem]
         if request.filesystem not in offered and has.get(uses) != "y":
             raise ibrequest.FilesystemUnavailable(request.filesystem, offered, self.root)
-        config.write_text(ibparse.set_knobs(text, ibrequest.wanted_knobs(request)))
+        config.write_text(ibparse.set_knobs(text, ibrequest.wanted_knobs(request)), errors="surrogateescape")
 
     def _images(self, done: process.Done, request: ImageRequest, bin_dir: Path) -> tuple[BuiltImage, ...]:
         made = sorted(p.name for p in bin_dir.iterdir() if p.is_file())
@@ -292,7 +292,7 @@ class ImageBuilder:
         if not overview.is_file():
             return [_from_name(path.name) for path in sorted(bin_dir.iterdir()) if path.is_file()]
         try:
-            found = ibparse.overview(overview.read_text(), device)
+            found = ibparse.overview(overview.read_text(errors="replace"), device)
         except ValueError as cause:
             raise ImageMissing("listed", [f"a profiles.json with {cause}"], self.log) from cause
         if found.version and found.version != str(self.release):

@@ -72,7 +72,8 @@ def control(path: Path) -> dict[str, str]:
                     if inner is None or member.size > _CONTROL_MAX:
                         break
                     return _fields(inner.read())
-    except (tarfile.TarError, EOFError, zlib.error, UnicodeDecodeError) as cause:
+    except (tarfile.TarError, EOFError, zlib.error, ValueError, OverflowError, gzip.BadGzipFile) as cause:
+        # ValueError and OverflowError are what tarfile raises for numbers and texts that no tar has.
         raise NotAnIpk(f"it is not a gzipped tar ({str(cause)[:60]})") from cause
     raise NotAnIpk("there is no control.tar.gz in it")
 

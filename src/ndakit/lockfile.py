@@ -18,6 +18,7 @@ from typing import Any
 from ndakit.artifacts import Record
 from ndakit.errors import BuildError, InputError
 from ndakit.loaded import Loaded
+from ndakit.mistakes import clean
 from ndakit.workspace import write_atomic
 
 FORMAT = 1
@@ -155,14 +156,14 @@ def read(path: Path) -> Lock:
         data = tomllib.loads(path.read_text())
     except FileNotFoundError:
         return Lock({})
-    except (OSError, ValueError) as cause:
-        raise LockBroken(path, str(cause)) from cause
+    except (OSError, ValueError, RecursionError) as cause:
+        raise LockBroken(path, clean(str(cause))[:200]) from cause
     try:
         if data.pop("format") != FORMAT:
             raise LockBroken(path, f"this version reads format {FORMAT}")
         return Lock({kind: _section(dict(facts)) for kind, facts in data.items()})
-    except (KeyError, TypeError, ValueError, AttributeError) as cause:
-        raise LockBroken(path, f"it is incomplete or has something foreign in it ({cause})") from cause
+    except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as cause:
+        raise LockBroken(path, f"it is incomplete or has something foreign in it ({clean(str(cause))[:80]})") from cause
 
 
 def _section(facts: dict[str, Any]) -> Section:

@@ -74,7 +74,9 @@ for beside the file that names them, then in `profiles/`.
 - A mapping of another kind (another `type`; `page` instead of `pool`) replaces the inherited one whole.
 - A mapping merges onto an inherited short form: `web1: {weight: 2}` keeps the address from `web1: 192.0.2.21`.
 - Files whose name begins with `_` are fragments: never built, and free to state any part of a profile.
-- A profile states its own `name`. Relative paths belong to the file that writes them.
+- A profile states its own `name`. Relative paths belong to the file that writes them. What they name is for everybody
+  to see in the image: a file outside of the workspace (links are followed), in `secrets/` or a hidden folder, with a
+  private key in it, or that others may not read while they may read the profile, is refused.
 
 ## Secrets
 

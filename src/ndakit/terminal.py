@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, TextIO
 
 from ndakit.errors import MachineError, NdakitError
-from ndakit.mistakes import clean
+from ndakit.names import UNSEEN
 
 _CODES = {"red": "31", "green": "32", "yellow": "33", "bold": "1", "dim": "2"}
 _OURS = re.compile(rf"\033\[(?:0|{'|'.join(_CODES.values())})m")
@@ -60,7 +60,12 @@ def inert(text: str, *, colours: bool = False) -> str:
 
 
 def _shown(text: str) -> str:
-    return text if text.isprintable() else "\t".join(clean(part) for part in text.split("\t"))
+    return "\t".join(UNSEEN.sub(_code, part) for part in text.split("\t"))
+
+
+def _code(char: re.Match[str]) -> str:
+    """As JSON and YAML write it, so that output for scripts stays what it was."""
+    return json.dumps(char[0])[1:-1]
 
 
 def _write(text: str, stream: TextIO | None, end: str = "\n") -> None:
