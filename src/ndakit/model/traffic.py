@@ -302,7 +302,9 @@ class Service(Model):
     families: Annotated[tuple[FamilyName, ...], AfterValidator(_families)] | None = None
     """`ipv4`, `ipv6`; default: those of the VIP."""
     port: Ports
-    """The port on the VIP: one, a range such as 10000-10100, or a list."""
+    """The port on the VIP: one, a range such as 10000-10100, or a list. Topology proxy takes at most 4096 of them; for
+    the kernel (nat, dr, tun) any number is one service, such as RTP's 10000-20000. There are at most 255 services with
+    several ports there."""
     topology: Literal["proxy", "nat", "dr", "tun"] = "proxy"
     """How traffic reaches the servers. `proxy` ends connections in HAProxy and opens its own to the server. The others
     are balanced by the kernel (IPVS), and servers see the clients' addresses: `nat` rewrites the destination, and
