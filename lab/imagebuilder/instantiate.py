@@ -27,7 +27,7 @@ sys.path[:0] = [str(_HERE), str(_LAB)]
 
 from standin import families  # noqa: E402  # beside this script, which is no package
 
-_PARTS = ("debian.py", "imagebuilder", "base")
+_PARTS = ("debian.py", "debian_base.py", "debian_unpack.py", "imagebuilder", "base")
 _NOT = shutil.ignore_patterns("__pycache__", "*.md", ".*_cache")
 _EPOCH_BASE = 1767225600  # 2026-01-01; each release gets its own second
 

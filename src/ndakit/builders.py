@@ -31,7 +31,7 @@ LAB_WARNING = (
     "A lab image: made of Debian's kernel and programs with a stand-in for OpenWrt's base system, for testing only."
     " Never flash it."
 )
-_LAB_PARTS = ("debian.py", "imagebuilder", "base")
+_LAB_PARTS = ("debian.py", "debian_base.py", "debian_unpack.py", "imagebuilder", "base")
 _INSTANTIATE_TIMEOUT_S = 600.0
 _COPY_SPARE_MIB = 512
 _LAB_SPARE_MIB = 256

@@ -7,11 +7,13 @@ import subprocess
 import tomllib
 from pathlib import Path
 
+import instantiate
 from labrig import LAB, MakeRoot
 from standin import busybox, debian_roots, families, resolve
 from standin.targets import TARGETS
 from standin.tools import Tools
 
+from ndakit import builders
 from ndakit.workspace import cache
 
 # local is understood by busybox's ash; variables are used by whoever sources a file; files are found in the image only.
@@ -55,6 +57,13 @@ def test_every_lua_file_compiles(make_root: MakeRoot) -> None:
 def test_no_module_of_the_lab_is_longer_than_400_lines() -> None:
     sources = [*LUA, *SCRIPTS, *(LAB / "imagebuilder").rglob("*.py"), LAB / "debian.py"]
     assert {str(p): n for p in sources if (n := len(p.read_text().splitlines())) > 400} == {}
+
+
+def test_an_instantiated_imagebuilder_gets_every_module_of_the_lab() -> None:
+    """One that is forgotten breaks every build, and nothing that runs from the clone itself."""
+    modules = {path.name for path in LAB.glob("*.py")}
+    assert modules <= set(instantiate._PARTS)
+    assert builders._LAB_PARTS == instantiate._PARTS
 
 
 def test_every_dependency_and_component_in_the_table_exists() -> None:
