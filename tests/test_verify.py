@@ -10,6 +10,7 @@ import threading
 from dataclasses import replace
 from ipaddress import ip_address, ip_interface
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
@@ -19,7 +20,7 @@ from ndakit.claims import Claim, Outcome, all_claims, left_out
 from ndakit.claims.failover import gap_bound_s, haproxy_stopped, precision, too_long
 from ndakit.claims.firewall import expected_open
 from ndakit.claims.shares import at_once_errors, share_errors
-from ndakit.deadline import DeadlineExceeded
+from ndakit.deadline import Deadline, DeadlineExceeded
 from ndakit.lab_host import Polled, Try
 from ndakit.lab_network import LabNetwork
 from ndakit.lab_people import LabLacks, LoadResult
@@ -37,6 +38,7 @@ from ndakit.probe import (
 )
 from ndakit.report import Acceptance
 from ndakit.verify import NoSuchClaim, Tried, Trying, Verdict
+from ndakit.vm import Vm
 from ndakit.workspace import Workspace
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -206,6 +208,25 @@ def test_a_fault_found_beside_what_could_not_be_judged_is_a_fault() -> None:
     found = (Verdict("a/x", "a", "too busy"), Verdict("b/x", "b", "fails"))
     assert verify.undecided("acme", found) is None
     assert acceptance(*found).verdict == "fails"
+
+
+def test_a_console_that_one_claim_lost_is_opened_again_for_the_next(pair: Profile) -> None:
+    """Its shell is given up when an answer takes too long; on a busy machine every later claim failed for that."""
+
+    class Lost:
+        log, active = Path("lb1.console.log"), False
+
+        def activate(self, deadline: Deadline) -> None:
+            self.active = True
+
+        def run(self, command: str, timeout_s: float = 30.0) -> SimpleNamespace:
+            assert self.active, "not activated"
+            return SimpleNamespace(stdout="here\n", rc=0, stderr="")
+
+    lab = LabNetwork.__new__(LabNetwork)
+    lab.profile, lab._nodes = pair, {"lb1": cast(Vm, SimpleNamespace(console=Lost()))}
+    assert lab.run("lb1", "echo here") == "here\n"
+    lab.order("lb1", "true")
 
 
 def test_claims_that_only_look_are_tried_at_the_same_time_and_told_in_order() -> None:
