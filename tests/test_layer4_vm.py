@@ -283,7 +283,7 @@ def test_a_flood_of_half_open_connections_stays_bounded_where_memory_is_scarce(p
     master = lab.one_master()
     vs = "/proc/sys/net/ipv4/vs"
     told = lab.run(master, f"cd {vs}; cat amemthresh drop_packet drop_entry secure_tcp").split()
-    assert told == ["4096", "1", "1", "1"]  # 256 MiB / 16, in pages
+    assert told == ["16384", "1", "1", "1"]  # a sixteenth of 1024 MiB, in pages
     kept = _flooded(pair)
     assert kept > 2000, "in quiet times nothing is dropped"
     # All memory counts as scarce from here on: the kernel acts as under a flood that has used it up.
@@ -294,7 +294,7 @@ def test_a_flood_of_half_open_connections_stays_bounded_where_memory_is_scarce(p
     assert lab.run(master, f"cd {vs}; cat drop_packet drop_entry secure_tcp").split() == ["2", "2", "2"]
     assert _flooded(pair) <= before, "no new connection is taken"
     assert after < 0.9 * before, f"{before} half-open connections, ten seconds later {after}"
-    lab.run(master, f"echo 4096 > {vs}/amemthresh; sleep 3")
+    lab.run(master, f"echo 16384 > {vs}/amemthresh; sleep 3")
     assert lab.run(master, f"cd {vs}; cat drop_packet drop_entry secure_tcp").split() == ["1", "1", "1"]
     assert service_claim(lab, "natted").ok
 

@@ -281,3 +281,11 @@ def test_a_dhcp_server_that_was_asked_for_stays_silent() -> None:
 def test_old_releases_get_the_old_form_of_an_http_check() -> None:
     text = goldens.tree("fw3-1907")["/etc/haproxy.cfg"].text
     assert "\toption httpchk GET /health HTTP/1.1\\r\\nHost:\\ www.example.com\n" in text
+
+
+@pytest.mark.parametrize(("advert_s", "monitor_ms"), [("1", 100), ("0.4", 100), ("0.1", 25), ("0.05", 12)])
+def test_a_bond_notices_a_lost_card_before_the_other_nodes_miss_three_adverts(advert_s: str, monitor_ms: int) -> None:
+    text = (goldens.ROOT / "tests/profiles/links.yaml").read_text() + f"vrrp: {{advert_interval_s: {advert_s}}}\n"
+    bonds = [d for d in NodeView(goldens.parse(text), "a").devices if d.type == "bonding"]
+    assert bonds and {d.monitor_ms for d in bonds} == {monitor_ms}
+    assert monitor_ms < 3 * float(advert_s) * 1000 / 2

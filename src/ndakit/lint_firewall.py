@@ -18,9 +18,10 @@ from ndakit.model.spans import Spans
 from ndakit.names import ZONE_NAME_MAX
 from ndakit.netindex import BySocket, Networks
 from ndakit.uci import Section
-from ndakit.view_firewall import UNROUTED
 
 FIREWALL = "/etc/config/firewall"
+ROUTED = "/usr/libexec/ndakit/routed-adverts"
+UNROUTED = {4: "-m ttl ! --ttl-eq 255", 6: "-m hl ! --hl-eq 255"}
 _POLICIES = ("ACCEPT", "REJECT", "DROP")
 _OFF = ("drop_invalid", "flow_offloading")
 _PROTOCOLS = ("tcp", "udp", "tcpudp", "icmp", "all")
@@ -68,15 +69,6 @@ class _Accept:
             and (not self.sources or (source is not None and self._source_nets.hold(source)))
             and (not self.destinations or (to is not None and any(to in d for d in self.destinations)))
             and (not self.ports or (port is not None and any(low <= port <= high for low, high in self.ports)))
-        )
-
-    def meets(self, zone: str, source: IPv4Network | IPv6Network, to: IPv4Address | IPv6Address) -> bool:
-        """Whether it accepts anything at all from (some of) `source` in a zone to an address."""
-        return (
-            self.zone in ("*", zone)
-            and self.version in (None, source.version)
-            and (not self.sources or any(s.version == source.version and s.overlaps(source) for s in self.sources))
-            and (not self.destinations or any(to in d for d in self.destinations))
         )
 
 
@@ -359,12 +351,22 @@ def adverts(subject: Subject, accepts: list[_Accept]) -> Iterator[LintFinding]:
             if not any(a.lets_in(zone, source, to, None) for a in vrrp):
                 what = f"VRRP adverts of {peer} are not accepted in zone '{zone}': both nodes would become master"
                 yield subject.finding("fw-vrrp", FIREWALL, 0, what)
-            if not subject.profile.vrrp.unicast or subject.profile.release.keepalived_ttl:
-                continue
-            for accept in vrrp:
-                if accept.meets(zone, source, to) and accept.section.get("extra") != UNROUTED[instance.version]:
-                    what = f"the rule lets in adverts with {peer} as their source that come through a router: anybody's"
-                    yield subject.finding("fw-vrrp-ttl", FIREWALL, accept.section.line, what)
+    if subject.profile.vrrp.unicast and not subject.profile.release.keepalived_ttl:
+        yield from _routed(subject)
+
+
+def _routed(subject: Subject) -> Iterator[LintFinding]:
+    """Where keepalived cannot tell adverts that came through a router, a script at each start and reload drops them."""
+    included = [s for s in subject.sections("firewall", "include") if s.get("path") == ROUTED]
+    file = subject.tree.get(ROUTED)
+    if subject.view.instances and not any(s.get("reload") == "1" for s in included):
+        what = f"{ROUTED} is not run at each start and reload: anybody's adverts with a peer's address are believed"
+        yield subject.finding("fw-vrrp-ttl", FIREWALL, included[0].line if included else 0, what)
+    for version in sorted({i.version for i in subject.view.instances}):
+        words = UNROUTED[version]
+        if file is None or f"-A input_rule -p 112 {words} -j DROP" not in file.text:
+            what = f"IPv{version} adverts that came through a router are not dropped ({words})"
+            yield subject.finding("fw-vrrp-ttl", ROUTED if file else FIREWALL, 0, what)
 
 
 def _zones_of(subject: Subject, interface: str) -> list[str]:

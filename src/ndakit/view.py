@@ -25,6 +25,8 @@ _MARKS: Mapping[int, Address] = {4: IPv4Address("127.0.112.1"), 6: IPv6Address("
 5798, 5.2.5). They are put on the loopback device: those of 127.0.0.0/8 are there anyway, and those of 100::/64 lead
 nowhere in the world (RFC 6666)."""
 
+MONITOR_MS, MONITOR_LEAST_MS = 100, 10
+
 
 @dataclass(frozen=True)
 class Device:
@@ -36,6 +38,8 @@ class Device:
     mode: str | None = None
     stp: bool = False
     vlan: int | None = None
+    monitor_ms: int = 0
+    """How often a bond looks at its cards' links."""
 
 
 @dataclass(frozen=True)
@@ -145,12 +149,20 @@ class NodeView:
             base, top = self.profile.base_device(name), self.profile.l2_device(name)
             shared = self.profile.base_owner(name) != name  # then the network before has it already
             if net.bond is not None and not shared:
-                found.append(Device(base, "bonding", net.nics, mode=net.bond.mode))
+                found.append(Device(base, "bonding", net.nics, mode=net.bond.mode, monitor_ms=self._monitor_ms))
             elif net.bridge is not None and not shared:
                 found.append(Device(base, "bridge", net.nics, stp=net.bridge.stp))
             if net.vlan is not None:
                 found.append(Device(top, "8021q", (base,), vlan=net.vlan))
         return tuple(found)
+
+    @property
+    def _monitor_ms(self) -> int:
+        """A tenth of a second, as is usual; a quarter of an advert's interval where that is less, so that a lost card
+        costs one advert and not three, which would make another node master beside this one."""
+        if self.profile.standalone:
+            return MONITOR_MS
+        return max(MONITOR_LEAST_MS, min(MONITOR_MS, int(self.profile.vrrp.advert_interval_s * 250)))
 
     @functools.cached_property
     def interfaces(self) -> tuple[Interface, ...]:

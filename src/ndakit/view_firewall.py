@@ -22,8 +22,6 @@ MARK_MASK = 0xFF0
 PROTOCOLS: Mapping[str, str] = {"gre": "47", "esp": "50", "ah": "51", "ospf": "89"}
 VRRP, IGMP = "112", "2"
 """Numbers: fw3 refuses some names, and then misreads the rules after them."""
-UNROUTED: Mapping[int, str] = {4: "-m ttl --ttl-eq 255", 6: "-m hl --hl-eq 255"}
-"""How iptables and ip6tables tell packets that no router has passed on (package iptables-mod-ipopt), by IP version."""
 
 
 @dataclass(frozen=True)
@@ -57,8 +55,6 @@ class Rule:
     device: str | None = None
     icmp_types: tuple[str, ...] = ()
     limit: str | None = None
-    extra: str | None = None
-    """More words for iptables (fw3 alone knows this option)."""
 
 
 @dataclass(frozen=True)
@@ -68,6 +64,8 @@ class FirewallView:
     zones: tuple[Zone, ...]
     rules: tuple[Rule, ...]
     nats: tuple[Nat, ...]
+    unrouted: tuple[int, ...] = ()
+    """The IP versions in which the firewall itself refuses adverts that came through a router."""
 
 
 def firewall(node: NodeView) -> FirewallView:
@@ -92,6 +90,9 @@ def firewall(node: NodeView) -> FirewallView:
         zones=tuple(Zone(zone_name(i.network), i.section, i.device) for i in node.interfaces),
         rules=tuple(rules),
         nats=tuple(nats(profile, exits)),
+        unrouted=tuple(sorted({i.version for i in node.instances}))
+        if profile.vrrp.unicast and not node.release.keepalived_ttl
+        else (),
     )
 
 
@@ -306,10 +307,9 @@ def _reachable_from(profile: Profile, endpoint: Endpoint) -> str:
 
 def _vrrp(node: NodeView) -> list[Rule]:
     """Adverts. Whoever knows a peer's address can write it into an advert, from anywhere; what he cannot do is get one
-    through a router with a TTL of 255 (RFC 5082). keepalived looks at the TTL of adverts to a group always, of unicast
-    ones from 2.1.0 on (`unicast_peer` in keepalived.conf); for older ones the rule does."""
+    through a router with a TTL of 255 (RFC 5082). What goes to the group passes no router; of unicast adverts
+    keepalived looks at the TTL from 2.1.0 on (`unicast_peer` in keepalived.conf), for older ones an included script."""
     found: list[Rule] = []
-    checked_here = node.profile.vrrp.unicast and not node.release.keepalived_ttl
     for name in dict.fromkeys(i.network for i in node.instances):
         zone = zone_name(name)
         for version in sorted({i.version for i in node.instances if i.network == name}):
@@ -319,13 +319,11 @@ def _vrrp(node: NodeView) -> list[Rule]:
                 found.append(
                     Rule(
                         f"vrrp-{zone}-{family}",
-                        "VRRP adverts of the other nodes, or both become master"
-                        + ("; none that came through a router" if checked_here else ""),
+                        "VRRP adverts of the other nodes, or both become master",
                         zone,
                         family=family,
                         protocol=VRRP,
                         source_addresses=tuple(sorted(peers)),
-                        extra=UNROUTED[version] if checked_here else None,
                     )
                 )
             else:

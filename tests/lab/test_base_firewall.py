@@ -7,6 +7,8 @@ import re
 import pytest
 from labrig import LINKS, NETIFD, MakeRoot, Root, Said
 
+import goldens
+
 UNSUPPORTED = "\necho ==unsupported; cat /tmp/lab-unsupported\n"
 
 
@@ -269,3 +271,24 @@ def test_the_firewall_starts_before_the_network_and_keepalived_last(make_root: M
             for name in ("firewall", "network", "keepalived")
         ]
         assert starts == [19, 20, 70]  # as in OpenWrt's packages, 18.06 to 25.12
+
+
+def test_adverts_from_beyond_a_router_are_dropped_before_they_count_as_answers(make_root: MakeRoot) -> None:
+    """fw3 of 19.07 with what is rendered for it: the nodes send each other adverts, so that connection tracking takes
+    each of them for an answer to its own (established)."""
+    root = make_root("fw3-lb1", release="19.07.10")
+    script = "usr/libexec/ndakit/routed-adverts"
+    tree = goldens.tree("kernel-1907")
+    root.put("etc/config/firewall", tree["/etc/config/firewall"].text)
+    root.put(script, tree[f"/{script}"].text)
+    said = root.run("fw3 start; fw3 reload; fw3 reload; iptables -S INPUT; iptables -S input_rule" + UNSUPPORTED)
+    if "Table does not exist" in said.err or "can't initialize" in said.err:
+        pytest.skip("this kernel has no iptables")
+    lines = said.out.splitlines()
+    jumps = [n for n, line in enumerate(lines) if line.startswith("-A INPUT") and line.endswith("-j input_rule")]
+    answers = [n for n, line in enumerate(lines) if line.startswith("-A INPUT") and "RELATED,ESTABLISHED" in line]
+    assert len(jumps) == len(answers) == 1 and jumps < answers
+    assert [line for line in lines if line.startswith("-A input_rule")] == [
+        "-A input_rule -p 112 -m ttl ! --ttl-eq 255 -j DROP"
+    ]
+    assert said.out.endswith("==unsupported\n")

@@ -25,9 +25,8 @@ FAR_TTL = 10
 BEST = 254
 """A priority above that of every node; 255 is for who owns the address (RFC 5798, 5.2.4)."""
 EVERY_S = 0.1
-ADVERTS = 6
-"""How many advert intervals it goes on: a master that gave up is replaced after three and the skew."""
-LEAST_S = 3.0
+LASTS_S = 2.0
+"""A master gives its VIPs up at the first advert that it believes."""
 
 TOLD = "Keepalived_vrrp"
 """In every line that keepalived's VRRP process writes into the log."""
@@ -67,19 +66,18 @@ def name_of(profile: Profile) -> str:
 
 
 def forged(lab: LabNetwork) -> Outcome:
-    """Send them for some advert intervals. Whoever believes one gives its VIPs up, and says so in its log; nodes that
+    """Send them for a while. Whoever believes one gives its VIPs up, and says so in its log; nodes that
     are too busy to say anything may lose their VIPs as well, but to another node's real priority."""
     holders = lab.vip_holders()
     forgeries = forgeries_of(lab, holders)
     before = {node: _yielded(lab, node) for node in {f.holder for f in forgeries}}
-    lasts_s = max(LEAST_S, ADVERTS * lab.profile.vrrp.advert_interval_s)
-    lab.tell(f"for {lasts_s:.0f} s adverts come in other nodes' names, with a TTL of {FAR_TTL}")
+    lab.tell(f"for {LASTS_S:.0f} s adverts come in other nodes' names, with a TTL of {FAR_TTL}")
     with _Heard(lab) as heard:
 
         def send(host: str) -> None:
             lines = "".join(_line(f) for f in forgeries if f.host == host)
-            argv = ["python3", "-I", "-S", "-c", SEND, str(lasts_s), str(EVERY_S)]
-            lab.hosts[host].run(argv, stdin=lines.encode(), timeout_s=lasts_s + 20)
+            argv = ["python3", "-I", "-S", "-c", SEND, str(LASTS_S), str(EVERY_S)]
+            lab.hosts[host].run(argv, stdin=lines.encode(), timeout_s=LASTS_S + 20)
 
         hosts = sorted({f.host for f in forgeries})
         with ThreadPoolExecutor(max_workers=max(1, len(hosts))) as pool:

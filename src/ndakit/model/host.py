@@ -137,7 +137,8 @@ class Bond(Model):
     """Several network cards as one link."""
 
     mode: Literal["802.3ad", "active-backup"]
-    """`802.3ad`: LACP with the switch. `active-backup`: one card works, the others wait."""
+    """`802.3ad`: LACP with the switch, a stack or an MLAG pair; of two switches that are none, one is used.
+    `active-backup`: one card works, the others wait, and the switches need to know nothing."""
 
 
 class Bridge(Model):
@@ -276,7 +277,8 @@ class Vrrp(Model):
     advert_interval_s: Annotated[Number, Between(0.05, 40.95, "s")] = 1.0
     """Seconds between two adverts; a failover takes a little over three of them (RFC 5798, 6.1)."""
     unicast: Bool = True
-    """Adverts go to the other nodes' addresses; `false`: to the VRRP multicast group."""
+    """Adverts go to the other nodes' addresses; `false`: to the VRRP multicast group. Either way none that came through
+    a router is believed."""
     connection_sync: Bool = False
     """Whether the nodes tell each other what a new master has to know: connections that pass through (the servers' way
     out; topology nat, dr and tun), so that those survive a failover, and which server a client keeps (persistence).
