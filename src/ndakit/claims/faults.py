@@ -275,7 +275,7 @@ def faults(profile: Profile) -> tuple[Fault, ...]:
             lacp = bonding.speaks_lacp(profile, cable.network)
             found.append(Fault(
                 name, text, _each(cable.cards, profile.base_device(cable.network) if lacp else ""),
-                _links(True, cable.cards), moves=False, unnoticed_s=bonding.ONE_GAP_S if lacp else GAP_SLACK_S,
+                _links(True, cable.cards), moves=False, unnoticed_s=bonding.ONE_GAP_S,
             ))  # fmt: skip
         what = f"the master's cable of {cable.network} is pulled"
         if len(cable.cards) > 1:
