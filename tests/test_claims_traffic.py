@@ -15,6 +15,7 @@ from ndakit.claims.base import Outcome, first_front
 from ndakit.lab_network import LabNetwork
 from ndakit.lab_plan import plan
 from ndakit.model import Profile
+from ndakit.release import Release
 
 SEAT = SimpleNamespace(host="client", address=lambda version: "203.0.113.9")
 CLIENT = "203.0.113.9"
@@ -32,13 +33,18 @@ def weighted(*weights: int, balance: str = "leastconn", protocol: str = "http", 
 # -- headers -----------------------------------------------------------------------------------------------------------
 
 
-def asked(**arrives: str) -> Outcome:
-    """The claim, where a server sees these headers."""
+def asked(release: str = "24.10.8", status: int = 200, **arrives: Any) -> Outcome:
+    """The claim, where a server sees these headers; `status` is what a request with a disguised one gets."""
     seen = {"x-forwarded-for": CLIENT, "x-forwarded-proto": "http"} | {
         name.replace("__", "-"): value for name, value in arrives.items()
     }
-    answer = SimpleNamespace(seen_header=lambda name: seen.get(name.lower()))
-    lab = SimpleNamespace(profile=weighted(1, 1), client_for=lambda endpoint: SEAT, get=lambda *args, headers: answer)
+
+    def get(*args: object, headers: dict[str, str]) -> Any:
+        code = status if headers is traffic.DISGUISED else 200
+        return SimpleNamespace(status=code, seen_header=lambda name: seen.get(name.lower()) if code == 200 else None)
+
+    profile = weighted(1, 1).model_copy(update={"release": Release.parse(release)})
+    lab = SimpleNamespace(profile=profile, client_for=lambda endpoint: SEAT, get=get)
     return traffic.client_address(cast(LabNetwork, lab), "web")
 
 
@@ -47,12 +53,23 @@ def test_a_client_that_is_who_it_is_holds() -> None:
     assert asked(connection="close").ok
 
 
+def test_a_disguised_header_is_refused_where_haproxy_has_no_patterns_and_gone_where_it_has() -> None:
+    assert asked("21.02.7", 403).ok
+    assert not asked("21.02.7", 200).ok
+    assert not asked("24.10.8", 403).ok
+    assert "a request with X_Forwarded_For gets status 503" in asked("24.10.8", 503).detail
+
+
 @pytest.mark.parametrize(
     ("header", "value"),
-    [(h.lower().replace("-", "__"), v) for h, v in traffic.FORGED.items() if h not in traffic.SET_BY_US],
+    [
+        (h.lower().replace("-", "__"), v)
+        for h, v in (traffic.FORGED | traffic.DISGUISED).items()
+        if h not in traffic.SET_BY_US
+    ],
 )
 def test_each_forged_header_that_arrives_is_found_out(header: str, value: str) -> None:
-    outcome = asked(**{header: value})
+    outcome = asked(**cast(Any, {header: value}))
     assert not outcome.ok
     assert header.replace("__", "-") in outcome.detail.lower()
 

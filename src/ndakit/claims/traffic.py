@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 
 from ndakit.claims.base import SLACK_S, Outcome, front, share_text, targets
 from ndakit.claims.shares import IN_TURN, at_once_errors, hold_at_once, share_errors, shows_at_once
+from ndakit.lab_host.measure import Answer
 from ndakit.lab_host.request import authority
 from ndakit.lab_network import LabNetwork
 from ndakit.lab_people import Front
@@ -74,10 +76,13 @@ def service(lab: LabNetwork, name: str) -> Outcome:
 FORGED = {
     "X-Forwarded-For": "192.0.2.66", "X-Forwarded-Proto": "https", "X-Forwarded-Host": "forged.invalid",
     "Forwarded": "for=192.0.2.66", "X-Real-IP": "192.0.2.66", "X-Client-IP": "192.0.2.66",
-    "True-Client-IP": "192.0.2.66", "X_Forwarded_For": "192.0.2.66", "X-Remote-User": "forged",
+    "True-Client-IP": "192.0.2.66", "X-Remote-User": "forged",
     "Connection": "close, X-Forwarded-For",
 }  # fmt: skip
 """What a client sends that wants to be somebody else."""
+DISGUISED = {"X_Forwarded_For": "192.0.2.66"}
+"""The same with other characters than `-`. A HAProxy that cannot delete headers by a pattern refuses such a request."""
+REFUSED = 403
 SET_BY_US = ("X-Forwarded-For", "X-Forwarded-Proto")
 
 
@@ -95,12 +100,24 @@ def client_address(lab: LabNetwork, name: str) -> Outcome:
         proto = answer.seen_header("x-forwarded-proto")
         if proto != "http":
             wrong.append(f"X-Forwarded-Proto is '{proto}'")
-        for header, value in FORGED.items():
-            # Of Connection: what is not about our own connection to HAProxy.
-            claim = value.rpartition(", ")[2].lower()
-            if header not in SET_BY_US and claim in (answer.seen_header(header) or "").lower():
-                wrong.append(f"the client's own {header} reached the server")
+        wrong += _arrived(answer, FORGED)
+        answer = lab.get(seat, endpoint.address, port, headers=DISGUISED)
+        refuses = not lab.profile.release.haproxy_header_patterns
+        if answer.status != (REFUSED if refuses else 200):
+            wrong.append(f"a request with {', '.join(DISGUISED)} gets status {answer.status}")
+        wrong += _arrived(answer, DISGUISED)
     return Outcome(not wrong, f"X-Forwarded-For: {seen}", "; ".join(wrong))
+
+
+def _arrived(answer: Answer, forged: Mapping[str, str]) -> list[str]:
+    """Which of a client's own headers a server saw."""
+    found = []
+    for header, value in forged.items():
+        # Of Connection: what is not about our own connection to HAProxy.
+        claim = value.rpartition(", ")[2].lower()
+        if header not in SET_BY_US and claim in (answer.seen_header(header) or "").lower():
+            found.append(f"the client's own {header} reached the server")
+    return found
 
 
 def check(lab: LabNetwork, name: str) -> Outcome:
