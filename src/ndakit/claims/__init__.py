@@ -168,6 +168,9 @@ def _about_failover(profile: Profile) -> Iterator[Claim | LeftOut]:
         yield Claim("failover/connections", text, handover.connections)
     else:
         yield LeftOut("failover/connections", _no_handover(profile))
+    for pool in dict.fromkeys(profile.vrrp.demote_on):
+        if pool not in watched_alone(profile):
+            yield LeftOut(f"failover/empty/{pool}", "its services have no servers either until the VIPs have moved")
     for kind in faults.faults(profile):
         text = f"{kind.text}: another node is master in time, and one again afterwards"
         yield Claim(f"failover/{kind.name}", text, partial(faults.fault, kind=kind), thorough=True)

@@ -283,7 +283,7 @@ def faults(profile: Profile) -> tuple[Fault, ...]:
         what += f" ({cable.why})" if cable.why else " (no VIP, server or way out depends on it)"
         name = f"cable/{cable.network}"
         found.append(Fault(name, what, _links(False, cable.cards), _links(True, cable.cards), moves=bool(cable.why)))
-    for pool in dict.fromkeys(profile.vrrp.demote_on):
+    for pool in watched_alone(profile):
         text = f"the master alone reaches no server of {pool}"
         cut, heal = _far(pool, cut=True), _far(pool, cut=False)
         found.append(Fault(f"empty/{pool}", text, cut, heal, notice_s=emptied_s(profile, pool)))
