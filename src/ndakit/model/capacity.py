@@ -46,7 +46,7 @@ IPVS_BYTES = 400
 TIME_WAIT_BYTES = 512
 """A TIME_WAIT socket with its port."""
 FILES_BESIDE = 1024
-"""What HAProxy has open besides its connections: listeners, checks, pipes; generously."""
+"""Files of HAProxy that are no client's connection: the log, pollers, pipes, peers."""
 SYSTEM_MIB = 64
 """OpenWrt itself with the daemons, without connections."""
 
@@ -56,8 +56,6 @@ RESERVE = 100
 """Connections that HAProxy keeps free of its services: those of its own pages, and what is refused in passing."""
 FILES_DEFAULT = 1_048_576
 """fs.nr_open as every kernel comes with it: no process has more files than this, whatever its limits."""
-FILES_BESIDE = 1024
-"""Files of HAProxy that are no client's connection: the log, pollers, peers."""
 
 CONNECTIONS_FLOOR, TRACKED_FLOOR, TIME_WAIT_FLOOR, BACKLOG_FLOOR, BACKLOG_TOP = 1000, 16384, 8192, 4096, 65535
 
