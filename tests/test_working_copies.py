@@ -263,7 +263,7 @@ except NdakitError as error:
 """
 
 
-@pytest.mark.parametrize("size_kib", [120, 400])
+@pytest.mark.parametrize("size_kib", [180, 400])
 def test_a_disk_that_gets_full_in_the_middle_leaves_nothing_that_looks_good(size_kib: int, tmp_path: Path) -> None:
     """On a file system of this size, in a namespace of its own; then the same command with room for it."""
     text = workspace_folder(tmp_path / "ws") / "profiles/bakery.yaml"

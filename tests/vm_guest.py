@@ -10,16 +10,20 @@ from __future__ import annotations
 
 import gzip
 import hashlib
-import importlib.util
 import io
 import lzma
 import re
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
 from ndakit import process, workspace
 
 ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT / "lab"))
+
+import debian  # noqa: E402  # lies in the lab's folder
+
 APPEND = "console=ttyS0,115200 clearcpuid=cx16 panic=1"
 _MODULES = ("virtio_net", "virtio_blk", "button", "ata_piix", "ahci", "sd_mod", "evdev")
 _INIT = r"""#!/bin/busybox sh
@@ -67,10 +71,6 @@ class Guest:
 
 def guest() -> Guest:
     """The guest, made once and kept in the cache (its packages as well)."""
-    spec = importlib.util.spec_from_file_location("lab_debian", ROOT / "lab" / "debian.py")
-    assert spec is not None and spec.loader is not None
-    debian = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(debian)
     debs = debian.closure(workspace.cache() / "lab", ["linux-image-cloud-amd64", "busybox-static"], say=lambda _: None)
     recipe = _INIT + repr(_MODULES) + "".join(sorted(d.name for d in debs)) + Path(__file__).read_text()
     folder = workspace.cache() / "lab" / f"test-guest-{hashlib.sha256(recipe.encode()).hexdigest()[:16]}"
