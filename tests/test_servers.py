@@ -16,8 +16,8 @@ import goldens
 from ndakit import process
 from ndakit.load import load
 from ndakit.model import Profile, checks
-from ndakit.server_scripts import chosen, facts, readme
-from ndakit.servers import NoSuchServer, ServerSide, script, servers
+from ndakit.server_scripts import chosen, facts, readme, write_scripts
+from ndakit.servers import NoSuchServer, OnlyWatched, ServerSide, in_words, script, servers
 from ndakit.workspace import Workspace
 
 TEMPLATES = (goldens.ROOT / "templates",)
@@ -127,6 +127,41 @@ def test_servers_behind_an_inner_router_leave_it_to_that_router_to_send_their_an
     assert made is not None
     assert "# What router 192.168.0.254 needs so that" in made.text
     assert [s.name for s in chosen(profile, "router/192.168.0.254")] == ["router-192-168-0-254"]
+    said = in_words(router, profile, TEMPLATES)
+    assert said is not None and in_words(found["beh1"], profile, TEMPLATES) is None
+    for line in (
+        "- from 10.20.0.31, tcp, source port 8090: next hop 192.168.0.1",
+        "- from 10.20.0.32, tcp, source port 8090: next hop 192.168.0.1",
+        "- to 192.168.0.11",
+        "- to 192.168.0.12",
+        "rp_filter 1",
+    ):
+        assert line in said.text
+    write_scripts(workspace, "sides", None, None, as_json=False)
+    folder = tmp_path / "servers/sides"
+    assert sorted(p.name for p in (folder / router.name).glob("[!.]*")) == ["linux.sh", "router.txt"]
+    assert not os.access(folder / router.name / "router.txt", os.X_OK)
+    assert "router.txt" in (folder / "README.md").read_text()
+    assert not (folder / "beh1/router.txt").exists()
+
+
+def test_what_no_service_uses_gets_no_scripts(tmp_path: Path) -> None:
+    """The provider's router that `vrrp.demote_on` pings is nobody's server."""
+    workspace = profile_of(tmp_path)
+    text = PROFILE.replace("pools:\n", "pools:\n  uplink: {check: ping, servers: {provider: 203.0.113.1}}\n")
+    (workspace.root / "profiles/sides.yaml").write_text(text + "vrrp: {preempt: true, demote_on: [uplink]}\n")
+    write_scripts(workspace, "sides", None, None, as_json=False)
+    folder = tmp_path / "servers/sides"
+    assert sorted(p.name for p in folder.iterdir() if p.is_dir()) == ["far1", "img1", "med1", "pol1", "web1"]
+    assert (
+        "Only watched, so that nothing is to be done there: provider (203.0.113.1)."
+        in (folder / "README.md").read_text()
+    )
+    profile = load(workspace, "sides").profile
+    with pytest.raises(OnlyWatched, match="'provider' needs nothing"):
+        chosen(profile, "provider")
+    with pytest.raises(OnlyWatched):
+        chosen(profile, "uplink/provider")
 
 
 OFF_LINK = BEHIND.replace("reply_route: policy, servers: {beh1", "servers: {beh1")

@@ -132,8 +132,32 @@ def test_an_unknown_node_is_exit_2_with_the_right_ones(workspace: Path) -> None:
 
 
 def test_an_unknown_task_or_option_is_exit_2(workspace: Path) -> None:
-    assert inv(workspace, "biuld").returncode == 2
+    done = inv(workspace, "biuld")
+    assert done.returncode == 2
+    assert "there is no task or option 'biuld'" in done.stderr and "./inv alone lists the tasks" in done.stderr
     assert inv(workspace, "list", "--colour").returncode == 2
+
+
+@pytest.mark.parametrize("task", ["show", "check", "packages", "render", "build", "lock", "servers", "boot", "verify"])
+def test_a_task_without_its_profile_says_how_it_is_called_and_so_does_its_help(task: str, workspace: Path) -> None:
+    done = inv(workspace, task)
+    assert done.returncode == 2
+    assert f"error: {task}: which profile?" in done.stderr
+    assert f"./inv {task} PROFILE; ./inv list shows the profiles" in done.stderr
+    usage = inv(workspace, task, "--help").stdout.splitlines()[0]
+    assert usage == f"Usage: ./inv {task} {'[PROFILE]' if task == 'build' else 'PROFILE'} [options]"
+
+
+def test_a_tasks_py_without_our_tasks_is_named_with_what_belongs_into_it(workspace: Path) -> None:
+    (workspace / "tasks.py").write_text("")
+    done = inv(workspace, "list")
+    assert done.returncode == 2
+    assert f"{workspace}/tasks.py does not have the task list" in done.stderr
+    assert "write 'from ndakit.tasks import namespace' into it, or remove it" in done.stderr
+    (workspace / "tasks.py").write_text("from ndakit.tasks import namespace\n")
+    assert inv(workspace, "list").returncode == 0
+    (workspace / "tasks.py").unlink()
+    assert inv(workspace, "list").returncode == 0
 
 
 def test_booting_without_an_image_says_how_to_get_one(workspace: Path) -> None:

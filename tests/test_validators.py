@@ -203,6 +203,7 @@ def test_without_a_mirror_there_is_no_newer_haproxy(tmp_path: Path) -> None:
         ("24.10.8", None, "haproxy 3.0, keepalived"),
         ("25.12.5", NewHaproxy(Path("/newer"), (3, 2)), "haproxy 3.2, keepalived"),
         ("25.12.5", None, "haproxy 3.0 (the release has 3.2, and Debian has none as new here), keepalived"),
+        ("22.03.7", None, "haproxy 3.0 (the release has 2.4, an older one), keepalived"),
     ],
 )
 def test_check_says_which_haproxy_was_asked(
@@ -221,3 +222,21 @@ def test_check_says_which_haproxy_was_asked(
     said = front._ask_daemons(goldens.tree("bakery"), [], Release.parse(release), download=True)
     assert said.startswith(words)
     assert asked == [newer]
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("shop-nat", "keepalived, conntrackd and sh accept what they get"),
+        ("standalone", "haproxy 3.0 and sh accept what they get"),
+        ("fw3-1907", "haproxy 3.0 (the release has 2.0, an older one), keepalived and sh accept what they get"),
+    ],
+)
+def test_check_names_only_the_programs_that_have_something_to_read(
+    monkeypatch: pytest.MonkeyPatch, name: str, words: str
+) -> None:
+    monkeypatch.setattr(validators, "daemons_root", lambda cache: Path("/base"))
+    monkeypatch.setattr(validators, "haproxy_branch", lambda root: (3, 0))
+    monkeypatch.setattr(validators, "newer_haproxy", lambda cache, wanted, download: None)
+    monkeypatch.setattr(validators, "check", lambda tree, cache, haproxy: [])
+    assert front._ask_daemons(goldens.tree(name), [], goldens.profile(name).release, download=True) == words

@@ -6,7 +6,9 @@ The tasks are those of the nearest `tasks.py` (as Invoke finds it), else ndakit'
 from __future__ import annotations
 
 import contextlib
+import io
 import os
+import re
 import signal
 import sys
 from pathlib import Path
@@ -27,6 +29,8 @@ from ndakit.workspace import FolderGone
 INTERRUPTED = 130
 TERMINATED = 143
 USAGE = 2
+OPTIONAL_FIRST = ("build", "bench")
+"""Tasks whose first argument may be left out: `build` with `--all`, `bench`."""
 
 
 class Settings(Config):
@@ -52,18 +56,47 @@ class Front(Program):
             self.update_config()
             self.execute()
         except ParseError as mistake:
-            fix = "./inv TASK --help says what it takes, ./inv lists all"
-            note(f"error: {mistake}\n  where: the command line\n  fix:   {fix}")
+            what, fix = _usage_mistake(mistake)
+            note(f"error: {what}\n  where: the command line\n  fix:   {fix}")
             sys.exit(USAGE)
         except Exit as ending:
             if ending.message:
                 note(ending.message)
             sys.exit(ending.code)
 
+    def print_task_help(self, name: str) -> None:
+        """Invoke's, below a usage line that shows the task's first argument."""
+        invokes = io.StringIO()
+        with contextlib.redirect_stdout(invokes):
+            super().print_task_help(name)
+        context = self.parser.contexts[name]
+        words = [f"[{a.name.upper()}]" if name in OPTIONAL_FIRST else a.name.upper() for a in context.positional_args]
+        words += ["[options]"] if context.args else []
+        say("\n".join([" ".join(["Usage: ./inv", name, *words]), *invokes.getvalue().splitlines()[1:]]))
 
-def _tasks_here() -> bool:
-    """True if Invoke would find a tasks.py from here upwards."""
-    return any((folder / "tasks.py").is_file() for folder in (Path.cwd(), *Path.cwd().parents))
+
+def _usage_mistake(mistake: ParseError) -> tuple[str, str]:
+    """What is wrong with the command line, and the way out, in our words where Invoke's are a riddle."""
+    context = mistake.context
+    if context is not None and context.missing_positional_args:
+        task, words = context.name, " ".join(str(a.name).upper() for a in context.missing_positional_args)
+        return f"{task}: which {words.lower()}?", f"./inv {task} {words}; ./inv list shows the profiles"
+    unknown = re.fullmatch(r"No idea what '(.*)' is!", str(mistake), re.DOTALL)
+    if unknown is None:
+        return str(mistake), "./inv TASK --help says what a task takes"
+    from ndakit.tasks import namespace
+
+    file = _tasks_here()
+    if file is not None and unknown[1] in namespace.task_names:
+        fix = f"write 'from ndakit.tasks import namespace' into it, or remove it: a workspace needs no {file.name}"
+        return f"{file} does not have the task {unknown[1]}", fix
+    return f"there is no task or option '{unknown[1]}'", "./inv alone lists the tasks"
+
+
+def _tasks_here() -> Path | None:
+    """The tasks.py that Invoke would find from here upwards."""
+    files = (folder / "tasks.py" for folder in (Path.cwd(), *Path.cwd().parents))
+    return next((file for file in files if file.is_file()), None)
 
 
 def _terminated(signum: int, frame: FrameType | None) -> None:
@@ -88,7 +121,7 @@ def _quietly(code: int) -> int:
 
 def _lacks_first_word(words: list[str]) -> bool:
     """True for `build --all` and `bench`, whose first argument may be left out."""
-    optional = words[1] == "bench" or (words[1] == "build" and "--all" in words[2:])
+    optional = words[1] in OPTIONAL_FIRST and (words[1] != "build" or "--all" in words[2:])
     return optional and (len(words) == 2 or words[2].startswith("-"))
 
 
@@ -117,7 +150,7 @@ def main(argv: list[str] | None = None) -> Any:
             # Invoke knows no positional argument that may be left out.
             words.insert(2, "")
         namespace: Collection | None = None
-        if not _tasks_here():
+        if _tasks_here() is None:
             from ndakit.tasks import namespace as shipped
 
             namespace = shipped

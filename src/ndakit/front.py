@@ -192,10 +192,14 @@ def _ask_daemons(tree: Tree, errors: list[NdakitError], release: Release, *, dow
         return f"the daemons could not be asked here ({cause.what.splitlines()[0]})"
     major, minor = newer.branch if newer is not None else branch
     version = f"haproxy {major}.{minor}"
+    its = f"the release has {release.haproxy[0]}.{release.haproxy[1]}"
     if (major, minor) < release.haproxy:
-        version += f" (the release has {release.haproxy[0]}.{release.haproxy[1]}, and Debian has none as new"
+        version += f" ({its}, and Debian has none as new"
         version += " here)" if download else " in the cache; --daemons looks for it)"
-    return f"{version}, keepalived, nft and sh accept what they get"
+    elif (major, minor) > release.haproxy:
+        version += f" ({its}, an older one)"
+    words = [version if who == "haproxy" else who for who in validators.asked(tree)]
+    return f"{', '.join(words[:-1])}{' and ' if words[1:] else ''}{words[-1]} accept what they get"
 
 
 def render_profile(workspace: Workspace, profile: str, node: str | None, out: Path | None) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ from ndakit import overlay, terminal
 from ndakit.front import read
 from ndakit.model import Profile
 from ndakit.render import RenderedFile, Tree
-from ndakit.servers import SYSTEMS, NoSuchServer, ServerSide, script, servers
+from ndakit.servers import SYSTEMS, NoSuchServer, OnlyWatched, ServerSide, in_words, script, servers, watched
 from ndakit.workspace import Workspace, write_atomic
 
 _USE = {
@@ -18,10 +19,12 @@ _USE = {
     "windows": "`powershell -ExecutionPolicy Bypass -File windows.ps1 up`, lasts",
     "freebsd": "`sh freebsd.sh up`, and from `/etc/rc.local` to last",
 }
+_WORDS_USE = "other routers: `router.txt` says in words what `linux.sh` does"
 
 
 def write_scripts(workspace: Workspace, name: str, server: str | None, out: Path | None, *, as_json: bool) -> None:
-    """Write every server's scripts, or those of one, and say what each needs. Raises NoSuchServer."""
+    """Write every server's scripts, or those of one, and say what each needs. Raises NoSuchServer,
+    OnlyWatched."""
     profile = read(workspace, name).profile
     sides = chosen(profile, server)
     base = out or workspace.root / "servers" / profile.name
@@ -31,7 +34,8 @@ def write_scripts(workspace: Workspace, name: str, server: str | None, out: Path
         base.mkdir(parents=True, exist_ok=True)
         write_atomic(base / "README.md", readme(profile, sides))
     for side in sides:
-        files = [f for system in SYSTEMS if (f := _file(workspace, profile, side, system)) is not None]
+        made = [script(side, system, profile, workspace.templates) for system in SYSTEMS]
+        files = [_placed(f) for f in (*made, in_words(side, profile, workspace.templates)) if f is not None]
         done = overlay.write(Tree(files), base / side.name)
         if not as_json:
             terminal.say(
@@ -45,13 +49,16 @@ def write_scripts(workspace: Workspace, name: str, server: str | None, out: Path
 
 
 def chosen(profile: Profile, name: str | None) -> tuple[ServerSide, ...]:
-    """The machines to write for: all, or the one called `name` (its own name, or pool/server)."""
+    """The machines to write for: all that a service uses, or the one called `name` (its own name, or pool/server)."""
     found = servers(profile)
+    used = tuple(s for s in found if not watched(profile, s))
     if name is None:
-        return found
-    wanted = tuple(s for s in found if name in (s.name, *s.names))
+        return used
+    wanted = tuple(s for s in used if name in (s.name, *s.names))
+    if not wanted and any(name in (s.name, *s.names) for s in found):
+        raise OnlyWatched(name)
     if not wanted:
-        raise NoSuchServer(name, [s.name for s in found])
+        raise NoSuchServer(name, [s.name for s in used])
     return wanted
 
 
@@ -79,11 +86,9 @@ def facts(side: ServerSide) -> dict[str, Any]:
     }
 
 
-def _file(workspace: Workspace, profile: Profile, side: ServerSide, system: str) -> RenderedFile | None:
-    made = script(side, system, profile, workspace.templates)
-    if made is None:
-        return None
-    return RenderedFile("/" + made.path.rpartition("/")[2], made.content, made.mode, made.source)
+def _placed(made: RenderedFile) -> RenderedFile:
+    """The file at the top of its machine's folder."""
+    return replace(made, path="/" + made.path.rpartition("/")[2])
 
 
 def readme(profile: Profile, sides: Sequence[ServerSide]) -> bytes:
@@ -100,4 +105,8 @@ def readme(profile: Profile, sides: Sequence[ServerSide]) -> bytes:
         lines.append(f"| {side.name} | {', '.join(str(a) for a in side.own)} | {needs} |")
     lines += ["", "Each server's folder has its scripts; `status` says what is missing, `down` undoes them.", ""]
     lines += [f"- {system}: {use}" for system, use in _USE.items()]
+    lines += [f"- {_WORDS_USE}"] if any(s.router for s in sides) else []
+    if only := [s for s in servers(profile) if watched(profile, s)]:
+        names = ", ".join(f"{s.name} ({', '.join(str(a) for a in s.own)})" for s in only)
+        lines += ["", f"Only watched, so that nothing is to be done there: {names}."]
     return "\n".join([*lines, ""]).encode()

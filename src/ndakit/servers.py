@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ndakit import render
@@ -28,6 +28,9 @@ TUNNELS = {4: ("ipip", "ndakit4"), 6: ("ip6_tunnel", "ndakit6")}
 SYSTEMS = {"linux": "servers/linux.sh.j2", "windows": "servers/windows.ps1.j2", "freebsd": "servers/freebsd.sh.j2"}
 
 
+WORDS = "servers/router.txt.j2"
+
+
 class NoSuchServer(InputError):
     """`--server` names no server of the profile."""
 
@@ -35,6 +38,16 @@ class NoSuchServer(InputError):
         super().__init__(
             f"no pool has a server '{name}'", where="--server", fix=f"use one of: {', '.join(known) or 'none'}"
         )
+
+
+class OnlyWatched(InputError):
+    """`--server` names one that no service uses."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__(
+            f"'{name}' needs nothing: no service uses it, the balancers only watch it",
+            where="--server", fix="nothing is to be done there",
+        )  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -163,6 +176,19 @@ def servers(profile: Profile) -> tuple[ServerSide, ...]:
         for (pool, name), machine in zip(first, machines, strict=True)
     )
     return (*sides, *_routers(profile))
+
+
+def watched(profile: Profile, side: ServerSide) -> bool:
+    """True for what no service uses, such as the provider's router that a pool of `vrrp.demote_on` pings."""
+    return not side.router and not any(profile.services_of(n.partition("/")[0]) for n in side.names)
+
+
+def in_words(side: ServerSide, profile: Profile, templates: Sequence[Path]) -> render.RenderedFile | None:
+    """What an inner router must do, for routers that run no script; None for servers. Raises TemplateBroken."""
+    if not side.router:
+        return None
+    made = render.single(templates, WORDS, f"{profile.name}, {side.title}", {"server": side, "profile": profile})
+    return replace(made, mode=render.MODE_FILE)
 
 
 def script(side: ServerSide, system: str, profile: Profile, templates: Sequence[Path]) -> render.RenderedFile | None:

@@ -71,7 +71,7 @@ def show(c: Context, profile: str, origin: bool = False) -> None:
     help={
         "profile": PROFILE_HELP,
         "json": "errors and warnings as JSON",
-        "daemons": "also ask haproxy, keepalived, nft and sh, downloading them if they are not in the cache",
+        "daemons": "also ask the daemons (haproxy, keepalived …); downloads them if they are not in the cache",
     },
 )
 @shown
@@ -237,9 +237,9 @@ def boot(c: Context, profile: str, node: str | None = None) -> None:
     help={
         "profile": PROFILE_HELP,
         "only": "only claims whose name is or begins with this (several: comma); see the table a run prints",
-        "json": "also write the result to this file",
+        "json": "FILE: also write the result there",
         "identity": "private SSH key of an admin of the profile, to prove the login as well",
-        "page": "a page that a check knows by its digest (expect.digest); may be given several times",
+        "page": "FILE: a page that a check knows by its digest (expect.digest); may be given several times",
     },
 )
 @shown
@@ -291,7 +291,7 @@ def test(c: Context, quick: bool = False, only: str | None = None) -> None:
     help={
         "what": "topologies: what nat, dr and tun carry, against a plain router (default: everything else)",
         "runs": "failovers per advert interval",
-        "json": "where to write the figures (default: images/bench.json, images/bench-topologies.json)",
+        "json": "FILE: where to write the figures (default: images/bench.json, images/bench-topologies.json)",
         "plot": "topologies: also draw them, an SVG file",
     },
 )
@@ -335,7 +335,7 @@ def overview() -> str:
     lines = [
         "ndakit: OpenWrt load-balancer pairs from one YAML profile.",
         "",
-        "usage: ./inv TASK [options]   ./inv TASK --help",
+        "usage: ./inv TASK [PROFILE] [options]   ./inv TASK --help",
     ]
     for title, tasks in GROUPS:
         lines += ["", title]

@@ -131,6 +131,18 @@ def check(tree: Tree, cache: Path, *, lab: Path | None = None, haproxy: NewHapro
         return [*_haproxy(tree, root), *found]
 
 
+def asked(tree: Tree) -> tuple[str, ...]:
+    """The programs that `check` asks about a tree: only those that have something to read in it."""
+    reads = {
+        "haproxy": HAPROXY in tree,
+        "keepalived": KEEPALIVED in tree,
+        "conntrackd": CONNTRACKD in tree,
+        "nft": any(p.endswith(".nft") for p in tree),
+        "sh": True,
+    }
+    return tuple(who for who, something in reads.items() if something)
+
+
 @contextmanager
 def _filled(tree: Tree, base: Path, cache: Path) -> Iterator[Path]:
     """A copy of a root with the tree's files in it."""

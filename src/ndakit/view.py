@@ -322,11 +322,18 @@ class NodeView:
     def _limits(self, size: Capacity) -> list[KernelValue]:
         """What follows from `sizing`, each with the figures behind it."""
         rate, duration_s = f"{size.sessions_per_second:g}", f"{size.session_duration_s:g}"
+        proxied = self.profile.runs_haproxy
+        towards = "source ports towards one server" if proxied else "source ports of this node's own connections"
+        ended, sides = "ended connections that still wait", "both sides of HAProxy"
+        if not proxied:
+            ended, sides = "ended connections of this node's own that still wait, room as for HAProxy", "both its sides"
+        who = "HAProxy" if proxied else "a daemon"
+        per = "proxied session" if proxied else "session that passes, as with HAProxy"
         found = [
             KernelValue(
                 "net.ipv4.ip_local_port_range",
                 f"{size.ports_from} {size.ports_to}",
-                f"source ports towards one server: {size.ports} instead of 28232",
+                f"{towards}: {size.ports} instead of 28232",
             ),
             KernelValue(
                 "net.ipv4.tcp_tw_reuse",
@@ -336,12 +343,12 @@ class NodeView:
             KernelValue(
                 "net.ipv4.tcp_max_tw_buckets",
                 str(size.time_wait_max),
-                f"ended connections that still wait: {rate} sessions per second x 60 s, on both sides of HAProxy",
+                f"{ended}: {rate} sessions per second x 60 s, on {sides}",
             ),
             KernelValue(
                 "net.core.somaxconn",
                 str(size.backlog),
-                f"connections that wait until HAProxy accepts them, per listener: two seconds' worth, at least "
+                f"connections that wait until {who} accepts them, per listener: two seconds' worth, at least "
                 f"{BACKLOG_FLOOR}",
             ),
             KernelValue(
@@ -350,7 +357,7 @@ class NodeView:
             KernelValue(
                 "net.netfilter.nf_conntrack_max",
                 str(size.tracked_max),
-                f"two entries per proxied session: {rate} per second x ({duration_s} s, and two minutes after its end) "
+                f"two entries per {per}: {rate} per second x ({duration_s} s, and two minutes after its end) "
                 f"= {size.tracked_needed}; 320 bytes each",
             ),
             KernelValue(
