@@ -100,7 +100,8 @@ def test_a_finding_names_rule_file_line_and_fix() -> None:
     assert error.text() == (
         "error: unknown option 'dport' in a section of type 'rule' [unknown-option]\n"
         f"  where: lb1:/etc/config/firewall:{line}:1\n"
-        "  fix:   mend templates/rootfs/etc/config/firewall.j2"
+        "  fix:   if you changed templates/rootfs/etc/config/firewall.j2, mend it there; if not, this is a fault of "
+        "ndakit: report it with this profile"
     )
     assert error.exit_code == 4
 

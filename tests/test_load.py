@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 import shutil
 import time
 from pathlib import Path
@@ -17,7 +18,7 @@ from ndakit import front, load, shapes, wording, yamlnodes
 from ndakit.artifacts import ImageNotBuilt
 from ndakit.booting import images_of
 from ndakit.errors import ErrorGroup, InputError, NdakitError
-from ndakit.mistakes import KeyPath, ProfileMistake
+from ndakit.mistakes import KeyPath, ProfileMistake, ProfileWarning
 from ndakit.model import Attachment
 from ndakit.schema import models
 from ndakit.workspace import EXAMPLES, Workspace
@@ -361,6 +362,60 @@ def test_two_profiles_of_one_customer_with_the_same_addresses_are_told(workspace
     assert two(workspace) == {"same-address", "same-vrid"}
 
 
+def beside(workspace: Workspace, name: str) -> list[ProfileWarning]:
+    """What `./inv check` says of a profile beside the others."""
+    return front._beside_the_others(workspace, load.load(workspace, name))
+
+
+DUAL = ("subnet: 192.168.0.0/24", 'subnet: [192.168.0.0/24, "fd00:0:0:1::/64"]')
+
+
+def test_a_router_id_of_other_profiles_is_told_at_the_checked_one_with_one_that_is_free(workspace: Workspace) -> None:
+    for number, name in enumerate("abc"):
+        write(workspace, name, bakery(name, DUAL, ("192.168.0.1", f"192.168.0.{number + 4}")))
+    told: dict[str, int] = {}
+    for name in "abc":
+        clashes = [w for w in beside(workspace, name) if w.code == "same-vrid"]
+        assert len(clashes) == 2, "one for each other profile, not one for each family"
+        for clash in clashes:
+            assert Path(clash.where.file).name == f"{name}.yaml"
+            assert "192.168.0.0/24 and fd00:0:0:1::/64" in clash.what
+            fix = re.match(rf"in profiles/{name}\.yaml, under networks: lan:, add vrid: (\d+);", clash.fix)
+            assert fix is not None
+            told[name] = int(fix[1])
+    assert len({*told.values()}) == 3
+    for name, vrid in told.items():  # everybody does as told, at once
+        path = workspace.profiles / f"{name}.yaml"
+        facts = yaml.load(path.read_text(), yaml.BaseLoader)
+        facts["networks"]["lan"]["vrid"] = str(vrid)
+        path.write_text(yaml.dump(facts))
+    assert "same-vrid" not in {w.code for name in "abc" for w in beside(workspace, name)}
+
+
+def test_a_pinned_router_id_is_to_be_changed_and_one_that_another_profile_has_is_not_proposed(
+    workspace: Workspace,
+) -> None:
+    for number, (name, vrid) in enumerate({"a": 7, "b": 7, "c": 8, "d": 9}.items()):
+        pinned = ("lan: {nics", f"lan: {{vrid: {vrid}, nics")
+        write(workspace, name, bakery(name, pinned, ("192.168.0.1", f"192.168.0.{number + 4}")))
+    (clash,) = [w for w in beside(workspace, "b") if w.code == "same-vrid"]
+    assert clash.fix.startswith("in profiles/b.yaml, under networks: lan:, change vrid to 11; if the two belong to")
+
+
+def test_heartbeats_of_two_profiles_are_no_finding(workspace: Workspace) -> None:
+    heart = goldens.PROFILES["heartbeat"].read_text()
+    for name in ("one", "two"):
+        write(workspace, name, heart.replace("name: heartbeat", f"name: {name}"))
+    told = beside(workspace, "two")
+    assert told
+    assert not [w for w in told if "172.31.255." in w.text() or "networks.hb" in w.text()]
+
+
+def test_a_clash_of_customers_is_settled_by_naming_them(workspace: Workspace) -> None:
+    two(workspace)
+    assert all("write customer: NAME in each profile" in w.fix for w in beside(workspace, "two"))
+
+
 def test_private_addresses_of_two_customers_are_no_finding(workspace: Workspace) -> None:
     two(workspace)
     write(workspace, "two", bakery("two", ("name: two", "name: two\ncustomer: Other")))
@@ -510,13 +565,13 @@ def test_the_examples_in_the_clone_are_no_neighbours(tmp_path: Path) -> None:
     for name in ("bakery", "mine", "other"):
         write(clone, name, bakery(name))
 
-    def beside(workspace: Workspace, name: str) -> set[str]:
+    def beside_it(workspace: Workspace, name: str) -> set[str]:
         return {w.what for w in front._beside_the_others(workspace, load.load(workspace, name))}
 
-    assert not [text for text in beside(clone, "mine") if "bakery" in text]
-    assert [text for text in beside(clone, "mine") if "other" in text], "one's own profiles are compared"
-    assert beside(clone, "bakery") == set()
-    assert [text for text in beside(Workspace(tmp_path), "mine") if "bakery" in text], "elsewhere it is a profile"
+    assert not [text for text in beside_it(clone, "mine") if "bakery" in text]
+    assert [text for text in beside_it(clone, "mine") if "other" in text], "one's own profiles are compared"
+    assert beside_it(clone, "bakery") == set()
+    assert [text for text in beside_it(Workspace(tmp_path), "mine") if "bakery" in text], "elsewhere it is a profile"
 
 
 def test_a_profile_knows_how_it_was_called(workspace: Workspace) -> None:

@@ -62,6 +62,30 @@ def test_keepalived_takes_every_kind_of_heartbeat_and_link_local_gateways(change
     assert [e.text() for e in checked(render(goldens.parse(text), "lb1", goldens.TEMPLATES))] == []
 
 
+@pytest.mark.parametrize("run_as", ["nobody", "root"])
+@pytest.mark.parametrize("used", [False, True], ids=["watched-alone", "of-a-service"])
+def test_keepalived_takes_scripts_of_either_user(run_as: str, used: bool) -> None:
+    text = goldens.PROFILES["handover"].read_text()
+    check = f"check: {{type: script, script: check.sh, run_as: {run_as}}}, "
+    alone = (
+        ("demote_on: [apache, inner]", "demote_on: [uplink]"),
+        ("pools:\n", f"pools:\n  uplink: {{{check}servers: {{router: 203.0.113.1}}}}\n"),
+    )
+    for old, new in (("inner: {servers", f"inner: {{{check}servers"),) if used else alone:
+        assert old in text
+        text = text.replace(old, new)
+    tree = render(goldens.parse(text, goldens.PROFILES["handover"].parent), "lb1", goldens.TEMPLATES)
+    assert f"user {run_as}\n" in tree[KA].text
+    assert [e.text() for e in checked(tree)] == []
+
+
+def test_who_did_not_change_a_template_is_not_told_to_mend_it() -> None:
+    (refused,) = [e for e in checked(changed(KA, "advert_int 1", "advert_imt 1")) if "advert_imt" in e.what]
+    assert refused.fix is not None
+    assert refused.fix.startswith("if you changed ")
+    assert refused.fix.endswith("; if not, this is a fault of ndakit: report it with this profile")
+
+
 @pytest.mark.parametrize(
     ("path", "old", "new", "program", "message"),
     [

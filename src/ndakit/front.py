@@ -163,7 +163,7 @@ def _beside_the_others(workspace: Workspace, loaded: Loaded) -> list[ProfileWarn
         if name != loaded.profile.name and name not in workspace.examples:
             with contextlib.suppress(NdakitError):
                 others.append(load.load(workspace, name))
-    return [w for w in load.cross_check(workspace, [loaded, *others]) if _concerns(w, loaded)]
+    return [w for w in load.cross_check(workspace, [*others, loaded]) if _concerns(w, loaded)]
 
 
 def _concerns(warning: ProfileWarning, loaded: Loaded) -> bool:
@@ -185,7 +185,8 @@ def _ask_daemons(tree: Tree, errors: list[NdakitError], release: Release, *, dow
         newer = None
         if branch < release.haproxy:
             newer = validators.newer_haproxy(lab, release.haproxy, download=download)
-        errors += validators.check(tree, lab, haproxy=newer)
+        told = {e.text() for e in errors}  # the nodes' files are alike, and so are their faults
+        errors += [e for e in validators.check(tree, lab, haproxy=newer) if e.text() not in told]
     except (MachineError, ProcessFailed) as cause:
         if download:
             raise

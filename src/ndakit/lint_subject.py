@@ -12,6 +12,13 @@ from ndakit.uci import Section, UciError, read
 from ndakit.view import NodeView
 
 
+def mend(source: str) -> str:
+    """Who has to mend a rendered file: a person who changed its template, or we."""
+    if not source.endswith(".j2"):
+        return f"mend {source}"
+    return f"if you changed {source}, mend it there; if not, this is a fault of ndakit: report it with this profile"
+
+
 class LintFinding(BuildError):
     """One thing in a rendered file that would not do what the profile says."""
 
@@ -60,4 +67,4 @@ class Subject:
     def finding(self, rule: str, path: str, line: int, what: str, fix: str = "") -> LintFinding:
         """A finding; its fix line points at the template unless the rule knows better."""
         source = self.tree[path].source if path in self.tree else "the template"
-        return LintFinding(rule, self.node, path, line, what, fix or f"mend {source}")
+        return LintFinding(rule, self.node, path, line, what, fix or mend(source))

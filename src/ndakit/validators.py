@@ -19,6 +19,7 @@ from pathlib import Path, PurePosixPath
 
 from ndakit import daemontext, process
 from ndakit.errors import BuildError, Location, MachineError, NdakitError
+from ndakit.lint_subject import mend
 from ndakit.render import Tree
 from ndakit.workspace import Workspace, scratch_folder
 
@@ -43,6 +44,10 @@ _OLD_HTTPCHK = re.compile(rb"^(\s*option httpchk .* HTTP/1\.1)\\r\\nHost:.*$", r
 """The only form of an http check with a Host that HAProxy before 2.2 has (OpenWrt up to 19.07); today's refuses it, so
 that it sees the line without the Host."""
 
+_USER_NOBODY = re.compile(rb"^(\s*user) nobody$", re.MULTILINE)
+"""keepalived becomes the user of a script to look whether it may run it. The namespace here has root alone, so that the
+script is looked at as root's: everybody may run what has the modes of `render.MODES`, which lint checks."""
+
 
 class DaemonRefuses(BuildError):
     """A daemon does not take a rendered file, or takes it with a warning."""
@@ -51,7 +56,7 @@ class DaemonRefuses(BuildError):
         super().__init__(
             f"{program}: {message}",
             where=Location(path, line, 1) if line else Location(path),
-            fix=f"mend {source}",
+            fix=mend(source),
         )
         self.program = program
 
@@ -157,9 +162,16 @@ def _filled(tree: Tree, base: Path, cache: Path) -> Iterator[Path]:
             target = root / file.path.lstrip("/")
             target.parent.mkdir(parents=True, exist_ok=True)
             target.unlink(missing_ok=True)
-            target.write_bytes(_OLD_HTTPCHK.sub(rb"\1", file.content) if file.path == HAPROXY else file.content)
+            target.write_bytes(_readable_here(file.path, file.content))
             target.chmod(file.mode)
         yield root
+
+
+def _readable_here(path: str, content: bytes) -> bytes:
+    """A file as the daemons can be shown it here; each line keeps its number."""
+    if path == HAPROXY:
+        return _OLD_HTTPCHK.sub(rb"\1", content)
+    return _USER_NOBODY.sub(rb"\1 root", content) if path == KEEPALIVED else content
 
 
 def _programs(base: Path) -> list[Path]:

@@ -127,7 +127,8 @@ class Profile(Model):
     name: Name
     """The profile's name, the same as its file's; names the overlay, the image and the hosts (`acme-shop-lb1`)."""
     customer: Text | None = None
-    """Whose it is, as free text: for the login banner and reports."""
+    """Whose it is, as free text: for the login banner and reports. `./inv check` compares private addresses and VRRP
+    router ids only between profiles of the same customer; profiles without one count as one customer's."""
     description: Text | None = None
     """What it is for, as free text."""
     labels: dict[Name, Text] = Field(default={})
