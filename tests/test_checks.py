@@ -135,3 +135,72 @@ def test_findings_are_the_same_every_time() -> None:
     data = yaml.load(BASE.replace("192.168.0.12", "192.168.0.11"), Loader=yaml.BaseLoader)
     profile = Profile.model_validate(data)
     assert list(checks.findings(profile)) == list(checks.findings(profile))
+
+
+PORTS = (SERVICE, "web: {vip: www, port: [21, 20000-39999], topology: nat, protocol: tcp, pool: web}")
+PLAIN = ("{check: http", "{check: {type: tcp, port: 21}")
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ([PORTS, PLAIN], True),
+        ([(SERVICE, PORTS[1].replace("[21, 20000-39999]", "21")), PLAIN], False),
+        ([PORTS, (PLAIN[0], f"{PLAIN[1]}, balance: source")], False),
+        ([PORTS, (PLAIN[0], f"{PLAIN[1]}, balance: leastconn")], True),
+        ([(SERVICE, PORTS[1].replace("pool: web", "pool: web, persistence: {type: source}")), PLAIN], False),
+        ([PORTS, (PLAIN[0], f"{PLAIN[1]}, persistence: {{type: source}}")], False),
+        ([(SERVICE, PORTS[1].replace("topology: nat, protocol: tcp", "topology: nat, protocol: udp")), PLAIN], False),
+        ([(SERVICE, PORTS[1].replace("20000-39999], topology: nat", "20000-20010]")), PLAIN], False),
+    ],
+    ids=["several", "one", "source", "leastconn", "persistence", "pool-persistence", "udp", "proxy"],
+)
+def test_several_tcp_ports_of_the_kernel_without_one_server_are_told(
+    changes: list[tuple[str, str]], told: bool
+) -> None:
+    assert ("ports-apart" in codes(*changes)) is told
+
+
+@pytest.mark.parametrize(
+    ("vrrp", "told"),
+    [
+        ("preempt: true, connection_sync: true", True),
+        ("preempt: true, connection_sync: true, preempt_delay_s: 4", False),
+        ("preempt: false, connection_sync: true", False),
+        ("preempt: true", False),
+    ],
+)
+def test_a_router_that_returns_at_once_has_not_heard_of_the_connections(vrrp: str, told: bool) -> None:
+    text = yaml.load(BASE, Loader=yaml.BaseLoader)
+    text["vrrp"] = yaml.load(f"{{{vrrp}}}", Loader=yaml.BaseLoader)
+    for key in ("services", "pools", "sizing"):
+        text.pop(key, None)
+    profile = Profile.model_validate(text, context={"attach": lambda _: b"x"})
+    assert profile.egress_groups
+    assert ("back-before-told" in {f.code for f in checks.findings(profile)}) is told
+
+
+@pytest.mark.parametrize(
+    ("release", "known"),
+    [
+        ("19.07.10", True), ("19.07.99", False), ("18.06.9", True), ("20.02.1", False), ("24.10.0-rc2", True),
+        ("24.10.99", True), ("26.10.1", True), ("23.05.7", False),
+    ],
+)  # fmt: skip
+def test_a_release_that_was_never_made_is_told(release: str, known: bool) -> None:
+    assert (Release.parse(release).missing == "") is known
+
+
+@pytest.mark.parametrize(("pools", "told"), [
+    ('{uplink: {check: ping, servers: {router: [192.168.0.2, "2001:db8:0:1::2"]}}}', True),
+    ('{uplink: {check: ping, servers: {a: 192.168.0.2, b: "2001:db8:0:1::2"}}}', True),
+    ('{uplink: {check: ping, servers: {a: 192.168.0.2, b: 192.168.0.3}}}', False),
+    ('{uplink: {check: ping, servers: {a: 192.168.0.2}}, six: {check: ping, servers: {a: "2001:db8:0:1::2"}}}', False),
+])  # fmt: skip
+def test_a_watched_pool_of_both_families_is_told(pools: str, told: bool) -> None:
+    text = yaml.load(BASE, Loader=yaml.BaseLoader)
+    text.pop("services")
+    text["pools"] = yaml.load(pools, Loader=yaml.BaseLoader)
+    text["vrrp"] = {"preempt": "true", "demote_on": [*text["pools"]]}
+    profile = Profile.model_validate(text, context={"attach": lambda _: b"x"})
+    assert ("demote-either-family" in {f.code for f in checks.findings(profile)}) is told

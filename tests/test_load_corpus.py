@@ -6,6 +6,7 @@ After a change of wording: `python tests/test_load_corpus.py --accept` rewrites 
 from __future__ import annotations
 
 import ast
+import re
 import sys
 from pathlib import Path
 
@@ -14,6 +15,7 @@ import pytest
 from ndakit import load
 from ndakit.errors import ErrorGroup, InputError, NdakitError
 from ndakit.mistakes import ProfileMistake
+from ndakit.release import Release
 from ndakit.workspace import Workspace
 
 HERE = Path(__file__).parent
@@ -51,6 +53,40 @@ def test_no_word_of_the_libraries_reaches_the_user(path: Path) -> None:
     text = refusal(path).text().lower()
     for word in ("pydantic", "libyaml", "traceback", "validation", "input should", "extra inputs", "str_type"):
         assert word not in text
+
+
+def test_a_release_that_a_fix_names_can_be_written_as_it_stands() -> None:
+    named: set[str] = set()
+    for path in (*INVALID, *VALID):
+        text = path.with_suffix(".txt")
+        fixes = re.findall(r"^  fix: +(.*)$", text.read_text(), re.MULTILINE) if text.exists() else []
+        named |= {release for fix in fixes for release in re.findall(r"(?:release|write) (\d\d\.\d\d[^\s,;)]*)", fix)}
+    assert len(named) > 5
+    assert [release for release in sorted(named) if Release.parse(release).missing] == []
+
+
+def test_a_value_that_a_fix_puts_into_its_mapping_is_the_one_that_was_written(tmp_path: Path) -> None:
+    """Done as told, the profile has none of those mistakes any more."""
+    text = (HERE / "invalid/kept-values.yaml").read_text()
+    error = refusal(HERE / "invalid/kept-values.yaml")
+    assert isinstance(error, ErrorGroup)
+    kept = [e for e in error.errors if e.code == "wrong-kind" and "'yes'" not in e.what]
+    assert len(kept) == 8
+    lines = text.split("\n")
+    for one in kept:
+        assert one.fix is not None
+        assert one.location is not None
+        key, value = one.fix.removeprefix("write ").split(": ", 1)
+        row = one.location.line - 1
+        lines[row], count = re.subn(rf"\b{key}: (\[[^]]*\]|[^\s,{{}}]+)", f"{key}: {value}", lines[row], count=1)
+        assert count == 1
+    path = tmp_path / "kept-values.yaml"
+    path.write_text("\n".join(lines))
+    (tmp_path / "page.html").write_text("sorry")
+    left = refusal(path)
+    assert [e.what for e in (left.errors if isinstance(left, ErrorGroup) else [left]) if e.code == "wrong-kind"] == [
+        "'bond' is 'yes', and a mapping is needed"
+    ]
 
 
 def codes_in_the_sources() -> set[str]:

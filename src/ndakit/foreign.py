@@ -178,6 +178,9 @@ PLACES: Mapping[tuple[str, str], str] = {
     **{("Vip", word): "write address" for word in ("ip", "ipaddr", "ipv4", "ipv6")},
     ("Service", "hostname"): "write hostnames: [www.example.com]",
     ("Service", "host"): "write hostnames: [www.example.com]",
+    **{(model, word): f"write {at}connections: {{count: …}}{end}"
+       for model, at, end in (("Service", "limits: {", "}"), ("Limits", "", ""))
+       for word in ("maxconn", "max_conn", "max_connections")},
     ("Check", "status"): "write expect: {status: 200}",
     ("Check", "url"): "write path: /health",
     ("Check", "uri"): "write path: /health",

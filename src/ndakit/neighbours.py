@@ -64,7 +64,8 @@ def _addresses(loaded: Sequence[Loaded]) -> Iterator[ProfileWarning]:
                 if not any(user is one for user, *_ in seen[address]):  # a single node's VIP may be its own address
                     seen[address].append((one, ("vips", name, "address", number), f"VIP {name} of {one.profile.name}"))
     for address, users in seen.items():
-        for (first, path, words), (second, other_path, other_words) in itertools.combinations(users[-_COMPARED_MAX:], 2):
+        compared = users[-_COMPARED_MAX:]
+        for (first, path, words), (second, other_path, other_words) in itertools.combinations(compared, 2):
             if first is not second and _may_meet(first, second, address):
                 yield ProfileWarning(
                     "same-address",

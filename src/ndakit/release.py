@@ -12,6 +12,23 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 OLDEST = (18, 6)
+NEWEST_POINTS = {
+    (18, 6): 9, (19, 7): 10, (21, 2): 7, (22, 3): 7, (23, 5): 6, (24, 10): 8, (25, 12): 5,
+}  # fmt: skip
+"""The newest point release of each branch that is known (downloads.openwrt.org, 2026)."""
+ENDED = (23, 5)
+"""The newest branch that gets no more point releases (openwrt.org, "Security")."""
+
+
+def newest(branch: tuple[int, int]) -> str | None:
+    """The newest point release that is known of a branch, `21.02.7`; None for a branch that is not known."""
+    point = NEWEST_POINTS.get(branch)
+    return None if point is None else f"{branch[0]:02}.{branch[1]:02}.{point}"
+
+
+def since(year: int, month: int) -> str:
+    """How a fix names what is new in a branch: `21.02.7 or later`, a release that can be written as it stands."""
+    return f"{newest((year, month))} or later"
 
 
 class Family(StrEnum):
@@ -48,6 +65,16 @@ class Release:
     def branch(self) -> tuple[int, int]:
         """(24, 10) for 24.10.8."""
         return (self.year, self.month)
+
+    @property
+    def missing(self) -> str:
+        """Why there is no such release, as far as it is known; empty if there is one, or if it may have come later."""
+        known = newest(self.branch)
+        if known is None:
+            branches = ", ".join(f"{year:02}.{month:02}" for year, month in NEWEST_POINTS)
+            return f"its branches are {branches}" if self.branch < max(NEWEST_POINTS) else ""
+        over = self.branch <= ENDED and self.point > NEWEST_POINTS[self.branch]
+        return f"the last one of its branch is {known}" if over else ""
 
     @property
     def family(self) -> Family:

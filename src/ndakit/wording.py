@@ -6,10 +6,13 @@ Owns the sentences; which place is wrong and why is decided by the model and fou
 from __future__ import annotations
 
 import itertools
+import json
 import re
 from collections.abc import Callable, Mapping
 from ipaddress import ip_address
 from typing import Any
+
+from pydantic import ValidationError
 
 from ndakit import foreign, names, shapes
 from ndakit.errors import Location
@@ -150,6 +153,8 @@ def _unknown(path: KeyPath, facts: Facts, node: Node | None, at: Location) -> Pr
         fix = f"did you mean '{near}'?"
     elif (known := foreign.key(key, model.__name__)) is not None:
         fix = _here(known, path)
+        if isinstance(node, str) and node.isdecimal():
+            fix = fix.replace("{count: …}", f"{{count: {show(node)}}}")
     elif near is not None:
         fix = f"did you mean '{near}'?"
     elif planned is not None:
@@ -311,6 +316,45 @@ def _bad_key(path: KeyPath, facts: Facts, at: Location) -> ProfileMistake:
     return ProfileMistake(kind, f"'{show(key)}' {what}", at=at, fix=fix)
 
 
+_COUNTED: Mapping[str, str] = {"servers": "server", "sources": "source"}
+"""Mappings of names that people write as lists, and what the entries can be called."""
+
+
+def _scalar(text: str) -> str:
+    """A value as it can be written inside { }."""
+    shown = show(text)
+    return shown if re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9./_-]*", shown) else json.dumps(shown, ensure_ascii=False)
+
+
+def _kept(model: type[Model], text: str) -> str | None:
+    """A value that stands where a mapping is needed, inside that mapping, under the key that takes it; None if no key
+    does. Keys that must be there come first: if one of them takes another value, this value is no part of the mapping.
+    """
+    if text.lower() in ("true", "false", "yes", "no", "on", "off"):
+        return None
+    needed = [name for name, field in model.model_fields.items() if field.is_required()]
+    for name in needed or model.model_fields:
+        word = (foreign.value(name, text) or "").removeprefix(f"write {name}: ")
+        for value in (text, word):
+            if value and _takes(model, name, value):
+                rest = [EXAMPLES.get(other, f"{other}: …") for other in needed if other != name]
+                return f"{{{', '.join([f'{name}: {_scalar(value)}', *rest])}}}"
+        inner = shapes.model_of(shapes.field_type(model, name))
+        below = _kept(inner, text) if inner is not None and len(model.model_fields) == 1 else None
+        if below is not None:
+            return f"{{{name}: {below}}}"
+    return None
+
+
+def _takes(model: type[Model], name: str, value: str) -> bool:
+    """True if a key of a class takes this value."""
+    try:
+        model.model_validate({name: value}, context={"attach": lambda _: b"x"})
+    except ValidationError as error:
+        return not any(facts["loc"][:1] == (name,) for facts in error.errors(include_url=False))
+    return True
+
+
 def _wrong_kind(path: KeyPath, facts: Facts, node: Node | None, at: Location) -> ProfileMistake:
     key = show(str(path[-1])) if path else ""
     name = f"'{key}'" if path and isinstance(path[-1], str) else "a list entry"
@@ -343,6 +387,10 @@ def _wrong_kind(path: KeyPath, facts: Facts, node: Node | None, at: Location) ->
         fix = foreign.TWO_SERVICES
     elif scalars and wanted == "one value":
         fix = f"write {key}: {show(scalars[0])}" + (", or another one of them" if len(scalars) > 1 else "")
+    elif isinstance(node, str) and model is not None and (kept := _kept(model, node)) is not None:
+        fix = f"write {key}: {kept}"
+    elif scalars and shapes.is_named_map(expected) and key in _COUNTED:
+        fix = f"write {key}: {{{', '.join(f'{_COUNTED[key]}{n}: {_scalar(v)}' for n, v in enumerate(scalars, 1))}}}"
     elif key in EXAMPLES:
         fix = f"write {EXAMPLES[key]}"
     elif model is not None:

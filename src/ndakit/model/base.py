@@ -185,7 +185,11 @@ def _address(value: Any) -> Any:
                 fix = "write each number from 0 to 255, without leading zeros"
             raise mistake("address", "'{got}' is not an IP address", got=value[:60], fix=fix) from None
         if isinstance(found, IPv6Address) and found.scope_id:
-            raise mistake("address", "'{got}' has a zone", got=value[:60], fix="write the address without %interface")
+            raise mistake(
+                "address", "'{got}' has a zone", got=value[:60],
+                fix="a gateway or VIP: write it without %interface, its network says which one; anything else: write "
+                "another address of it, because a link-local one cannot be reached in this version",
+            )  # fmt: skip
         return found
     return value
 

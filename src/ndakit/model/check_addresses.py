@@ -216,10 +216,15 @@ def special_addresses(profile: Profile) -> Iterator[Finding]:
         for server, facts in its.servers.items():
             for number, address in enumerate(facts.address):
                 if why := special(address):
+                    fix = "write the address that the server really has"
+                    if _link_local(address):
+                        fix = (
+                            "this version cannot reach a server, or ping a router, at a link-local address: write "
+                            "another address of it, or ping a host behind that router"
+                        )
                     yield error(
                         "special-address", f"server {server}'s address {address} is {why}",
-                        ("pools", pool, "servers", server, "address", number),
-                        "write the address that the server really has",
+                        ("pools", pool, "servers", server, "address", number), fix,
                     )  # fmt: skip
 
 

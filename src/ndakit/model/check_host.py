@@ -9,6 +9,7 @@ from ipaddress import ip_address
 
 from ndakit.mistakes import KeyPath
 from ndakit.model.findings import Finding, error, unknown, warning
+from ndakit.model.host import Network
 from ndakit.model.profile import Profile
 from ndakit.names import device_name, instance_name, zone_name
 
@@ -55,9 +56,14 @@ def cards(profile: Profile) -> Iterator[Finding]:
                 "keep one: bond joins the cards to one link, bridge to one switch", other=(*path, "bridge"),
             )  # fmt: skip
         elif len(net.nics) > 1 and net.bond is None and net.bridge is None:
+            like = next((n for n, o in profile.networks.items() if _joins(o) and set(o.nics) == set(net.nics)), None)
+            add = "add bond: {mode: active-backup} or bridge: true, or name one card"
+            if like is not None:
+                tag = ", and a vlan of its own" if net.vlan == profile.networks[like].vlan else ""
+                add = f"add {_joins(profile.networks[like])}{tag}, as network {like} with the same cards has it"
             yield error(
                 "several-nics", f"network {name} has {len(net.nics)} cards, and neither a bond nor a bridge",
-                (*path, "nics"), "add bond: {mode: active-backup} or bridge: true, or name one card",
+                (*path, "nics"), add, other=("networks", like) if like is not None else None,
                 also=((*path, "bond"), (*path, "bridge")),
             )  # fmt: skip
         if net.bond is not None and len(net.nics) == 1:
@@ -81,6 +87,20 @@ def cards(profile: Profile) -> Iterator[Finding]:
             )  # fmt: skip
 
 
+def _joins(net: Network) -> str:
+    """What makes one link of a network's cards, as it is written; empty if nothing does."""
+    if net.bond is not None:
+        return f"bond: {{mode: {net.bond.mode}}}"
+    if net.bridge is not None:
+        return "bridge: {stp: true}" if net.bridge.stp else "bridge: true"
+    return ""
+
+
+def _told_alone(before: Network, net: Network) -> bool:
+    """True for two networks with the same cards, one of which joins them by nothing: `cards` says so."""
+    return len(net.nics) > 1 and set(before.nics) == set(net.nics) and not (_joins(before) and _joins(net))
+
+
 def cards_shared(profile: Profile) -> Iterator[Finding]:
     """Cards in two networks: VLANs can share a card, a bond or a bridge, if they say the same about it."""
     users: dict[str, list[str]] = {}
@@ -97,7 +117,7 @@ def cards_shared(profile: Profile) -> Iterator[Finding]:
             path: KeyPath = ("networks", name, "nics")
             joined = any(n.bond is not None or n.bridge is not None for n in (before, net))
             if joined and profile.base_owner(name) != profile.base_owner(first):
-                if (first, name) not in told:
+                if (first, name) not in told and not _told_alone(before, net):
                     yield _not_shared(profile, nic, first, name)
                 told.add((first, name))
                 continue
@@ -119,7 +139,9 @@ def _not_shared(profile: Profile, nic: str, first: str, name: str) -> Finding:
     what = "and one of them is a bond or a bridge"
     fix = "give it cards of its own, or write the same nics and the same bond or bridge in both, and a vlan in each"
     if set(before.nics) == set(net.nics):
-        what, fix = "and their bond or bridge differs", "write the same bond or bridge in both, and a vlan in each"
+        ways = " or ".join(dict.fromkeys(way for way in map(_joins, (before, net)) if way))
+        tag = ", and a vlan of its own in each" if before.vlan == net.vlan else ""
+        what, fix = "and their bond or bridge differs", f"write the same in both, {ways}{tag}"
     return error(
         "nic-shared", f"{nic} is in networks {first} and {name}, {what}", ("networks", name, "nics"), fix,
         other=("networks", first, "nics"),
@@ -239,7 +261,8 @@ def egress(profile: Profile) -> Iterator[Finding]:
             yield warning(
                 "egress-without-gateway",
                 f"network {name} has an egress, and no VIP there that servers could use as their gateway", path,
-                f"add a VIP with network: {name}, role: gateway; else their way out dies with one node",
+                f"add a VIP: {{network: {name}, address: ADDRESS, role: gateway}}; else their way out dies with one "
+                "node",
                 also=(("vips",),),
             )  # fmt: skip
         if net.egress == "node":
@@ -251,7 +274,7 @@ def egress(profile: Profile) -> Iterator[Finding]:
             continue
         vip = profile.vips.get(net.egress)
         if vip is None:
-            yield unknown("vip", net.egress, [*profile.vips, "node", "none"], path, "vips")
+            yield unknown("vip", net.egress, profile.vips, path, "vips", words=("node", "none"))
             continue
         other: KeyPath = ("vips", net.egress)
         way = profile.networks.get(vip.network)
@@ -287,7 +310,8 @@ def time_servers(profile: Profile) -> Iterator[Finding]:
         what = f"the time server {named} is a name" if stated else f"the default time servers ({named} …) are names"
         yield warning(
             "ntp-without-dns", f"{what}, and no network has a name server",
-            ("system", "ntp"), "add dns: [192.0.2.53] to a network, or write the time servers' addresses, or ntp: []",
+            ("system", "ntp"), "write your own name server's address as dns of a network, or the time servers' "
+            "addresses, or ntp: []",
             also=tuple(("networks", n, "dns") for n in profile.networks),
         )  # fmt: skip
 

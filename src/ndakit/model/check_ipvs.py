@@ -15,7 +15,8 @@ from ndakit.model.base import Address
 from ndakit.model.findings import Finding, error, warning
 from ndakit.model.health import PROXY_CHECKS
 from ndakit.model.profile import Profile
-from ndakit.model.traffic import PROXY_BALANCE, SCHEDULERS, WEIGHTLESS, Service, Timeouts
+from ndakit.model.traffic import ONE_SERVER, PROXY_BALANCE, SCHEDULERS, WEIGHTLESS, Service, Timeouts
+from ndakit.release import since
 
 RELEASE: KeyPath = ("release",)
 _NOT_IN_KEEPALIVED = re.compile(r"\$|~[A-Z]")
@@ -206,7 +207,7 @@ def checks_of_release(profile: Profile) -> Iterator[Finding]:
             yield error(
                 "check-of-release", f"pool {name}'s check is {check.type}, and the keepalived of OpenWrt {release} "
                 "has none",
-                at, "use release 21.02 or later, or write type: script", other=RELEASE,
+                at, f"use release {since(21, 2)}, or write type: script", other=RELEASE,
             )  # fmt: skip
 
 
@@ -297,7 +298,26 @@ def persistence(profile: Profile) -> Iterator[Finding]:
             yield error(
                 "netmask-of-release", f"service {name} counts {found.netmask_ipv6} bits of an IPv6 address, and the "
                 f"HAProxy of OpenWrt {profile.release} (1.8) has masks for IPv4 only",
-                (*holder, "persistence", "netmask_ipv6"), "delete it, or use release 19.07 or later", other=RELEASE,
+                (*holder, "persistence", "netmask_ipv6"), f"delete it, or use release {since(19, 7)}", other=RELEASE,
+            )  # fmt: skip
+
+
+def ports_together(profile: Profile) -> Iterator[Finding]:
+    """Several tcp ports as one service are mostly one conversation (FTP's control and data connections), which breaks
+    where each connection gets a server of its own."""
+    for name, service in kernel_services(profile):
+        pool = profile.pools[service.pool]
+        if not service.several or service.transport != "tcp" or len(pool.servers) == 1:
+            continue
+        if profile.persistence(name) is None and SCHEDULERS.get(pool.balance) not in ONE_SERVER:
+            yield warning(
+                "ports-apart",
+                f"service {name} has several ports, and a server is chosen for each connection: a client's connections "
+                "to different ports go to different servers, which breaks FTP, for example",
+                ("services", name, "port"),
+                f"write persistence: {{type: source}} in the service, or balance: source in pool {service.pool}; if "
+                "its ports have nothing to do with each other, make a service of each",
+                other=("pools", service.pool), also=(("services", name, "persistence"), _topology(name)),
             )  # fmt: skip
 
 
@@ -329,5 +349,6 @@ RULES: tuple[Callable[[Profile], Iterator[Finding]], ...] = (
     pools_of_engine,
     sorry_servers,
     persistence,
+    ports_together,
     returning,
 )

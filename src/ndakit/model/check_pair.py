@@ -9,11 +9,14 @@ from collections.abc import Callable, Iterator
 from ndakit.mistakes import KeyPath
 from ndakit.model.findings import Finding, error, unknown, warning
 from ndakit.model.profile import PEERS_PORT, Profile
+from ndakit.release import since
 
 SYNC: KeyPath = ("vrrp", "connection_sync")
 KERNEL_TOLD_S = 5.0
 """A connection is told again after two seconds (view_ipvs), and what is to be told is gathered for up to three (Linux,
 include/net/ip_vs.h: IPVS_SYNC_FLUSH_TIME, IPVS_SYNC_CHECK_PERIOD)."""
+RETURN_S = 4
+"""A `preempt_delay_s` with which no connection was lost at a return (docs/failover.md)."""
 WATCHED_ALONE = ("ping", "script")
 """Checks that need nothing on a node but its shell: those of pools that no service uses."""
 DEMOTE: KeyPath = ("vrrp", "demote_on")
@@ -70,7 +73,10 @@ def told_in_time(profile: Profile) -> Iterator[Finding]:
     has answered, and a connection that was told before belongs to no server until it is told again (topology tun then
     drops its packets: Linux, ip_vs_xmit.c)."""
     settings = profile.vrrp
-    if not profile.tracks_kernel or not settings.preempt:
+    if not settings.preempt:
+        return
+    if not profile.tracks_kernel:
+        yield from _told_at_all(profile)
         return
     adverts_s = 3 * settings.advert_interval_s
     waits_s = settings.preempt_delay_s + adverts_s
@@ -89,6 +95,18 @@ def told_in_time(profile: Profile) -> Iterator[Finding]:
         )  # fmt: skip
 
 
+def _told_at_all(profile: Profile) -> Iterator[Finding]:
+    """A node that asks conntrackd, or HAProxy, of the other node for everything, and has no time for the answer."""
+    what = "connections that pass through" if profile.tracks_connections else "servers that clients keep"
+    if (profile.tracks_connections or profile.shares_tables) and profile.vrrp.preempt_delay_s == 0:
+        yield warning(
+            "back-before-told",
+            "a node that returns takes its VIPs back at once, and has had no time to hear from the other node of the "
+            f"{what}",
+            ("vrrp", "preempt_delay_s"), f"write preempt_delay_s: {RETURN_S}", other=SYNC, also=(("vrrp", "preempt"),),
+        )  # fmt: skip
+
+
 def demote_on(profile: Profile) -> Iterator[Finding]:
     """Pools that decide who is master."""
     pools = profile.vrrp.demote_on
@@ -103,14 +121,23 @@ def demote_on(profile: Profile) -> Iterator[Finding]:
                 ("pools", pool, "check"), "write check: ping, or type: script with a script that asks them; or let a "
                 "service use the pool", other=at, also=(("services",),),
             )  # fmt: skip
+        elif not profile.services_of(pool) and len(profile.nodes) > 1:
+            servers = profile.pools[pool].servers.values()
+            if {a.version for facts in servers for a in facts.address} == {4, 6}:
+                yield warning(
+                    "demote-either-family", f"pool {pool} has IPv4 and IPv6 addresses, and one that answers is enough: "
+                    "where only one of the two families is lost, nothing moves", ("pools", pool, "servers"),
+                    "make two pools, one with the IPv4 and one with the IPv6 addresses, and name both in demote_on",
+                    other=at, also=(("services",),),
+                )  # fmt: skip
         if pool in pools[:number]:
             yield error("demote-twice", f"pool {pool} is named twice", at, "name it once")
     if not pools or profile.standalone:
         return
     if not profile.vrrp.preempt:
         yield error(
-            "demote-without-preempt", "a pool that is empty here but not there gives the VIPs away only where the "
-            "better node may take them, and preempt is not true",
+            "demote-without-preempt", "demote_on works only with preempt: true, because the other node must be "
+            "allowed to take the VIPs",
             DEMOTE, "write preempt: true, or delete demote_on", other=("vrrp", "preempt"),
         )  # fmt: skip
     if profile.priority_lowest < 1:
@@ -121,7 +148,7 @@ def demote_on(profile: Profile) -> Iterator[Finding]:
     if not profile.release.track_script_in_group:
         yield error(
             "demote-of-release", f"keepalived of OpenWrt {profile.release} cannot lower the priority of several "
-            "networks together", DEMOTE, "use release 19.07 or later, or delete demote_on", other=("release",),
+            "networks together", DEMOTE, f"use release {since(19, 7)}, or delete demote_on", other=("release",),
         )  # fmt: skip
 
 
@@ -141,7 +168,7 @@ def heartbeats(profile: Profile) -> Iterator[Finding]:
         if not profile.release.heartbeats:
             yield error(
                 "heartbeat-of-release", f"keepalived of OpenWrt {profile.release} does not listen to network {name} "
-                "any more once it was silent for a while", at, "use release 19.07 or later, or delete role",
+                "any more once it was silent for a while", at, f"use release {since(19, 7)}, or delete role",
                 other=("release",),
             )  # fmt: skip
         with_vips = [i.network for i in profile.instances if not i.heartbeat]

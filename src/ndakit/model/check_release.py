@@ -9,9 +9,10 @@ from collections.abc import Callable, Iterator
 
 from ndakit.mistakes import KeyPath
 from ndakit.model.capacity import capacity_of
-from ndakit.model.findings import Finding, error
+from ndakit.model.findings import Finding, error, warning
 from ndakit.model.profile import Profile
 from ndakit.names import INTERFACE_NAME_MAX, device_name, uci_name
+from ndakit.release import NEWEST_POINTS, newest, since
 
 RELEASE: KeyPath = ("release",)
 
@@ -24,7 +25,7 @@ def ssh_keys(profile: Profile) -> Iterator[Finding]:
         kind = key.split()[0]
         if kind in taken:
             continue
-        later = " (or use release 21.02 or later)" if kind == "ssh-ed25519" else ""
+        later = f" (or use release {since(21, 2)})" if kind == "ssh-ed25519" else ""
         yield error(
             "ssh-key-of-release",
             f"the SSH server of OpenWrt {profile.release} takes no keys of type {kind}, so {name} could not log in",
@@ -50,14 +51,14 @@ def links(profile: Profile) -> Iterator[Finding]:
                 f"OpenWrt {release} would call network {name}'s bridge br-{uci_name(name)}, "
                 f"and the VIPs would go to {device_name('br', name)}",
                 (*path, "bridge"),
-                "rename the network: at most 12 letters and digits, without -; or use release 21.02 or later",
+                f"rename the network: at most 12 letters and digits, without -; or use release {since(21, 2)}",
                 other=RELEASE, also=(path,),
             )  # fmt: skip
         if net.vlan is not None and net.bridge is not None:
             yield error(
                 "vlan-of-release",
                 f"network {name} is a VLAN on a bridge, and OpenWrt {release} has VLANs on single cards only",
-                (*path, "vlan"), "use release 21.02 or later, or name one card and delete bridge", other=RELEASE,
+                (*path, "vlan"), f"use release {since(21, 2)}, or name one card and delete bridge", other=RELEASE,
                 also=((*path, "bridge"),),
             )  # fmt: skip
         elif net.vlan is not None and net.bond is None and len(f"{net.nics[0]}.{net.vlan}") > INTERFACE_NAME_MAX:
@@ -65,9 +66,18 @@ def links(profile: Profile) -> Iterator[Finding]:
                 "vlan-of-release",
                 f"OpenWrt {release} would call network {name}'s interface {net.nics[0]}.{net.vlan}, "
                 f"which is longer than {INTERFACE_NAME_MAX} characters",
-                (*path, "vlan"), "use release 21.02 or later, or let the switch send this network untagged",
+                (*path, "vlan"), f"use release {since(21, 2)}, or let the switch send this network untagged",
                 other=RELEASE, also=((*path, "nics"),),
             )  # fmt: skip
+
+
+def known(profile: Profile) -> Iterator[Finding]:
+    """A release that was never made."""
+    if why := profile.release.missing:
+        yield warning(
+            "release-unknown", f"there is no OpenWrt {profile.release}, as far as is known: {why}", RELEASE,
+            f"write {newest(profile.release.branch) or newest(max(NEWEST_POINTS))}",
+        )  # fmt: skip
 
 
 def egress(profile: Profile) -> Iterator[Finding]:
@@ -88,7 +98,7 @@ def egress(profile: Profile) -> Iterator[Finding]:
                 "egress-of-release",
                 f"network {name}'s way out needs source NAT for IPv6, and OpenWrt {profile.release} has none",
                 ("networks", name, "egress"),
-                f"use release 22.03 or later, or write egress: none, or take {subnet} out of the network",
+                f"use release {since(22, 3)}, or write egress: none, or take {subnet} out of the network",
                 other=RELEASE, also=(("networks", name, "subnet"), ("vips", net.egress)),
             )  # fmt: skip
 
@@ -99,7 +109,7 @@ def topologies(profile: Profile) -> Iterator[Finding]:
         return
     for name, service in profile.services.items():
         if service.kernel:
-            fix = "use release 19.07 or later"
+            fix = f"use release {since(19, 7)}"
             if service.transport == "tcp":
                 fix = f"write topology: proxy, or {fix}"
             yield error(
@@ -118,7 +128,7 @@ def balance(profile: Profile) -> Iterator[Finding]:
             yield error(
                 "balance-of-release", f"pool {name} is balanced by random, and the HAProxy of OpenWrt "
                 f"{profile.release} (1.8) does not know that",
-                ("pools", name, "balance"), "write balance: leastconn, or use release 19.07 or later", other=RELEASE,
+                ("pools", name, "balance"), f"write balance: leastconn, or use release {since(19, 7)}", other=RELEASE,
             )  # fmt: skip
 
 
@@ -128,19 +138,19 @@ def images(profile: Profile) -> Iterator[Finding]:
     if profile.target.startswith("x86/") and profile.image.firmware == "efi" and not release.efi_images:
         yield error(
             "no-efi", f"OpenWrt {release} has no EFI images", ("image", "firmware"),
-            "write image: {firmware: bios}, or use release 21.02 or later", other=RELEASE,
+            f"write image: {{firmware: bios}}, or use release {since(21, 2)}", other=RELEASE,
         )  # fmt: skip
     if profile.target.startswith("armsr/") and not release.armsr:
         yield error(
             "device-too-new", f"OpenWrt {release} has no target {profile.target}", ("device",),
-            "use release 23.05 or later", other=RELEASE,
+            f"use release {since(23, 5)}", other=RELEASE,
         )  # fmt: skip
     if profile.target.startswith("armvirt/"):
         what = "is called armsr" if release.armsr else "makes kernels and root file systems, and no disks"
         bits = "armsr-armv8" if profile.target == "armvirt/64" else "armsr-armv7"
         yield error(
             "device-renamed", f"the target armvirt of OpenWrt {release} {what}", ("device",),
-            f"write device: {bits}" + ("" if release.armsr else ", and use release 23.05 or later"), other=RELEASE,
+            f"write device: {bits}" + ("" if release.armsr else f", and use release {since(23, 5)}"), other=RELEASE,
         )  # fmt: skip
 
 
@@ -154,10 +164,11 @@ def connections(profile: Profile) -> Iterator[Finding]:
         f"sizing asks for {asked} connections at once, and the HAProxy of OpenWrt {profile.release} is built for "
         f"{limit}: it takes no more, and does not say so",
         ("sizing", "sessions_per_second" if profile.sizing.sessions_per_second else "session_duration_s"),
-        "lower sessions_per_second or session_duration_s, or use release 24.10 or later", other=RELEASE,
+        f"lower sessions_per_second or session_duration_s, or use release {since(24, 10)}", other=RELEASE,
     )  # fmt: skip
 
 
 RULES: tuple[Callable[[Profile], Iterator[Finding]], ...] = (
+    known,
     ssh_keys, links, egress, topologies, balance, connections, images,
 )  # fmt: skip

@@ -70,7 +70,8 @@ def families(profile: Profile) -> Iterator[Finding]:
                         f"IPv{version} "
                         f"address: topology {service.topology} cannot change the family",
                         ("pools", pool, "servers", without[0], "address"),
-                        f"add the address, or write families: [ipv{other}] in the service, or topology: proxy",
+                        f"add the address, or write families: [ipv{other}] in the service"
+                        + (", or topology: proxy" if service.proxiable else ""),
                         other=("services", name, "vip"), also=(_topology(name), ("vips", service.vip[0], "address")),
                     )  # fmt: skip
                     break
@@ -96,7 +97,8 @@ def ports(profile: Profile) -> Iterator[Finding]:
                         f"service {name} has port{'s' if several else ''} {_spans(service)}, and the servers here "
                         f"{port}: "
                         f"{why}",
-                        at, "delete it, or write topology: proxy" + ("" if several else f", or {service.first_port}"),
+                        at, "delete it" + (", or write topology: proxy" if service.proxiable else "")
+                        + ("" if several else f", or {service.first_port}"),
                         other=("services", name, "port"), also=(_topology(name),),
                     )  # fmt: skip
                     break
@@ -119,8 +121,8 @@ def reachable(profile: Profile) -> Iterator[Finding]:
             yield error(
                 "dr-not-on-link",
                 f"service {name} is dr, and server {server} at {address} is in no network of the balancer",
-                at, "write topology: tun or proxy, or correct the address", other=_topology(name),
-                also=(("networks",),),
+                at, f"write topology: tun{' or proxy' if service.proxiable else ''}, or correct the address",
+                other=_topology(name), also=(("networks",),),
             )  # fmt: skip
         elif at[-1] != 0 and not reach.way(address):
             told.add((pool, address))
@@ -155,7 +157,8 @@ def own_address(profile: Profile) -> Iterator[Finding]:
                     f"service {name} is {service.topology}, so its servers have the address {endpoint.address} of VIP "
                     f"{endpoint.vip} too, and that is node {node}'s own: they would drop whatever the node sends",
                     _topology(name),
-                    "write topology: proxy, or nat for clients of other networks, or give the VIP another address",
+                    f"write topology: {'proxy, or ' if service.proxiable else ''}nat for clients of other networks, or "
+                    "give the VIP another address",
                     other=("vips", endpoint.vip, "address"), also=(("nodes", node),),
                 )  # fmt: skip
                 break
@@ -190,7 +193,7 @@ def nat_gateways(profile: Profile) -> Iterator[Finding]:
                 f"service {name} is nat, answers of server {server} come through the router {router[1]}, and network "
                 f"{network} has no IPv{address.version} VIP with role: gateway, to which that router could send them",
                 ("pools", pool, "reply_route"),
-                f"add a VIP with network: {network}, role: gateway, group: {min(groups)}"
+                f"add a VIP: {{network: {network}, address: ADDRESS, role: gateway, group: {min(groups)}}}"
                 + ("; the only node's own address will do" if profile.standalone else ""),
                 other=at, also=(("vips",), _topology(name), ("networks", network, "routes")),
             )  # fmt: skip
@@ -231,11 +234,11 @@ def _off_link(
     at: KeyPath,
 ) -> Finding:
     """nat, with a server in no network of ours: only an inner router that does its part brings answers back."""
-    fix = "write topology: tun" + (" or proxy" if service.transport == "tcp" else "")
+    fix = "write topology: tun" + (" or proxy" if service.proxiable else "")
     if router is not None:
         there = _gateways(profile, router[0], address.version)
         group = min(profile.vips[v].group for v in service.vip)
-        vip = "" if there else f", add a VIP with network: {router[0]}, role: gateway, group: {group}"
+        vip = "" if there else f", add a VIP: {{network: {router[0]}, address: ADDRESS, role: gateway, group: {group}}}"
         fix += (
             f"; or write reply_route: policy for pool {pool}{vip}, and let the router {router[1]} send the answers "
             "there (./inv servers writes how)"
@@ -256,7 +259,8 @@ def _without_gateway(
             "nat-policy-without-gateway",
             f"service {name} is nat, and network {network} of server {server} has no IPv{address.version} VIP with "
             "role: gateway, to which a rule on the server could send the answers: ./inv servers writes none",
-            _topology(name), f"add a VIP with network: {network}, role: gateway; only these answers take it",
+            _topology(name),
+            f"add a VIP: {{network: {network}, address: ADDRESS, role: gateway}}; only these answers take it",
             other=("pools", pool, "reply_route"), also=(("vips",), at),
         )  # fmt: skip
     return error(
@@ -264,7 +268,7 @@ def _without_gateway(
         f"service {name} is nat, and network {network} of server {server} has no IPv{address.version} VIP "
         "with role: "
         "gateway, through which answers come back",
-        _topology(name), f"add a VIP with network: {network}, role: gateway",
+        _topology(name), f"add a VIP: {{network: {network}, address: ADDRESS, role: gateway}}",
         other=at, also=(("vips",),),
     )  # fmt: skip
 
@@ -278,12 +282,14 @@ def nat_same_network(profile: Profile) -> Iterator[Finding]:
         if service.topology == "nat" and inside and network is not None and (name, network) not in told:
             told.add((name, network))
             nodes = {a for its in profile.nodes.values() for own in its.addresses.values() for a in own}
-            direct = "proxy" if nodes & set(profile.vips[inside[0]].address) else "dr or proxy"
+            ways = [] if nodes & set(profile.vips[inside[0]].address) else ["dr"]
+            direct = " or ".join([*ways, *(["proxy"] if service.proxiable else [])])
             yield warning(
                 "nat-same-network",
                 f"service {name}'s VIP {inside[0]} and server {server} are both in network {network}: clients there "
                 "get no answers, because servers answer them directly",
-                ("services", name, "vip"), f"use it for clients of other networks only, or write topology: {direct}",
+                ("services", name, "vip"), "use it for clients of other networks only"
+                + (f", or write topology: {direct}" if direct else ""),
                 other=("vips", inside[0], "network"), also=(_topology(name),),
             )  # fmt: skip
 

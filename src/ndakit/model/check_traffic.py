@@ -9,10 +9,8 @@ from ndakit.model.base import Address
 from ndakit.model.findings import Finding, error, unknown, warning
 from ndakit.model.links import routes_only
 from ndakit.model.profile import MARKS_MAX, Profile
-from ndakit.model.traffic import SORRY_PAGE_MAX
+from ndakit.model.traffic import PROXIED_PORTS_MAX, SORRY_PAGE_MAX
 
-PROXIED_PORTS_MAX = 4096
-"""Ports of one service that HAProxy carries: each is a socket that it opens."""
 CHECKS_PER_S_MAX = 2.0
 SORRY_HEADER_MAX = 256
 """The HTTP header that goes into the same buffer as a sorry page."""

@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
 from ndakit.mistakes import KeyPath, guess, listing
+
+_ENTRIES: Mapping[str, str] = {
+    "vips": "{network: NETWORK, address: ADDRESS}",
+    "pools": "{servers: {SERVER: ADDRESS}}",
+    "nodes": "{addresses: {NETWORK: ADDRESS}}",
+    "networks": "{nics: [CARD], subnet: SUBNET}",
+}
+"""What an entry of a table must have; in capitals what only its author knows."""
 
 
 @dataclass(frozen=True)
@@ -58,11 +66,15 @@ def warning(
     return Finding(code, "warning", what, at, fix, other, also, unless)
 
 
-def unknown(kind: str, name: str, known: Iterable[str], at: KeyPath, table: str) -> Finding:
-    """A reference to something of `table` that is not there."""
+def unknown(
+    kind: str, name: str, known: Iterable[str], at: KeyPath, table: str, *, words: tuple[str, ...] = ()
+) -> Finding:
+    """A reference to something of `table` that is not there; `words` are what else could stand in its place."""
     names = list(known)
-    near = guess(name, names)
-    there = f"{table} here: {listing(names)}" if names else f"this profile has no {table}"
-    fix = (f"did you mean '{near}'? " if near else "") + f"{there}; or add {table}.{name}"
+    near = guess(name, [*names, *words])
+    entry = f"{name}: {_ENTRIES[table]}"
+    add = f"{table} here: {listing(names)}; or add to {table}: {entry}" if names else f"write {table}: {{{entry}}}"
+    add += f"; or write {' or '.join(words)}" if words else ""
+    fix = (f"did you mean '{near}'? " if near else "") + add
     what = f"there is no {'VIP' if kind == 'vip' else kind} '{name}'"
     return error(f"unknown-{kind}", what, at, fix, also=((table, name),))

@@ -22,7 +22,7 @@ from ndakit.model.host import Access, Image, Monitoring, Network, Node, Platform
 from ndakit.model.sizing import Sizing, Tuning
 from ndakit.model.traffic import Persistence, Pool, Server, Service, Timeouts
 from ndakit.names import Name, device_name
-from ndakit.release import Release
+from ndakit.release import Release, newest
 
 PRIORITY_TOP = 250
 """High, because a backup waits (256 - priority) / 256 of an advert longer than three (RFC 5798, 6.1)."""
@@ -57,7 +57,8 @@ def _release(value: Any) -> Any:
         except ValueError as cause:
             fix = "write 24.10.8"
             if re.fullmatch(r"\d{2}\.\d{2}", value):
-                fix = f"add the point release, such as {value}.0"
+                known = newest((int(value[:2]), int(value[3:])))
+                fix = f"write {known or '24.10.8'}"
             elif re.fullmatch(r"v\d{2}\.\d{2}\.\d{1,2}", value):
                 fix = f"write {value[1:]}"
             raise mistake("release", "'{got}': {why}", got=value[:40], why=str(cause), fix=fix) from None

@@ -54,8 +54,14 @@ SCHEDULERS: Mapping[str, str] = {
 }
 """Ways to choose a server that IPVS has, and its names for them (ipvsadm(8))."""
 
+PROXIED_PORTS_MAX = 4096
+"""Ports of one service that HAProxy carries: each is a socket that it opens."""
+
 WEIGHTLESS = ("rr", "lc", "dh")
 """Schedulers that look at no weight but 0."""
+
+ONE_SERVER = ("sh", "dh", "lblc", "lblcr", "mh")
+"""Schedulers that send all connections of a client, or of a VIP, to one server."""
 
 KERNEL_TOPOLOGIES = ("nat", "dr", "tun")
 """Topologies that the kernel (IPVS) balances, with keepalived's virtual servers."""
@@ -302,8 +308,10 @@ class Service(Model):
     families: Annotated[tuple[FamilyName, ...], AfterValidator(_families)] | None = None
     """`ipv4`, `ipv6`; default: those of the VIP."""
     port: Ports
-    """The port on the VIP: one, a range such as 10000-10100, or a list. Topology proxy takes at most 4096 of them; for
-    the kernel (nat, dr, tun) any number is one service, such as RTP's 10000-20000. There are at most 255 services with
+    """The port on the VIP: one, a range such as 10000-10100, or a list. Topology proxy takes at most 4096 of them. For
+    the kernel (nat, dr, tun) any number is one service, such as RTP's 10000-20000; a client has one server for all of
+    them only with `persistence`, or if the pool balances by source. No connection helper is loaded: an FTP server must
+    name the VIP in its answers to PASV, and its data ports belong into the list. There are at most 255 services with
     several ports there."""
     topology: Literal["proxy", "nat", "dr", "tun"] = "proxy"
     """How traffic reaches the servers. `proxy` ends connections in HAProxy and opens its own to the server. The others
@@ -351,6 +359,11 @@ class Service(Model):
     def single_port(self) -> int | None:
         """Its only port; None if it has several."""
         return None if self.several else self.first_port
+
+    @property
+    def proxiable(self) -> bool:
+        """True if HAProxy could carry it as well."""
+        return self.transport == "tcp" and self.port_count <= PROXIED_PORTS_MAX
 
     @property
     def several(self) -> bool:
