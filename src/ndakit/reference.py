@@ -44,10 +44,10 @@ INTRO = """\
 page.*
 
 One YAML file per balancer pair: `profiles/NAME.yaml`. The smallest one is [bakery](../profiles/bakery.yaml), a
-richer one [apache-pair](../profiles/apache-pair.yaml). `./inv check NAME` says everything that is wrong with a
-profile at once, each mistake with file, line and column; `./inv show NAME --origin` prints the merged profile with
-every default and where each value was written. For completion in an editor with the YAML language server, begin
-the file with
+richer one [apache-pair](../profiles/apache-pair.yaml); [examples](examples.md) has more. `./inv check NAME` shows the
+mistakes of a profile, each with file, line and column, as many at once as can be seen; `./inv show NAME --origin`
+prints the merged profile with every default and where each value was written. For completion in an editor with the YAML
+language server, begin the file with
 
     # yaml-language-server: $schema=../docs/profile.schema.json
 
