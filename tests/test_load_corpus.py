@@ -71,12 +71,12 @@ def test_a_value_that_a_fix_puts_into_its_mapping_is_the_one_that_was_written(tm
     error = refusal(HERE / "invalid/kept-values.yaml")
     assert isinstance(error, ErrorGroup)
     kept = [e for e in error.errors if e.code == "wrong-kind" and "'yes'" not in e.what]
-    assert len(kept) == 8
+    assert len(kept) == 11
     lines = text.split("\n")
     for one in kept:
         assert one.fix is not None
         assert one.location is not None
-        key, value = one.fix.removeprefix("write ").split(": ", 1)
+        key, value = one.fix.removeprefix("write ").replace("NETWORK", "lan").split(": ", 1)
         row = one.location.line - 1
         lines[row], count = re.subn(rf"\b{key}: (\[[^]]*\]|[^\s,{{}}]+)", f"{key}: {value}", lines[row], count=1)
         assert count == 1
@@ -87,6 +87,17 @@ def test_a_value_that_a_fix_puts_into_its_mapping_is_the_one_that_was_written(tm
     assert [e.what for e in (left.errors if isinstance(left, ErrorGroup) else [left]) if e.code == "wrong-kind"] == [
         "'bond' is 'yes', and a mapping is needed"
     ]
+
+
+def test_networks_that_join_the_same_cards_as_told_are_right(tmp_path: Path) -> None:
+    text = (HERE / "invalid/vlan-of-bond.yaml").read_text()
+    said = refusal(HERE / "invalid/vlan-of-bond.yaml").text()
+    assert "add bond: {mode: 802.3ad}, as network lan" in said
+    assert "write the same in both, bond: {mode: 802.3ad} or" in said
+    text = text.replace("dmz: {nics: [eth0, eth1],", "dmz: {nics: [eth0, eth1], bond: {mode: 802.3ad},")
+    path = tmp_path / "vlan-of-bond.yaml"
+    path.write_text(text.replace("active-backup", "802.3ad"))
+    load.load(WORKSPACE, str(path))
 
 
 def codes_in_the_sources() -> set[str]:

@@ -317,7 +317,8 @@ def _bad_key(path: KeyPath, facts: Facts, at: Location) -> ProfileMistake:
 
 
 _COUNTED: Mapping[str, str] = {"servers": "server", "sources": "source"}
-"""Mappings of names that people write as lists, and what the entries can be called."""
+"""Mappings of names that people write as lists, and what the entries can be called. Those of `addresses` are networks,
+which are not known here."""
 
 
 def _scalar(text: str) -> str:
@@ -383,14 +384,18 @@ def _wrong_kind(path: KeyPath, facts: Facts, node: Node | None, at: Location) ->
     else:
         wanted = "one value"
     scalars = [n for n in node if isinstance(n, str)] if isinstance(node, list) else []
+    values = [node] if isinstance(node, str) else scalars
     if key == "protocol" and {"tcp", "udp"} <= set(scalars):
         fix = foreign.TWO_SERVICES
     elif scalars and wanted == "one value":
         fix = f"write {key}: {show(scalars[0])}" + (", or another one of them" if len(scalars) > 1 else "")
     elif isinstance(node, str) and model is not None and (kept := _kept(model, node)) is not None:
         fix = f"write {key}: {kept}"
-    elif scalars and shapes.is_named_map(expected) and key in _COUNTED:
-        fix = f"write {key}: {{{', '.join(f'{_COUNTED[key]}{n}: {_scalar(v)}' for n, v in enumerate(scalars, 1))}}}"
+    elif values and shapes.is_named_map(expected) and key in _COUNTED:
+        fix = f"write {key}: {{{', '.join(f'{_COUNTED[key]}{n}: {_scalar(v)}' for n, v in enumerate(values, 1))}}}"
+    elif values and shapes.is_named_map(expected) and key == "addresses":
+        listed = ", ".join(map(_scalar, values))
+        fix = f"write addresses: {{NETWORK: {listed if len(values) == 1 else f'[{listed}]'}}}"
     elif key in EXAMPLES:
         fix = f"write {EXAMPLES[key]}"
     elif model is not None:

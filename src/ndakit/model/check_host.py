@@ -11,6 +11,7 @@ from ndakit.mistakes import KeyPath
 from ndakit.model.findings import Finding, error, unknown, warning
 from ndakit.model.host import Network
 from ndakit.model.profile import Profile
+from ndakit.model.reach import of_documentation
 from ndakit.names import device_name, instance_name, zone_name
 
 RESERVED_NETWORKS = ("loopback", "globals")
@@ -324,6 +325,24 @@ def _is_address(text: str) -> bool:
     return True
 
 
+def examples(profile: Profile) -> Iterator[Finding]:
+    """Name and time servers that were copied from an example. A profile that is itself one has the networks of one."""
+    if any(of_documentation(subnet) for net in profile.networks.values() for subnet in net.subnet):
+        return
+    asked: list[tuple[KeyPath, str]] = [
+        (("networks", name, "dns", number), str(server))
+        for name, net in profile.networks.items()
+        for number, server in enumerate(net.dns)
+    ]
+    asked += [(("system", "ntp", number), server) for number, server in enumerate(profile.system.ntp)]
+    for at, server in asked:
+        if _is_address(server) and of_documentation(ip_address(server)):
+            yield warning(
+                "address-of-example", f"nobody has the address {server}: it is one for examples in texts", at,
+                "write the address of your own server", also=(("networks",),),
+            )  # fmt: skip
+
+
 def ntp_twice(profile: Profile) -> Iterator[Finding]:
     """Name and time servers stated twice."""
     lists: list[tuple[KeyPath, tuple[object, ...]]] = [(("system", "ntp"), profile.system.ntp)]
@@ -341,5 +360,6 @@ RULES: tuple[Callable[[Profile], Iterator[Finding]], ...] = (
     vrrp,
     egress,
     time_servers,
+    examples,
     ntp_twice,
 )

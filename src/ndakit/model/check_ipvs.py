@@ -46,7 +46,7 @@ def protocols(profile: Profile) -> Iterator[Finding]:
         if service.kernel and service.protocol == "http":
             yield error(
                 "http-needs-proxy", f"service {name} is {service.topology}, and the kernel reads no http", at,
-                "write protocol: tcp, or topology: proxy", other=_topology(name),
+                "write protocol: tcp" + (", or topology: proxy" if service.proxiable else ""), other=_topology(name),
             )  # fmt: skip
         if not service.kernel and service.protocol == "udp":
             yield error(
@@ -56,7 +56,8 @@ def protocols(profile: Profile) -> Iterator[Finding]:
         if service.kernel and service.timeouts != Timeouts():
             yield error(
                 "timeouts-need-proxy", f"service {name} is {service.topology}, and timeouts are HAProxy's",
-                ("services", name, "timeouts"), "delete timeouts, or write topology: proxy", other=_topology(name),
+                ("services", name, "timeouts"),
+                "delete timeouts" + (", or write topology: proxy" if service.proxiable else ""), other=_topology(name),
             )  # fmt: skip
 
 
@@ -262,7 +263,8 @@ def sorry_servers(profile: Profile) -> Iterator[Finding]:
             yield error(
                 "sorry-page-needs-proxy", f"pool {service.pool} has a sorry page, and IPVS, behind service {name}, "
                 "shows none",
-                (*at, "page"), "write sorry: {pool: …} with a server that shows it, or topology: proxy",
+                (*at, "page"), "write sorry: {pool: …} with a server that shows it"
+                + (", or topology: proxy" if service.proxiable else ""),
                 other=_topology(name),
             )  # fmt: skip
             continue

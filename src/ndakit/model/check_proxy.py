@@ -21,7 +21,8 @@ def engines(profile: Profile) -> Iterator[Finding]:
         if service.kernel and service.limits is not None:
             yield error(
                 "limits-need-proxy", f"service {name} is {service.topology}, and the limits of a service are HAProxy's",
-                ("services", name, "limits"), "state max_connections for the servers instead, or write topology: proxy",
+                ("services", name, "limits"), "state max_connections for the servers instead"
+                + (", or write topology: proxy" if service.proxiable else ""),
                 other=topology,
             )  # fmt: skip
         if service.kernel and service.pool in profile.pools and profile.pools[service.pool].retries != RETRIES:

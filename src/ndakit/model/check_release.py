@@ -110,7 +110,7 @@ def topologies(profile: Profile) -> Iterator[Finding]:
     for name, service in profile.services.items():
         if service.kernel:
             fix = f"use release {since(19, 7)}"
-            if service.transport == "tcp":
+            if service.proxiable:
                 fix = f"write topology: proxy, or {fix}"
             yield error(
                 "topology-of-release", f"service {name} has topology {service.topology}, and OpenWrt {profile.release} "

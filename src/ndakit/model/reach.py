@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from ipaddress import ip_network
+from ipaddress import IPv4Network, IPv6Network, ip_network
 
 from ndakit.model.base import Address, Subnet
 from ndakit.model.profile import Profile
@@ -87,6 +87,18 @@ _SPECIAL = tuple(
     )
 )
 """Ranges that no host has as an address of its own on a routed network (RFC 6890)."""
+
+
+_DOCUMENTATION = tuple(
+    ip_network(text) for text in ("192.0.2.0/24", "198.51.100.0/24", "203.0.113.0/24", "2001:db8::/32", "3fff::/20")
+)
+"""Ranges for examples in texts; no host in the world has one (RFC 5737, 3849, 9637)."""
+
+
+def of_documentation(network: Address | Subnet) -> bool:
+    """True for an address, or a subnet, that stands in an example and is nobody's."""
+    found = network if isinstance(network, IPv4Network | IPv6Network) else ip_network(network)
+    return any(r.version == found.version and r.overlaps(found) for r in _DOCUMENTATION)
 
 
 def special(address: Address) -> str | None:
