@@ -19,11 +19,7 @@ from ndakit.model.sysctls import KNOWN, general, gone, owner
 from ndakit.release import Release
 from ndakit.view import NodeView
 
-BASE = (
-    (goldens.ROOT / "tests/valid/handover.yaml")
-    .read_text()
-    .replace("preempt: true", "preempt: true, preempt_delay_s: 4")
-)
+BASE = (goldens.ROOT / "tests/valid/handover.yaml").read_text()
 
 
 def profile(*changes: tuple[str, str], sizing: str = "{}", sysctl: str = "{}") -> Profile:
