@@ -22,6 +22,15 @@ def rendered(make_root: MakeRoot, name: str) -> Root:
     return root
 
 
+def pretending(name: str) -> str:
+    """Shell function `pretend`: start a program that shows up as `name` (a script shows up as its interpreter)."""
+    return (
+        f"mkdir -p /tmp/run /tmp/pretended; cp /usr/bin/lua5.4 /tmp/pretended/{name}\n"
+        f"pretend() {{ /tmp/pretended/{name} -e 'while true do require(\"posix.unistd\").sleep(1) end' & daemon=$!\n"
+        "sleep 0.3; }\n"
+    )
+
+
 @pytest.mark.parametrize("name", ["fw3-1806", "apache-pair"])
 def test_haproxy_comes_back_seven_times_in_every_release(make_root: MakeRoot, name: str) -> None:
     root = rendered(make_root, name)
@@ -56,13 +65,40 @@ def test_an_agent_without_its_hypervisor_is_not_started_again_and_again(make_roo
 
 def test_a_node_without_keepalived_gives_its_vips_up_and_says_so_once(make_root: MakeRoot) -> None:
     root = rendered(make_root, "apache-pair")
-    # A program of its own that shows up as keepalived: a shell script would show up as its interpreter.
-    root.put("usr/bin/pretend", "#!/bin/sh\nprintf keepalived >/proc/self/comm\nwhile :; do sleep 0.1; done\n", 0o755)
     said = root.run(
-        LINKS + PROCD + HELD + "pretend & daemon=$!\nsleep 0.3; /etc/init.d/ndakit-vips start; sleep 2.5\n" + VIPS
-        + "kill -9 $daemon; sleep 2.5\n" + VIPS + "sleep 2; logread | grep -c 'has given its VIPs up'\n"
+        LINKS + PROCD + HELD + pretending("keepalived") + "pretend; sleep 0.3; /etc/init.d/ndakit-vips start; sleep 2.5\n"
+        + VIPS + "kill -9 $daemon; sleep 2.5\n" + VIPS + "sleep 2; logread | grep -c 'has given its VIPs up'\n"
     )  # fmt: skip
     assert said.out.split()[:3] == ["2", "0", "1"], (said.out, said.err)
+
+
+def test_a_script_that_is_called_keepalived_is_none(make_root: MakeRoot) -> None:
+    """busybox's pidof finds one too: /etc/init.d/keepalived, which may hang."""
+    root = rendered(make_root, "apache-pair")
+    root.put("usr/bin/keepalived", "#!/bin/sh\nsleep 20\n", 0o755)
+    said = root.run(
+        LINKS + PROCD + HELD + "/usr/bin/keepalived & script=$!\nsleep 0.3; pidof keepalived | wc -w\n"
+        + "/etc/init.d/ndakit-vips start; sleep 2.5\n" + VIPS + "kill -9 $script\n"
+    )  # fmt: skip
+    assert said.out.split() == ["1", "0"], (said.out, said.err)
+
+
+ASK = "ask() { n=0; while [ $n -lt $1 ]; do n=$((n+1)); /usr/libexec/ndakit/haproxy-runs; printf $?; done; echo; }\n"
+
+
+def test_an_haproxy_that_ends_again_and_again_does_not_count_as_running(make_root: MakeRoot) -> None:
+    root = rendered(make_root, "apache-pair")
+    root.put("usr/bin/haproxy", "#!/bin/sh\nsleep 20\n", 0o755)
+    anew = "kill -9 $daemon; wait $daemon 2>/dev/null; pretend\n"
+    said = root.run(
+        pretending("haproxy") + ASK
+        + "ask 2; pretend; ask 12\n"  # it was never there, then it is
+        + anew + "ask 3\n"  # it ended after a long life: nothing
+        + anew + "ask 13\n"  # after a short one: not before it has lived for ten questions
+        + anew + "ask 3\n" + "kill -9 $daemon; wait $daemon 2>/dev/null; ask 1\n"
+        + "/usr/bin/haproxy & script=$!\nsleep 0.2; ask 2; kill -9 $script\n"  # a script is none
+    )  # fmt: skip
+    assert said.out.split() == ["11", "0" * 12, "000", "1" * 10 + "000", "000", "1", "11"], (said.out, said.err)
 
 
 def test_the_real_keepalived_is_killed_cannot_start_and_comes_back_with_the_vips(make_root: MakeRoot) -> None:
