@@ -66,7 +66,7 @@ def test_an_agent_without_its_hypervisor_is_not_started_again_and_again(make_roo
 def test_a_node_without_keepalived_gives_its_vips_up_and_says_so_once(make_root: MakeRoot) -> None:
     root = rendered(make_root, "apache-pair")
     said = root.run(
-        LINKS + PROCD + HELD + pretending("keepalived") + "pretend; sleep 0.3; /etc/init.d/ndakit-vips start; sleep 2.5\n"
+        LINKS + PROCD + HELD + pretending("keepalived") + "pretend; /etc/init.d/ndakit-vips start; sleep 2.5\n"
         + VIPS + "kill -9 $daemon; sleep 2.5\n" + VIPS + "sleep 2; logread | grep -c 'has given its VIPs up'\n"
     )  # fmt: skip
     assert said.out.split()[:3] == ["2", "0", "1"], (said.out, said.err)
