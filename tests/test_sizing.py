@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 import goldens
 from ndakit.model import Capacity, Profile, capacity_of, checks
 from ndakit.model.capacity import POOLS_CONNECTIONS, STATISTICS_CONNECTIONS, power_of_two
+from ndakit.model.findings import Finding
 from ndakit.model.sizing import Tuning
 from ndakit.model.sysctls import KNOWN, general, gone, owner
 from ndakit.release import Release
@@ -100,6 +101,60 @@ def test_what_is_refused_fits_once_the_memory_is_what_the_message_says() -> None
     assert "sizing-memory" not in {f.code for f in checks.findings(enough)}
     short = profile(sizing=f"{{memory_mib: {int(needed[1]) - 1}, {load}}}")
     assert "sizing-memory" in {f.code for f in checks.findings(short)}
+
+
+def too_much(found: Profile) -> Finding | None:
+    return next((f for f in checks.findings(found) if f.code == "sizing-memory"), None)
+
+
+def test_a_limit_of_connections_that_needs_the_memory_is_named_and_done_as_told_it_fits() -> None:
+    finding = too_much(services(3, 200, 200_000, 150_000))
+    assert finding is not None
+    assert finding.at == ("services", "web1", "limits", "connections")
+    assert "200000 connections of service web1" in finding.what
+    count = re.search(r"count of web1 and web2 to ([0-9]+) or less", finding.fix)
+    assert count is not None
+    assert "sessions_per_second" not in finding.fix
+    fitting = int(count[1])
+    assert fitting > 10_000
+    assert too_much(services(3, 200, fitting, fitting)) is None
+    assert too_much(services(3, 200, fitting + 100, fitting)) is not None
+    needed = re.search(r"memory_mib: (\d+)", finding.fix)
+    assert needed is not None
+    assert too_much(services(3, 200, 200_000, 150_000, sizing=f"{{memory_mib: {needed[1]}}}")) is None
+
+
+def test_a_table_of_ones_own_that_needs_the_memory_is_named_and_done_as_told_it_fits() -> None:
+    key = "net.netfilter.nf_conntrack_max"
+    finding = too_much(profile(sysctl=f"{{{key}: '3000000'}}"))
+    assert finding is not None
+    assert finding.at == ("tuning", "sysctl", key)
+    assert f"delete {key}" in finding.fix
+    assert "sessions_per_second" not in finding.fix
+    assert too_much(profile()) is None
+
+
+def test_a_load_that_needs_the_memory_is_what_is_to_be_lowered() -> None:
+    finding = too_much(services(2, 200, sizing="{sessions_per_second: 20000}"))
+    assert finding is not None
+    assert "lower sessions_per_second or session_duration_s" in finding.fix
+    assert "count" not in finding.fix
+    assert too_much(services(2, 200, sizing="{sessions_per_second: 1}")) is None
+
+
+def test_what_no_single_change_mends_is_told_so() -> None:
+    both = services(1, 200_000, sizing="{sessions_per_second: 20000}")
+    finding = too_much(both)
+    assert finding is not None
+    assert "do several of these: lower sessions_per_second" in finding.fix
+    assert "lower limits.connections.count" in finding.fix
+    assert too_much(services(1, 200, sizing="{sessions_per_second: 1}")) is None
+
+
+def test_a_machine_that_is_too_small_for_anything_is_only_told_to_grow() -> None:
+    finding = too_much(services(1, sizing="{memory_mib: 64}"))
+    assert finding is not None
+    assert "lower" not in finding.fix
 
 
 def test_services_that_the_kernel_balances_need_no_memory_of_haproxy() -> None:

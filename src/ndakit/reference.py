@@ -23,6 +23,7 @@ from ndakit.workspace import Workspace, write_atomic
 _BY_VALIDATOR = {
     "_address": "IP address",
     "_subnet": "subnet",
+    "_host_or_subnet": "subnet",
     "_ssh_key": "SSH public key",
     "_text": "text of one line",
     "_url_path": "URL path",

@@ -171,19 +171,45 @@ UrlPath = Annotated[str, AfterValidator(_url_path)]
 """The path (and query) part of a URL."""
 
 
+_NO_NAMES = "names are not looked up: write the address, such as {}"
+
+
+def _is_name(value: str) -> bool:
+    return not value[-1:].isdigit() and re.fullmatch(r"[a-z0-9-]+(\.[a-z0-9-]+)*", value.lower()) is not None
+
+
+_AROUND = re.compile(
+    r"(?:[a-z][a-z0-9+.-]*://)?(?:\[([^\]]+)\]|([^\[\]/:]+|[0-9a-f:.]+(?=/|$)))(:\d+)?(/.*)?", re.IGNORECASE
+)
+"""A URL, or what stands around an address otherwise: scheme, address (the first two groups), port, path."""
+
+
+def _address_meant(value: str) -> str:
+    """What to write instead of a text that is not an address."""
+    around = _AROUND.fullmatch(value)
+    alone, port, path = (around[1] or around[2], around[3], around[4]) if around else (value, None, None)
+    try:
+        ip_address(alone)
+    except ValueError:
+        if _is_name(alone):
+            return _NO_NAMES.format("192.0.2.1")
+        if re.fullmatch(r"[0-9]{1,3}(\.[0-9]{1,3}){3}", alone):
+            return "write each number from 0 to 255, without leading zeros"
+        return "write 192.0.2.1 or 2001:db8::1"
+    if re.fullmatch(r"/[0-9.]+", path or "") and value == f"{alone}{path}":
+        return "leave the prefix length out: the network's subnet has it"
+    beside = " (the port has a key of its own)" if port else ""
+    return f"write the address alone: {alone}{beside}"
+
+
 def _address(value: Any) -> Any:
     if isinstance(value, str):
         try:
             found = ip_address(value)
         except ValueError:
-            fix = "write 192.0.2.1 or 2001:db8::1"
-            if "/" in value:
-                fix = "leave the prefix length out: the network's subnet has it"
-            elif re.fullmatch(r"[a-z0-9-]+(\.[a-z0-9-]+)*", value.lower()) and not value[-1:].isdigit():
-                fix = "names are not looked up: write the address, such as 192.0.2.1"
-            elif re.fullmatch(r"[0-9]{1,3}(\.[0-9]{1,3}){3}", value):
-                fix = "write each number from 0 to 255, without leading zeros"
-            raise mistake("address", "'{got}' is not an IP address", got=value[:60], fix=fix) from None
+            raise mistake(
+                "address", "'{got}' is not an IP address", got=value[:60], fix=_address_meant(value)
+            ) from None
         if isinstance(found, IPv6Address) and found.scope_id:
             raise mistake(
                 "address", "'{got}' has a zone", got=value[:60],
@@ -194,35 +220,58 @@ def _address(value: Any) -> Any:
     return value
 
 
-def _with_length(value: str) -> str:
-    """The subnet that was probably meant by an address alone."""
+def _no_subnet(value: str, right: str) -> PydanticCustomError:
+    fix = _NO_NAMES.format(right) if _is_name(value) else f"write {right}"
+    return mistake("subnet", "'{got}' is not a subnet", got=value[:60], fix=fix)
+
+
+def _whole(value: str, *, hosts: bool) -> Subnet:
+    """A subnet; `hosts`: a single address is as likely to be meant, so that no fix makes more of it than was written.
+
+    Raises a refusal whose fix can be written as it stands.
+    """
+    alone, _, length = value.partition("/")
     try:
-        found = ip_address(value)
+        address = ip_address(alone)
     except ValueError:
-        return "192.0.2.0/24"
-    return f"{found}/24" if found.version == 4 else f"{found}/64"
+        raise _no_subnet(value, "192.0.2.0/24 or 2001:db8::/64") from None
+    if isinstance(address, IPv6Address):
+        # Without a zone, which no subnet has, and as the IPv4 address that it may stand for.
+        address = address.ipv4_mapped or IPv6Address(int(address))
+    one = f"{address}/{address.max_prefixlen}"
+    around = ip_network(f"{address}/{24 if address.version == 4 else 64}", strict=False)
+    if "/" not in value:
+        fix = f"write {around}, or its real prefix length"
+        if hosts and around.network_address == address:
+            fix = f"write {around} for the subnet (or its real prefix length), or {one} for this address alone"
+        elif hosts:
+            fix = f"write {one} for this address alone, or the subnet that is meant, such as {around}"
+        raise mistake("subnet", "'{got}' has no prefix length", got=value[:60], fix=fix)
+    try:
+        return ip_network(value)
+    except ValueError:
+        try:
+            right = ip_network(f"{address}/{length}", strict=False)
+        except ValueError:
+            raise _no_subnet(value, str(around)) from None
+        fix = f"write {right}" + (f" for the whole subnet, or {one} for this address alone" if hosts else "")
+        raise mistake("subnet", "'{got}' has host bits set", got=value[:60], fix=fix) from None
 
 
 def _subnet(value: Any) -> Any:
-    if isinstance(value, str):
-        if "/" not in value:
-            raise mistake("subnet", "'{got}' has no prefix length", got=value[:60], fix=f"write {_with_length(value)}")
-        try:
-            return ip_network(value)
-        except ValueError:
-            try:
-                right = ip_network(value, strict=False)
-            except ValueError:
-                raise mistake(
-                    "subnet", "'{got}' is not a subnet", got=value[:60], fix="write 192.0.2.0/24 or 2001:db8::/64"
-                ) from None
-            raise mistake("subnet", "'{got}' has host bits set", got=value[:60], fix=f"write {right}") from None
-    return value
+    return _whole(value, hosts=False) if isinstance(value, str) else value
+
+
+def _host_or_subnet(value: Any) -> Any:
+    return _whole(value, hosts=True) if isinstance(value, str) else value
 
 
 _AS_TEXT = PlainSerializer(str, return_type=str)
 IpAddress = Annotated[Address, BeforeValidator(_address), _AS_TEXT, WithJsonSchema({"type": "string"})]
 IpSubnet = Annotated[Subnet, BeforeValidator(_subnet), _AS_TEXT, WithJsonSchema({"type": "string"})]
+"""The subnet of a network."""
+IpRange = Annotated[Subnet, BeforeValidator(_host_or_subnet), _AS_TEXT, WithJsonSchema({"type": "string"})]
+"""Where somebody is: a subnet, which can be one address (/32, /128)."""
 
 
 def as_list(value: Any) -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from bisect import bisect_left
 from collections.abc import Callable, Iterator
 
 from ndakit.mistakes import KeyPath, guess
@@ -11,33 +12,29 @@ from ndakit.model.capacity import (
     PORTS_KEY,
     PORTS_TO,
     TRACKED_AFTER_S,
+    Capacity,
     capacity_of,
     ports_needed,
     proxied_pools,
+    service_limits,
 )
 from ndakit.model.findings import Finding, error, warning
 from ndakit.model.profile import Profile
 from ndakit.model.sysctl_values import Machine, harm, port_range
 from ndakit.model.sysctls import KNOWN, general, gone, owner
+from ndakit.model.traffic import ConnectionLimit
 
 PORTS_MOST = PORTS_TO - PORTS_FROM_WIDE + 1
-TRACKED_KEY = "net.netfilter.nf_conntrack_max"
+TRACKED_KEY, TIME_WAIT_KEY = "net.netfilter.nf_conntrack_max", "net.ipv4.tcp_max_tw_buckets"
+LEAST = {"sessions_per_second": 0.1, "session_duration_s": 0.001}
+"""The smallest load that `sizing` takes."""
 
 
 def memory(profile: Profile) -> Iterator[Finding]:
     """All limits reached at once must fit into the memory."""
     found = capacity_of(profile)
     if found.memory_needed_mib > found.memory_mib:
-        parts = ", ".join(f"{what} {mib} MiB" for what, mib in found.memory if mib)
-        at = _stated(profile, "memory_mib", "sessions_per_second", "session_duration_s")
-        yield error(
-            "sizing-memory",
-            f"{found.sessions_per_second:g} sessions per second of {found.session_duration_s:g} s need "
-            f"{found.memory_needed_mib} MiB, and there are {found.memory_mib}: {parts}",
-            at, f"write memory_mib: {found.memory_needed_mib} or more (and give the machine that much), or lower "
-            "sessions_per_second or session_duration_s",
-            other=("device",), also=(("tuning", "sysctl"), ("services",), ("pools",)),
-        )  # fmt: skip
+        yield _too_much(profile, found)
     tuned = profile.tuning.sysctl.get(TRACKED_KEY, "")
     if tuned.isdigit() and int(tuned) < found.tracked_needed:
         yield warning(
@@ -47,6 +44,89 @@ def memory(profile: Profile) -> Iterator[Finding]:
             ("tuning", "sysctl", TRACKED_KEY), "delete it, so that it is computed, or lower sessions_per_second",
             other=_stated(profile, "sessions_per_second"), also=(("device",),),
         )  # fmt: skip
+
+
+def _too_much(profile: Profile, found: Capacity) -> Finding:
+    """The finding about too little memory: what asks for it, and only those ways out that lead to a profile that fits.
+
+    What asks: the load, the largest limit of a service, or a kernel's table of one's own size; one of them can be far
+    too large while the load is small.
+    """
+
+    def fits(changed: Profile) -> bool:
+        return capacity_of(changed).memory_needed_mib <= found.memory_mib
+
+    load = profile.model_copy(update={"sizing": profile.sizing.model_copy(update=LEAST)})
+    largest = [s for s, limit in _stated_limits(profile).items() if limit == found.connections_max > found.usual_max]
+    tables = [k for k in (TRACKED_KEY, TIME_WAIT_KEY) if k in profile.tuning.sysctl and fits(_without(profile, [k]))]
+    count = _count_that_fits(profile, fits)
+    ways = [f"write memory_mib: {found.memory_needed_mib} or more (and give the machine that much)"]
+    at = _stated(profile, "memory_mib", "sessions_per_second", "session_duration_s")
+    what = f"{found.sessions_per_second:g} sessions per second of {found.session_duration_s:g} s"
+    if count is not None:
+        over = [s for s, limit in _stated_limits(profile).items() if limit > count]
+        ways.append(f"lower limits.connections.count of {' and '.join(over)} to {count} or less")
+    if largest:
+        at = ("services", largest[0], "limits", "connections")
+        what = f"{found.connections_max} connections of service {largest[0]} at once"
+    elif tables:
+        at = ("tuning", "sysctl", tables[0])
+        what += f", and {tables[0]} of {profile.tuning.sysctl[tables[0]]},"
+    ways += [f"delete {key}, so that it is computed" for key in tables]
+    if fits(load):
+        ways.append("lower sessions_per_second or session_duration_s")
+    if len(ways) == 1 and fits(_limited(_without(load, [TRACKED_KEY, TIME_WAIT_KEY]), 1)):  # nothing does it alone
+        ways.append(_all_together(profile))
+    parts = ", ".join(f"{part} {mib} MiB" for part, mib in found.memory if mib)
+    return error(
+        "sizing-memory",
+        f"{what} need {found.memory_needed_mib} MiB, and there are {found.memory_mib}: {parts}",
+        at, ", or ".join(ways),
+        other=("device",) if profile.sizing.memory_mib is None or at[0] == "sizing" else ("sizing", "memory_mib"),
+        also=(("tuning", "sysctl"), ("services",), ("pools",), ("sizing",), ("device",)),
+    )  # fmt: skip
+
+
+def _stated_limits(profile: Profile) -> dict[str, int]:
+    """Service → its own limit of connections, of those that HAProxy carries and that state one."""
+    return {name: limit for name, limit in service_limits(profile, 0) if limit}
+
+
+def _without(profile: Profile, keys: list[str]) -> Profile:
+    """A profile that leaves kernel values to be computed."""
+    kept = {k: v for k, v in profile.tuning.sysctl.items() if k not in keys}
+    return profile.model_copy(update={"tuning": profile.tuning.model_copy(update={"sysctl": kept})})
+
+
+def _limited(profile: Profile, count: int) -> Profile:
+    """A profile in which no service states a limit above `count` connections."""
+    its = dict(profile.services)
+    for name, service in its.items():
+        stated = service.limits
+        if stated is not None and stated.connections is not None and stated.connections.count > count:
+            lower = stated.model_copy(update={"connections": ConnectionLimit(count=count)})
+            its[name] = service.model_copy(update={"limits": lower})
+    return profile.model_copy(update={"services": its})
+
+
+def _count_that_fits(profile: Profile, fits: Callable[[Profile], bool]) -> int | None:
+    """The limit of connections down to which those of services must come, so that all fits; None if that is not enough,
+    or if none of them is larger."""
+    limits = _stated_limits(profile)
+    if not limits or not fits(_limited(profile, 1)):
+        return None
+    count = bisect_left(range(1, max(limits.values()) + 1), True, key=lambda c: not fits(_limited(profile, c)))
+    return count // 100 * 100 if count >= 1000 else count
+
+
+def _all_together(profile: Profile) -> str:
+    """Everything that makes the need smaller, for a profile in which no single change is enough."""
+    tables = [k for k in (TRACKED_KEY, TIME_WAIT_KEY) if k in profile.tuning.sysctl]
+    return " and ".join([
+        "do several of these: lower sessions_per_second and session_duration_s",
+        *(["lower limits.connections.count"] if _stated_limits(profile) else []),
+        *(f"delete {key}" for key in tables),
+    ])  # fmt: skip
 
 
 def ports(profile: Profile) -> Iterator[Finding]:

@@ -15,7 +15,7 @@ from ndakit.model.base import (
     Bool,
     Int,
     IpAddress,
-    IpSubnet,
+    IpRange,
     Model,
     Number,
     Port,
@@ -72,7 +72,7 @@ class Access(Model):
         dict[
             Name,
             Annotated[
-                tuple[IpSubnet, ...],
+                tuple[IpRange, ...],
                 BeforeValidator(as_list),
                 Field(min_length=1),
                 WithJsonSchema({"anyOf": [{"type": "string"}, {"type": "array", "items": {"type": "string"}}]}),
@@ -161,7 +161,7 @@ def _bridge(value: object) -> object:
 class Route(Model):
     """A route beyond the default one."""
 
-    to: IpSubnet
+    to: IpRange
     """Where to."""
     via: IpAddress
     """The router, inside one of the network's subnets."""
