@@ -109,11 +109,93 @@ def test_a_finding_names_rule_file_line_and_fix() -> None:
 def test_every_rule_of_the_source_is_shown_failing() -> None:
     import re
 
-    modules = ("lint", "lint_uci", "lint_firewall", "lint_admin", "lint_daemons", "lint_pair", "lint_ipvs")
+    modules = ("lint", "lint_uci", "lint_firewall", "lint_nftables", "lint_admin", "lint_daemons", "lint_pair",
+               "lint_ipvs")  # fmt: skip
     source = "".join((goldens.ROOT / "src" / "ndakit" / f"{m}.py").read_text() for m in modules)
     stated = set(re.findall(r'finding\(\s*"([a-z-]+)"', source))
     shown = {c["rule"] for c in CASES} | {"uci-missing", "place", "mode", "encoding"}
     assert stated == shown
+
+
+NFT = "/etc/nftables.d/10-x.nft"
+EARLY = "chain early {\n type filter hook input priority -10; %s\n}\n"
+ROOT = "root:x:0:0:root:/root:%s\ndaemon:*:1:1:daemon:/var:/bin/false\n"
+NO_WAY_IN = [
+    ("/etc/sysctl.d/99-x.conf", "net.ipv4.conf.all.arp_ignore=8\n", 1),
+    ("/etc/sysctl.d/99-x.conf", "# low\nnet.ipv4.ip_default_ttl = 1\n", 2),
+    ("/etc/sysctl.d/99-x.conf", "-net/ipv4/conf/eth0.7/arp_ignore=2\n", 1),
+    (NFT, EARLY % "policy drop;", 2),
+    (NFT, EARLY % "tcp dport 80 accept\n counter drop", 3),
+    (NFT, EARLY % 'tcp dport { 80,\n443 } accept\n log prefix "a; b }" level info reject with tcp reset', 4),
+    (NFT, EARLY % "drop; accept;", 2),
+    *((NFT, (EARLY % "policy drop;").replace("input", hook), 2)
+      for hook in ("prerouting", "forward", "output", "postrouting")),
+    ("/usr/share/nftables.d/ruleset-post/x.nft", "table netdev t {\nchain c {\n type filter hook ingress device eth0 "
+     "priority 0; policy drop;\n}\n}\n", 3),
+    ("/usr/share/nftables.d/chain-pre/input/x.nft", "# all\ndrop\n", 2),
+    ("/etc/passwd", ROOT % "/bin/false", 1),
+    ("/etc/passwd", ROOT % "/bin/bash", 1),
+    ("/etc/passwd", ROOT % "", 1),
+    ("/etc/passwd", (ROOT % "/bin/ash").replace("root:x:0:", "root:x:7:"), 1),
+    ("/etc/passwd", "daemon:*:1:1:daemon:/var:/bin/false\n", 0),
+    ("/etc/shells", "/bin/bash\n", 0),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("path", "text", "line"), NO_WAY_IN, ids=[f"{p}-{i}" for i, (p, *_) in enumerate(NO_WAY_IN)])
+def test_a_file_of_ones_own_that_shuts_everybody_out_is_refused(path: str, text: str, line: int) -> None:
+    tree = changed("apache-pair", RenderedFile(path, text.encode(), 0o644, f"templates/rootfs{path}"))
+    (error,) = [e for e in findings("apache-pair", tree) if e.code == "lint-no-way-in"]
+    assert isinstance(error, LintFinding)
+    assert (error.path, error.line) == (path, line)
+    assert f"templates/rootfs{path}" in error.text()
+
+
+@pytest.mark.parametrize(
+    ("path", "text"),
+    [("/etc/sysctl.d/99-x.conf", "net.ipv4.ip_default_ttl=64\n;net.ipv4.ip_default_ttl=1\n"),
+     ("/etc/sysctl.d/20-x.conf", "net.ipv4.ip_nonlocal_bind=0\nnet.ipv4.ip_forward=0\n"),  # sysctl.conf comes later
+     ("/etc/sysctl.d/20-x", "net.ipv4.ip_default_ttl=1\n"),
+     (NFT, EARLY % "policy accept; tcp dport 81 drop; # policy drop;"),
+     (NFT, EARLY % 'policy drop; ct state invalid drop comment "drop }"; accept'),
+     (NFT, "chain mine {\n drop\n}\n"),
+     ("/etc/nftables.d/10-x.nft.off", EARLY % "policy drop;"),
+     ("/usr/share/nftables.d/chain-post/input/x.nft", "drop\n"),
+     ("/etc/passwd", ROOT % "/bin/ash"),
+     ("/etc/shells", "/bin/sh\n/bin/ash\n")],
+)  # fmt: skip
+def test_a_file_of_ones_own_that_shuts_nobody_out_is_taken(path: str, text: str) -> None:
+    tree = changed("apache-pair", RenderedFile(path, text.encode(), 0o644, f"templates/rootfs{path}"))
+    assert rules(findings("apache-pair", tree)) <= {"not-kept"}
+
+
+def test_of_files_about_one_kernel_value_the_last_counts() -> None:
+    files = [
+        RenderedFile(f"/etc/sysctl.d/{name}.conf", f"net.ipv4.ip_default_ttl={ttl}\n".encode(), 0o644, "x")
+        for name, ttl in (("10-a", 1), ("20-b", 64))
+    ]
+    assert "no-way-in" not in rules(findings("apache-pair", changed("apache-pair", *files)))
+
+
+def test_a_kernel_value_that_the_profile_decides_is_refused_in_a_file_of_ones_own() -> None:
+    text = b"net.ipv6.conf.eth0.disable_ipv6=1\n"
+    file = RenderedFile("/etc/sysctl.d/20-x.conf", text, 0o644, "x")
+    assert "sysctl" in rules(findings("apache-pair", changed("apache-pair", file)))
+
+
+def test_an_included_nft_file_is_looked_into() -> None:
+    firewall = goldens.tree("apache-pair")[FW]
+    include = "\nconfig include\n\toption type 'nftables'\n\toption path '/etc/x.nft'\n\toption position 'chain-pre'\n"
+    more = dataclasses.replace(firewall, content=f"{firewall.text}{include}\toption chain 'input'\n".encode())
+    tree = changed("apache-pair", more, RenderedFile("/etc/x.nft", b"counter drop\n", 0o644, "x"))
+    assert "no-way-in" in rules(findings("apache-pair", tree))
+
+
+def test_a_shell_of_a_package_is_one_that_dropbear_takes() -> None:
+    base = goldens.profile("apache-pair")
+    with_bash = base.model_copy(update={"image": base.image.model_copy(update={"packages": {"bash": "add"}})})
+    tree = changed("apache-pair", RenderedFile("/etc/passwd", (ROOT % "/bin/bash").encode(), 0o644, "x"))
+    assert "no-way-in" not in rules(lint(tree, with_bash, "lb1"))
 
 
 def test_ten_times_more_sources_take_no_more_than_their_share_of_work() -> None:

@@ -247,13 +247,35 @@ def test_a_kernel_value_does_harm_outside_of_its_range_and_none_where_the_fix_sa
     [("vm.min_free_kbytes", "131072", "131073"), ("vm.nr_hugepages", "128", "129"), ("fs.nr_open", "4096", "4095"),
      ("fs.file-max", "4096", "1024"), ("net.ipv4.tcp_mem", "1 2 1024", "1 2 1023"),
      ("net.ipv4.udp_mem", "1 1 1024", "1024 1 1024"), ("net.ipv4.tcp_rmem", "1 2 4096", "1 4096"),
-     ("net.ipv4.tcp_wmem", "4096 16384 4194304", "0 1 4096"), ("net.core.default_qdisc", "fq_codel", "blackhole")],
+     ("net.ipv4.tcp_wmem", "4096 16384 4194304", "0 1 4096"), ("net.core.default_qdisc", "fq_codel", "blackhole"),
+     ("net.ipv4.tcp_congestion_control", "cubic", "bogus")],
 )  # fmt: skip
 def test_a_kernel_value_that_depends_on_the_machine_is_held_against_it(key: str, good: str, bad: str) -> None:
     assert harm(key, good, MACHINE) is None
     found = harm(key, bad, MACHINE)
     assert found is not None
     assert found.severity == "error"
+
+
+def test_a_congestion_control_of_a_package_can_be_chosen_with_the_package() -> None:
+    key = "net.ipv4.tcp_congestion_control"
+    without = harm(key, "bbr", MACHINE)
+    assert without is not None
+    assert "kmod-tcp-bbr" in without.fix
+    with_package = Machine(memory_mib=1024, files=4096, packages=frozenset({"kmod-tcp-bbr"}))
+    assert harm(key, "bbr", with_package) is None
+    other = harm(key, "bogus", with_package)
+    assert other is not None
+    assert other.fix == "delete it, or write cubic or reno or bbr"
+
+
+@pytest.mark.parametrize(
+    ("key", "its"),
+    [("net.ipv4.conf.eth0.rp_filter", "eth0"), ("net.ipv6.conf.eth0/7.mtu", "eth0.7"),
+     ("net.ipv4.neigh.default.gc_thresh3", "default"), ("net.ipv4.tcp_sack", None)],
+)  # fmt: skip
+def test_a_kernel_value_says_which_device_it_is_about(key: str, its: str | None) -> None:
+    assert sysctl_values.device(key) == its
 
 
 @pytest.mark.parametrize("key", ["kernel.modprobe", "kernel.modules_disabled", "kernel.usermodehelper.bset"])

@@ -3,7 +3,8 @@
 Works on the rendered text alone, read by readers that share no code with templates and filters; expectations come from
 the profile. Every rule stands for a failure that was measured (verified-fragments of the project's reference) and has a
 test that shows it failing. This module owns the rules about files as such, and the order; the others are in lint_uci,
-lint_firewall, lint_admin, lint_daemons, lint_pair and lint_ipvs. What the real daemons say is validators' business.
+lint_firewall, lint_nftables, lint_admin, lint_daemons, lint_pair and lint_ipvs. What the real daemons say is
+validators' business.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 
-from ndakit import lint_admin, lint_daemons, lint_firewall, lint_ipvs, lint_pair, lint_uci
+from ndakit import lint_admin, lint_daemons, lint_firewall, lint_ipvs, lint_nftables, lint_pair, lint_uci
 from ndakit.errors import NdakitError
 from ndakit.lint_subject import LintFinding, Subject
 from ndakit.model import Profile
@@ -33,6 +34,7 @@ def lint(tree: Tree, profile: Profile, node: str) -> list[NdakitError]:
         files,
         lint_uci.rules,
         lint_firewall.rules,
+        lint_nftables.rules,
         lint_admin.rules,
         lint_daemons.rules,
         lint_pair.rules,

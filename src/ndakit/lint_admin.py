@@ -1,12 +1,14 @@
 """Lint of the way in: from the rendered files alone, who of access.sources reaches SSH, and gets an answer.
 
-Reads network, firewall, dropbear, authorized_keys and sysctl.conf of one node and makes a `model.wayin.Door` of them:
-routes, rules in the order in which fw3 and fw4 try them (those for any zone before those for one), where dropbear
-listens. What the profile itself leaves out is `check_access`'s to say; here it is what templates make of it.
+Reads network, firewall, dropbear and authorized_keys of one node and makes a `model.wayin.Door` of them: routes, rules
+in the order in which fw3 and fw4 try them (those for any zone before those for one), where dropbear listens. Then the
+kernel's values and root's shell. What the profile itself leaves out is `check_access`'s to say; here it is what
+templates make of it.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from dataclasses import replace
 from ipaddress import IPv4Address, IPv4Interface, IPv6Address, IPv6Interface, ip_address, ip_interface
@@ -15,11 +17,19 @@ from ndakit.lint_firewall import FIREWALL, as_network, as_ports
 from ndakit.lint_subject import LintFinding, Subject
 from ndakit.lint_uci import DROPBEAR, NETWORK
 from ndakit.model.check_access import door as meant
-from ndakit.model.sysctl_values import Machine, harm
+from ndakit.model.check_capacity import machine
+from ndakit.model.sysctl_values import harm
+from ndakit.model.sysctls import owner
 from ndakit.model.wayin import LINK_LOCAL, WHOLE, Door, Filter, Reason, Way
 from ndakit.uci import Section
 
 SYSCTL, KEYS = "/etc/sysctl.conf", "/etc/dropbear/authorized_keys"
+PASSWD, SHELLS = "/etc/passwd", "/etc/shells"
+ROOT_SHELL = "/bin/ash"
+"""Root's shell in OpenWrt's own /etc/passwd, and the only line of its /etc/shells."""
+_SHELLS_OF_OPENWRT = (ROOT_SHELL, "/bin/sh")
+_SHELLS_OF_PACKAGES = {"bash": "/bin/bash", "zsh": "/usr/bin/zsh", "fish": "/usr/bin/fish"}
+"""Each of these packages adds its own shell to /etc/shells (its postinst)."""
 _CONDITIONS = (
     "src_mac", "src_port", "mark", "ipset", "start_date", "stop_date", "start_time", "stop_time", "weekdays",
     "monthdays", "helper", "dscp", "limit_burst",
@@ -43,17 +53,63 @@ def rules(subject: Subject) -> Iterator[LintFinding]:
     yield from entries(subject)
     yield from keys(subject)
     yield from kernel(subject)
+    yield from logins(subject)
 
 
 def kernel(subject: Subject) -> Iterator[LintFinding]:
-    """sysctl.conf: no value that shuts everybody out."""
-    file = subject.tree.get(SYSCTL)
-    machine = Machine(subject.view.capacity.memory_mib, subject.view.capacity.files)
-    for number, line in enumerate(file.text.splitlines() if file is not None else (), 1):
-        key, equals, value = line.partition("=")
-        trouble = harm(key.strip(), " ".join(value.split()), machine) if equals and not line.startswith("#") else None
+    """What the kernel is left with: no value that shuts everybody out, and none that the profile decides otherwise.
+
+    /etc/init.d/sysctl applies /etc/sysctl.d/*.conf in the order of their names, then sysctl.conf: the last line about a
+    key counts.
+    """
+    fits = machine(subject.profile)
+    last: dict[str, tuple[str, int, str]] = {}
+    folder = sorted(p for p in subject.tree if re.fullmatch(r"/etc/sysctl\.d/[^/.][^/]*\.conf", p))
+    for path in (*folder, *(p for p in subject.tree if p == SYSCTL)):
+        for number, line in enumerate(subject.tree[path].text.splitlines(), 1):
+            key, equals, value = line.strip().partition("=")
+            if equals and not key.startswith(("#", ";")):
+                last[_dotted(key)] = (path, number, " ".join(value.split()))
+    for key, (path, number, value) in last.items():
+        trouble = harm(key, value, fits)
         if trouble is not None and trouble.severity == "error":
-            yield subject.finding("no-way-in", SYSCTL, number, f"{line}: {trouble.why}")
+            yield subject.finding("no-way-in", path, number, f"{key}={value}: {trouble.why}")
+        elif path != SYSCTL and (owned := owner(key)) is not None:
+            what = f"{key}={value} is not for a file of one's own: {owned[1]} ({'.'.join(owned[0])})"
+            yield subject.finding("sysctl", path, number, what)
+
+
+def _dotted(key: str) -> str:
+    """A kernel value's name as sysctl.conf has it: with dots, and `/` for those of a device's name (sysctl(8))."""
+    name = key.strip().removeprefix("-").strip()
+    slashes = "/" in name and "." not in name.partition("/")[0]
+    return name.translate(str.maketrans("./", "/.")) if slashes else name
+
+
+def logins(subject: Subject) -> Iterator[LintFinding]:
+    """Root's shell in a passwd or shells of one's own: Dropbear lets nobody in whose shell /etc/shells does not name
+    (svr-auth.c, checkusername; an empty one is /bin/sh)."""
+    passwd, shells = subject.tree.get(PASSWD), subject.tree.get(SHELLS)
+    added = {p for p, wish in subject.profile.image.packages.items() if wish == "add"}
+    brought = {s for p, s in _SHELLS_OF_PACKAGES.items() if p in added}
+    shell, number = ROOT_SHELL, 0
+    if passwd is not None:
+        lines = {line.split(":")[0]: (n, line.split(":")) for n, line in enumerate(passwd.text.splitlines(), 1)}
+        number, fields = lines.get("root", (0, []))
+        if len(fields) != 7 or fields[2] != "0":
+            what = "there is no line of root with seven fields and the number 0: nobody can log in"
+            yield subject.finding("no-way-in", PASSWD, number, what)
+            return
+        shell = fields[6] or "/bin/sh"
+        if shell not in {*_SHELLS_OF_OPENWRT, *brought} and shell not in subject.tree:
+            what = f"root's shell {shell} is none, or is not in the image: nobody can log in ({ROOT_SHELL} can)"
+            yield subject.finding("no-way-in", PASSWD, number, what)
+            return
+    stated = {line.strip() for line in shells.text.splitlines()} if shells is not None else {ROOT_SHELL}
+    if shell not in stated | brought:
+        path, line = (SHELLS, 0) if shells is not None else (PASSWD, number)
+        what = f"{SHELLS} does not name root's shell {shell}: SSH lets nobody in"
+        yield subject.finding("no-way-in", path, line, what)
 
 
 def entries(subject: Subject) -> Iterator[LintFinding]:

@@ -20,7 +20,7 @@ from ndakit.model.capacity import (
 )
 from ndakit.model.findings import Finding, error, warning
 from ndakit.model.profile import Profile
-from ndakit.model.sysctl_values import Machine, harm, port_range
+from ndakit.model.sysctl_values import Machine, device, harm, port_range
 from ndakit.model.sysctls import KNOWN, general, gone, owner
 from ndakit.model.traffic import ConnectionLimit
 
@@ -202,10 +202,23 @@ def servers(profile: Profile) -> Iterator[Finding]:
             )  # fmt: skip
 
 
+def machine(profile: Profile) -> Machine:
+    """What a kernel value has to fit."""
+    found = capacity_of(profile)
+    added = frozenset(name for name, wish in profile.image.packages.items() if wish == "add")
+    return Machine(found.memory_mib, found.files, added)
+
+
+def _devices(profile: Profile) -> tuple[str, ...]:
+    """Devices of which a node has kernel values: cards, what is made of them, and the names for all and new ones."""
+    made = [d for name in profile.networks for d in (profile.base_device(name), profile.l2_device(name))]
+    return tuple(dict.fromkeys(("all", "default", *profile.nics, *made, "lo")))
+
+
 def sysctls(profile: Profile) -> Iterator[Finding]:
     """Kernel values of one's own: gone ones, unknown ones, those that another key decides, and those that do harm."""
-    found = capacity_of(profile)
-    machine = Machine(found.memory_mib, found.files)
+    fits = machine(profile)
+    devices = _devices(profile)
     for key, value in profile.tuning.sysctl.items():
         path: KeyPath = ("tuning", "sysctl", key)
         if (owned := owner(key)) is not None:
@@ -222,11 +235,17 @@ def sysctls(profile: Profile) -> Iterator[Finding]:
                 "sysctl-ports", f"{key}: {value} {what}", path,
                 f"write two numbers, such as {PORTS_FROM_WIDE} {PORTS_TO}, or delete it",
             )  # fmt: skip
-        elif (trouble := harm(key, value, machine)) is not None:
+        elif (trouble := harm(key, value, fits)) is not None:
             say = error if trouble.severity == "error" else warning
             yield say(
                 "sysctl-harms", f"{key}: {value} does harm: {trouble.why}", path, trouble.fix,
                 also=(("sizing",), ("device",), ("services",)),
+            )  # fmt: skip
+        elif (name := device(key)) is not None and name not in devices:
+            yield warning(
+                "sysctl-device",
+                f"{key} is about {name}, which no network of this profile has: it is ignored without a word", path,
+                f"write one of {', '.join(devices)} in its place, or delete it", other=("networks",),
             )  # fmt: skip
         elif general(key) not in KNOWN:
             near = guess(general(key), KNOWN)

@@ -19,10 +19,12 @@ HUGE_PAGE_MIB = 2
 
 @dataclass(frozen=True)
 class Machine:
-    """What a value has to fit: the memory, and the files that HAProxy has open at its limit (0 without it)."""
+    """What a value has to fit: the memory, the files that HAProxy has open at its limit (0 without it), packages."""
 
     memory_mib: int
     files: int
+    packages: frozenset[str] = frozenset()
+    """Packages that the profile adds to the image."""
 
 
 @dataclass(frozen=True)
@@ -52,6 +54,7 @@ _FORGOTTEN = "the firewall forgets who asked before the answer comes, and drops 
 _NEIGHBOURS = "when the table of neighbours is full, nobody else on the link is reached"
 _FORK = "no further program can be started, not even an SSH login"
 _PINGS = "nobody can ping the node: whoever watches it that way takes it for dead"
+_ASTRAY = "any host on the link could send the node's answers elsewhere: the ways are the profile's"
 
 _RANGES: tuple[_Range, ...] = (
     _Range(r"net\.ipv4\.ip_default_ttl", 32, 255, _TTL),
@@ -60,6 +63,17 @@ _RANGES: tuple[_Range, ...] = (
            "at all: nobody on the link finds the node", also=(3, 4, 5, 6, 7)),
     _Range(r"net\.ipv6\.conf\.\*\.addr_gen_mode", 0, 0, "1 makes no link-local address, and without one neither an "
            "IPv6 router nor VRRP speaks to the node", also=(2, 3)),
+    _Range(r"net\.ipv6\.conf\.\*\.accept_ra", 0, 0, "any host on the link could give this node addresses and a way out "
+           "(2 takes router advertisements even from where the node forwards): both are the profile's"),
+    _Range(r"net\.ipv[46]\.conf\.\*\.accept_redirects", 0, 0, _ASTRAY),
+    _Range(r"net\.ipv4\.conf\.\*\.accept_source_route", 0, 0, "whoever sends a packet says which way it and its answer "
+           "take, past routers and firewalls", "warning"),
+    _Range(r"net\.ipv6\.conf\.\*\.accept_source_route", -1, 0, "whoever sends a packet says which way it takes "
+           "(RFC 5095 took that away)", "warning"),
+    _Range(r"net\.ipv4\.conf\.\*\.route_localnet", 0, 0, "the kernel no longer drops packets from the link to "
+           "127.0.0.0/8: what listens on loopback alone can be reached from there", "warning"),
+    _Range(r"net\.ipv4\.igmp_max_memberships", 1, None, "no program can join a multicast group: with vrrp.unicast "
+           "false no node becomes master, and the sync of connections stops"),
     _Range(r"net\.ipv6\.conf\.\*\.mtu", 1280, 65535, "IPv6 needs 1280 bytes (RFC 8200, 5), and is switched off below"),
     _Range(r"net\.ipv[46]\.neigh\.\*\.gc_thresh3", 128, None, _NEIGHBOURS),
     _Range(r"net\.ipv[46]\.neigh\.\*\.mcast_solicit", 1, None, "the node would ask for nobody's address on the link"),
@@ -187,6 +201,19 @@ def _files(value: str, machine: Machine) -> Harm | None:
     return Harm("error", why, f"delete it, or write {needed} or more")
 
 
+_CONGESTION = ("cubic", "reno")
+"""What the kernels of OpenWrt's releases have built in; the others are packages, kmod-tcp-NAME."""
+
+
+def _congestion(value: str, machine: Machine) -> Harm | None:
+    packaged = sorted(p.removeprefix("kmod-tcp-") for p in machine.packages if p.startswith("kmod-tcp-"))
+    if value in (*_CONGESTION, *packaged):
+        return None
+    why = "the kernel does not have it built in, and leaves the old value without a word"
+    more = f"add the package kmod-tcp-{value} (image.packages)" if value == "bbr" else "delete it"
+    return Harm("error", why, f"{more}, or write {' or '.join((*_CONGESTION, *packaged))}")
+
+
 _COMPUTED: Mapping[str, Callable[[str, Machine], Harm | None]] = {
     "net.ipv4.tcp_mem": _three(
         1024,
@@ -198,6 +225,7 @@ _COMPUTED: Mapping[str, Callable[[str, Machine], Harm | None]] = {
     ),
     "net.ipv4.tcp_rmem": _three(4096, "connections take in nothing with so small a buffer, SSH's neither", "bytes"),
     "net.ipv4.tcp_wmem": _three(4096, "connections send nothing with so small a buffer, SSH's neither", "bytes"),
+    "net.ipv4.tcp_congestion_control": _congestion,
     "vm.min_free_kbytes": _free,
     "vm.nr_hugepages": _huge,
     "fs.nr_open": _files,
@@ -211,3 +239,9 @@ def port_range(value: str) -> tuple[int, int] | None:
     if len(numbers) != 2 or numbers[0] is None or numbers[1] is None or not 0 < numbers[0] <= numbers[1] <= 65535:
         return None
     return numbers[0], numbers[1]
+
+
+def device(key: str) -> str | None:
+    """The device that a kernel value is about: `net.ipv4.conf.eth0/7.rp_filter` → `eth0.7`; None if about none."""
+    found = re.match(r"net\.ipv[46]\.(?:conf|neigh)\.([^.]+)\.", key)
+    return found[1].replace("/", ".") if found else None
