@@ -72,6 +72,51 @@ def test_daemons_ports_are_kept_out_of_a_widened_range() -> None:
     assert "net.ipv4.ip_local_reserved_ports" not in values(profile())
 
 
+def _own(name: str, *changes: tuple[str, str]) -> Profile:
+    text = (goldens.ROOT / "tests" / name).read_text()
+    for old, new in changes:
+        assert old in text
+        text = text.replace(old, new)
+    return Profile.model_validate(yaml.load(text, Loader=yaml.BaseLoader))
+
+
+RESERVED = "net.ipv4.ip_local_reserved_ports"
+
+
+def test_a_range_of_ports_on_the_nodes_own_address_is_kept_from_its_own_questions() -> None:
+    found = _own("valid/own-ports-range.yaml")
+    value, why = values(found)[RESERVED]
+    assert value == "10240-20000"
+    assert "own address" in why
+    assert capacity_of(found).ports == 65535 - 20000
+    # What needs no port of the usual range takes the wide one, and what starts inside of it is cut there.
+    most = _own("valid/own-ports-range.yaml", ("10000-20000", "9000-65535"))
+    assert (capacity_of(most).ports_from, capacity_of(most).ports) == (1024, 9000 - 1024 - 1)
+    assert values(most)[RESERVED][0] == "5060,9000-65535"
+
+
+def test_a_vip_of_its_own_takes_no_source_port_away() -> None:
+    found = _own("valid/own-ports-range.yaml", ("address: 203.0.113.11}\n  gw", "address: 203.0.113.12}\n  gw"))
+    assert capacity_of(found).served.size == 0
+    assert RESERVED not in values(found)
+
+
+@pytest.mark.parametrize(
+    ("name", "old", "new"),
+    [("own-ports-all", "address: 203.0.113.11}\n  gw", "address: 203.0.113.12}\n  gw"),
+     ("own-ports-all", "[1024-65535]", "[10000-20000]"),
+     ("own-ports-tuned", "tuning: {sysctl: {net.ipv4.ip_local_port_range: 10000 20010}}\n", "")],
+)  # fmt: skip
+def test_each_way_out_of_too_few_source_ports_is_one(name: str, old: str, new: str) -> None:
+    assert "own-address-ports" in {f.code for f in checks.findings(_own(f"invalid/{name}.yaml"))}
+    assert [f for f in checks.findings(_own(f"invalid/{name}.yaml", (old, new))) if f.severity == "error"] == []
+
+
+def test_a_narrow_range_of_source_ports_beside_the_services_is_taken() -> None:
+    found = _own("invalid/own-ports-tuned.yaml", ("10000 20010", "50000 50999"))
+    assert "own-address-ports" not in {f.code for f in checks.findings(found)}
+
+
 @given(st.floats(0.1, 5000), st.floats(0.001, 600))
 def test_every_limit_holds_what_is_expected(rate: float, duration_s: float) -> None:
     size = capacity_of(profile(sizing=f"{{sessions_per_second: {rate:.3f}, session_duration_s: {duration_s:.3f}}}"))

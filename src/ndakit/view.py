@@ -17,6 +17,7 @@ from ndakit.model import Route as ProfileRoute
 from ndakit.model.capacity import BACKLOG_FLOOR, FILES_DEFAULT
 from ndakit.model.profile import PEERS_PORT, SYNC_PORT
 from ndakit.model.sizing import Tuning
+from ndakit.model.spans import Spans
 from ndakit.names import instance_name, uci_name
 from ndakit.release import Release
 
@@ -369,10 +370,15 @@ class NodeView:
         if size.files > FILES_DEFAULT:
             why = f"files that one process may have open: HAProxy's {size.haproxy_max} connections, two files each"
             found.append(KernelValue("fs.nr_open", str(size.files), why))
-        reserved = sorted({p for p in self.own_ports if size.ports_from <= p <= size.ports_to})
+        listened = Spans() | Spans(tuple((p, p) for p in self.own_ports))
+        open_range = Spans(((size.ports_from, size.ports_to),))
+        reserved = open_range & (listened | size.served)
         if reserved:
             why = "ports that daemons here listen on: taken by a connection, it would keep one from starting again"
-            found.append(KernelValue("net.ipv4.ip_local_reserved_ports", ",".join(map(str, reserved)), why))
+            if open_range & size.served:
+                why += "; and those of services on this node's own address: answers to its own questions would go there"
+            words = ",".join(str(a) if a == b else f"{a}-{b}" for a, b in reserved.pairs)
+            found.append(KernelValue("net.ipv4.ip_local_reserved_ports", words, why))
         return found
 
     @property

@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from ndakit.model.profile import Profile
+from ndakit.model.spans import Spans
 from ndakit.model.sysctl_values import port_range
 
 SMALL_DEVICES = ("dockstar",)
@@ -29,6 +30,8 @@ TRACKED_PER_SESSION = 2
 """A proxied session is two connections: the client's and ours to the server."""
 
 PORTS_FROM, PORTS_FROM_WIDE, PORTS_TO = 10240, 1024, 65535
+OWN_PORTS_LEAST = 1024
+"""Source ports that a node needs for its own questions: names, time, health checks."""
 """The lowest local port of connections to servers: as it is, and where one server needs more of them."""
 
 PORTS_KEY = "net.ipv4.ip_local_port_range"
@@ -92,6 +95,8 @@ class Capacity:
     buffer_bytes: int
     kernel_entries: int
     """Connections in IPVS's table, which has no limit of its own."""
+    served: Spans = field(default_factory=Spans)
+    """Ports of services on the only node's own address: no source ports for what the node itself asks."""
 
     @property
     def sessions(self) -> int:
@@ -106,7 +111,7 @@ class Capacity:
     @property
     def ports(self) -> int:
         """How many source ports there are towards one server."""
-        return self.ports_to - self.ports_from + 1
+        return (Spans(((self.ports_from, self.ports_to),)) - self.served).size
 
     @property
     def memory(self) -> tuple[tuple[str, int], ...]:
@@ -152,7 +157,10 @@ def capacity_of(profile: Profile) -> Capacity:
     connections = max(limits, default=0)
     tracked = max(TRACKED_PER_SESSION * rate * (duration_s + TRACKED_AFTER_S), TRACKED_PER_SESSION * connections)
     most = max((need for *_, need in ports_needed(profile, rate, duration_s)), default=0)
-    ports = (PORTS_FROM if most <= PORTS_TO - PORTS_FROM + 1 else PORTS_FROM_WIDE, PORTS_TO)
+    served = Spans() | Spans(tuple(span for *_, span in served_ports(profile)))
+    usual_ports = (Spans(((PORTS_FROM, PORTS_TO),)) - served).size
+    fits = usual_ports >= max(most, OWN_PORTS_LEAST)
+    ports = (PORTS_FROM if fits else PORTS_FROM_WIDE, PORTS_TO)
     tuned_ports = port_range(profile.tuning.sysctl.get(PORTS_KEY, "")) or ports
     found = Capacity(
         memory_mib=stated.memory_mib or (SMALL_MEMORY_MIB if little else MEMORY_MIB),
@@ -172,6 +180,7 @@ def capacity_of(profile: Profile) -> Capacity:
         ports_to=tuned_ports[1],
         kernel_entries=math.ceil(rate * (duration_s + TRACKED_AFTER_S)) if profile.kernel_services else 0,
         buffer_bytes=LARGE_BUFFER_BYTES if _large_page(profile) else BUFFER_BYTES,
+        served=served,
     )
     return _with_haproxy(profile, found) if profile.runs_haproxy else found
 
@@ -214,6 +223,21 @@ def ports_needed(profile: Profile, rate: float, duration_s: float) -> Iterator[t
         others = sorted((w for n, w in weights.items() if n != busiest), reverse=True)
         share = weights[busiest] / (weights[busiest] + sum(others[1:]))
         yield name, busiest, math.ceil(rate * share * (duration_s + TIME_WAIT_S))
+
+
+def served_ports(profile: Profile) -> Iterator[tuple[str, str, tuple[int, int]]]:
+    """(service, VIP, ports) of the services on the only node's own address.
+
+    IPVS takes whatever comes to such a port, the answer to a question of the node's from there as well.
+    """
+    own = {a for its in profile.nodes.values() for addresses in its.addresses.values() for a in addresses}
+    for name, service in profile.services.items() if profile.standalone else ():
+        if not profile.vips.keys() >= set(service.vip):
+            continue  # a VIP that is not there is told by another check
+        for endpoint in profile.endpoints(name):
+            if endpoint.address in own:
+                for span in endpoint.ports:
+                    yield name, endpoint.vip, span
 
 
 def proxied_pools(profile: Profile) -> tuple[str, ...]:

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 
 from ndakit.mistakes import KeyPath, guess
 from ndakit.model.capacity import (
+    OWN_PORTS_LEAST,
     PORTS_FROM_WIDE,
     PORTS_KEY,
     PORTS_TO,
@@ -16,15 +17,16 @@ from ndakit.model.capacity import (
     capacity_of,
     ports_needed,
     proxied_pools,
+    served_ports,
     service_limits,
 )
 from ndakit.model.findings import Finding, error, warning
 from ndakit.model.profile import Profile
+from ndakit.model.spans import Spans
 from ndakit.model.sysctl_values import Machine, device, harm, port_range
 from ndakit.model.sysctls import KNOWN, general, gone, owner
 from ndakit.model.traffic import ConnectionLimit
 
-PORTS_MOST = PORTS_TO - PORTS_FROM_WIDE + 1
 TRACKED_KEY, TIME_WAIT_KEY = "net.netfilter.nf_conntrack_max", "net.ipv4.tcp_max_tw_buckets"
 LEAST = {"sessions_per_second": 0.1, "session_duration_s": 0.001}
 """The smallest load that `sizing` takes."""
@@ -134,7 +136,7 @@ def ports(profile: Profile) -> Iterator[Finding]:
     found = capacity_of(profile)
     pools = proxied_pools(profile)
     tuned = port_range(profile.tuning.sysctl.get(PORTS_KEY, "")) is not None
-    most = found.ports if tuned else PORTS_MOST
+    most = found.ports if tuned else (Spans(((PORTS_FROM_WIDE, PORTS_TO),)) - found.served).size
     for pool, server, need in ports_needed(profile, found.sessions_per_second, found.session_duration_s):
         if need <= most:
             continue
@@ -159,6 +161,30 @@ def ports(profile: Profile) -> Iterator[Finding]:
             else _stated(profile, "sessions_per_second", "session_duration_s"),
             also=(("services",), ("device",), ("sizing",)),
         )  # fmt: skip
+
+
+def own_questions(profile: Profile) -> Iterator[Finding]:
+    """Services on the only node's own address leave it source ports for what it asks itself."""
+    found = capacity_of(profile)
+    taken = [
+        (last - first, name, vip, f"{first}-{last}" if first < last else str(first))
+        for name, vip, (first, last) in served_ports(profile)
+        if profile.services[name].kernel and first <= found.ports_to and last >= found.ports_from
+    ]
+    if not taken or found.ports >= OWN_PORTS_LEAST:
+        return
+    _, name, vip, its = max(taken)
+    tuned = port_range(profile.tuning.sysctl.get(PORTS_KEY, "")) is not None
+    yield error(
+        "own-address-ports",
+        f"service {name} has port {its} of the node's own address, which leaves {found.ports} of the ports "
+        f"{found.ports_from}-{found.ports_to} to ask from, and the node needs {OWN_PORTS_LEAST}: answers to its "
+        "questions for names and time, and to its checks, would go to a server",
+        ("services", name, "port"),
+        (f"delete {PORTS_KEY}, or " if tuned else "")
+        + f"give VIP {vip} an address that no node has, or list the ports that the service needs",
+        other=("tuning", "sysctl", PORTS_KEY) if tuned else ("vips", vip, "address"), also=(("nodes",), ("services",)),
+    )  # fmt: skip
 
 
 def servers(profile: Profile) -> Iterator[Finding]:
@@ -268,4 +294,4 @@ def _lost(weights: list[int]) -> int:
     return sorted(weights, reverse=True)[1] if len(weights) > 1 else 0
 
 
-RULES: tuple[Callable[[Profile], Iterator[Finding]], ...] = (memory, ports, servers, sysctls)
+RULES: tuple[Callable[[Profile], Iterator[Finding]], ...] = (memory, ports, own_questions, servers, sysctls)
