@@ -128,6 +128,8 @@ NO_WAY_IN = [
     (NFT, EARLY % "tcp dport 80 accept\n counter drop", 3),
     (NFT, EARLY % 'tcp dport { 80,\n443 } accept\n log prefix "a; b }" level info reject with tcp reset', 4),
     (NFT, EARLY % "drop; accept;", 2),
+    (NFT, "chain a {\n counter jump b\n}\nchain b {\n drop\n}\n" + EARLY % "jump a", 5),
+    (NFT, "chain a {\n goto a\n}\n" + EARLY % "policy drop; goto a", 5),
     *((NFT, (EARLY % "policy drop;").replace("input", hook), 2)
       for hook in ("prerouting", "forward", "output", "postrouting")),
     ("/usr/share/nftables.d/ruleset-post/x.nft", "table netdev t {\nchain c {\n type filter hook ingress device eth0 "
@@ -159,6 +161,8 @@ def test_a_file_of_ones_own_that_shuts_everybody_out_is_refused(path: str, text:
      (NFT, EARLY % "policy accept; tcp dport 81 drop; # policy drop;"),
      (NFT, EARLY % 'policy drop; ct state invalid drop comment "drop }"; accept'),
      (NFT, "chain mine {\n drop\n}\n"),
+     (NFT, "chain mine {\n drop\n}\n" + EARLY % "tcp dport 81 jump mine"),
+     (NFT, "chain mine {\n accept\n}\n" + EARLY % "policy drop; goto mine"),
      ("/etc/nftables.d/10-x.nft.off", EARLY % "policy drop;"),
      ("/usr/share/nftables.d/chain-post/input/x.nft", "drop\n"),
      ("/etc/passwd", ROOT % "/bin/ash"),

@@ -26,6 +26,9 @@ _VERDICT = re.compile(
 """A rule that holds for every packet: nothing before its verdict but what counts, logs or explains."""
 
 
+_LEAP = re.compile(r"(?:counter (?:packets \d+ bytes \d+ )?)?(jump|goto) ([\w.-]+)$")
+
+
 @dataclass(frozen=True)
 class _Statement:
     """A line of a chain, or a part of one, with its blanks made one."""
@@ -42,8 +45,9 @@ def rules(subject: Subject) -> Iterator[LintFinding]:
         text = _without_comments(subject.tree[path].text)
         if chain is not None:
             yield from _drops(subject, path, f"what goes before chain {chain}", _statements(text, 1), "accept", 1)
+        chains = {name: _statements(body, line) for name, line, body in _chains(text)}
         for name, line, body in _chains(text):
-            statements = _statements(body, line)
+            statements = _followed(_statements(body, line), chains)
             hook = next((h[1] for s in statements if (h := _BASE.match(s.text))), None)
             if hook in _HOOKS:
                 policy = next((p[1] for s in statements if (p := _POLICY.match(s.text))), "accept")
@@ -67,6 +71,22 @@ def _drops(
         )
         fix = f"in {subject.tree[path].source}, write policy accept, and give every {verdict} a condition"
         yield subject.finding("no-way-in", path, line, why, fix)
+
+
+def _followed(
+    statements: list[_Statement], chains: dict[str, list[_Statement]], above: frozenset[str] = frozenset()
+) -> list[_Statement]:
+    """A chain's statements, with those of the file's own chains in place of a jump or goto without a condition."""
+    found: list[_Statement] = []
+    for statement in statements:
+        leap = _LEAP.match(statement.text)
+        if leap is None or leap[2] not in chains or leap[2] in above:
+            found.append(statement)
+            continue
+        found += _followed(chains[leap[2]], chains, above | {leap[2]})
+        if leap[1] == "goto":
+            break
+    return found
 
 
 def _files(subject: Subject) -> dict[str, str | None]:
