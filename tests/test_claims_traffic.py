@@ -10,6 +10,7 @@ from typing import Any, cast
 import pytest
 
 import goldens
+from ndakit.claimed_headers import CLAIMS, ClaimGroup
 from ndakit.claims import shares, traffic
 from ndakit.claims.base import Outcome, first_front
 from ndakit.lab_network import LabNetwork
@@ -51,6 +52,12 @@ def asked(release: str = "24.10.8", status: int = 200, **arrives: Any) -> Outcom
 def test_a_client_that_is_who_it_is_holds() -> None:
     assert asked().ok
     assert asked(connection="close").ok
+
+
+@pytest.mark.parametrize("group", CLAIMS.groups, ids=lambda g: g.about)
+def test_the_forged_headers_hold_one_of_each_group_and_no_other(group: ClaimGroup) -> None:
+    assert set(group.names) & traffic.FORGED.keys()
+    assert traffic.FORGED.keys() - set(CLAIMS.names) == {"Connection"}
 
 
 def test_a_disguised_header_is_refused_where_haproxy_has_no_patterns_and_gone_where_it_has() -> None:

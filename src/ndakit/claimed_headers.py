@@ -1,40 +1,74 @@
 """Request headers in which a client could claim to be somebody: who it is, whom it asked, and how.
 
 Servers and their frameworks believe these headers because a balancer or a CDN sets them. Ours takes them away before it
-sets its own. A name may be written with other characters than `-`: in the environment of CGI, WSGI and PHP
-`X_Forwarded_For` becomes the same `HTTP_X_FORWARDED_FOR` (RFC 3875, 4.1.18). Pure text; the template writes the rules.
+sets its own. One list of names is for all releases: a header that is not on it reaches the servers. A name may be
+written with other characters than `-`: in the environment of CGI, WSGI and PHP `X_Forwarded_For` becomes the same
+`HTTP_X_FORWARDED_FOR` (RFC 3875, 4.1.18). Pure text; the template writes the rules.
 """
 
 from __future__ import annotations
 
-import re
-from dataclasses import dataclass
+import textwrap
+from collections.abc import Iterable
+from dataclasses import dataclass, field
 
 SEPARATOR = "[^a-z0-9]"
 """What may stand where a name has its hyphens."""
 _ODD_SEPARATOR = "[^a-z0-9:]"
+_LISTED_COLUMNS = 108
+
+
+@dataclass
+class _Words:
+    """Names that begin with the same words: what may follow, and whether a name may end here."""
+
+    following: dict[str, _Words] = field(default_factory=dict)
+    ends: bool = False
+
+    def expression(self, separator: str) -> str:
+        parts = [
+            word + (f"({separator}{after})?" if words.ends else f"{separator}{after}") if after else word
+            for word, words in self.following.items()
+            for after in [words.expression(separator)]
+        ]
+        return parts[0] if len(parts) == 1 else f"({'|'.join(parts)})" if parts else ""
+
+
+def _expression(names: Iterable[str], separator: str) -> str:
+    """A regular expression for exactly these names, in lower case, with `separator` for each hyphen. What names have
+    in common at their beginning is written once."""
+    root = _Words()
+    for name in names:
+        words = root
+        for word in name.lower().split("-"):
+            words = words.following.setdefault(word, _Words())
+        words.ends = True
+    return root.expression(separator)
 
 
 @dataclass(frozen=True)
 class ClaimGroup:
-    """Headers about one thing. `pattern` matches whole names in lower case, with `_` for any separator; `names` are
-    those that are in use, which HAProxy before 2.4 deletes one by one."""
+    """Headers about one thing. `names` are written with hyphens."""
 
     about: str
-    pattern: str
     names: tuple[str, ...]
 
     @property
     def expression(self) -> str:
-        """The pattern as a regular expression for HAProxy."""
-        return f"^({self.pattern.replace('_', SEPARATOR)})$"
+        """The names in every spelling, as a regular expression for a HAProxy that deletes by pattern."""
+        return f"^{_expression(self.names, SEPARATOR)}$"
 
     @property
     def disguised(self) -> str:
         """The names with other separators, in a list of header names with `:` between them. What is written with
-        hyphens only has been deleted before this is asked."""
-        words = "|".join(name.lower().replace("-", _ODD_SEPARATOR) for name in self.names if "-" in name)
-        return f"(^|:)({words})(:|$)"
+        hyphens only has been deleted before this is asked. Empty if no name has a separator."""
+        words = _expression((name for name in self.names if "-" in name), _ODD_SEPARATOR)
+        return f"(^|:){words}(:|$)" if words else ""
+
+    @property
+    def listed(self) -> tuple[str, ...]:
+        """The names for people, in lines."""
+        return tuple(textwrap.wrap(", ".join(self.names), _LISTED_COLUMNS, break_on_hyphens=False))
 
 
 @dataclass(frozen=True)
@@ -45,62 +79,111 @@ class ClientClaims:
 
     @property
     def names(self) -> tuple[str, ...]:
-        """Every name that is in use."""
+        """Every name."""
         return tuple(name for group in self.groups for name in group.names)
-
-    def match(self, header: str) -> bool:
-        """True if a header of this name is taken away."""
-        return any(re.search(group.expression, header.lower()) for group in self.groups)
 
 
 CLAIMS = ClientClaims(
     (
         ClaimGroup(
-            "what it asked for, and through whom",
-            "(x_)?(original_)?forwarded(_.*)?|(x_)?original_host|x_host|x_(url_)?scheme|front_end_https",
+            "through whom it came, and what host it asked for",
             (
-                "Forwarded", "Forwarded-For", "Forwarded-Proto", "X-Forwarded", "X-Forwarded-For", "X-Forwarded-Proto",
-                "X-Forwarded-Protocol", "X-Forwarded-Host", "X-Forwarded-Port", "X-Forwarded-Server", "X-Forwarded-By",
-                "X-Forwarded-Prefix", "X-Forwarded-Path", "X-Forwarded-Scheme", "X-Forwarded-Ssl", "X-Forwarded-User",
-                "X-Forwarded-Email", "X-Forwarded-Groups", "X-Forwarded-Preferred-Username", "X-Forwarded-Access-Token",
-                "X-Forwarded-Client-Cert", "X-Forwarded-Tls-Client-Cert", "X-Forwarded-Tls-Client-Cert-Info",
-                "X-Original-Forwarded-For", "X-Original-Host", "X-Host", "X-Scheme", "X-Url-Scheme", "Front-End-Https",
+                "Forwarded", "X-Forwarded", "X-Forwarded-By", "X-Forwarded-Server", "X-Forwarded-Host",
+                "X-Forwarded-Port", "X-Forward-Host", "X-Forward-Port", "X-Original-Host", "X-Original-Port", "X-Host",
+                "X-HTTP-Host-Override",
+            ),
+        ),
+        ClaimGroup(
+            "that it came by https",
+            (
+                "HTTPS", "X-HTTPS", "Forwarded-Proto", "X-Forwarded-Proto", "X-Forwarded-Protocol",
+                "X-Forwarded-Scheme", "X-Forwarded-Ssl", "X-Forwarded-Https", "X-Forward-Proto", "X-Forward-Scheme",
+                "X-Forward-Ssl", "X-Original-Proto", "X-Original-Scheme", "X-Real-Proto", "X-Scheme", "X-Url-Scheme",
+                "Front-End-Https", "X-Front-End-Https", "X-ARR-SSL", "WL-Proxy-SSL", "Fastly-SSL", "CF-Visitor",
+                "CloudFront-Forwarded-Proto", "X-AppEngine-Https",
             ),
         ),
         ClaimGroup(
             "its address",
-            "(.*_)?(client|connecting|external|originating|pseudo|real|remote|socket|source|src)_?"
-            "(ip|ipv[46]|addr|address|host|port)|(.*_)?(proxy)?user_?ip",
             (
-                "X-Real-IP", "X-Real-Port", "X-Client-IP", "X-ClientIP", "X-Client-Address", "X-Client-Port",
-                "Client-IP", "True-Client-IP", "X-True-Client-IP", "Cluster-Client-IP", "X-Cluster-Client-IP",
-                "X-Remote-IP", "X-Remote-Addr", "Remote-Addr", "X-Originating-IP", "X-Source-IP", "X-ProxyUser-IP",
+                "Forwarded-For", "X-Forwarded-For", "X-ForwardedFor", "X-Forwarded-For-Original", "X-Forward-For",
+                "X-Original-Forwarded-For", "X-Original-For", "X-Vercel-Forwarded-For", "X-Real-IP", "X-Real-Port",
+                "Client-IP", "X-Client-IP", "X-ClientIP", "X-Client-Address", "X-Client-Addr", "X-Client-Port",
+                "True-Client-IP", "X-True-Client-IP", "Cluster-Client-IP", "X-Cluster-Client-IP", "Remote-Addr",
+                "X-Remote-Addr", "X-Remote-IP", "X-Originating-IP", "X-Source-IP", "X-Visitor-IP", "X-ProxyUser-IP",
                 "Proxy-Client-IP", "WL-Proxy-Client-IP", "CF-Connecting-IP", "CF-Connecting-IPv6", "CF-Pseudo-IPv4",
-                "Fastly-Client-IP", "Incap-Client-IP", "Ali-CDN-Real-IP", "CDN-Src-IP", "X-Azure-ClientIP",
+                "CloudFront-Viewer-Address", "DO-Connecting-IP", "Fastly-Client-IP", "Fly-Client-IP",
+                "Incap-Client-IP", "Ali-CDN-Real-IP", "CDN-Src-IP", "X-Nf-Client-Connection-IP", "X-Azure-ClientIP",
                 "X-Azure-SocketIP", "X-AppEngine-User-IP", "X-AppEngine-Remote-Addr", "X-Envoy-External-Address",
             ),
         ),
         ClaimGroup(
             "as whom it logged in",
-            "(x_)?(remote|authenticated|webauth|auth_request)_(user|userid|groups?|email|preferred_username)",
             (
-                "Remote-User", "X-Remote-User", "X-Remote-Groups", "X-Authenticated-User", "X-Authenticated-Userid",
-                "X-Authenticated-Groups", "X-WebAuth-User", "X-Auth-Request-User", "X-Auth-Request-Email",
-                "X-Auth-Request-Groups", "X-Auth-Request-Preferred-Username",
+                "Remote-User", "Remote-Name", "Remote-Email", "Remote-Groups", "X-Remote-User", "X-Remote-Name",
+                "X-Remote-Email", "X-Remote-Group", "X-Remote-Groups", "X-Forwarded-User", "X-Forwarded-Email",
+                "X-Forwarded-Groups", "X-Forwarded-Preferred-Username", "X-Forwarded-Access-Token",
+                "X-Authenticated-User", "X-Authenticated-Userid", "X-Authenticated-Email", "X-Authenticated-Groups",
+                "X-WebAuth-User", "X-WebAuth-Userid", "X-WebAuth-Name", "X-WebAuth-Email", "X-WebAuth-Role",
+                "X-WebAuth-Groups", "X-Auth-Request-User", "X-Auth-Request-Email", "X-Auth-Request-Groups",
+                "X-Auth-Request-Preferred-Username", "X-Auth-Request-Access-Token",
+            ),
+        ),
+        ClaimGroup(
+            "as whom it logged in at a service that logs people in",
+            (
+                "X-Goog-Authenticated-User-Email", "X-Goog-Authenticated-User-ID", "Cf-Access-Authenticated-User-Email",
+                "X-MS-Client-Principal", "X-MS-Client-Principal-ID", "X-MS-Client-Principal-Name",
+                "X-MS-Client-Principal-IdP", "X-Amzn-Oidc-Identity", "X-authentik-username", "X-authentik-name",
+                "X-authentik-uid", "X-authentik-email", "X-authentik-groups", "X-authentik-entitlements",
+                "Tailscale-User-Login", "Tailscale-User-Name", "Tailscale-User-Profile-Pic",
+                "Tailscale-App-Capabilities", "X-Vouch-User", "X-Vouch-Success", "X-Pomerium-Claim-User",
+                "X-Pomerium-Claim-Email", "X-Pomerium-Claim-Groups", "OIDC-Claim-Sub", "OIDC-Claim-Name",
+                "OIDC-Claim-Email", "OIDC-Claim-Groups", "OIDC-Claim-Upn", "OIDC-Claim-Preferred-Username",
+                "Shib-Session-ID", "Shib-Identity-Provider", "SM-User", "SM-UserDN", "OAM-Remote-User",
+                "iv-user", "iv-groups", "iv-creds",
             ),
         ),
         ClaimGroup(
             "its certificate",
-            "(x_)?(ssl_|tls_|arr_)?client_?(cert|certificate|verify|verified|dn|s_dn|i_dn|cn|serial|fingerprint)(_.*)?"
-            "|(x_)?(ssl|tls)_client(_.*)?",
             (
-                "Client-Cert", "Client-Cert-Chain", "X-Client-Cert", "X-Client-Certificate", "X-Client-Verify",
-                "X-Client-DN", "SSL-Client-Cert", "SSL-Client-Verify", "SSL-Client-S-DN", "X-SSL-Client",
-                "X-SSL-Client-Cert", "X-SSL-Client-Verify", "X-SSL-Client-DN", "X-SSL-Client-S-DN", "X-SSL-Client-CN",
-                "X-SSL-Client-Serial", "X-SSL-Client-Fingerprint", "X-TLS-Client-Cert", "X-ARR-ClientCert",
+                "Client-Cert", "Client-Cert-Chain", "X-Client-Cert", "X-Client-Certificate", "X-Clientcert",
+                "X-Client-Verify", "X-Client-Verified", "X-Client-DN", "X-Client-S-DN", "X-Client-I-DN", "X-ARR-ClientCert",
+                "WL-Proxy-Client-Cert", "X-Forwarded-Client-Cert", "X-Forwarded-Tls-Client-Cert",
+                "X-Forwarded-Tls-Client-Cert-Info", "X-Amzn-Mtls-Clientcert", "X-Amzn-Mtls-Clientcert-Leaf",
+                "X-Amzn-Mtls-Clientcert-Subject", "X-Amzn-Mtls-Clientcert-Issuer",
+                "X-Amzn-Mtls-Clientcert-Serial-Number", "X-Amzn-Mtls-Clientcert-Validity", "SSL-Cert", "X-SSL-Cert",
+                "X-SSL-Issuer", "X-SSL-Subject", "X-SSL-Verify", "X-SSL-Verified", "TLS-Client-Cert",
+                "X-TLS-Client-Cert", "X-TLS-Client-Verify", "X-TLS-Client-DN",
             ),
+        ),
+        ClaimGroup(
+            "its certificate, by the names of mod_ssl, nginx and HAProxy",
+            tuple(
+                f"{first}SSL-Client{more}"
+                for first in ("", "X-")
+                for more in (
+                    "", "-Cert", "-Cert-Chain", "-Certificate", "-Verify", "-Verified", "-Used", "-DN", "-CN", "-S-DN",
+                    "-S-DN-CN", "-S-DN-O", "-S-DN-OU", "-S-DN-Email", "-I-DN", "-I-DN-CN", "-I-DN-O", "-Subject",
+                    "-Subject-DN", "-Issuer", "-Issuer-DN", "-Serial", "-M-Serial", "-Fingerprint", "-SHA1",
+                    "-NotBefore", "-NotAfter", "-V-Start", "-V-End",
+                )
+            ),
+        ),
+        ClaimGroup(
+            "what path it asked for (rules about paths would be passed by)",
+            (
+                "X-Original-URL", "X-Original-URI", "X-Original-Method", "X-Rewrite-URL", "X-Forwarded-Path",
+                "X-Forwarded-Prefix", "X-Forwarded-Uri", "X-Forwarded-Method", "X-Envoy-Original-Path",
+                "X-Script-Name",
+            ),
+        ),
+        ClaimGroup(
+            "what proxy a CGI program has to use (httpoxy: it becomes HTTP_PROXY)",
+            ("Proxy",),
         ),
     )
 )  # fmt: skip
-"""What is known of nginx, Apache, IIS, Traefik, Envoy, oauth2-proxy and the large CDNs; a test holds that each name
-matches its group's pattern."""
+"""What is known of nginx, Apache, IIS, Traefik, Envoy, WebLogic, oauth2-proxy and other programs that log people in, and
+the large CDNs and clouds. Left out on purpose: names that ordinary clients send (X-Auth-User is a login at OpenStack
+Swift, X-HTTP-Method-Override a choice of the client's), and signed ones (Cf-Access-Jwt-Assertion), which servers check."""

@@ -76,10 +76,12 @@ def service(lab: LabNetwork, name: str) -> Outcome:
 FORGED = {
     "X-Forwarded-For": "192.0.2.66", "X-Forwarded-Proto": "https", "X-Forwarded-Host": "forged.invalid",
     "Forwarded": "for=192.0.2.66", "X-Real-IP": "192.0.2.66", "X-Client-IP": "192.0.2.66",
-    "True-Client-IP": "192.0.2.66", "X-Remote-User": "forged",
+    "True-Client-IP": "192.0.2.66", "X-Remote-User": "forged", "X-WebAuth-Role": "Admin", "X-SSL-Cert": "forged",
+    "X-ARR-SSL": "forged", "X-SSL-Client-Verify": "SUCCESS",
+    "X-MS-Client-Principal-Name": "forged", "X-Original-URL": "/forged", "Proxy": "forged.invalid:80",
     "Connection": "close, X-Forwarded-For",
 }  # fmt: skip
-"""What a client sends that wants to be somebody else."""
+"""What a client sends that wants to be somebody else: one header or more of each group of claimed_headers."""
 DISGUISED = {"X_Forwarded_For": "192.0.2.66"}
 """The same with other characters than `-`. A HAProxy that cannot delete headers by a pattern refuses such a request."""
 REFUSED = 403
