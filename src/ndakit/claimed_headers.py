@@ -1,9 +1,9 @@
 """Request headers in which a client could claim to be somebody: who it is, whom it asked, and how.
 
 Servers and their frameworks believe these headers because a balancer or a CDN sets them. Ours takes them away before it
-sets its own. One list of names is for all releases: a header that is not on it reaches the servers. A name may be
-written with other characters than `-`: in the environment of CGI, WSGI and PHP `X_Forwarded_For` becomes the same
-`HTTP_X_FORWARDED_FOR` (RFC 3875, 4.1.18). Pure text; the template writes the rules.
+sets its own. One list of names and families is for all releases: a header that is not on it reaches the servers. A name
+may be written with other characters than `-`: in the environment of CGI, WSGI and PHP `X_Forwarded_For` becomes the
+same `HTTP_X_FORWARDED_FOR` (RFC 3875, 4.1.18). Pure text; the template writes the rules.
 """
 
 from __future__ import annotations
@@ -34,41 +34,58 @@ class _Words:
         return parts[0] if len(parts) == 1 else f"({'|'.join(parts)})" if parts else ""
 
 
-def _expression(names: Iterable[str], separator: str) -> str:
-    """A regular expression for exactly these names, in lower case, with `separator` for each hyphen. What names have
-    in common at their beginning is written once."""
+def _expression(names: Iterable[str], separator: str, anything: str) -> str:
+    """A regular expression for exactly these names, in lower case, with `separator` for each hyphen and `anything` for
+    a last word `*`. What names have in common at their beginning is written once."""
     root = _Words()
     for name in names:
         words = root
         for word in name.lower().split("-"):
             words = words.following.setdefault(word, _Words())
         words.ends = True
-    return root.expression(separator)
+    return root.expression(separator).replace("*", anything)
 
 
 @dataclass(frozen=True)
 class ClaimGroup:
-    """Headers about one thing. `names` are written with hyphens."""
+    """Headers about one thing, written with hyphens.
+
+    `families`: how names begin of which every one is a claim, whatever follows the next hyphen. Their `names` are those
+    in use: a HAProxy that cannot delete by pattern deletes these, and refuses what else is of the family.
+    """
 
     about: str
     names: tuple[str, ...]
+    families: tuple[str, ...] = ()
+
+    @property
+    def starred(self) -> tuple[str, ...]:
+        """The families, as people write them: `X-Name-*`."""
+        return tuple(f"{family}-*" for family in self.families)
+
+    @property
+    def alone(self) -> tuple[str, ...]:
+        """The names that are of no family."""
+        of_family = tuple(f"{family}-" for family in self.families)
+        return tuple(name for name in self.names if not name.startswith(of_family))
 
     @property
     def expression(self) -> str:
-        """The names in every spelling, as a regular expression for a HAProxy that deletes by pattern."""
-        return f"^{_expression(self.names, SEPARATOR)}$"
+        """The names and families in every spelling, as a regular expression for a HAProxy that deletes by pattern."""
+        return f"^{_expression((*self.alone, *self.starred), SEPARATOR, '.*')}$"
 
     @property
     def disguised(self) -> str:
-        """The names with other separators, in a list of header names with `:` between them. What is written with
-        hyphens only has been deleted before this is asked. Empty if no name has a separator."""
-        words = _expression((name for name in self.names if "-" in name), _ODD_SEPARATOR)
+        """The names with other separators, and the families, in a list of header names with `:` between them. What is
+        written with hyphens only has been deleted before this is asked. Empty if no name has a separator."""
+        parted = (name for name in self.alone if "-" in name)
+        words = _expression((*parted, *self.starred), _ODD_SEPARATOR, "[^:]*")
         return f"(^|:){words}(:|$)" if words else ""
 
     @property
     def listed(self) -> tuple[str, ...]:
-        """The names for people, in lines."""
-        return tuple(textwrap.wrap(", ".join(self.names), _LISTED_COLUMNS, break_on_hyphens=False))
+        """The names and families for people, in lines."""
+        return tuple(textwrap.wrap(", ".join((*self.alone, *self.starred)), _LISTED_COLUMNS, break_on_hyphens=False))
 
 
 @dataclass(frozen=True)
@@ -128,6 +145,7 @@ CLAIMS = ClientClaims(
                 "X-WebAuth-Groups", "X-Auth-Request-User", "X-Auth-Request-Email", "X-Auth-Request-Groups",
                 "X-Auth-Request-Preferred-Username", "X-Auth-Request-Access-Token",
             ),
+            ("X-Auth-Request",),
         ),
         ClaimGroup(
             "as whom it logged in at a service that logs people in",
@@ -143,19 +161,21 @@ CLAIMS = ClientClaims(
                 "Shib-Session-ID", "Shib-Identity-Provider", "SM-User", "SM-UserDN", "OAM-Remote-User",
                 "iv-user", "iv-groups", "iv-creds",
             ),
+            ("X-MS-Client-Principal", "X-authentik", "X-Pomerium-Claim", "OIDC-Claim"),
         ),
         ClaimGroup(
             "its certificate",
             (
                 "Client-Cert", "Client-Cert-Chain", "X-Client-Cert", "X-Client-Certificate", "X-Clientcert",
-                "X-Client-Verify", "X-Client-Verified", "X-Client-DN", "X-Client-S-DN", "X-Client-I-DN", "X-ARR-ClientCert",
-                "WL-Proxy-Client-Cert", "X-Forwarded-Client-Cert", "X-Forwarded-Tls-Client-Cert",
+                "X-Client-Verify", "X-Client-Verified", "X-Client-DN", "X-Client-S-DN", "X-Client-I-DN",
+                "X-ARR-ClientCert", "WL-Proxy-Client-Cert", "X-Forwarded-Client-Cert", "X-Forwarded-Tls-Client-Cert",
                 "X-Forwarded-Tls-Client-Cert-Info", "X-Amzn-Mtls-Clientcert", "X-Amzn-Mtls-Clientcert-Leaf",
                 "X-Amzn-Mtls-Clientcert-Subject", "X-Amzn-Mtls-Clientcert-Issuer",
                 "X-Amzn-Mtls-Clientcert-Serial-Number", "X-Amzn-Mtls-Clientcert-Validity", "SSL-Cert", "X-SSL-Cert",
                 "X-SSL-Issuer", "X-SSL-Subject", "X-SSL-Verify", "X-SSL-Verified", "TLS-Client-Cert",
                 "X-TLS-Client-Cert", "X-TLS-Client-Verify", "X-TLS-Client-DN",
             ),
+            ("X-Amzn-Mtls",),
         ),
         ClaimGroup(
             "its certificate, by the names of mod_ssl, nginx and HAProxy",
@@ -169,6 +189,7 @@ CLAIMS = ClientClaims(
                     "-NotBefore", "-NotAfter", "-V-Start", "-V-End",
                 )
             ),
+            ("SSL-Client", "X-SSL-Client"),
         ),
         ClaimGroup(
             "what path it asked for (rules about paths would be passed by)",
@@ -184,6 +205,7 @@ CLAIMS = ClientClaims(
         ),
     )
 )  # fmt: skip
-"""What is known of nginx, Apache, IIS, Traefik, Envoy, WebLogic, oauth2-proxy and other programs that log people in, and
-the large CDNs and clouds. Left out on purpose: names that ordinary clients send (X-Auth-User is a login at OpenStack
-Swift, X-HTTP-Method-Override a choice of the client's), and signed ones (Cf-Access-Jwt-Assertion), which servers check."""
+"""What is known of nginx, Apache, IIS, Traefik, Envoy, WebLogic, oauth2-proxy and other programs that log people in,
+and the large CDNs and clouds. X-Forwarded-* is no family: programs send names of their own there. Left out on purpose:
+names that ordinary clients send (X-Auth-User is a login at OpenStack Swift, X-HTTP-Method-Override a choice of the
+client's), and signed ones (Cf-Access-Jwt-Assertion), which servers check."""
