@@ -54,7 +54,8 @@ def test_places_are_classes_of_the_model_and_words_that_they_do_not_have() -> No
         assert word not in known[name].model_fields
         first = re.match(r"write ([a-z_]+)", text)
         assert first is not None
-        assert first[1] in known[name].model_fields
+        if not SPOKEN.match(text.removeprefix("write ")):  # a key elsewhere; the test above looks it up
+            assert first[1] in known[name].model_fields
 
 
 @pytest.mark.parametrize("of", sorted({of for of, _ in foreign.VALUES}))

@@ -42,6 +42,12 @@ def test_an_invalid_profile_is_refused_with_this_text(path: Path) -> None:
     assert refusal(path).exit_code == 2
 
 
+@pytest.mark.parametrize("path", INVALID, ids=lambda p: p.stem)
+def test_nothing_is_told_twice(path: Path) -> None:
+    told = path.with_suffix(".txt").read_text().strip().split("\n\n")
+    assert len(told) == len(set(told))
+
+
 @pytest.mark.parametrize("path", VALID, ids=lambda p: p.stem)
 def test_a_valid_profile_loads_with_these_warnings(path: Path) -> None:
     expected = path.with_suffix(".txt")

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 from pathlib import Path
 
 import pytest
+from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import pkcs12
 
 from imagebuilder_fakes import PROFILE
-from ndakit import feed, load, render
+from ndakit import exposure, feed, load, render
 from ndakit.errors import NdakitError
 from ndakit.workspace import Workspace
 
@@ -120,6 +124,110 @@ def test_a_private_key_is_refused_wherever_it_lies(key: str, place: Place) -> No
     for begin in ("", "RSA ", "EC ", "OPENSSH ", "ENCRYPTED "):
         place.put("profiles/page.html", "<p>\n" + KEY.replace("PRIVATE", f"{begin}PRIVATE"))
         assert "holds a private key" in place.refused("page.html", key)
+
+
+def der(form: serialization.PrivateFormat, password: bytes | None = None) -> bytes:
+    lock = serialization.BestAvailableEncryption(password) if password else serialization.NoEncryption()
+    return ec.generate_private_key(ec.SECP256R1()).private_bytes(serialization.Encoding.DER, form, lock)
+
+
+PRIVATE = {
+    "putty": b"PuTTY-User-Key-File-3: ssh-ed25519\r\nEncryption: none\r\nComment: me\r\n",
+    "age": b"# created: 2026-01-01\nAGE-SECRET-KEY-1QQPZRYXGF2TVDW0S3JN54KHCE6MUA7LQQPZRYXGF2TVDW0S3JN54KHCE6M\n",
+    "age-plugin": b"AGE-PLUGIN-YUBIKEY-1QQPZRYXGF2TVDW0S3JN54KHCE6MUA7L\n",
+    "jwk": b'{"kty": "OKP", "crv": "Ed25519", "x": "11qYAYKxCrfVS_7TyWQHOg7hcvPapiMlrwIaaPcHURo", '
+           b'"d": "nWGxne_9WmC6hEr0kuwsxERJxWl7MmkZcDusAxyuf2A"}',
+    "jwk-oct": b'{"keys":[{"k":"AyM1SysPpbyDfgZld3umj1qzKObwVMkoqQ","kty":"oct"}]}',
+    "openpgp": b"-----BEGIN PGP PRIVATE KEY BLOCK-----\n\nlQ==\n",
+    "ssh2": b"---- BEGIN SSH2 ENCRYPTED PRIVATE KEY ----\nAAAA\n",
+    "utf-16": "-----BEGIN PRIVATE KEY-----\nMIIEvQ==\n".encode("utf-16"),
+    "usign": b"untrusted comment: our packages\nRWRCSwAAAAAkYZ0Nq6FjVLFhZ0Nq6FjV\n",
+    "minisign": b"untrusted comment: minisign encrypted secret key\nRWRTY0Iy\n",
+    "wireguard": b"[Interface]\nPrivateKey = yAnz5TF+lXXJte14tji3zlMNq+hd2rYUIgJBgB3fBmk=\n",
+    "xml": b"<RSAKeyValue>\n<Modulus>AA==</Modulus>\n<D>AA==</D></RSAKeyValue>",
+    "dropbear": b"\0\0\0\x0bssh-ed25519\0\0\0\x40" + bytes(range(64)),
+    "pkcs8": der(serialization.PrivateFormat.PKCS8),
+    "pkcs8-locked": der(serialization.PrivateFormat.PKCS8, b"a password"),
+    "sec1": der(serialization.PrivateFormat.TraditionalOpenSSL),
+    "pkcs12": pkcs12.serialize_key_and_certificates(
+        b"me", ec.generate_private_key(ec.SECP256R1()), None, None, serialization.BestAvailableEncryption(b"a word")
+    ),
+    "jks": b"\xfe\xed\xfe\xed\0\0\0\2",
+}  # fmt: skip
+
+NOT_PRIVATE = {
+    "jwk": b'{"kty": "OKP", "crv": "Ed25519", "x": "11qYAYKxCrfVS_7TyWQHOg7hcvPapiMlrwIaaPcHURo", "kid": "d"}',
+    "certificate": b"-----BEGIN CERTIFICATE-----\nMIIB\n-----END CERTIFICATE-----\n",
+    "usign": b"untrusted comment: public key 2461 of our packages\nRWQkYZ0Nq6FjVLFhZ0Nq6FjV\n",
+    "about": b"<p>A key begins with AGE-SECRET-KEY-1, a file of PuTTY with PuTTY-User-Key-File-3: and so on.</p>",
+    "xml": b"<RSAKeyValue><Modulus>AA==</Modulus></RSAKeyValue><D>x</D>",
+    "ssh": b"ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIAABAgMEBQYHCAkKCwwNDg8QERITFBUWFxgZGhscHR4f me\n",
+    "der": ec.generate_private_key(ec.SECP256R1()).public_key().public_bytes(
+        serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo
+    ),
+    "digit": b"0 servers",
+    "empty": b"",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("form", PRIVATE)
+def test_a_private_key_of_any_form_is_refused(form: str, place: Place) -> None:
+    place.put("profiles/page.html").write_bytes(PRIVATE[form])
+    assert "holds a private key" in place.refused("page.html", "page")
+
+
+@pytest.mark.parametrize("form", NOT_PRIVATE)
+def test_what_is_no_private_key_is_not_taken_for_one(form: str) -> None:
+    assert not exposure.private_key(NOT_PRIVATE[form])
+
+
+@pytest.mark.parametrize("form", PRIVATE)
+def test_a_private_key_in_a_template_is_refused_unless_only_root_reads_it_there(form: str, place: Place) -> None:
+    file = place.put("templates/rootfs/etc/mine.key")
+    file.write_bytes(PRIVATE[form])
+    with pytest.raises(render.TemplateKept, match="holds a private key") as caught:
+        rendered(place)
+    told = re.search(r"move it to (\S+)/,", caught.value.fix or "")
+    assert told is not None
+    folder = place.root / told[1]
+    folder.mkdir(parents=True)
+    file.rename(folder / "mine.key")
+    assert rendered(place)["/etc/ndakit/private/mine.key"].mode == 0o600
+
+
+@pytest.mark.parametrize(
+    "program",
+    [
+        b"\x7fELF\2\1\1\0-----BEGIN OPENSSH PRIVATE KEY-----\n\0",
+        b"#!/bin/sh\ngrep -q -e '-----BEGIN PRIVATE KEY-----' \"$1\"\n",
+        b"#!/bin/sh\ncase $line in *'BEGIN RSA PRIVATE KEY'*) exit 1;; -----BEGIN*PRIVATE\\ KEY*) ;; esac\n",
+    ],
+)
+def test_a_program_that_knows_how_keys_begin_holds_none(program: bytes, place: Place) -> None:
+    place.put("templates/rootfs/usr/bin/mine").write_bytes(program)
+    assert rendered(place)["/usr/bin/mine"].content == program
+
+
+def test_a_host_key_of_ones_own_is_refused_because_every_node_would_have_it(place: Place) -> None:
+    file = place.put("templates/rootfs/etc/dropbear/dropbear_ed25519_host_key")
+    file.write_bytes(PRIVATE["dropbear"])
+    with pytest.raises(render.TemplateKept, match="holds a private key") as caught:
+        rendered(place)
+    assert "host keys of its own" in (caught.value.fix or "")
+    file.unlink()
+    rendered(place)
+
+
+@pytest.mark.parametrize("name", ["my file", "a*b", "größe"])
+def test_a_file_that_the_list_of_an_upgrade_cannot_hold_is_named_itself(name: str, place: Place) -> None:
+    place.put(f"templates/rootfs/etc/{name}")
+    place.put("templates/rootfs/etc/sysupgrade.conf.j2", "{% for path in kept %}{{ path | word }}\n{% endfor %}")
+    with pytest.raises(render.TemplateBroken, match=r"cannot be written into /etc/sysupgrade\.conf") as caught:
+        rendered(place)
+    assert caught.value.where == f"templates/rootfs/etc/{name}"
+    assert "rename the file" in (caught.value.fix or "")
+    (place.root / f"templates/rootfs/etc/{name}").rename(place.root / "templates/rootfs/etc/my-file")
+    assert "/etc/my-file" in rendered(place)
 
 
 def test_a_profile_elsewhere_may_name_what_lies_beside_it(place: Place) -> None:
@@ -297,6 +405,16 @@ def test_a_ready_package_that_is_a_link_to_elsewhere_is_refused(place: Place) ->
 def test_a_file_of_a_package_that_others_may_not_read_is_refused_unless_the_image_keeps_it_so(place: Place) -> None:
     package(place, mode=0o600)
     with pytest.raises(NdakitError, match=r"data may not be read by others \(its mode is 0600\)"):
+        chosen(place)
+    place.put("packages/clock/Makefile", MAKEFILE.replace("INSTALL_DATA", "INSTALL_CONF"))
+    assert chosen(place) == ["clock"]
+
+
+@pytest.mark.parametrize("form", PRIVATE)
+def test_a_private_key_in_a_package_is_refused_unless_only_root_reads_it_there(form: str, place: Place) -> None:
+    package(place)
+    (place.root / "packages/clock/files/data").write_bytes(PRIVATE[form])
+    with pytest.raises(NdakitError, match="data holds a private key"):
         chosen(place)
     place.put("packages/clock/Makefile", MAKEFILE.replace("INSTALL_DATA", "INSTALL_CONF"))
     assert chosen(place) == ["clock"]

@@ -97,6 +97,11 @@ def haproxy(value: object) -> Ready:
     return Ready("'" + found.replace("'", "'\"'\"'") + "'")
 
 
+def is_word(text: str) -> bool:
+    """True if `word` takes the text."""
+    return _WORD.fullmatch(text) is not None
+
+
 def word(value: object) -> Ready:
     """One word of a syntax without quoting (keepalived.conf, sysctl.conf): refused unless it is harmless there."""
     found = _line(value)

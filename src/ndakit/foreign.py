@@ -168,6 +168,7 @@ KEYS: Mapping[str, str] = {
     **dict.fromkeys(("dhcp", "dnsmasq"), "leave it out: a balancer gives out no addresses and answers no names"),
     **dict.fromkeys(("wifi", "wireless", "ssid"), "leave it out: a balancer has no wireless"),
     **dict.fromkeys(("sysctls", "kernel"), "write tuning.sysctl"),
+    "name": "leave it out: the key above it is its name",
 }
 """A key that no profile has, lower case with `_` → what to do instead."""
 
@@ -176,6 +177,11 @@ PLACES: Mapping[tuple[str, str], str] = {
        for model in ("Opening", "Vip") for word in ("interface", "dev", "nic", "nics", "zone")},
     **{("Server", word): "write address" for word in ("ip", "ipaddr", "host", "hostname")},
     **{("Vip", word): "write address" for word in ("ip", "ipaddr", "ipv4", "ipv6")},
+    ("Service", "mode"): "write protocol: http or tcp",
+    **{(model, "mode"): "write services.NAME.protocol: http or tcp" for model in ("Pool", "Server", "Check")},
+    ("Service", "type"): "write protocol: http, tcp or udp, and topology: proxy, nat, dr or tun",
+    **{("Service", word): "write vip: the name of one of vips" for word in ("address", "addresses")},
+    ("Server", "addresses"): "write address",
     ("Service", "hostname"): "write hostnames: [www.example.com]",
     ("Service", "host"): "write hostnames: [www.example.com]",
     **{(model, word): f"write {at}connections: {{count: …}}{end}"

@@ -176,4 +176,10 @@ class Install:
                     f"{source.name} {cause}, and could be in the image",
                     f"use $(INSTALL_CONF); or, if everybody may see it: chmod o+r {source.name}",
                 ) from None
-        return Member("file", mode, source.read_bytes())
+        content = source.read_bytes()
+        if mode & 0o004 and exposure.private_key(content, program=True):
+            raise NotUnderstood(
+                f"{source.name} holds a private key, and could be in the image",
+                "use $(INSTALL_CONF), so that only root reads it on the node (whoever has the image can read it)",
+            )
+        return Member("file", mode, content)

@@ -26,7 +26,7 @@ from jinja2.parser import Parser
 
 from ndakit import exposure, packages, timezone, view_firewall, view_haproxy, view_ipvs, view_pair
 from ndakit.errors import BuildError, InputError
-from ndakit.filters import FILTERS, plain
+from ndakit.filters import FILTERS, is_word, plain
 from ndakit.model import Profile
 from ndakit.templatecache import CompiledTemplates
 from ndakit.view import NodeView
@@ -57,6 +57,7 @@ READ_BY_SHELLS = (
 )  # fmt: skip
 """Scripts that a shell of OpenWrt's reads (`.`, or `sh FILE`) and nobody executes: they need no x bit, whatever their
 first line says (base-files: rc.d/done, uci_apply_defaults, hotplug-call, preinit)."""
+SSH_SERVER = "/etc/dropbear/"
 SYSUPGRADE = "/etc/sysupgrade.conf"
 KEPT_ANYWAY = ("/etc/config/", "/etc/sysctl.conf", SYSUPGRADE, "/etc/rc.local", "/etc/dropbear/", "/etc/profile",
                "/etc/shinit")  # fmt: skip
@@ -165,6 +166,7 @@ def render(profile: Profile, node: str, templates: Sequence[Path]) -> Tree:
         files.append(RenderedFile(path, content, mode_of(path), written))
     if SYSUPGRADE in found:  # last, for it lists all the others
         source = found[SYSUPGRADE]
+        _refuse_unlistable(files)
         listed = {"kept": kept(f.path for f in files)}
         content = _content(source, f"{profile.name}, node {node}", context | listed)
         if content is not None:
@@ -175,6 +177,18 @@ def render(profile: Profile, node: str, templates: Sequence[Path]) -> Tree:
 def kept(paths: Iterable[str]) -> tuple[str, ...]:
     """The files of a tree that an upgrade must be told to keep, sorted."""
     return tuple(sorted(p for p in paths if not within(p, KEPT_ANYWAY + BROUGHT)))
+
+
+def _refuse_unlistable(files: Iterable[RenderedFile]) -> None:
+    """Raise TemplateBroken for a file that must be in the list of an upgrade and whose path cannot stand there: the
+    shell of sysupgrade takes a blank for the end of a path, and `*` for any name."""
+    for file in files:
+        if file.path in kept([file.path]) and not is_word(file.path):
+            raise TemplateBroken(
+                f"the path {file.path!r} cannot be written into {SYSUPGRADE}, which lists what an upgrade keeps",
+                where=file.source,
+                fix="rename the file: letters, digits and . _ - in its name and folders",
+            )
 
 
 def within(path: str, places: Iterable[str]) -> bool:
@@ -253,13 +267,34 @@ def _refuse_kept(file: Path, facts: os.stat_result, path: str, folder: Path) -> 
             exposure.place(file, folder.parent)
         if mode_of(path) & stat.S_IROTH:
             exposure.refuse_mode(facts.st_mode, folder)
+        if (mode_of(path) & stat.S_IROTH or path.startswith(SSH_SERVER)) and _holds_key(
+            file, (facts.st_mtime_ns, facts.st_size)
+        ):
+            raise exposure.KeptFromOthers("holds a private key")
     except exposure.KeptFromOthers as cause:
         name = f"{folder.name}/{file.relative_to(folder).as_posix()}"
         raise TemplateKept(
             f"the template {name} {cause}, and {path} could be in the image",
             where=name,
-            fix=exposure.fix(cause, str(file), f"{folder.name}/"),
+            fix=_fix_of_kept(cause, file, path, folder),
         ) from None
+
+
+def _fix_of_kept(cause: exposure.KeptFromOthers, file: Path, path: str, folder: Path) -> str:
+    if "private key" not in str(cause):
+        return exposure.fix(cause, str(file), f"{folder.name}/")
+    if path.startswith(SSH_SERVER):
+        return "remove it: every node makes host keys of its own at its first start, and keeps them over upgrades"
+    return (
+        f"remove it; or, if the node needs it: move it to {folder.name}/{ROOTFS}/etc/ndakit/private/, which only "
+        "root reads there (whoever has the image can read it)"
+    )
+
+
+@functools.lru_cache(maxsize=1024)
+def _holds_key(file: Path, stamp: tuple[int, int]) -> bool:
+    """True if a private key is in the file, as it was with this stamp."""
+    return exposure.private_key(file.read_bytes(), program=True)
 
 
 def _content(source: _Source, subject: str, context: Mapping[str, Any]) -> bytes | None:

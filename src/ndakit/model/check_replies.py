@@ -170,12 +170,14 @@ def nat_gateways(profile: Profile) -> Iterator[Finding]:
     through: dict[Address, tuple[str, str]] = {}
     for name, service, pool, server, address in uses(profile):
         network = profile.network_of(address)
-        key = (name, network or str(address), address.version)
         policy = profile.pools[pool].reply_route == "policy"
+        router = inner_router(profile, address) if network is None else None
+        # Servers behind one router need one gateway, and share what is said about it.
+        shared = router[0] if router is not None and policy else str(address)
+        key = (name, network or shared, address.version)
         if service.topology != "nat" or key in told:
             continue
         at = _place(profile, pool, server, address)
-        router = inner_router(profile, address) if network is None else None
         if network is None and (router is None or not policy):
             told.add(key)
             yield _off_link(profile, name, service, pool, server, address, router, at)
@@ -294,6 +296,32 @@ def nat_same_network(profile: Profile) -> Iterator[Finding]:
             )  # fmt: skip
 
 
+def nat_behind_router(profile: Profile) -> Iterator[Finding]:
+    """nat through an inner router: clients beside those servers are answered directly too, and come by that router."""
+    told: set[tuple[str, str, Address]] = set()
+    for name, service, pool, server, address in uses(profile):
+        router = inner_router(profile, address) if profile.network_of(address) is None else None
+        if service.topology != "nat" or router is None or profile.pools[pool].reply_route != "policy":
+            continue
+        network, via = router
+        inside = [
+            v for v in service.vip
+            if profile.vips[v].network == network and profile.vips[v].address_of(address.version) is not None
+        ]  # fmt: skip
+        if not inside or (name, network, via) in told:
+            continue
+        told.add((name, network, via))
+        yield warning(
+            "nat-behind-router",
+            f"service {name}'s VIP {inside[0]} is in network {network}, and server {server} at {address} behind its "
+            f"router {via}: clients in the server's own network get no answers, because servers answer them directly",
+            ("services", name, "vip"),
+            "use it for clients of other networks only" + (", or write topology: proxy" if service.proxiable else ""),
+            other=_place(profile, pool, server, address),
+            also=(_topology(name), ("networks", network), ("pools", pool, "reply_route"), ("vips", inside[0])),
+        )  # fmt: skip
+
+
 def _answers_leave(profile: Profile, service: Service, network: str | None, version: int) -> bool:
     """True if clients of a dr or tun service can be outside the servers' network, so that answers take a gateway."""
     there = {profile.vips[v].network for v in service.vip if profile.vips[v].address_of(version) is not None}
@@ -389,6 +417,7 @@ RULES: tuple[Callable[[Profile], Iterator[Finding]], ...] = (
     own_address,
     nat_gateways,
     nat_same_network,
+    nat_behind_router,
     two_gateways,
     past_the_balancer,
     tunnels,
