@@ -208,10 +208,21 @@ def test_a_program_that_knows_how_keys_begin_holds_none(program: bytes, place: P
     assert rendered(place)["/usr/bin/mine"].content == program
 
 
-def test_a_host_key_of_ones_own_is_refused_because_every_node_would_have_it(place: Place) -> None:
-    file = place.put("templates/rootfs/etc/dropbear/dropbear_ed25519_host_key")
-    file.write_bytes(PRIVATE["dropbear"])
-    with pytest.raises(render.TemplateKept, match="holds a private key") as caught:
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("dropbear_ed25519_host_key", PRIVATE["dropbear"]),
+        ("dropbear_rsa_host_key", b"in a form that nobody knows"),
+        ("dropbear_ecdsa_host_key.j2", b"{{ node.name | comment }}"),
+        ("old.key", PRIVATE["dropbear"]),
+    ],
+)
+def test_a_host_key_of_ones_own_is_refused_because_every_node_would_have_it(
+    name: str, content: bytes, place: Place
+) -> None:
+    file = place.put(f"templates/rootfs/etc/dropbear/{name}")
+    file.write_bytes(content)
+    with pytest.raises(render.TemplateKept, match="private key") as caught:
         rendered(place)
     assert "host keys of its own" in (caught.value.fix or "")
     file.unlink()

@@ -267,6 +267,8 @@ def _refuse_kept(file: Path, facts: os.stat_result, path: str, folder: Path) -> 
             exposure.place(file, folder.parent)
         if mode_of(path) & stat.S_IROTH:
             exposure.refuse_mode(facts.st_mode, folder)
+        if path.startswith(SSH_SERVER) and path.endswith("_host_key"):
+            raise exposure.KeptFromOthers("is a private key, that of the SSH server")
         if (mode_of(path) & stat.S_IROTH or path.startswith(SSH_SERVER)) and _holds_key(
             file, (facts.st_mtime_ns, facts.st_size)
         ):
