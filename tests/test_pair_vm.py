@@ -130,9 +130,9 @@ def test_a_backup_that_could_not_take_over_is_found_out(pair: Pair) -> None:
 
 
 def test_a_vip_on_both_nodes_is_found_out(pair: Pair) -> None:
-    # keepalived would take an address of its own away again, so it has to be gone first.
-    breaking = "/etc/init.d/keepalived stop; ip addr add 203.0.113.10/32 dev eth0"
-    mending = "ip addr del 203.0.113.10/32 dev eth0; /etc/init.d/keepalived start"
+    # keepalived would take an address of its own away again, and without it ndakit-vips would: both have to be gone.
+    breaking = "/etc/init.d/ndakit-vips stop; /etc/init.d/keepalived stop; ip addr add 203.0.113.10/32 dev eth0"
+    mending = "ip addr del 203.0.113.10/32 dev eth0; /etc/init.d/keepalived start; /etc/init.d/ndakit-vips start"
     with broken(pair, "lb2", breaking, mending):
         assert_fails(pair, "vips/one-holder", "www is on lb1, lb2")
     pair.lab.settle()
