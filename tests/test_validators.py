@@ -103,8 +103,8 @@ def test_who_did_not_change_a_template_is_not_told_to_mend_it() -> None:
         (KA, "advert_int 1", "advert_imt 1", "keepalived", "advert_imt"),
         (KA, "203.0.113.10/32", "203.0.113.10/33", "keepalived", "203.0.113.10/33"),
         (KA, "virtual_router_id 114", "virtual_router_id 300", "keepalived", "300"),
-        (SCRIPT, "exec pidof haproxy", "if pidof haproxy", "shell", ""),
-        (SCRIPT, "exec pidof haproxy", "exec pidof $name", "shell", "SC"),
+        (SCRIPT, 'exit "$unsteady"', "if true", "shell", ""),
+        (SCRIPT, 'exit "$unsteady"', "exit $unsteady", "shell", "SC"),
     ],
 )
 def test_a_daemon_names_the_line_of_what_it_refuses(path: str, old: str, new: str, program: str, message: str) -> None:

@@ -26,16 +26,16 @@ class Limit:
 
     def __init__(self, until_s: float | None) -> None:
         self.until_s = until_s
-        self._opened: list[io.RawIOBase] = []
+        self._answers: list[http.client.HTTPResponse] = []
 
-    def opened(self, file: io.RawIOBase) -> None:
-        """Remember a socket's file that reads under this limit."""
-        self._opened.append(file)
+    def opened(self, answer: http.client.HTTPResponse) -> None:
+        """Remember an answer that is read under this limit."""
+        self._answers.append(answer)
 
     def close(self) -> None:
-        """Close what was opened. requests closes no answer whose next address it cannot read."""
-        for file in self._opened:
-            file.close()
+        """Close all answers. requests closes none whose next address it cannot read."""
+        for answer in self._answers:
+            answer.close()
 
     def passed(self) -> bool:
         """True if the answer should have been there by now."""
@@ -55,7 +55,6 @@ class _Reader(io.RawIOBase):
     def __init__(self, raw: io.RawIOBase, limit: Limit) -> None:
         self._raw = raw
         self._limit = limit
-        limit.opened(self)
 
     def readable(self) -> bool:
         """It is for nothing else."""
@@ -78,6 +77,7 @@ def _responses(limit: Limit) -> Callable[..., http.client.HTTPResponse]:
     def response(*args: Any, **more: Any) -> http.client.HTTPResponse:
         made = http.client.HTTPResponse(*args, **more)
         made.fp = io.BufferedReader(_Reader(made.fp.detach(), limit))
+        limit.opened(made)
         return made
 
     return response
