@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import contextlib
 import time
 from collections.abc import Iterator
@@ -311,8 +312,11 @@ def test_without_the_respawn_section_procd_gives_up_at_the_sixth_end(pair: Pair)
     try:
         outcome = pair.outcome("failover/killed")
         assert not outcome.ok
-        for name in ("haproxy", "keepalived"):
-            assert f"{name} was not started again after its end number 6" in outcome.detail
+        assert "haproxy was not started again after its end number 6" in outcome.detail
+        # Of keepalived's processes one alone may be killed while the others start; its parent brings that one back.
+        assert re.search(r"keepalived was not started again after its end number [67]\b", outcome.detail), (
+            outcome.detail
+        )
     finally:
         lab.run(master, f"uci revert system; {again}")
         lab.settle()

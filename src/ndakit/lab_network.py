@@ -25,7 +25,6 @@ from ndakit.lab_nodes import LabNodes
 from ndakit.lab_people import OUTSIDE_PORT, RunningServer
 from ndakit.lab_plan import BootImage, PlannedHost, Seat, mac_of, plan
 from ndakit.lab_ports import need_pages
-from ndakit.lacp import Bundle
 from ndakit.model import Profile
 from ndakit.pace import Meter
 from ndakit.servers import ServerSide, script
@@ -38,9 +37,9 @@ HOST_MEMORY_MIB = 6
 BOOT_TIMEOUT_S = 240.0
 SET_UP_TIMEOUT_S = 60.0
 
-Switches = Literal["one", "two", "none"]
-SWITCHES = ("02:00:00:00:ad:01", "02:00:00:00:ad:02")
-"""The addresses by which the lab's switches call themselves (locally administered)."""
+Switches = Literal["one", "none"]
+SWITCH = "02:00:00:00:ad:01"
+"""The address by which the lab's switch calls itself (locally administered)."""
 
 MACHINES: Mapping[str, frozenset[str]] = {
     "lab-servers": frozenset({"server"}),
@@ -135,15 +134,9 @@ class LabNetwork(LabNodes):
             self.cable_up(node, bond, "one")
         return image.machine(node, nics)
 
-    def cable_up(self, node: str, bond: str, switches: Switches) -> tuple[Bundle, ...]:
-        """Plug a node's bond (802.3ad) into one switch or MLAG pair, into two switches that know nothing of each other
-        (the first half of the cards in the first one), or into one that was not told to speak LACP."""
-        ports = self.bond_ports(node, bond)
-        half = (len(ports) + 1) // 2
-        if switches == "two":
-            sides = (ports[:half], ports[half:])
-            return tuple(self.switch.bundle(side, SWITCHES[n]) for n, side in enumerate(sides))
-        return (self.switch.bundle(ports, SWITCHES[0], speaks=switches == "one"),)
+    def cable_up(self, node: str, bond: str, switches: Switches) -> None:
+        """Plug a node's bond (802.3ad) into one switch or MLAG pair, or into one that was not told to speak LACP."""
+        self.switch.bundle(self.bond_ports(node, bond), SWITCH, speaks=switches == "one")
 
     def bond_ports(self, node: str, bond: str) -> list[Port]:
         """The switch's ports for the cards of a node's bond, in the profile's order."""

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from ndakit.claims.base import Outcome, first_front
 from ndakit.claims.failover import gap_errors, measured, poll_target, precision, unserved
 from ndakit.deadline import Deadline, DeadlineExceeded
-from ndakit.lab_network import SWITCHES, LabNetwork, Switches
+from ndakit.lab_network import SWITCH, LabNetwork, Switches
 from ndakit.lab_people import Front, LabLacks
 from ndakit.model import Profile
 
@@ -52,8 +52,6 @@ def _in_use(_cards: list[str], carrying: list[str]) -> list[list[str]]:
 
 
 CASES = (
-    Case("two-switches", "two switches that are no pair: one is used; when it fails, the other takes over", "two",
-         _in_use, True, OTHER_GAP_S, stays=False),
     Case("no-lacp", "a switch that does not speak LACP: one card is used; without its cable, another", "none", _in_use,
          False, OTHER_GAP_S, stays=False),
 )  # fmt: skip
@@ -90,7 +88,7 @@ def _disagreements(lab: LabNetwork, node: str, bond: str) -> Iterator[str]:
             yield f"{name} is not in {bond} of {node}"
         elif not card.up or card.speed == "Unknown":
             yield f"{name} of {node} is {'up' if card.up else 'down'}, its speed {card.speed}"
-        elif card.partner != SWITCHES[0]:
+        elif card.partner != SWITCH:
             yield f"{name} of {node} has {card.partner or 'nobody'} as its LACP partner, not the switch"
         elif not card.carries:
             yield f"{name} of {node} is not in the bundle that is in use"
