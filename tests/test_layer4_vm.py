@@ -313,8 +313,8 @@ def test_without_the_respawn_section_procd_gives_up_at_the_sixth_end(pair: Pair)
         outcome = pair.outcome("failover/killed")
         assert not outcome.ok
         assert "haproxy was not started again after its end number 6" in outcome.detail
-        # Seen once: given up after 6 ends as counted here, not 5. Not proved why; perhaps one of its processes was killed
-        # alone, and its parent brought it back. What must hold: it is given up before the seven are over.
+        # Seen once: given up after six ends as counted here, not five. Why is not proved: perhaps one of its processes
+        # was killed alone and its parent brought it back. What must hold: it is given up before the seven are over.
         assert re.search(r"keepalived was not started again after its end number [67]\b", outcome.detail), (
             outcome.detail
         )
