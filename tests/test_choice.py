@@ -91,7 +91,7 @@ def in_kernel(profile: Profile, server: str, *weights: int) -> bool | None:
         VirtualServer("tcp", address, 80, None, {(profile.pools["web"].servers[server].address[i], 8080): weight})
         for i, (address, weight) in enumerate(zip(profile.vips["www"].address, weights, strict=False))
     ]
-    return lab._in_kernel(there, "web", server)
+    return lab._in_ipvs(there, "web", server)
 
 
 def test_a_server_is_in_or_out_when_all_virtual_servers_agree(profile: Profile) -> None:
@@ -106,5 +106,5 @@ def test_a_server_of_a_marked_service_is_looked_for_in_those_of_its_family(profi
     lab.profile = profile
     (four, six), mark = profile.pools["med"].servers["m1"].address, profile.marks["med"]
     there = [VirtualServer("", None, 0, mark, {(a, 0): w}) for a, w in ((four, 1), (six, 0))]
-    assert lab._in_kernel(there, "med", "m1") is None
-    assert lab._in_kernel(there[:1], "med", "m1") is True
+    assert lab._in_ipvs(there, "med", "m1") is None
+    assert lab._in_ipvs(there[:1], "med", "m1") is True

@@ -292,7 +292,7 @@ def test_a_pool_that_only_demote_on_uses_is_pinged_at_its_checks_pace() -> None:
     watched_pool = pair(NodeView(found, "lb1")).pools[0]
     assert (watched_pool.interval_s, watched_pool.timeout_s, watched_pool.fall, watched_pool.rise) == (2, 3, 2, 2)
     assert [str(a) for a in watched_pool.pinged] == ["203.0.113.1", "2001:db8:113::1"]
-    assert (watched_pool.backends, watched_pool.kernel_pattern, watched_pool.user) == ((), "", "root")
+    assert (watched_pool.backends, watched_pool.ipvs_pattern, watched_pool.user) == ((), "", "root")
     fault = next(f for f in faults(found) if f.name == "empty/uplink")
     assert (fault.moves, fault.notice_s) == (True, 9)
     assert "check/uplink" not in {one.name for one in left_out(found)}

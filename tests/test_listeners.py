@@ -180,7 +180,7 @@ def test_another_ssh_port_is_everywhere() -> None:
     assert {22, 2222} <= watched(profile, "tcp")
     # A port among those of outgoing connections is kept for SSH.
     high = NodeView(small(ssh=22022), "lb1")
-    assert any(v.key.endswith("ip_local_reserved_ports") and v.value == "22022" for v in high.kernel_values)
+    assert any(v.key.endswith("ip_local_reserved_ports") and v.value == "22022" for v in high.sysctls)
 
 
 def test_lint_misses_an_ssh_port_that_the_firewall_does_not_open() -> None:

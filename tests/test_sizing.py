@@ -33,7 +33,7 @@ def profile(*changes: tuple[str, str], sizing: str = "{}", sysctl: str = "{}") -
 
 
 def values(found: Profile) -> dict[str, tuple[str, str]]:
-    return {v.key: (v.value, v.why) for v in NodeView(found, "lb1").kernel_values}
+    return {v.key: (v.value, v.why) for v in NodeView(found, "lb1").sysctls}
 
 
 def test_without_sizing_the_limits_are_those_that_always_were() -> None:
@@ -235,7 +235,7 @@ def test_a_kernel_value_beyond_the_computed_ones_comes_last() -> None:
 def test_every_kernel_value_has_a_reason_and_is_known() -> None:
     for name, _ in goldens.cases():
         view = NodeView(goldens.profile(name), next(iter(goldens.profile(name).nodes)))
-        for item in view.kernel_values:
+        for item in view.sysctls:
             assert len(item.why) > 20
             assert general(item.key) in KNOWN
 

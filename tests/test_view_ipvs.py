@@ -122,15 +122,15 @@ def test_fall_and_retry_delay_become_retries() -> None:
 
 def test_the_bounds_of_keepalived_s_checks() -> None:
     found = Check(type="tcp", interval_s=2, timeout_s=1, fall=3, retry_delay_s=0.5)
-    assert found.kernel_detection_s == 2 + 3 * 1 + 2 * 0.5
-    assert found.kernel_recovery_s == 1 + 2 + 1
-    assert Check(type="http", interval_s=2, timeout_s=1, fall=1).kernel_detection_s == 2 + 2
-    assert Check(type="smtp", interval_s=2, timeout_s=1, fall=1).kernel_detection_s == 2 + 4  # it answers three times
+    assert found.keepalived_detection_s == 2 + 3 * 1 + 2 * 0.5
+    assert found.keepalived_recovery_s == 1 + 2 + 1
+    assert Check(type="http", interval_s=2, timeout_s=1, fall=1).keepalived_detection_s == 2 + 2
+    assert Check(type="smtp", interval_s=2, timeout_s=1, fall=1).keepalived_detection_s == 2 + 4  # three answers
     asked = {"type": "script", "script": "c.sh", "interval_s": 2, "timeout_s": 1.2, "fall": 1}
     script = Check.model_validate(asked, context={"attach": lambda _: b"#!/bin/sh\n"})
-    assert script.kernel_detection_s == 2 + 2  # whole seconds
+    assert script.keepalived_detection_s == 2 + 2  # whole seconds
     profile = goldens.profile("mirror-dr")
-    assert profile.detection_s("mirror") == profile.pools["mirror"].check.kernel_detection_s
+    assert profile.detection_s("mirror") == profile.pools["mirror"].check.keepalived_detection_s
 
 
 def test_a_retry_delay_shortens_haproxy_s_bounds_as_well() -> None:

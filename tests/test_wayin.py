@@ -287,8 +287,8 @@ def test_a_range_of_source_ports_of_ones_own_is_what_the_profile_counts_with() -
     text = BASE + "tuning: {sysctl: {net.ipv4.ip_local_port_range: 50000 50999}}\n"
     found = capacity_of(profile(text))
     assert (found.ports_from, found.ports_to, found.ports) == (50000, 50999, 1000)
-    values = {v.key: v.value for v in NodeView(profile(text), "lb1").kernel_values}
+    values = {v.key: v.value for v in NodeView(profile(text), "lb1").sysctls}
     assert values["net.ipv4.ip_local_port_range"] == "50000 50999"
     assert "net.ipv4.ip_local_reserved_ports" not in values
-    inside = NodeView(profile(text.replace("50000 50999", "8000 8999")), "lb1").kernel_values
+    inside = NodeView(profile(text.replace("50000 50999", "8000 8999")), "lb1").sysctls
     assert {v.key: v.value for v in inside}["net.ipv4.ip_local_reserved_ports"] == "8404"

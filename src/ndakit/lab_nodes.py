@@ -81,17 +81,17 @@ class LabNodes(LabPeople):
                     return self.statistics(seat, address)
         return []
 
-    def kernel_trouble(self, node: str) -> str:
+    def ipvs_trouble(self, node: str) -> str:
         """Which servers IPVS leaves out on a node; empty if none."""
-        kernel = {self.profile.services[s].pool for s in self.profile.kernel_services}
-        if not kernel:
+        pools = {self.profile.services[s].pool for s in self.profile.ipvs_services}
+        if not pools:
             return ""
         there = self.facts(node).virtual_servers()
         out = [
             f"{pool}/{name}"
-            for pool in kernel
+            for pool in pools
             for name, server in self.profile.pools[pool].servers.items()
-            if server.weight and not self._in_kernel(there, pool, name)
+            if server.weight and not self._in_ipvs(there, pool, name)
         ]
         return f"IPVS on {node} leaves out {', '.join(out)}" if out else ""
 
@@ -201,7 +201,7 @@ class LabNodes(LabPeople):
     @property
     def _proxies(self) -> bool:
         """True if HAProxy carries services, so that its statistics tell of servers."""
-        return bool(self.profile.proxy_services)
+        return bool(self.profile.haproxy_services)
 
     def _unsettled(self) -> str:
         for node in self._nodes:
@@ -212,7 +212,7 @@ class LabNodes(LabPeople):
                 down = [f"{s.proxy}/{s.server} {s.status}" for s in states if not s.up]
                 if down:
                     return f"{node} sees {', '.join(down)}"
-            if self.is_up(node) and (trouble := self.kernel_trouble(node)):
+            if self.is_up(node) and (trouble := self.ipvs_trouble(node)):
                 return trouble
         # keepalived's account comes last: it costs a node that is still booting the most.
         return self._vips_trouble() or next(filter(None, self._ask_each(self.vrrp_trouble).values()), "")
@@ -247,19 +247,19 @@ class LabNodes(LabPeople):
         """True if the server is in use wherever the pool is used on a node, by HAProxy and in the kernel; False if
         nowhere; None while they differ."""
         found: list[bool | None] = []
-        if self.profile.proxied(pool):
+        if self.profile.haproxy_services_of(pool):
             found = [s.up for s in self.states(node) if s.server == server and pool_of_backend(s.proxy) == pool]
-        if any(self.profile.services[s].pool == pool for s in self.profile.balanced(pool)):
-            found.append(self._in_kernel(self.facts(node).virtual_servers(), pool, server))
+        if any(self.profile.services[s].pool == pool for s in self.profile.ipvs_services_of(pool)):
+            found.append(self._in_ipvs(self.facts(node).virtual_servers(), pool, server))
         return found[0] if len(set(found)) == 1 else None
 
-    def _in_kernel(self, there: Sequence[VirtualServer], pool: str, server: str) -> bool | None:
+    def _in_ipvs(self, there: Sequence[VirtualServer], pool: str, server: str) -> bool | None:
         """True if a server has a weight in every virtual server of the services that use the pool, False if in none;
         None while they differ, for each has checks of its own."""
         addresses = set(self.profile.pools[pool].servers[server].address)
         versions = {a.version for a in addresses}
         found: set[bool] = set()
-        for name in self.profile.balanced(pool):
+        for name in self.profile.ipvs_services_of(pool):
             service, mark = self.profile.services[name], self.profile.marks.get(name)
             for endpoint in self.profile.endpoints(name) if service.pool == pool else ():
                 if endpoint.address.version not in versions:

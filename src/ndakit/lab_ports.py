@@ -121,7 +121,7 @@ def ports_of(profile: Profile, pool: str, server: str) -> tuple[Port, ...]:
     services = [profile.services[s] for s in profile.services_of(pool)]
     found: list[Port] = []
     for service in services:
-        kind, matters = _of_service(service.transport, service.protocol, kernel=service.kernel)
+        kind, matters = _of_service(service.transport, service.protocol, shows_client=service.shows_client)
         found += [Port(number, kind, matters) for number in ((fixed,) if fixed else tried_ports(service))]
     own = {p.number for p in found} or ({fixed} if fixed else set())
     for number in sorted({check.port} if check.port else own):
@@ -129,13 +129,13 @@ def ports_of(profile: Profile, pool: str, server: str) -> tuple[Port, ...]:
     return joined(found)
 
 
-def _of_service(transport: str, protocol: str, *, kernel: bool) -> tuple[Kind, int]:
+def _of_service(transport: str, protocol: str, *, shows_client: bool) -> tuple[Kind, int]:
     if transport == "udp":
         return "udp", _WANTED
     if protocol == "http":
         return "http", _WANTED
-    # For IPVS one is as good as the other, and HTTP says whom the server saw.
-    return ("http", _BETTER) if kernel else ("tcp", 0)
+    # Where a server sees the client one is as good as the other, and HTTP says whom it saw.
+    return ("http", _BETTER) if shows_client else ("tcp", 0)
 
 
 def _of_check(check: Check, number: int, *, datagrams: bool) -> list[Port]:

@@ -206,7 +206,7 @@ def _binds(subject: Subject, proxy: Proxy, bound: dict[str, int]) -> Iterator[Li
 def failover(subject: Subject) -> Iterator[LintFinding]:
     """keepalived.conf and the UCI section that makes the init script take it."""
     uci = "/etc/config/keepalived"
-    if not subject.view.vrrp and not subject.profile.kernel_services:
+    if not subject.view.vrrp and not subject.profile.ipvs_services:
         for path in (KEEPALIVED, uci):
             if path in subject.tree:
                 yield subject.finding("keepalived", path, 0, "this node has no VIPs to share")
@@ -281,7 +281,7 @@ def _scripts(subject: Subject, root: Block) -> Iterator[LintFinding]:
     scripts = {b.name for b in root.inner("vrrp_script")}
     for instance in root.inner("vrrp_instance"):
         tracked = {line.words[0] for b in instance.inner("track_script") for line in b.lines}
-        if "haproxy" not in tracked and subject.profile.proxy_services:
+        if "haproxy" not in tracked and subject.profile.haproxy_services:
             what = f"instance {instance.name} keeps its VIPs when HAProxy is gone"
             yield subject.finding("keepalived-script", KEEPALIVED, instance.number, what)
         for name in sorted(tracked - scripts):

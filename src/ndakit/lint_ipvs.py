@@ -86,7 +86,7 @@ class _Rules:
 def rules(subject: Subject) -> Iterator[LintFinding]:
     """All rules about IPVS."""
     file = subject.tree.get(KEEPALIVED)
-    wanted = subject.profile.kernel_services
+    wanted = subject.profile.ipvs_services
     if file is None:
         if wanted:
             yield subject.finding("ipvs", KEEPALIVED, 0, f"missing: nothing would balance service {wanted[0]}")
@@ -143,7 +143,7 @@ def _services(subject: Subject, blocks: list[Block], known: _Rules) -> Iterator[
     by_words: dict[tuple[str, ...], list[Block]] = {}
     for block in blocks:
         by_words.setdefault(tuple(block.words[1:3]), []).append(block)
-    for name in profile.kernel_services:
+    for name in profile.ipvs_services:
         service = profile.services[name]
         single = not service.several
         for endpoint in profile.endpoints(name):

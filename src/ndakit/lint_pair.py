@@ -140,7 +140,7 @@ def _from(section: Section, address: str) -> bool:
 def balanced(subject: Subject, vrrp: Block) -> Iterator[LintFinding]:
     """IPVS's sync daemon."""
     lines = [line for b in vrrp.inner("global_defs") for line in b.lines if line.words[0] == "lvs_sync_daemon"]
-    if bool(lines) != subject.profile.tracks_kernel:
+    if bool(lines) != subject.profile.syncs_ipvs:
         what = "lvs_sync_daemon is stated and of no use" if lines else "lvs_sync_daemon is missing"
         yield subject.finding("sync-ipvs", KEEPALIVED, lines[0].number if lines else 0, what)
         return

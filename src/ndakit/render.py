@@ -137,14 +137,14 @@ def render(profile: Profile, node: str, templates: Sequence[Path]) -> Tree:
         )
     found = _sources(tuple(Path(t) for t in templates))
     view = NodeView(profile, node)
-    balancer, kernel = view_haproxy.haproxy(view), view_ipvs.ipvs(view)
+    balancer, ipvs = view_haproxy.haproxy(view), view_ipvs.ipvs(view)
     context = {
         "profile": profile,
         "node": view,
         "release": profile.release,
         "haproxy": balancer,
         "pair": view_pair.pair(view),
-        "ipvs": kernel,
+        "ipvs": ipvs,
         "packages": packages.plan(profile, node),
         "firewall": view_firewall.firewall(view),
         "timezone": timezone.posix(profile.system.timezone, where=f"profile {profile.name}, system.timezone"),
@@ -155,7 +155,7 @@ def render(profile: Profile, node: str, templates: Sequence[Path]) -> Tree:
         if content is not None:
             files.append(RenderedFile(path, content, mode_of(path), source.name))
     own = [(path, content, page) for path, (page, content) in balancer.sorry_pages.items()]
-    own += [(script.path, script.content, script.source) for script in kernel.scripts]
+    own += [(script.path, script.content, script.source) for script in ipvs.scripts]
     for path, content, written in own:
         if path in found:
             raise TemplateConflict(

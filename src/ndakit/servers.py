@@ -355,7 +355,7 @@ def _routers(profile: Profile) -> Iterator[ServerSide]:
     """The inner routers behind which servers of topology nat are, with what each must do with their answers."""
     found: dict[Address, _Needs] = {}
     for pool, its in profile.pools.items():
-        for service in profile.balanced(pool):
+        for service in profile.ipvs_services_of(pool):
             if profile.services[service].topology != "nat" or its.reply_route != "policy":
                 continue
             for server in its.servers.values():

@@ -117,7 +117,7 @@ class SyncGroup:
 
 
 @dataclass(frozen=True)
-class KernelValue:
+class Sysctl:
     """One sysctl key with its value and the reason for it."""
 
     key: str
@@ -287,7 +287,7 @@ class NodeView:
         )
 
     @functools.cached_property
-    def kernel_values(self) -> tuple[KernelValue, ...]:
+    def sysctls(self) -> tuple[Sysctl, ...]:
         """The lines of sysctl.conf, `tuning.sysctl` among them. Keys that every kernel from 4.14 (18.06) on has."""
         computed = [*self._addressing(), *self._limits(self.capacity)]
         wishes = dict(self.profile.tuning.sysctl)
@@ -299,28 +299,28 @@ class NodeView:
             if wish is not None:
                 value = untouched.get(item.key, item.value)
                 why = f"tuning.sysctl of the profile; computed was {value}: {item.why}"
-                item = KernelValue(item.key, wish, why)
+                item = Sysctl(item.key, wish, why)
             found.append(item)
-        found += [KernelValue(k, v, "tuning.sysctl of the profile; nothing is computed") for k, v in wishes.items()]
+        found += [Sysctl(k, v, "tuning.sysctl of the profile; nothing is computed") for k, v in wishes.items()]
         return tuple(found)
 
-    def _addressing(self) -> list[KernelValue]:
+    def _addressing(self) -> list[Sysctl]:
         forward = "1" if self.forwards else "0"
         way = "the servers' way out leads through this node" if self.forwards else "nothing is routed through this node"
         elsewhere = [
-            KernelValue("net.ipv4.ip_nonlocal_bind", "1", "HAProxy listens on the VIPs also where they are not"),
-            KernelValue("net.ipv6.ip_nonlocal_bind", "1", "the same for IPv6, and for addresses that are still probed"),
+            Sysctl("net.ipv4.ip_nonlocal_bind", "1", "HAProxy listens on the VIPs also where they are not"),
+            Sysctl("net.ipv6.ip_nonlocal_bind", "1", "the same for IPv6, and for addresses that are still probed"),
         ]
         return [
             *(elsewhere if self.profile.runs_haproxy else ()),
-            KernelValue("net.ipv4.conf.all.promote_secondaries", "1", "a changed node address takes no other with it"),
-            KernelValue("net.ipv4.ip_forward", forward, way),
-            KernelValue("net.ipv6.conf.all.forwarding", forward, way),
+            Sysctl("net.ipv4.conf.all.promote_secondaries", "1", "a changed node address takes no other with it"),
+            Sysctl("net.ipv4.ip_forward", forward, way),
+            Sysctl("net.ipv6.conf.all.forwarding", forward, way),
             *self._no_redirects(),
             *self._neighbours(),
         ]
 
-    def _limits(self, size: Capacity) -> list[KernelValue]:
+    def _limits(self, size: Capacity) -> list[Sysctl]:
         """What follows from `sizing`, each with the figures behind it."""
         rate, duration_s = f"{size.sessions_per_second:g}", f"{size.session_duration_s:g}"
         proxied = self.profile.runs_haproxy
@@ -331,37 +331,37 @@ class NodeView:
         who = "HAProxy" if proxied else "a daemon"
         per = "proxied session" if proxied else "session that passes, as with HAProxy"
         found = [
-            KernelValue(
+            Sysctl(
                 "net.ipv4.ip_local_port_range",
                 f"{size.ports_from} {size.ports_to}",
                 f"{towards}: {size.ports} instead of 28232",
             ),
-            KernelValue(
+            Sysctl(
                 "net.ipv4.tcp_tw_reuse",
                 "1",
                 "a port may be taken again a second after its connection, where the server's timestamps make that safe",
             ),
-            KernelValue(
+            Sysctl(
                 "net.ipv4.tcp_max_tw_buckets",
                 str(size.time_wait_max),
                 f"{ended}: {rate} sessions per second x 60 s, on {sides}",
             ),
-            KernelValue(
+            Sysctl(
                 "net.core.somaxconn",
                 str(size.backlog),
                 f"connections that wait until {who} accepts them, per listener: two seconds' worth, at least "
                 f"{BACKLOG_FLOOR}",
             ),
-            KernelValue(
+            Sysctl(
                 "net.ipv4.tcp_max_syn_backlog", str(size.backlog), "the same for connections that are not complete yet"
             ),
-            KernelValue(
+            Sysctl(
                 "net.netfilter.nf_conntrack_max",
                 str(size.tracked_max),
                 f"two entries per {per}: {rate} per second x ({duration_s} s, and two minutes after its end) "
                 f"= {size.tracked_needed}; 320 bytes each",
             ),
-            KernelValue(
+            Sysctl(
                 "net.netfilter.nf_conntrack_buckets",
                 str(size.tracked_max),
                 "as many lists to look them up in, or every packet would walk along long ones; 8 bytes each",
@@ -369,7 +369,7 @@ class NodeView:
         ]
         if size.files > FILES_DEFAULT:
             why = f"files that one process may have open: HAProxy's {size.haproxy_max} connections, two files each"
-            found.append(KernelValue("fs.nr_open", str(size.files), why))
+            found.append(Sysctl("fs.nr_open", str(size.files), why))
         listened = Spans() | Spans(tuple((p, p) for p in self.own_ports))
         open_range = Spans(((size.ports_from, size.ports_to),))
         reserved = open_range & (listened | size.served)
@@ -378,7 +378,7 @@ class NodeView:
             if open_range & size.served:
                 why += "; and those of services on this node's own address: answers to its own questions would go there"
             words = ",".join(str(a) if a == b else f"{a}-{b}" for a, b in reserved.pairs)
-            found.append(KernelValue("net.ipv4.ip_local_reserved_ports", words, why))
+            found.append(Sysctl("net.ipv4.ip_local_reserved_ports", words, why))
         return found
 
     @property
@@ -390,12 +390,12 @@ class NodeView:
         found += [PEERS_PORT] if self.profile.shares_tables else []
         return tuple(found)
 
-    def _no_redirects(self) -> list[KernelValue]:
+    def _no_redirects(self) -> list[Sysctl]:
         """Keys that keep ICMP redirects out. Without forwarding each card's own key counts as well (ip-sysctl), and
         switching forwarding off sets it."""
         cards = () if self.forwards else self.profile.nics
         found = [
-            KernelValue(f"net.ipv{v}.conf.{place}.accept_redirects", "0", "no ICMP redirect leads traffic elsewhere")
+            Sysctl(f"net.ipv{v}.conf.{place}.accept_redirects", "0", "no ICMP redirect leads traffic elsewhere")
             for v in ("4", "6")
             for place in ("all", "default", *cards)
         ]
@@ -403,16 +403,16 @@ class NodeView:
             # Either of all and the card's own switches it on (ip-sysctl); devices made later take the default.
             why = "servers are not told to go past us, where nothing changes their source address"
             for place in ("all", "default", *self.profile.nics):
-                found.append(KernelValue(f"net.ipv4.conf.{place}.send_redirects", "0", why))
+                found.append(Sysctl(f"net.ipv4.conf.{place}.send_redirects", "0", why))
         return found
 
-    def _neighbours(self) -> list[KernelValue]:
+    def _neighbours(self) -> list[Sysctl]:
         """IPv6's keys of each card, and of what is made later (bonds, bridges, VLANs take the default; one for all
         devices does not reach any, ip-sysctl)."""
         places = ("default", *self.profile.nics)
         # With forwarding the kernel takes none by itself.
         why = "no router advertisement gives this node addresses or a way out: both are the profile's"
-        found = [KernelValue(f"net.ipv6.conf.{place}.accept_ra", "0", why) for place in places]
+        found = [Sysctl(f"net.ipv6.conf.{place}.accept_ra", "0", why) for place in places]
         if (
             self.profile.vrrp.unicast
             and not self.release.keepalived_ttl
@@ -420,7 +420,7 @@ class NodeView:
         ):
             # keepalived before 2.1 leaves it at 64 for unicast.
             why = "VRRP adverts leave with the hop limit that shows the other nodes that no router passed them on"
-            found += [KernelValue(f"net.ipv6.conf.{place}.hop_limit", "255", why) for place in places]
+            found += [Sysctl(f"net.ipv6.conf.{place}.hop_limit", "255", why) for place in places]
         return found
 
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from ndakit.model import Endpoint, Opening, Profile
 from ndakit.model.links import network_towards
-from ndakit.model.profile import KERNEL_SYNC_GROUP, KERNEL_SYNC_PORT, PEERS_PORT, SYNC_PORT
+from ndakit.model.profile import IPVS_SYNC_GROUP, IPVS_SYNC_PORT, PEERS_PORT, SYNC_PORT
 from ndakit.names import zone_name
 from ndakit.view import NodeView
 from ndakit.view_nat import Exit, Nat, nats, port_text, server_sockets, ways_out
@@ -80,7 +80,7 @@ def firewall(node: NodeView) -> FirewallView:
         *_services(profile),
         *_replies(profile),
         *_marks(profile),
-        *_kernel_errors(profile),
+        *_ipvs_errors(profile),
         *_vrrp(node),
         *_told(node),
         *_icmp(profile),
@@ -187,10 +187,10 @@ def _told(node: NodeView) -> list[Rule]:
         why = "the other nodes' HAProxies tell which server a client keeps"
         found.append(Rule("sync-tables", why, zone_name(network), source_addresses=peers,
                           destination_addresses=(str(own),), ports=str(PEERS_PORT)))  # fmt: skip
-    if profile.tracks_kernel:
+    if profile.syncs_ipvs:
         why = "the other nodes tell of the connections that their kernel balances (IPVS)"
         found.append(Rule("sync-ipvs", why, zone_name(network), protocol="udp", source_addresses=peers,
-                          destination_addresses=(KERNEL_SYNC_GROUP,), ports=str(KERNEL_SYNC_PORT)))  # fmt: skip
+                          destination_addresses=(IPVS_SYNC_GROUP,), ports=str(IPVS_SYNC_PORT)))  # fmt: skip
     return found
 
 
@@ -269,13 +269,13 @@ def _marks(profile: Profile) -> list[Rule]:
     return found
 
 
-def _kernel_errors(profile: Profile) -> list[Rule]:
+def _ipvs_errors(profile: Profile) -> list[Rule]:
     """ICMP errors about what IPVS balances: without them a client behind a narrow link gets no large answers."""
     found: list[Rule] = []
     for version, types in ((4, ("destination-unreachable",)), (6, ("destination-unreachable", "packet-too-big"))):
         vips = [
             str(e.address)
-            for name in profile.kernel_services
+            for name in profile.ipvs_services
             for e in profile.endpoints(name)
             if e.address.version == version
         ]

@@ -168,7 +168,7 @@ def haproxy(node: NodeView) -> HaproxyView:
     """HAProxy's view of a node."""
     profile = node.profile
     backends: _Backends = {}
-    frontends = tuple(_frontend(node, name, backends) for name in profile.proxy_services)
+    frontends = tuple(_frontend(node, name, backends) for name in profile.haproxy_services)
     port = profile.monitoring.statistics.port
     pages = _sorry_pages(profile, {b.pool for b in backends.values() if b.sorry_file is not None})
     large = any(len(content) > BUFFER_BYTES - _HTX_BYTES for _, content in pages.values())
@@ -264,7 +264,7 @@ def _backend(node: NodeView, service: str, pool: str, backends: _Backends) -> Ba
         hashed=found.balance in ("source", "uri"),
         check=found.check,
         check_host=_check_host(profile, pool),
-        sni=found.check.host or next((h for s in profile.proxied(pool) for h in profile.services[s].hostnames), None),
+        sni=found.check.host or next(iter(_names(profile, pool)), None),
         helo=found.check.helo or node.hostname,
         send=raw_bytes(found.check.send or "").hex(),
         reply=raw_bytes(found.check.expect.reply or "").hex(),
@@ -315,6 +315,10 @@ def _check_host(profile: Profile, pool: str) -> str:
     own = profile.pools[pool].check.host
     if own is not None:
         return own
-    services = profile.proxied(pool)
-    names = [name for s in services for name in profile.services[s].hostnames]
-    return names[0] if names else host(profile.endpoints(services[0])[0].address)
+    names, first = _names(profile, pool), profile.haproxy_services_of(pool)[0]
+    return names[0] if names else host(profile.endpoints(first)[0].address)
+
+
+def _names(profile: Profile, pool: str) -> list[str]:
+    """The names by which clients reach a pool."""
+    return [name for s in profile.haproxy_services_of(pool) for name in profile.services[s].hostnames]

@@ -16,10 +16,10 @@ from typing import Literal
 
 from ndakit.model import Address, Check, Endpoint, Pool, Profile, capacity_of
 from ndakit.model import Server as PoolServer
+from ndakit.model.engines import IPVS
 from ndakit.model.health import raw_bytes
 from ndakit.model.links import watched_alone
-from ndakit.model.traffic import SCHEDULERS
-from ndakit.view import KernelValue, NodeView
+from ndakit.view import NodeView, Sysctl
 
 CHECK_SCRIPT = "/usr/libexec/ndakit/check-script"
 """What keepalived calls for a check by script: it adds the profile's arguments."""
@@ -134,20 +134,20 @@ class IpvsView:
 
     servers: tuple[VirtualServer, ...]
     modules: tuple[str, ...]
-    kernel_values: tuple[KernelValue, ...]
+    sysctls: tuple[Sysctl, ...]
     scripts: tuple[Script, ...]
 
 
 def ipvs(node: NodeView) -> IpvsView:
     """IPVS's view of a node."""
     profile = node.profile
-    servers = tuple(v for name in profile.kernel_services for v in _virtual_servers(node, name))
+    servers = tuple(v for name in profile.ipvs_services for v in _virtual_servers(node, name))
     pools = {name: profile.pools[name].check for name in (*(v.pool for v in servers), *watched_alone(profile))}
     modules = ("ip_vs", *dict.fromkeys(f"ip_vs_{v.scheduler}" for v in servers)) if servers else ()
     return IpvsView(
         servers=servers,
         modules=modules,
-        kernel_values=_kernel_values(profile) if servers else (),
+        sysctls=_sysctls(profile) if servers else (),
         scripts=tuple(
             Script(pool, f"/usr/libexec/ndakit/script-{pool}", c.script.path, c.script.content, c.arguments or ())
             for pool, c in pools.items()
@@ -156,20 +156,20 @@ def ipvs(node: NodeView) -> IpvsView:
     )
 
 
-def _kernel_values(profile: Profile) -> tuple[KernelValue, ...]:
+def _sysctls(profile: Profile) -> tuple[Sysctl, ...]:
     found = (
         # With 1, answers that the servers send on their own after a failover would belong to no known connection, and
         # the firewall would drop them; here it has a rule for them instead.
-        KernelValue("net.ipv4.vs.conntrack", "0", "IPVS keeps its connections itself; conntrack would know them twice"),
-        KernelValue(
+        Sysctl("net.ipv4.vs.conntrack", "0", "IPVS keeps its connections itself; conntrack would know them twice"),
+        Sysctl(
             "net.ipv4.vs.expire_nodest_conn", "1", "connections to a server that is out end at once, not by time-out"
         ),
-        KernelValue(
+        Sysctl(
             "net.ipv4.vs.expire_quiescent_template", "1", "a drained server (weight 0) gets no persistent clients back"
         ),
         *_defences(profile),
     )
-    if not profile.tracks_kernel:
+    if not profile.syncs_ipvs:
         return found
     # As the kernel comes, a connection is told with its third packet and then with every fiftieth: one on which little
     # is said would be forgotten by the others after 15 minutes, and a node that returns would hear of it too late
@@ -177,28 +177,28 @@ def _kernel_values(profile: Profile) -> tuple[KernelValue, ...]:
     why = "the other nodes are told of a connection anew with its next packet, at most every two seconds"
     return (
         *found,
-        KernelValue("net.ipv4.vs.sync_threshold", "3 0", why),
-        KernelValue("net.ipv4.vs.sync_refresh_period", "2", why),
+        Sysctl("net.ipv4.vs.sync_threshold", "3 0", why),
+        Sysctl("net.ipv4.vs.sync_refresh_period", "2", why),
     )
 
 
-def _defences(profile: Profile) -> tuple[KernelValue, ...]:
+def _defences(profile: Profile) -> tuple[Sysctl, ...]:
     """What keeps half-open connections from taking all memory: IPVS's table has no limit, and an entry of a SYN that
     nobody completes stays for a minute. All are in their automatic mode (1; the kernel makes it 2 while memory is
     scarce): in quiet times they cost nothing, and drop nothing (ipvs-sysctl.rst; ip_vs_ctl.c, update_defense_level)."""
     pages = capacity_of(profile).memory_mib * (1 << 20) // PAGE_BYTES // SCARCE_PART
     scarce = "below that many free pages (a sixteenth of the memory; 4 MiB as it comes is too late) memory is scarce"
     return (
-        KernelValue("net.ipv4.vs.amemthresh", str(pages), f"{scarce}, for the next three"),
-        KernelValue(
+        Sysctl("net.ipv4.vs.amemthresh", str(pages), f"{scarce}, for the next three"),
+        Sysctl(
             "net.ipv4.vs.drop_packet", "1", "while it is, of new connections one in so many is not taken, at last none"
         ),
-        KernelValue(
+        Sysctl(
             "net.ipv4.vs.drop_entry",
             "1",
             "while it is, half-open and nearly silent ones are forgotten at random",
         ),
-        KernelValue("net.ipv4.vs.secure_tcp", "1", "while it is, a connection counts once its handshake is complete"),
+        Sysctl("net.ipv4.vs.secure_tcp", "1", "while it is, a connection counts once its handshake is complete"),
     )
 
 
@@ -225,7 +225,7 @@ def _virtual_server(node: NodeView, name: str, endpoint: Endpoint, mark: int | N
         port=port,
         mark=mark,
         version=version,
-        scheduler=SCHEDULERS[pool.balance],
+        scheduler=IPVS.balance[pool.balance],
         method=_METHODS[service.topology],
         protocol="UDP" if service.transport == "udp" else "TCP",
         interval_s=pool.check.interval_s,

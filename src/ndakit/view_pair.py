@@ -13,7 +13,7 @@ from ipaddress import IPv4Address
 
 from ndakit.model import Address, Profile
 from ndakit.model.links import watched
-from ndakit.model.profile import KERNEL_SYNC_PORT, PEERS_PORT, SYNC_PORT
+from ndakit.model.profile import IPVS_SYNC_PORT, PEERS_PORT, SYNC_PORT
 from ndakit.view import NodeView
 from ndakit.view_haproxy import haproxy, host
 
@@ -40,7 +40,7 @@ class Sync:
 
 
 @dataclass(frozen=True)
-class KernelSync:
+class IpvsSync:
     """How connections that the kernel balances are told to the others."""
 
     device: str
@@ -67,7 +67,7 @@ class WatchedPool:
     script: str
     backends: tuple[str, ...]
     """HAProxy's backends for it; empty if the kernel alone balances it."""
-    kernel_pattern: str
+    ipvs_pattern: str
     """How its servers look in /proc/net/ip_vs while they are well; empty if HAProxy watches them."""
     pinged: tuple[Address, ...] = ()
     """No service uses it: the servers that are pinged."""
@@ -88,7 +88,7 @@ class PairView:
     """Everything that templates need for this."""
 
     sync: Sync | None
-    kernel: KernelSync | None
+    ipvs_sync: IpvsSync | None
     peers: tuple[Peer, ...]
     """Empty if nothing is told."""
     links: dict[str, tuple[str, ...]]
@@ -103,7 +103,7 @@ def pair(node: NodeView) -> PairView:
     profile = node.profile
     return PairView(
         sync=_sync(node),
-        kernel=_kernel(node),
+        ipvs_sync=_ipvs_sync(node),
         peers=_peers(node.profile),
         links={group: _links(profile, group) for group in profile.groups} if profile.instances else {},
         pools=tuple(_watched(node, pool) for pool in profile.vrrp.demote_on) if profile.instances else (),
@@ -135,12 +135,12 @@ def _sync(node: NodeView) -> Sync | None:
     )
 
 
-def _kernel(node: NodeView) -> KernelSync | None:
+def _ipvs_sync(node: NodeView) -> IpvsSync | None:
     profile = node.profile
-    if not profile.tracks_kernel or profile.sync_link is None:
+    if not profile.syncs_ipvs or profile.sync_link is None:
         return None
-    instance = next(i for i in node.instances if i.group == profile.kernel_groups[0] and not i.heartbeat)
-    return KernelSync(profile.l2_device(profile.sync_link[0]), instance.name, instance.vrid, KERNEL_SYNC_PORT)
+    instance = next(i for i in node.instances if i.group == profile.ipvs_groups[0] and not i.heartbeat)
+    return IpvsSync(profile.l2_device(profile.sync_link[0]), instance.name, instance.vrid, IPVS_SYNC_PORT)
 
 
 def _peers(profile: Profile) -> tuple[Peer, ...]:
@@ -167,7 +167,7 @@ def _watched(node: NodeView, pool: str) -> WatchedPool:
         return _watched_alone(profile, pool)
     backends = tuple(b.name for b in haproxy(node).backends if b.pool == pool and b.checked)
     found: dict[str, None] = {}
-    for name in () if backends else profile.balanced(pool):
+    for name in () if backends else profile.ipvs_services_of(pool):
         marked = name in profile.marks
         for server in profile.pools[pool].servers.values():
             port = 0 if marked else server.port or profile.pools[pool].port
@@ -178,7 +178,7 @@ def _watched(node: NodeView, pool: str) -> WatchedPool:
         name=pool,
         script=f"pool-{pool}",
         backends=backends,
-        kernel_pattern=f"-> ({'|'.join(found)}) +[A-Za-z]+ +[1-9]" if found else "",
+        ipvs_pattern=f"-> ({'|'.join(found)}) +[A-Za-z]+ +[1-9]" if found else "",
     )
 
 
@@ -192,7 +192,7 @@ def _watched_alone(profile: Profile, pool: str) -> WatchedPool:
         name=pool,
         script=f"pool-{pool}",
         backends=(),
-        kernel_pattern="",
+        ipvs_pattern="",
         pinged=tuple(addresses) if check.type == "ping" else (),
         asked=tuple((a, s.port or check.port or found.port or 0) for s in servers for a in s.address)
         if check.type == "script"

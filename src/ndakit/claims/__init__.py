@@ -6,13 +6,13 @@ is. Each one leaves the lab as it found it. Order, display and record are the bu
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 
 from ndakit.claims import bonding, choice, failover, faults, firewall, forged, handover, kernel, node, traffic
 from ndakit.claims.base import Claim, LeftOut, Outcome, front
 from ndakit.lab_plan import plan
-from ndakit.model import Profile
+from ndakit.model import Profile, engines
 from ndakit.model.links import watched_alone
 
 __all__ = ["Claim", "LeftOut", "Outcome", "all_claims", "left_out"]
@@ -76,14 +76,16 @@ def _about_services(profile: Profile) -> Iterator[Claim | LeftOut]:
     for name, service in profile.services.items():
         text = f"{name} answers on its VIP, and every server gets its share"
         yield Claim(f"service/{name}", text, partial(traffic.service, name=name))
-        if service.kernel:
-            yield from _about_kernel_service(profile, name)
-        elif service.protocol == "http":
-            text = f"servers of {name} learn the client's address, and clients cannot forge it"
-            yield Claim(f"client-address/{name}", text, partial(traffic.client_address, name=name))
+        yield from _ABOUT_ENGINE[service.carried_by.name](profile, name)
 
 
-def _about_kernel_service(profile: Profile, name: str) -> Iterator[Claim | LeftOut]:
+def _about_haproxy_service(profile: Profile, name: str) -> Iterator[Claim | LeftOut]:
+    if profile.services[name].protocol == "http":
+        text = f"servers of {name} learn the client's address, and clients cannot forge it"
+        yield Claim(f"client-address/{name}", text, partial(traffic.client_address, name=name))
+
+
+def _about_ipvs_service(profile: Profile, name: str) -> Iterator[Claim | LeftOut]:
     service = profile.services[name]
     if service.transport == "tcp":
         text = f"servers of {name} see the client's own address"
@@ -96,6 +98,13 @@ def _about_kernel_service(profile: Profile, name: str) -> Iterator[Claim | LeftO
     if profile.persistence(name) is not None:
         text = f"a client of {name} keeps its server"
         yield Claim(f"persistence/{name}", text, partial(kernel.persistence, name=name))
+
+
+_ABOUT_ENGINE: Mapping[str, Callable[[Profile, str], Iterator[Claim | LeftOut]]] = {
+    engines.HAPROXY.name: _about_haproxy_service,
+    engines.IPVS.name: _about_ipvs_service,
+}
+"""What is claimed of a service beyond its answers and shares, by its engine."""
 
 
 def _about_networks(profile: Profile) -> Iterator[Claim | LeftOut]:
@@ -133,7 +142,7 @@ def _about_pools(profile: Profile) -> Iterator[Claim | LeftOut]:
             if name not in watched_alone(profile):  # failover/empty tries those
                 yield LeftOut(f"check/{name}", "no service uses this pool")
             continue
-        if profile.balanced(name):
+        if profile.ipvs_services_of(name):
             text = f"servers of {name} have what their topology needs (./inv servers)"
             yield Claim(f"servers/{name}", text, partial(kernel.server_side, pool=name))
         if sum(1 for s in pool.servers.values() if s.weight) > 1:
@@ -144,7 +153,7 @@ def _about_pools(profile: Profile) -> Iterator[Claim | LeftOut]:
         if choice.can_drain(profile, name):
             text = f"a drained server of {name} keeps its connections, and others get the new ones"
             yield Claim(f"drain/{name}", text, partial(choice.drained, name=name))
-        elif profile.balanced(name):
+        elif profile.ipvs_services_of(name):
             yield LeftOut(f"drain/{name}", choice.no_drain(profile, name))
         if front(profile, name) is None and (pool.sorry is not None or choice.has_quorum(pool)):
             yield LeftOut(f"sorry/{name}", "no service has it as its own pool, so that nobody can ask it by itself")
@@ -160,7 +169,7 @@ def _about_failover(profile: Profile) -> Iterator[Claim | LeftOut]:
     if why := _no_failover(profile):
         yield LeftOut("failover", why)
         return
-    if profile.proxy_services:
+    if profile.haproxy_services:
         text = "a master whose HAProxy stops hands the VIPs over"
         yield Claim("failover/haproxy-stopped", text, failover.haproxy_stopped)
     if told := handover.handed_over(profile):

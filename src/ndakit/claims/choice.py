@@ -12,7 +12,7 @@ from ndakit.lab_network import LabNetwork
 from ndakit.lab_people import Front
 from ndakit.lab_ports import joined, ports_of
 from ndakit.model import Pool, Profile
-from ndakit.model.traffic import SCHEDULERS
+from ndakit.model.engines import IPVS
 
 REQUESTS = 8
 METHODS: Mapping[str, str] = {"nat": "-m", "dr": "-g", "tun": "-i"}
@@ -22,7 +22,7 @@ METHODS: Mapping[str, str] = {"nat": "-m", "dr": "-g", "tun": "-i"}
 def _lasting(profile: Profile, pool: str) -> Front | None:
     """The first service of the kernel's with this pool over which a connection can be held open: tcp, with servers that
     speak HTTP."""
-    for name in profile.balanced(pool):
+    for name in profile.ipvs_services_of(pool):
         found, ahead = profile.services[name], first_front(profile, name)
         if found.pool == pool and found.protocol == "tcp" and _by_http(profile, pool, ahead.port):
             return ahead
@@ -45,7 +45,7 @@ def can_drain(profile: Profile, pool: str) -> bool:
     """True if others take over from a drained server of a pool. By destination (dh) they do not: its clients are
     refused, whoever else is there."""
     taking = [s for s in profile.pools[pool].servers.values() if s.weight]
-    others = len(taking) > 1 and SCHEDULERS.get(profile.pools[pool].balance) != "dh"
+    others = len(taking) > 1 and IPVS.balance.get(profile.pools[pool].balance) != "dh"
     return others and _lasting(profile, pool) is not None
 
 
@@ -53,7 +53,7 @@ def no_drain(profile: Profile, pool: str) -> str:
     """Why `can_drain` says no, of a pool that the kernel balances."""
     if sum(1 for s in profile.pools[pool].servers.values() if s.weight) < 2:
         return "only one server of it takes anything: nobody would take over"
-    if SCHEDULERS.get(profile.pools[pool].balance) == "dh":
+    if IPVS.balance.get(profile.pools[pool].balance) == "dh":
         return "by destination, clients of a drained server are refused"
     return "no tcp service of it whose servers speak HTTP in the lab, over which a connection could be held"
 

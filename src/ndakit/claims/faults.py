@@ -154,7 +154,7 @@ def killed(lab: LabNetwork) -> Outcome:
 
 def _daemons(lab: LabNetwork) -> dict[str, bool]:
     return {
-        "haproxy": bool(lab.profile.proxy_services),
+        "haproxy": bool(lab.profile.haproxy_services),
         "keepalived": bool(lab.profile.instances),
         "conntrackd": lab.profile.tracks_connections,
     }

@@ -68,18 +68,18 @@ def handed_over(profile: Profile) -> HandedOver:
             for name, network in profile.networks.items()
             if profile.tracks_connections and network.egress in profile.vips and egress_ways(profile, name)
         ),
-        carried=tuple(_carried(profile)) if profile.tracks_kernel else (),
+        carried=tuple(_carried(profile)) if profile.syncs_ipvs else (),
         kept=tuple(
             name
             for name, service in profile.services.items()
-            if profile.shares_tables and not service.kernel and profile.persistence(name) is not None
+            if profile.shares_tables and name in profile.haproxy_services and profile.persistence(name) is not None
         ),
     )
 
 
 def _carried(profile: Profile) -> Iterator[Front]:
     seen: set[tuple[str, int]] = set()
-    for name in profile.kernel_services:
+    for name in profile.ipvs_services:
         service = profile.services[name]
         for endpoint, port in targets(profile, name) if service.transport == "tcp" else ():
             if (service.topology, endpoint.address.version) not in seen:

@@ -47,10 +47,10 @@ def addresses(lab: LabNetwork, node: str) -> Outcome:
 
 def daemons(lab: LabNetwork, node: str) -> Outcome:
     """The services that must run."""
-    needed = ["dropbear"]
-    needed += ["haproxy"] if lab.profile.runs_haproxy else []
-    needed += ["keepalived"] if lab.profile.instances or lab.profile.kernel_services else []
-    needed += ["conntrackd"] if lab.profile.tracks_connections else []
+    engines = [engine.service for engine in lab.profile.running_engines]
+    failover = ["keepalived"] if lab.profile.instances else []
+    told = ["conntrackd"] if lab.profile.tracks_connections else []
+    needed = list(dict.fromkeys(["dropbear", *engines, *failover, *told]))
     missing = [n for n in needed if not lab.facts(node).service_running(n)]
     return Outcome(
         not missing,
@@ -97,7 +97,7 @@ def ssh(lab: LabNetwork, node: str) -> Outcome:
 def statistics(lab: LabNetwork, node: str) -> Outcome:
     """The statistics page from inside and from outside."""
     port = lab.profile.monitoring.statistics.port
-    proxies = bool(lab.profile.proxy_services)
+    proxies = bool(lab.profile.haproxy_services)
     wrong = []
     inside = servers = 0
     for source, seat in lab.plan.admins.items():

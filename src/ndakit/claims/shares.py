@@ -15,14 +15,17 @@ from ndakit.lab_network import LabNetwork
 from ndakit.lab_people import Front, LoadResult
 from ndakit.model import Pool, Profile
 
+# Ways to choose are named here by the engines' own words (model/engines.py).
 TOLERANCE = 0.05
 """Round robin is exact but for the checks' and retries' requests: five points."""
-STICKY = frozenset({"source", "first", "uri", "sh", "dh", "destination", "locality", "lblc", "fo", "ovf", "mh"})
+STICKY = frozenset({"source", "first", "uri", "sh", "dh", "lblc", "fo", "ovf", "mh"})
 """Ways to choose that send one client, asking one address for one path, to one server. Not lblcr: an address that was
 once too much for one server has several."""
 HEAVIEST = frozenset({"fo", "ovf"})
 """Those of them that send whoever comes first to the server with the most weight."""
 IN_TURN = frozenset({"roundrobin", "rr", "wrr"})
+EVENLY = frozenset({"rr", "leastconn"})
+"""Those that look at no weight. While all servers are idle HAProxy's leastconn takes them in turn (lb_fwlc.c)."""
 BY_LOAD = frozenset({"leastconn", "random", "wlc"})
 """Ways to choose that come near the weights when requests come one after the other. Others (sed, nq, lc) need not."""
 RING_POINTS = 16
@@ -43,7 +46,8 @@ connection of tcp does so by being there."""
 def share_errors(profile: Profile, service: str, result: LoadResult) -> list[str]:
     """What is wrong with the shares of one client's requests that came one after the other."""
     name = profile.services[service].pool
-    pool = profile.pools[name]
+    pool, engine = profile.pools[name], profile.services[service].carried_by
+    word = engine.balance[pool.balance]
     answered = sum(result.shares.values())
     weights = {n: s.weight for n, s in pool.servers.items()}
     strangers = set(result.shares) - set(weights)
@@ -51,37 +55,35 @@ def share_errors(profile: Profile, service: str, result: LoadResult) -> list[str
         return [f"answered by {', '.join(sorted(strangers))}, which is not in pool {name}"] if strangers else []
     if drained := sorted(n for n in result.shares if not weights[n]):
         return [f"{', '.join(drained)} answered, and has weight 0"]
-    if pool.balance in HEAVIEST and (heaviest := max(weights.values())) > max(weights[n] for n in result.shares):
+    if word in HEAVIEST and (heaviest := max(weights.values())) > max(weights[n] for n in result.shares):
         return [f"{', '.join(sorted(result.shares))} answered, and not a server of weight {heaviest}"]
-    if profile.persistence(service) is not None or pool.balance in STICKY:
+    if profile.persistence(service) is not None or word in STICKY:
         if len(result.shares) > 1:
             why = "persistence" if profile.persistence(service) is not None else f"balance {pool.balance}"
             return [f"{why} spread one client over {len(result.shares)} servers"]
         first = next(n for n, w in weights.items() if w)
-        if pool.balance == "first" and first not in result.shares:
+        if word == "first" and first not in result.shares:
             return [f"{', '.join(result.shares)} answered, and {first} comes first"]
         return []
-    kernel = profile.services[service].kernel
-    if kernel and any(s.max_connections for s in pool.servers.values()):
+    if engine.counts_ended and any(s.max_connections for s in pool.servers.values()):
         return []  # finished connections count as well, so that a server may be full by now
-    if pool.balance == "rr" or (pool.balance == "leastconn" and not kernel):
-        # While all servers are idle HAProxy's leastconn takes them in turn and looks at no weight (lb_fwlc.c).
+    if word in EVENLY:
         weights = {n: int(w > 0) for n, w in weights.items()}
     wrong = []
-    for server, weight in weights.items() if pool.balance in IN_TURN | BY_LOAD else ():
+    for server, weight in weights.items() if word in IN_TURN | BY_LOAD else ():
         share, wanted = result.shares.get(server, 0) / answered, weight / sum(weights.values())
-        if abs(share - wanted) > _tolerance(pool, wanted, answered):
+        if abs(share - wanted) > _tolerance(pool, word, wanted, answered):
             wrong.append(f"{server} got {share:.0%} instead of {wanted:.0%}")
         elif wanted and not share:
             wrong.append(f"{server} got nothing instead of {wanted:.0%}")
     return wrong
 
 
-def _tolerance(pool: Pool, wanted: float, answered: int) -> float:
+def _tolerance(pool: Pool, word: str, wanted: float, answered: int) -> float:
     """How far a share may be from the wanted one."""
-    if pool.balance in IN_TURN:
+    if word in IN_TURN:
         return TOLERANCE
-    if pool.balance != "random":
+    if word != "random":
         return 4 * TOLERANCE
     ring, drawn = 1 / (RING_POINTS * pool.total_weight + 1), 1 / answered
     return CERTAINTY * math.sqrt(wanted * (1 - wanted) * (ring + drawn))
@@ -94,8 +96,7 @@ def shows_at_once(lab: LabNetwork, service: str, port: int) -> bool:
     pool = lab.profile.pools[found.pool]
     weights = {s.weight for s in pool.servers.values()} - {0}
     return (
-        pool.balance == "leastconn"
-        and not found.kernel
+        found.carried_by.balance[pool.balance] == "leastconn"
         and len(weights) > 1
         and lab.profile.persistence(service) is None
         and not any(s.max_connections for s in pool.servers.values())

@@ -93,7 +93,7 @@ class Capacity:
     ports_to: int
     """The ends of ip_local_port_range: those of `tuning.sysctl`, else computed."""
     buffer_bytes: int
-    kernel_entries: int
+    ipvs_entries: int
     """Connections in IPVS's table, which has no limit of its own."""
     served: Spans = field(default_factory=Spans)
     """Ports of services on the only node's own address: no source ports for what the node itself asks."""
@@ -122,7 +122,7 @@ class Capacity:
             ("sockets", _mib(2 * self._held * SOCKET_BYTES)),
             ("connection tracking", _mib(self.tracked_max * (TRACKED_BYTES + BUCKET_BYTES))),
             ("TIME_WAIT", _mib(self.time_wait_max * TIME_WAIT_BYTES)),
-            ("IPVS", _mib(self.kernel_entries * IPVS_BYTES)),
+            ("IPVS", _mib(self.ipvs_entries * IPVS_BYTES)),
         )
 
     @property
@@ -178,7 +178,7 @@ def capacity_of(profile: Profile) -> Capacity:
         backlog=min(BACKLOG_TOP, power_of_two(max(2 * rate, BACKLOG_FLOOR))),
         ports_from=tuned_ports[0],
         ports_to=tuned_ports[1],
-        kernel_entries=math.ceil(rate * (duration_s + TRACKED_AFTER_S)) if profile.kernel_services else 0,
+        ipvs_entries=math.ceil(rate * (duration_s + TRACKED_AFTER_S)) if profile.ipvs_services else 0,
         buffer_bytes=LARGE_BUFFER_BYTES if _large_page(profile) else BUFFER_BYTES,
         served=served,
     )
@@ -193,13 +193,13 @@ def _with_haproxy(profile: Profile, found: Capacity) -> Capacity:
     together = max(found.connections_max, min(found.services_sum, room, found.tracked_max // TRACKED_PER_SESSION))
     most = together + RESERVE
     servers = sum(len(p.servers) for p in profile.pools.values())
-    listeners = sum(2 * len(s.vip) * s.port_count for s in profile.services.values() if not s.kernel)
+    listeners = sum(2 * len(s.vip) * s.port_count for s in profile.services.values() if s.carried_by.opens_sockets)
     return replace(found, together_max=together, haproxy_max=most, files=2 * most + FILES_BESIDE + servers + listeners)
 
 
 def service_limits(profile: Profile, usual: int) -> Iterator[tuple[str, int]]:
     """(service, connections at most) of those that HAProxy carries; `usual` is for those that state none."""
-    for name in profile.proxy_services:
+    for name in profile.haproxy_services:
         limits = profile.services[name].limits
         stated = limits.connections if limits is not None else None
         yield name, usual if stated is None else stated.count
@@ -215,7 +215,7 @@ def ports_needed(profile: Profile, rate: float, duration_s: float) -> Iterator[t
 
     The busiest server counts, with one other lost (n+1): its share of the weights is then the largest.
     """
-    for name in proxied_pools(profile):
+    for name in pools_that_see_us(profile):
         weights = {n: s.weight for n, s in profile.pools[name].servers.items() if s.weight}
         if not weights:
             continue
@@ -240,10 +240,10 @@ def served_ports(profile: Profile) -> Iterator[tuple[str, str, tuple[int, int]]]
                     yield name, endpoint.vip, span
 
 
-def proxied_pools(profile: Profile) -> tuple[str, ...]:
-    """The pools whose servers see HAProxy's address."""
+def pools_that_see_us(profile: Profile) -> tuple[str, ...]:
+    """The pools whose servers see the node's own address, which then needs a source port for each connection."""
     return tuple(
-        dict.fromkeys(s.pool for s in profile.services.values() if s.topology == "proxy" and s.pool in profile.pools)
+        dict.fromkeys(s.pool for s in profile.services.values() if not s.shows_client and s.pool in profile.pools)
     )
 
 

@@ -15,8 +15,8 @@ from ndakit.model.capacity import (
     TRACKED_AFTER_S,
     Capacity,
     capacity_of,
+    pools_that_see_us,
     ports_needed,
-    proxied_pools,
     served_ports,
     service_limits,
 )
@@ -134,7 +134,7 @@ def _all_together(profile: Profile) -> str:
 def ports(profile: Profile) -> Iterator[Finding]:
     """Source ports towards one server: one for each session, and for a minute after it (TIME_WAIT)."""
     found = capacity_of(profile)
-    pools = proxied_pools(profile)
+    pools = pools_that_see_us(profile)
     tuned = port_range(profile.tuning.sysctl.get(PORTS_KEY, "")) is not None
     most = found.ports if tuned else (Spans(((PORTS_FROM_WIDE, PORTS_TO),)) - found.served).size
     for pool, server, need in ports_needed(profile, found.sessions_per_second, found.session_duration_s):
@@ -169,7 +169,7 @@ def own_questions(profile: Profile) -> Iterator[Finding]:
     taken = [
         (last - first, name, vip, f"{first}-{last}" if first < last else str(first))
         for name, vip, (first, last) in served_ports(profile)
-        if profile.services[name].kernel and first <= found.ports_to and last >= found.ports_from
+        if not profile.services[name].carried_by.opens_sockets and first <= found.ports_to and last >= found.ports_from
     ]
     if not taken or found.ports >= OWN_PORTS_LEAST:
         return
@@ -203,8 +203,8 @@ def servers(profile: Profile) -> Iterator[Finding]:
             f"{found.sessions} sessions at once (sessions_per_second × session_duration_s)",
             found.sessions,
         )
-        if profile.balanced(name) and whole >= found.sessions:
-            expected = found.kernel_entries
+        if profile.ipvs_services_of(name) and whole >= found.sessions:
+            expected = found.ipvs_entries
             sessions = (
                 f"{expected} that count (sessions_per_second × (session_duration_s + {TRACKED_AFTER_S}): IPVS counts a "
                 "connection until it forgets it, after its end)"

@@ -9,7 +9,7 @@ from ndakit.mistakes import KeyPath, guess, listing
 from ndakit.model.base import Address, Subnet
 from ndakit.model.findings import Finding, error, unknown, warning
 from ndakit.model.guard import Opening
-from ndakit.model.profile import KERNEL_SYNC_PORT, PEERS_PORT, SYNC_PORT, Instance, Profile
+from ndakit.model.profile import IPVS_SYNC_PORT, PEERS_PORT, SYNC_PORT, Instance, Profile
 from ndakit.model.spans import EVERYBODY, Spans
 from ndakit.model.wayin import WHOLE
 
@@ -132,8 +132,8 @@ def _listeners(profile: Profile) -> Iterator[tuple[str, str, int]]:
     """What the nodes listen to from each other: words, protocol, port. None of it asks for a password."""
     if profile.tracks_connections:
         yield "the connections that the others track (conntrackd)", "udp", SYNC_PORT
-    if profile.tracks_kernel:
-        yield "the connections that the others' IPVS balances", "udp", KERNEL_SYNC_PORT
+    if profile.syncs_ipvs:
+        yield "the connections that the others' IPVS balances", "udp", IPVS_SYNC_PORT
     if profile.shares_tables:
         yield "which server a client keeps (HAProxy's peers)", "tcp", PEERS_PORT
 
@@ -195,8 +195,8 @@ def _between_nodes(profile: Profile, name: str, opening: Opening, path: KeyPath)
         network = {profile.sync_link[0]}
         if profile.tracks_connections:
             talk.append(("the connections that they track", "udp", SYNC_PORT, network))
-        if profile.tracks_kernel:
-            talk.append(("the connections that IPVS balances", "udp", KERNEL_SYNC_PORT, network))
+        if profile.syncs_ipvs:
+            talk.append(("the connections that IPVS balances", "udp", IPVS_SYNC_PORT, network))
         if profile.shares_tables:
             talk.append(("which server a client keeps", "tcp", PEERS_PORT, network))
     shut = [what for what, protocol, port, at in talk if opening.network in at and opening.covers(protocol, port)]

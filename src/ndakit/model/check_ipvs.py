@@ -12,10 +12,11 @@ from collections.abc import Callable, Iterator
 
 from ndakit.mistakes import KeyPath
 from ndakit.model.base import Address
+from ndakit.model.engines import HAPROXY, IPVS
 from ndakit.model.findings import Finding, error, warning
 from ndakit.model.health import PROXY_CHECKS
 from ndakit.model.profile import Profile
-from ndakit.model.traffic import ONE_SERVER, PROXY_BALANCE, SCHEDULERS, WEIGHTLESS, Service, Timeouts
+from ndakit.model.traffic import Service, Timeouts
 from ndakit.release import since
 
 RELEASE: KeyPath = ("release",)
@@ -26,12 +27,13 @@ UNREACHABLE_PER_S = 1.0
 two questions a second every other one stays without an answer."""
 
 
-def kernel_services(profile: Profile) -> Iterator[tuple[str, Service]]:
+def complete_ipvs_services(profile: Profile) -> Iterator[tuple[str, Service]]:
     """Services of topology nat, dr and tun whose pool, VIPs and networks are all there."""
-    for name, service in profile.services.items():
+    for name in profile.ipvs_services:
+        service = profile.services[name]
         vips = [profile.vips.get(v) for v in service.vip]
         whole = all(v is not None and v.network in profile.networks for v in vips)
-        if service.kernel and service.pool in profile.pools and whole:
+        if service.pool in profile.pools and whole:
             yield name, service
 
 
@@ -43,17 +45,17 @@ def protocols(profile: Profile) -> Iterator[Finding]:
     """What the engine of a topology does not speak, or does not have."""
     for name, service in profile.services.items():
         at: KeyPath = ("services", name, "protocol")
-        if service.kernel and service.protocol == "http":
+        if service.protocol == "http" and service.protocol not in service.carried_by.protocols:
             yield error(
                 "http-needs-proxy", f"service {name} is {service.topology}, and the kernel reads no http", at,
                 "write protocol: tcp" + (", or topology: proxy" if service.proxiable else ""), other=_topology(name),
             )  # fmt: skip
-        if not service.kernel and service.protocol == "udp":
+        if service.protocol == "udp" and service.protocol not in service.carried_by.protocols:
             yield error(
                 "udp-needs-kernel", f"service {name} is udp, which HAProxy does not carry", at,
                 "write topology: nat, dr or tun, or protocol: tcp", other=_topology(name),
             )  # fmt: skip
-        if service.kernel and service.timeouts != Timeouts():
+        if name in profile.ipvs_services and service.timeouts != Timeouts():
             yield error(
                 "timeouts-need-proxy", f"service {name} is {service.topology}, and timeouts are HAProxy's",
                 ("services", name, "timeouts"),
@@ -65,8 +67,8 @@ def balance(profile: Profile) -> Iterator[Finding]:
     """Ways to choose a server that an engine, or the release, does not have."""
     for name, pool in profile.pools.items():
         at: KeyPath = ("pools", name, "balance")
-        for user in profile.balanced(name):
-            if pool.balance not in SCHEDULERS:
+        for user in profile.ipvs_services_of(name):
+            if pool.balance not in IPVS.balance:
                 yield error(
                     "balance-needs-proxy",
                     f"pool {name} balances by {pool.balance}, which HAProxy does and IPVS, behind service {user}, "
@@ -74,8 +76,8 @@ def balance(profile: Profile) -> Iterator[Finding]:
                     at, "write roundrobin, leastconn or source, or a pool of its own for the service",
                     other=_topology(user),
                 )  # fmt: skip
-        for user in profile.proxied(name):
-            if pool.balance not in PROXY_BALANCE:
+        for user in profile.haproxy_services_of(name):
+            if pool.balance not in HAPROXY.balance:
                 yield error(
                     "balance-needs-kernel",
                     f"pool {name} balances by {pool.balance}, which IPVS does and HAProxy, behind service {user}, "
@@ -83,8 +85,8 @@ def balance(profile: Profile) -> Iterator[Finding]:
                     at, "write roundrobin, leastconn or source, or a pool of its own for the service",
                     other=("services", user), also=(_topology(user),),
                 )  # fmt: skip
-        scheduler = SCHEDULERS.get(pool.balance)
-        if profile.balanced(name) and scheduler is not None:
+        scheduler = IPVS.balance.get(pool.balance)
+        if profile.ipvs_services_of(name) and scheduler is not None:
             if scheduler not in profile.release.ipvs_schedulers:
                 yield error(
                     "scheduler-of-release", f"pool {name} balances by {pool.balance}, and OpenWrt {profile.release} "
@@ -101,7 +103,7 @@ def balance(profile: Profile) -> Iterator[Finding]:
                     other=("pools", name, "servers", left_out),
                 )  # fmt: skip
             weights = {s.weight for s in pool.servers.values()} - {0}
-            if scheduler in WEIGHTLESS and len(weights) > 1:
+            if scheduler in IPVS.weightless and len(weights) > 1:
                 yield warning(
                     "weights-ignored", f"pool {name} balances by {pool.balance}, which looks at no weights", at,
                     "write roundrobin (wrr) or leastconn (wlc), or leave the weights out",
@@ -113,7 +115,7 @@ def checks_of_engine(profile: Profile) -> Iterator[Finding]:
     """Checks that HAProxy or keepalived does not have."""
     for name, pool in profile.pools.items():
         check, at = pool.check, ("pools", name, "check")
-        proxied, balanced = profile.proxied(name), profile.balanced(name)
+        proxied, balanced = profile.haproxy_services_of(name), profile.ipvs_services_of(name)
         if proxied and check.type not in PROXY_CHECKS:
             yield error(
                 "check-needs-kernel",
@@ -171,7 +173,7 @@ def checks_of_engine(profile: Profile) -> Iterator[Finding]:
 def closed_ports(profile: Profile) -> Iterator[Finding]:
     """udp checks that ask more often than a server says that its port is closed: it would seem well in between."""
     asked: dict[Address, list[tuple[float, str]]] = {}
-    for name in profile.kernel_services:
+    for name in profile.ipvs_services:
         service = profile.services[name]
         pool = profile.pools.get(service.pool)
         if pool is None or pool.check.type != "udp" or pool.check.expect.reply is not None:
@@ -202,7 +204,7 @@ def checks_of_release(profile: Profile) -> Iterator[Finding]:
     release = profile.release
     for name, pool in profile.pools.items():
         check, at = pool.check, ("pools", name, "check")
-        if not profile.balanced(name) or not release.ipvs:
+        if not profile.ipvs_services_of(name) or not release.ipvs:
             continue
         if check.type in ("ping", "udp") and not release.keepalived_ping_udp:
             yield error(
@@ -215,7 +217,7 @@ def checks_of_release(profile: Profile) -> Iterator[Finding]:
 def pools_of_engine(profile: Profile) -> Iterator[Finding]:
     """Keys of pools and servers that an engine does not have."""
     for name, pool in profile.pools.items():
-        proxied, balanced = profile.proxied(name), profile.balanced(name)
+        proxied, balanced = profile.haproxy_services_of(name), profile.ipvs_services_of(name)
         if balanced and pool.slow_start_s is not None:
             yield error(
                 "slow-start-needs-proxy", f"pool {name} has a slow start, and IPVS, behind service {balanced[0]}, "
@@ -254,7 +256,7 @@ def pools_of_engine(profile: Profile) -> Iterator[Finding]:
 
 def sorry_servers(profile: Profile) -> Iterator[Finding]:
     """IPVS has room for one sorry server, and shows no page."""
-    for name, service in kernel_services(profile):
+    for name, service in complete_ipvs_services(profile):
         pool = profile.pools[service.pool]
         at: KeyPath = ("pools", service.pool, "sorry")
         if pool.sorry is None:
@@ -295,7 +297,7 @@ def persistence(profile: Profile) -> Iterator[Finding]:
         return
     for name, service in profile.services.items():
         found = profile.persistence(name)
-        if found is not None and not service.kernel and found.netmask_ipv6 != 128:
+        if found is not None and name in profile.haproxy_services and found.netmask_ipv6 != 128:
             holder: KeyPath = ("services", name) if service.persistence is not None else ("pools", service.pool)
             yield error(
                 "netmask-of-release", f"service {name} counts {found.netmask_ipv6} bits of an IPv6 address, and the "
@@ -307,11 +309,11 @@ def persistence(profile: Profile) -> Iterator[Finding]:
 def ports_together(profile: Profile) -> Iterator[Finding]:
     """Several tcp ports as one service are mostly one conversation (FTP's control and data connections), which breaks
     where each connection gets a server of its own."""
-    for name, service in kernel_services(profile):
+    for name, service in complete_ipvs_services(profile):
         pool = profile.pools[service.pool]
         if not service.several or service.transport != "tcp" or len(pool.servers) == 1:
             continue
-        if profile.persistence(name) is None and SCHEDULERS.get(pool.balance) not in ONE_SERVER:
+        if profile.persistence(name) is None and IPVS.balance.get(pool.balance) not in IPVS.one_server:
             yield warning(
                 "ports-apart",
                 f"service {name} has several ports, and a server is chosen for each connection: a client's connections "
@@ -327,10 +329,10 @@ def returning(profile: Profile) -> Iterator[Finding]:
     """A node that is master again before it knows which servers are well: keepalived puts a server into IPVS when it
     has answered, and asks for the first time somewhen within the interval."""
     settings = profile.vrrp
-    if profile.standalone or not settings.preempt or profile.tracks_kernel:  # with sync see check_pair.told_in_time
+    if profile.standalone or not settings.preempt or profile.syncs_ipvs:  # with sync see check_pair.told_in_time
         return
     waits_s = settings.preempt_delay_s + 3 * settings.advert_interval_s
-    checked_s = {s.pool: profile.pools[s.pool].check.interval_s for _, s in kernel_services(profile)}
+    checked_s = {s.pool: profile.pools[s.pool].check.interval_s for _, s in complete_ipvs_services(profile)}
     pool = max(checked_s, key=lambda name: checked_s[name], default=None)
     if pool is not None and checked_s[pool] > waits_s:
         yield warning(

@@ -62,11 +62,12 @@ def packages(profile: Profile) -> Iterator[Finding]:
                 vips = [v for v in facts.vip if v in profile.vips]
                 if facts.transport != transport or not facts.has_port(port) or not vips:
                     continue
-                if not facts.kernel:
+                if facts.carried_by.opens_sockets:
                     yield error(
                         "package-port",
                         f"package {package} brings {daemon.name}, which listens on {transport} port {port} of every "
-                        f"address, and HAProxy is to listen there for service {service} (VIP {vips[0]})",
+                        f"address, and {facts.carried_by.title} is to listen there for service {service} (VIP "
+                        f"{vips[0]})",
                         at, _way_out(package, daemon, f"services.{service}.port"),
                         other=("services", service, "port"), also=(("services", service),), unless=daemon.configuration,
                     )  # fmt: skip
@@ -130,7 +131,7 @@ def services(profile: Profile) -> Iterator[Finding]:
         for listener in met:
             if not service.has_port(listener.port) or listener.transport != "tcp" or not addresses:
                 continue
-            if service.kernel and mine is None:
+            if not service.carried_by.opens_sockets and mine is None:
                 if profile.standalone:
                     yield _while_keepalived_is_away(profile, name, listener)
                 continue

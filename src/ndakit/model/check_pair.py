@@ -12,7 +12,7 @@ from ndakit.model.profile import PEERS_PORT, Profile
 from ndakit.release import since
 
 SYNC: KeyPath = ("vrrp", "connection_sync")
-KERNEL_TOLD_S = 5.0
+IPVS_TOLD_S = 5.0
 """A connection is told again after two seconds (view_ipvs), and what is to be told is gathered for up to three (Linux,
 include/net/ip_vs.h: IPVS_SYNC_FLUSH_TIME, IPVS_SYNC_CHECK_PERIOD)."""
 RETURN_S = 4
@@ -33,7 +33,7 @@ def connection_sync(profile: Profile) -> Iterator[Finding]:
             "the statistics page has that port", ("monitoring", "statistics", "port"), "choose another port",
             other=SYNC, also=(("services",), ("pools",)),
         )  # fmt: skip
-    if not profile.egress_groups and not profile.kernel_services and not profile.shares_tables:
+    if not profile.egress_groups and not profile.ipvs_services and not profile.shares_tables:
         proxied = " (connections that end in HAProxy cannot: their other end is HAProxy)" if profile.services else ""
         at_node = next((name for name, to in egress.items() if to == "node"), None)
         why = (
@@ -51,7 +51,7 @@ def connection_sync(profile: Profile) -> Iterator[Finding]:
     if profile.sync_link is None:  # then a node lacks the address that VRRP needs, which check_addresses says
         return
     network, version = profile.sync_link
-    for what, groups in (("the ways out wear", profile.egress_groups), ("IPVS balances", profile.kernel_groups)):
+    for what, groups in (("the ways out wear", profile.egress_groups), ("IPVS balances", profile.ipvs_groups)):
         if len(groups) > 1:
             yield error(
                 "sync-several-groups",
@@ -59,7 +59,7 @@ def connection_sync(profile: Profile) -> Iterator[Finding]:
                 "can be handed over to one of them only",
                 SYNC, "put those VIPs into one group", other=("vips",), also=(("networks",), ("services",)),
             )  # fmt: skip
-    if version == 6 and (len(profile.nodes) > 2 or profile.kernel_services):
+    if version == 6 and (len(profile.nodes) > 2 or profile.ipvs_services):
         yield error(
             "sync-without-ipv4", "what nodes tell each other of connections goes by IPv4 multicast where there are "
             f"three of them, or services of topology nat, dr or tun, and network {network} has no IPv4",
@@ -75,16 +75,16 @@ def told_in_time(profile: Profile) -> Iterator[Finding]:
     settings = profile.vrrp
     if not settings.preempt:
         return
-    if not profile.tracks_kernel:
+    if not profile.syncs_ipvs:
         yield from _told_at_all(profile)
         return
     adverts_s = 3 * settings.advert_interval_s
     waits_s = settings.preempt_delay_s + adverts_s
-    names = dict.fromkeys(profile.services[n].pool for n in profile.kernel_services)
+    names = dict.fromkeys(profile.services[n].pool for n in profile.ipvs_services)
     pools = [profile.pools[name] for name in names if name in profile.pools]
     if not pools:  # then check_traffic says that they are not there
         return
-    needs_s = KERNEL_TOLD_S + max(pool.check.interval_s for pool in pools)
+    needs_s = IPVS_TOLD_S + max(pool.check.interval_s for pool in pools)
     if waits_s < needs_s:
         yield warning(
             "back-before-told",

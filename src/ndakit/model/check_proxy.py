@@ -18,14 +18,15 @@ def engines(profile: Profile) -> Iterator[Finding]:
     """Keys that only HAProxy can carry, where the kernel balances."""
     for name, service in profile.services.items():
         topology: KeyPath = ("services", name, "topology")
-        if service.kernel and service.limits is not None:
+        if name in profile.ipvs_services and service.limits is not None:
             yield error(
                 "limits-need-proxy", f"service {name} is {service.topology}, and the limits of a service are HAProxy's",
                 ("services", name, "limits"), "state max_connections for the servers instead"
                 + (", or write topology: proxy" if service.proxiable else ""),
                 other=topology,
             )  # fmt: skip
-        if service.kernel and service.pool in profile.pools and profile.pools[service.pool].retries != RETRIES:
+        pool = profile.pools.get(service.pool)
+        if name in profile.ipvs_services and pool is not None and pool.retries != RETRIES:
             yield error(
                 "retries-need-proxy",
                 f"pool {service.pool} states retries, and behind service {name} ({service.topology}) the client itself "
@@ -37,9 +38,10 @@ def engines(profile: Profile) -> Iterator[Finding]:
 
 def timeouts(profile: Profile) -> Iterator[Finding]:
     """Time-outs of tcp services of which one makes another one meaningless."""
-    for name, service in profile.services.items():
+    for name in profile.haproxy_services:
+        service = profile.services[name]
         waits, at = service.timeouts, ("services", name, "timeouts")
-        if service.kernel or service.protocol != "tcp":
+        if service.protocol != "tcp":
             continue
         stated = [key for key in ("client_s", "server_s") if key in waits.model_fields_set]
         if waits.tunnel_s is not None and stated:
@@ -81,7 +83,7 @@ def detection(profile: Profile) -> Iterator[Finding]:
 def first(profile: Profile) -> Iterator[Finding]:
     """`balance: first`, which fills one server after the other."""
     for name, pool in profile.pools.items():
-        users = profile.proxied(name)
+        users = profile.haproxy_services_of(name)
         if pool.balance != "first" or not users or len(pool.servers) < 2:
             continue
         at: KeyPath = ("pools", name, "balance")
@@ -110,10 +112,10 @@ def _first_without_limit(pool: Pool) -> str:
 def limits(profile: Profile) -> Iterator[Finding]:
     """Services whose limits together are below what is expected."""
     size = capacity_of(profile)
-    stated = [profile.services[n].limits for n in profile.proxy_services]
+    stated = [profile.services[n].limits for n in profile.haproxy_services]
     every = bool(stated) and all(one is not None and one.connections is not None for one in stated)
     if every and profile.sizing.sessions_per_second is not None and size.services_sum < size.sessions:
-        name = profile.proxy_services[0]
+        name = profile.haproxy_services[0]
         yield warning(
             "limits-below-sizing",
             f"the services take {size.services_sum} connections together, and sizing expects {size.sessions} at once "

@@ -104,17 +104,17 @@ def egress(profile: Profile) -> Iterator[Finding]:
 
 
 def topologies(profile: Profile) -> Iterator[Finding]:
-    """Services that the kernel balances, on a release whose kernel cannot."""
-    if profile.release.ipvs:
-        return
+    """Services whose engine, or whose topology there, the release does not have."""
     for name, service in profile.services.items():
-        if service.kernel:
-            fix = f"use release {since(19, 7)}"
+        engine = service.carried_by
+        first = max(engine.since, engine.topologies[service.topology].since)
+        if profile.release.branch < first:
+            fix = f"use release {since(*first)}"
             if service.proxiable:
                 fix = f"write topology: proxy, or {fix}"
             yield error(
                 "topology-of-release", f"service {name} has topology {service.topology}, and OpenWrt {profile.release} "
-                "has no IPVS: no kernel module, no ipvsadm, and a keepalived without it",
+                f"has {engine.missing}",
                 ("services", name, "topology"), fix, other=RELEASE, also=(("services", name),),
             )  # fmt: skip
 

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 
 from ndakit.mistakes import KeyPath
 from ndakit.model.base import Address
-from ndakit.model.check_ipvs import kernel_services
+from ndakit.model.check_ipvs import complete_ipvs_services
 from ndakit.model.findings import Finding, error, warning
 from ndakit.model.profile import Profile
 from ndakit.model.reach import Reach, inner_router
@@ -35,7 +35,7 @@ def _versions(profile: Profile, name: str) -> tuple[int, ...]:
 
 def uses(profile: Profile) -> Iterator[Use]:
     """Every server that a service of topology nat, dr or tun can send to."""
-    for name, service in kernel_services(profile):
+    for name, service in complete_ipvs_services(profile):
         for pool in _pools(profile, service):
             for server, facts in profile.pools[pool].servers.items():
                 found = [facts.address_of(v) for v in _versions(profile, name)]
@@ -56,7 +56,7 @@ def _topology(service: str) -> KeyPath:
 
 def families(profile: Profile) -> Iterator[Finding]:
     """Servers without an address of the VIP's family: only a proxy and a tunnel change it."""
-    for name, service in kernel_services(profile):
+    for name, service in complete_ipvs_services(profile):
         if service.topology == "tun":
             continue
         for version in _versions(profile, name):
@@ -79,7 +79,7 @@ def families(profile: Profile) -> Iterator[Finding]:
 
 def ports(profile: Profile) -> Iterator[Finding]:
     """Ports that are to change where nothing changes them."""
-    for name, service in kernel_services(profile):
+    for name, service in complete_ipvs_services(profile):
         several = service.several
         if service.topology == "nat" and not several:
             continue
@@ -146,7 +146,7 @@ def _gateways(profile: Profile, network: str, version: int) -> list[str]:
 def own_address(profile: Profile) -> Iterator[Finding]:
     """dr, tun on the only node's own address: the servers would have it as well, and could not speak to the node."""
     nodes = {a: n for n, its in profile.nodes.items() for own in its.addresses.values() for a in own}
-    for name, service in kernel_services(profile):
+    for name, service in complete_ipvs_services(profile):
         if service.topology == "nat":
             continue
         for endpoint in profile.endpoints(name):
@@ -397,7 +397,7 @@ def past_the_balancer(profile: Profile) -> Iterator[Finding]:
 
 def tunnels(profile: Profile) -> Iterator[Finding]:
     """tun: every packet to a server gets longer."""
-    for name, service in kernel_services(profile):
+    for name, service in complete_ipvs_services(profile):
         if service.topology == "tun":
             room = {4: 20, 6: 40}[max(_versions(profile, name), default=4)]
             yield warning(

@@ -9,7 +9,7 @@ from ndakit.model.base import Address
 from ndakit.model.findings import Finding, error, unknown, warning
 from ndakit.model.links import routes_only
 from ndakit.model.profile import MARKS_MAX, Profile
-from ndakit.model.traffic import PROXIED_PORTS_MAX, SORRY_PAGE_MAX
+from ndakit.model.traffic import SORRY_PAGE_MAX
 
 CHECKS_PER_S_MAX = 2.0
 SORRY_HEADER_MAX = 256
@@ -90,17 +90,17 @@ def port_clashes(profile: Profile) -> Iterator[Finding]:
 
 
 def port_numbers(profile: Profile) -> Iterator[Finding]:
-    """More ports than HAProxy can listen on, and more services with several ports than IPVS has marks for."""
-    for name in profile.proxy_services:
-        count = profile.services[name].port_count
-        if count > PROXIED_PORTS_MAX:
+    """More ports than an engine can listen on, and more services with several ports than IPVS has marks for."""
+    for name, service in profile.services.items():
+        count, engine = service.port_count, service.carried_by
+        if engine.ports_max is not None and count > engine.ports_max:
             yield error(
                 "too-many-ports",
-                f"service {name} has {count} ports, and HAProxy would open a socket for each: at most "
-                f"{PROXIED_PORTS_MAX} are taken",
+                f"service {name} has {count} ports, and {engine.title} would open a socket for each: at most "
+                f"{engine.ports_max} are taken",
                 ("services", name, "port"),
                 "narrow the range" + (", or write topology: nat, dr or tun: the kernel takes any range as one"
-                                      if profile.services[name].protocol == "tcp" else ", or split the service"),
+                                      if service.protocol == "tcp" else ", or split the service"),
                 other=("services", name, "topology"),
             )  # fmt: skip
     marked = profile.marked_services
@@ -137,16 +137,16 @@ def check_ports(profile: Profile) -> Iterator[Finding]:
         if pool.port is not None or pool.check.port is not None or pool.check.type in ("ping", "script"):
             continue
         # keepalived checks for each virtual server, at its port, unless that has several; and no sorry server.
-        proxied = {s for s in users[name] if not profile.services[s].kernel}
+        sockets = {s for s in users[name] if profile.services[s].carried_by.opens_sockets}
         several = {s for s in users[name] if profile.services[s].pool == name and profile.services[s].several}
-        some = sorted(proxied | several)
+        some = sorted(sockets | several)
         ports = {span for s in some for span in profile.services[s].port}
         single = len(ports) == 1 and all(low == high for low, high in ports)
         without = [s for s, server in pool.servers.items() if server.port is None]
         if some and without and not single:
             who = f"services {listing(some, 4)} have" if len(some) > 1 else f"service {some[0]} has"
             port = min(low for low, _ in ports)
-            either = "" if any(profile.services[s].kernel for s in several) else f", or port: {port} to the pool"
+            either = "" if not several <= sockets else f", or port: {port} to the pool"
             yield error(
                 "check-without-port",
                 f"pool {name}'s check does not know its port: neither the pool nor server {without[0]} states one, "
@@ -204,8 +204,8 @@ def check_load(profile: Profile) -> Iterator[Finding]:
 
 def _checkers(profile: Profile, pool: str) -> int:
     """How many times each node checks a server of a pool at the same time."""
-    found = 1 if profile.proxied(pool) else 0
-    for name in profile.balanced(pool):
+    found = 1 if profile.haproxy_services_of(pool) else 0
+    for name in profile.ipvs_services_of(pool):
         service = profile.services[name]
         if service.pool == pool and all(v in profile.vips for v in service.vip):
             endpoints = profile.endpoints(name)
@@ -237,7 +237,7 @@ def sorry_pages(profile: Profile) -> Iterator[Finding]:
         if pool.sorry is None or pool.sorry.page is None:
             continue
         for service in sorted(users[name]):
-            if profile.services[service].protocol == "tcp" and not profile.services[service].kernel:
+            if profile.services[service].protocol == "tcp" and service in profile.haproxy_services:
                 yield error(
                     "sorry-page-on-tcp",
                     f"pool {name} has a sorry page, and service {service} is tcp, which cannot show one",
@@ -282,7 +282,9 @@ def protocols(profile: Profile) -> Iterator[Finding]:
         direct.setdefault(service.pool, []).append(name)
     for name, pool in profile.pools.items():
         for user in sorted(users[name]):
-            if pool.balance == "uri" and profile.services[user].protocol == "tcp" and user in profile.proxied(name):
+            service = profile.services[user]
+            by_uri = service.carried_by.balance.get(pool.balance) == "uri"
+            if by_uri and service.protocol == "tcp":
                 yield error(
                     "balance-needs-http", f"pool {name} balances by uri, and service {user} is tcp, which has none",
                     ("services", user, "protocol"), "write protocol: http, or balance: source for the pool",

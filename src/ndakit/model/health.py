@@ -241,7 +241,7 @@ class Check(Model):
         return attempt_s + self.interval_s + attempt_s + (self.good_in_a_row - 1) * (self.retry_s + attempt_s)
 
     @property
-    def kernel_attempt_s(self) -> float:
+    def keepalived_attempt_s(self) -> float:
         """The longest time, in seconds, that one check by keepalived takes: `connect_timeout` counts for connecting,
         and once more for each answer (keepalived.conf(5), check_http.c; check_smtp.c: greeting, HELO, QUIT).
         `misc_timeout` is in whole seconds."""
@@ -250,14 +250,14 @@ class Check(Model):
         return self.timeout_s * {"http": 2, "https": 2, "smtp": 4}.get(self.type, 1)
 
     @property
-    def kernel_detection_s(self) -> float:
+    def keepalived_detection_s(self) -> float:
         """The longest time, in seconds, from a server's death to its leaving the pool (one node's keepalived)."""
-        return self.interval_s + self.fall * self.kernel_attempt_s + (self.fall - 1) * self.retry_s
+        return self.interval_s + self.fall * self.keepalived_attempt_s + (self.fall - 1) * self.retry_s
 
     @property
-    def kernel_recovery_s(self) -> float:
+    def keepalived_recovery_s(self) -> float:
         """The longest time, in seconds, from a server's recovery to its return to the pool (one node's keepalived).
 
         While it is out, rounds of `fall` attempts go on; it comes back during one that still fails.
         """
-        return self.kernel_attempt_s + max(self.interval_s, self.retry_s) + self.kernel_attempt_s
+        return self.keepalived_attempt_s + max(self.interval_s, self.retry_s) + self.keepalived_attempt_s

@@ -14,7 +14,7 @@ from fnmatch import fnmatchcase
 from typing import Literal
 
 from ndakit.mistakes import KeyPath
-from ndakit.model.profile import KERNEL_SYNC_PORT, PEERS_PORT, SYNC_PORT, Profile
+from ndakit.model.profile import IPVS_SYNC_PORT, PEERS_PORT, SYNC_PORT, Profile
 
 Transport = Literal["tcp", "udp"]
 Where = Literal["every address", "the node's own addresses", "loopback"]
@@ -171,5 +171,5 @@ def own(profile: Profile) -> Iterator[OwnListener]:
                           ("the node's own addresses",), None)  # fmt: skip
     if profile.tracks_connections:
         yield OwnListener("conntrackd", "udp", SYNC_PORT, ("the node's own addresses",), None)
-    if profile.tracks_kernel:
-        yield OwnListener("IPVS's sync daemon", "udp", KERNEL_SYNC_PORT, ("the node's own addresses",), None)
+    if profile.syncs_ipvs:
+        yield OwnListener("IPVS's sync daemon", "udp", IPVS_SYNC_PORT, ("the node's own addresses",), None)

@@ -7,9 +7,10 @@ Names are those of OpenWrt's feeds (openwrt.md of the project's reference, secti
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
+from ndakit.model.engines import ENGINES, Engine
 from ndakit.model.profile import Profile
 from ndakit.release import Family
 
@@ -40,8 +41,10 @@ def _x86(profile: Profile) -> bool:
     return profile.target.startswith("x86/")
 
 
-def _kernel(profile: Profile) -> bool:
-    return any(service.kernel for service in profile.services.values())
+def _needs_of(engine: Engine) -> Iterator[Need]:
+    """What an engine needs where it runs."""
+    for name, why in engine.packages:
+        yield Need(everywhere(name), lambda profile: engine in profile.running_engines, why)
 
 
 def _firewall_checks_adverts(profile: Profile) -> bool:
@@ -55,19 +58,16 @@ def _bonds(profile: Profile) -> bool:
 _AGENT = "the hypervisor sees addresses and can shut the node down cleanly"
 
 NEEDS: tuple[Need, ...] = (
-    Need(everywhere("haproxy"), lambda p: p.runs_haproxy, "balances, checks the servers, answers when none is left"),
-    Need(everywhere("ip-full"), lambda p: True,
-         "shows VIPs, neighbours and rules completely, and as JSON for the acceptance test"),
     Need(everywhere("keepalived"), lambda p: bool(p.instances),
          "VRRP: the VIPs move to the other node when this one fails"),
+    *(need for engine in ENGINES for need in _needs_of(engine)),
+    Need(everywhere("ip-full"), lambda p: True,
+         "shows VIPs, neighbours and rules completely, and as JSON for the acceptance test"),
     Need(by_firewall(fw3=("iptables-mod-ipopt",)), _firewall_checks_adverts,
          "the firewall lets in no VRRP advert that came through a router (TTL): this release's keepalived cannot tell"),
     Need(everywhere("conntrackd", "kmod-nf-conntrack-netlink"), lambda p: p.tracks_connections,
          "the nodes tell each other of the connections that pass through, so that they survive a failover"),
     Need(everywhere("conntrack"), lambda p: p.tracks_connections, "shows those connections"),
-    Need(everywhere("kmod-nf-ipvs"), _kernel, "the kernel balances: services of topology nat, dr and tun"),
-    Need(everywhere("keepalived"), _kernel, "gives the kernel its virtual servers, and checks the servers behind them"),
-    Need(everywhere("ipvsadm"), _kernel, "shows the kernel's virtual servers and connections"),
     Need(everywhere("kmod-bonding"), _bonds, "several cards as one link"),
     Need(everywhere("kmod-vmxnet3"), lambda p: p.platform == "vmware" and _x86(p),
          "VMware's network card is not in the kernel"),

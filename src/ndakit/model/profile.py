@@ -17,6 +17,7 @@ from pydantic import AfterValidator, BeforeValidator, Field, PlainSerializer, Wi
 
 from ndakit.mistakes import guess
 from ndakit.model.base import Address, Model, Subnet, Text, mistake
+from ndakit.model.engines import ENGINES, HAPROXY, IPVS, Engine
 from ndakit.model.guard import Firewall, Opening
 from ndakit.model.host import Access, Image, Monitoring, Network, Node, Platform, System, Vip, Vrrp
 from ndakit.model.sizing import Sizing, Tuning
@@ -33,10 +34,10 @@ FLASH_TARGETS = ("kirkwood",)
 """Targets whose devices start from NAND flash (openwrt.md, 2.3)."""
 SYNC_PORT = 3780
 """conntrackd's UDP port (conntrackd.conf(5))."""
-KERNEL_SYNC_PORT, KERNEL_SYNC_GROUP = 8848, "224.0.0.81"
+IPVS_SYNC_PORT, IPVS_SYNC_GROUP = 8848, "224.0.0.81"
 """UDP port and multicast group of IPVS's sync daemon (ipvsadm(8))."""
-MARKS_MAX = 255
-"""Firewall marks for services: eight bits of a packet's mark (view_firewall.MARK_MASK), without 0."""
+MARKS_MAX = IPVS.marked_services_max or 0
+"""Firewall marks for services."""
 PEERS_PORT = 10000
 """TCP port on which the nodes' HAProxies tell each other which client belongs to which server."""
 
@@ -312,11 +313,11 @@ class Profile(Model):
         )
 
     def server_port(self, pool: str, server: Server) -> int | None:
-        """A server's port: its own, else its pool's, else that of the services that use it (the proxied ones, if there
-        are any); None if they differ."""
+        """A server's port: its own, else its pool's, else that of the services that use it (those that HAProxy
+        carries, if there are any); None if they differ."""
         if server.port or self.pools[pool].port:
             return server.port or self.pools[pool].port
-        ports = {self.services[s].single_port for s in self.proxied(pool) or self.services_of(pool)}
+        ports = {self.services[s].single_port for s in self.haproxy_services_of(pool) or self.services_of(pool)}
         return ports.pop() if len(ports) == 1 else None
 
     def services_of(self, pool: str) -> tuple[str, ...]:
@@ -336,23 +337,49 @@ class Profile(Model):
                 pool = sorry.pool if sorry is not None else None
         return {pool: tuple(names) for pool, names in found.items()}
 
-    def proxied(self, pool: str) -> tuple[str, ...]:
+    def carried_services(self, engine: Engine) -> tuple[str, ...]:
+        """The services that an engine carries."""
+        return self._carried.get(engine.name, ())
+
+    @functools.cached_property
+    def _carried(self) -> dict[str, tuple[str, ...]]:
+        names: dict[str, list[str]] = {}
+        for name, service in self.services.items():
+            names.setdefault(service.carried_by.name, []).append(name)
+        return {engine: tuple(its) for engine, its in names.items()}
+
+    @property
+    def engines(self) -> tuple[Engine, ...]:
+        """The engines that carry some service."""
+        carrying = {service.carried_by.name for service in self.services.values()}
+        return tuple(engine for engine in ENGINES if engine.name in carrying)
+
+    @property
+    def running_engines(self) -> tuple[Engine, ...]:
+        """The engines that run on the nodes: those that carry a service, and HAProxy for its statistics."""
+        return tuple(e for e in ENGINES if e in self.engines or (e is HAPROXY and self.statistics_wanted))
+
+    def carried_services_of(self, engine: Engine, pool: str) -> tuple[str, ...]:
+        """Those of `services_of` that an engine carries."""
+        return tuple(n for n in self.services_of(pool) if self.services[n].carried_by is engine)
+
+    def haproxy_services_of(self, pool: str) -> tuple[str, ...]:
         """Those of `services_of` that HAProxy carries."""
-        return tuple(n for n in self.services_of(pool) if not self.services[n].kernel)
+        return self.carried_services_of(HAPROXY, pool)
 
-    def balanced(self, pool: str) -> tuple[str, ...]:
-        """Those of `services_of` that the kernel (IPVS) balances."""
-        return tuple(n for n in self.services_of(pool) if self.services[n].kernel)
+    def ipvs_services_of(self, pool: str) -> tuple[str, ...]:
+        """Those of `services_of` that the kernel balances (IPVS)."""
+        return self.carried_services_of(IPVS, pool)
 
-    @functools.cached_property
-    def proxy_services(self) -> tuple[str, ...]:
+    @property
+    def haproxy_services(self) -> tuple[str, ...]:
         """The services that HAProxy carries."""
-        return tuple(n for n, s in self.services.items() if not s.kernel)
+        return self.carried_services(HAPROXY)
 
-    @functools.cached_property
-    def kernel_services(self) -> tuple[str, ...]:
-        """The services that the kernel (IPVS) balances."""
-        return tuple(n for n, s in self.services.items() if s.kernel)
+    @property
+    def ipvs_services(self) -> tuple[str, ...]:
+        """The services that the kernel balances (IPVS)."""
+        return self.carried_services(IPVS)
 
     @property
     def statistics_wanted(self) -> bool:
@@ -362,7 +389,7 @@ class Profile(Model):
     @property
     def runs_haproxy(self) -> bool:
         """True if HAProxy runs on the nodes: it carries a service, or its statistics page was asked for."""
-        return bool(self.proxy_services) or self.statistics_wanted
+        return HAPROXY in self.running_engines
 
     def persistence(self, service: str) -> Persistence | None:
         """How clients of a service keep their server: its own word, else its pool's."""
@@ -390,28 +417,28 @@ class Profile(Model):
     def marked_services(self) -> tuple[str, ...]:
         """The services with several ports that the kernel balances: each wants a firewall mark of its own, and there
         are MARKS_MAX of them (check_traffic)."""
-        return tuple(n for n in self.kernel_services if self.services[n].several)
+        return tuple(n for n in self.ipvs_services if self.services[n].several)
 
     def detection_s(self, pool: str) -> float:
         """The longest time, in seconds, from a server's death to its leaving the pool (one node's view)."""
         check = self.pools[pool].check
         by_haproxy = check.detection_s(self._check_connect_s(pool))
-        if not self.balanced(pool):
+        if not self.ipvs_services_of(pool):
             return by_haproxy
-        return max(check.kernel_detection_s, by_haproxy if self.proxied(pool) else 0)
+        return max(check.keepalived_detection_s, by_haproxy if self.haproxy_services_of(pool) else 0)
 
     def recovery_s(self, pool: str) -> float:
         """The longest time, in seconds, from a server's recovery to its return to the pool (one node's view)."""
         check = self.pools[pool].check
         by_haproxy = check.recovery_s(self._check_connect_s(pool))
-        if not self.balanced(pool):
+        if not self.ipvs_services_of(pool):
             return by_haproxy
-        return max(check.kernel_recovery_s, by_haproxy if self.proxied(pool) else 0)
+        return max(check.keepalived_recovery_s, by_haproxy if self.haproxy_services_of(pool) else 0)
 
     def _check_connect_s(self, pool: str) -> float:
         """The time-out for connecting that a pool's checks have: that of the first proxied service that uses the pool,
         for it makes the backend that checks."""
-        users = self.proxied(pool)
+        users = self.haproxy_services_of(pool)
         return self.services[users[0]].timeouts.connect_s if users else Timeouts().connect_s
 
     def sources(self, version: int) -> tuple[Subnet, ...]:
@@ -454,20 +481,20 @@ class Profile(Model):
     @property
     def shares_tables(self) -> bool:
         """True if the nodes' HAProxies tell each other which client belongs to which server (peers)."""
-        kept = any(self.persistence(n) is not None for n in self.proxy_services)
+        kept = any(self.persistence(n) is not None for n in self.haproxy_services)
         return bool(self.instances and self.vrrp.connection_sync and self.sync_link and kept)
 
     @property
-    def kernel_groups(self) -> tuple[str, ...]:
+    def ipvs_groups(self) -> tuple[str, ...]:
         """The groups of the VIPs that the kernel (IPVS) balances."""
-        names = (v for s in self.kernel_services for v in self.services[s].vip if v in self.vips)
+        names = (v for s in self.ipvs_services for v in self.services[s].vip if v in self.vips)
         return tuple(dict.fromkeys(self.vips[v].group for v in names))
 
     @property
-    def tracks_kernel(self) -> bool:
+    def syncs_ipvs(self) -> bool:
         """True if the nodes tell each other of the connections that the kernel balances (IPVS's sync daemon)."""
         return bool(
-            self.instances and self.vrrp.connection_sync and self.kernel_groups and (self.sync_link or ("", 6))[1] == 4
+            self.instances and self.vrrp.connection_sync and self.ipvs_groups and (self.sync_link or ("", 6))[1] == 4
         )
 
 

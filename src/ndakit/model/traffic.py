@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import (
@@ -30,6 +29,7 @@ from ndakit.model.base import (
     as_list,
     mistake,
 )
+from ndakit.model.engines import HAPROXY, Engine, carrier
 from ndakit.model.health import Check
 from ndakit.names import HostName, Name
 
@@ -38,33 +38,6 @@ Balance = Literal[
     "destination", "locality", "locality-replica", "shortest-delay",
     "rr", "wrr", "lc", "wlc", "lblc", "lblcr", "dh", "sh", "sed", "nq", "fo", "ovf", "mh",
 ]  # fmt: skip
-
-PROXY_BALANCE = ("roundrobin", "leastconn", "source", "first", "uri", "random")
-"""Ways to choose a server that HAProxy has."""
-
-SCHEDULERS: Mapping[str, str] = {
-    "roundrobin": "wrr",
-    "leastconn": "wlc",
-    "source": "sh",
-    "destination": "dh",
-    "locality": "lblc",
-    "locality-replica": "lblcr",
-    "shortest-delay": "sed",
-    **{s: s for s in ("rr", "wrr", "lc", "wlc", "lblc", "lblcr", "dh", "sh", "sed", "nq", "fo", "ovf", "mh")},
-}
-"""Ways to choose a server that IPVS has, and its names for them (ipvsadm(8))."""
-
-PROXIED_PORTS_MAX = 4096
-"""Ports of one service that HAProxy carries: each is a socket that it opens."""
-
-WEIGHTLESS = ("rr", "lc", "dh")
-"""Schedulers that look at no weight but 0."""
-
-ONE_SERVER = ("sh", "dh", "lblc", "lblcr", "mh")
-"""Schedulers that send all connections of a client, or of a VIP, to one server."""
-
-KERNEL_TOPOLOGIES = ("nat", "dr", "tun")
-"""Topologies that the kernel (IPVS) balances, with keepalived's virtual servers."""
 
 RETRIES = 3
 """How often HAProxy tries to connect anew, unless the pool says otherwise (HAProxy's own default)."""
@@ -336,14 +309,21 @@ class Service(Model):
     @classmethod
     def _tunnel_of_http(cls, value: Timeouts, info: ValidationInfo) -> Timeouts:
         # HAProxy's tunnel time-out overrules the other two, so a tcp service has one only where it is stated.
-        if info.data.get("protocol") == "http" and info.data.get("topology") == "proxy" and value.tunnel_s is None:
+        protocol, topology = info.data.get("protocol"), info.data.get("topology")
+        spoken = topology is not None and protocol in carrier(topology).protocols
+        if protocol == "http" and spoken and value.tunnel_s is None:
             return value.model_copy(update={"tunnel_s": TUNNEL_S})
         return value
 
     @property
-    def kernel(self) -> bool:
-        """True if IPVS balances it, False if HAProxy does."""
-        return self.topology in KERNEL_TOPOLOGIES
+    def carried_by(self) -> Engine:
+        """The engine that carries it."""
+        return carrier(self.topology)
+
+    @property
+    def shows_client(self) -> bool:
+        """True if its servers see the client's own address in the packets."""
+        return self.carried_by.topologies[self.topology].shows_client
 
     @property
     def transport(self) -> Literal["tcp", "udp"]:
@@ -363,7 +343,7 @@ class Service(Model):
     @property
     def proxiable(self) -> bool:
         """True if HAProxy could carry it as well."""
-        return self.transport == "tcp" and self.port_count <= PROXIED_PORTS_MAX
+        return self.transport in HAPROXY.protocols and self.port_count <= (HAPROXY.ports_max or self.port_count)
 
     @property
     def several(self) -> bool:
