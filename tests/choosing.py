@@ -7,9 +7,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from ndakit.lab_host import Answer, Held, Host
-from ndakit.lab_host.request import authority
-from ndakit.lab_network import LabNetwork
+from ndakit.lab.host import Answer, Held, Host
+from ndakit.lab.host.request import authority
+from ndakit.lab.network import LabNetwork
 
 V4, V6 = 4, 6
 CLIENTS = [f"198.18.1.{n}" for n in range(1, 17)]

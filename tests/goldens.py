@@ -15,9 +15,8 @@ from pathlib import Path
 
 import yaml
 
-from ndakit import packages
-from ndakit.model import Profile
-from ndakit.render import Tree, render
+from ndakit.model import Profile, package_plan
+from ndakit.render.render import Tree, render
 
 ROOT = Path(__file__).resolve().parents[1]
 TEMPLATES = (ROOT / "templates",)
@@ -61,7 +60,7 @@ def expected(name: str, node: str) -> dict[str, bytes]:
     """The files of one golden folder, with MODES and PACKAGES, as they should be now."""
     found = {f"{node}{path}": file.content for path, file in tree(name, node).items()}
     found[f"{node}.MODES"] = "".join(f"{f.mode:04o} {p}\n" for p, f in tree(name, node).items()).encode()
-    plan = packages.plan(profile(name), node)
+    plan = package_plan.plan(profile(name), node)
     lines = [f"+{n}: {why}\n" for n, why in plan.add.items()] + [f"-{n}: {why}\n" for n, why in plan.remove.items()]
     found[f"{node}.PACKAGES"] = "".join(lines).encode()
     return found

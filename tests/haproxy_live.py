@@ -13,10 +13,11 @@ from pathlib import Path
 from typing import Any
 
 import goldens
-from ndakit import process, validators
+from ndakit.core import process
+from ndakit.core.workspace import cache
+from ndakit.lint import real_daemons
 from ndakit.model import Profile
-from ndakit.render import Tree, render
-from ndakit.workspace import cache
+from ndakit.render.render import Tree, render
 
 DRIVER = Path(__file__).with_name("haproxy_driver.py")
 
@@ -32,7 +33,7 @@ def _root() -> Path:
         "--name",
         "daemons",
     ]
-    done = process.run([*argv, *validators.PACKAGES], timeout_s=600)
+    done = process.run([*argv, *real_daemons.PACKAGES], timeout_s=600)
     return Path(done.stdout.strip().splitlines()[-1])
 
 

@@ -7,9 +7,9 @@ import shutil
 import sys
 from pathlib import Path
 
-from ndakit.ibrequest import ImageRequest
-from ndakit.imagebuilder import ImageBuilder
-from ndakit.release import Release
+from ndakit.core.release import Release
+from ndakit.imagebuilder.imagebuilder import ImageBuilder
+from ndakit.imagebuilder.request import ImageRequest
 
 SOURCE = Path(__file__).parent / "fake_imagebuilder"
 CONFIG = """\

@@ -8,8 +8,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from ndakit import process
-from ndakit.lab_host import HostSpec, Interface, LabHosts
+from ndakit.core import process
+from ndakit.lab.host import HostSpec, Interface, LabHosts
 
 ROOT = Path(__file__).resolve().parents[1]
 SEGMENTS = {"lan": "52:54:00:00:00:01", "wan": "52:54:00:00:00:02"}

@@ -26,7 +26,7 @@ from pathlib import Path
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from imagebuilder_fakes import fake
-from ndakit.download import Limits
+from ndakit.imagebuilder.fetch.download import Limits
 
 QUICK = Limits(connect_s=10.0, stall_s=10.0, progress_bytes=1, attempts=2, pause_s=0.0)
 HASTY = Limits(connect_s=10.0, stall_s=0.25, stall_bytes=100, whole_s=2.0, progress_bytes=1, attempts=2, pause_s=0.0)

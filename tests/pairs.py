@@ -8,11 +8,16 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from ndakit import accelerator, builders, claims, lab_host, load, pipeline
-from ndakit.booting import boot_images, images_of
-from ndakit.claims import Claim, Outcome
-from ndakit.lab_network import LabNetwork
-from ndakit.workspace import Workspace, cache
+from ndakit.build import pipeline
+from ndakit.cli.boot import boot_images, images_of
+from ndakit.core.workspace import Workspace, cache
+from ndakit.imagebuilder import sources
+from ndakit.lab import host
+from ndakit.lab.network import LabNetwork
+from ndakit.load import load
+from ndakit.machine import accelerator
+from ndakit.verify import claims
+from ndakit.verify.claims import Claim, Outcome
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -50,9 +55,9 @@ def running(
     workspace = Workspace(folder)
     loaded = load.load(workspace, name)
     profile = loaded.profile
-    pipeline.build(workspace, loaded, (), builders.choose("lab", None, workspace, profile))
+    pipeline.build(workspace, loaded, (), sources.choose("lab", None, workspace, profile))
     built = images_of(workspace, loaded, tuple(profile.nodes))
-    image = lab_host.image.build(ROOT / "lab", cache() / "lab")
+    image = host.image.build(ROOT / "lab", cache() / "lab")
     assert accelerator.probe().name in ("kvm", "tcg")
     network = LabNetwork(
         profile,

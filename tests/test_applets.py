@@ -24,8 +24,8 @@ CALLED = re.compile(
     r"|\bnc\s+-[a-zA-Z]|\bdate\s+\S*%N|\$RANDOM"
 )
 TYPED = [
-    *sorted((goldens.ROOT / "src/ndakit/claims").glob("*.py")),
-    *(goldens.ROOT / f"src/ndakit/{name}.py" for name in ("probe", "lab_nodes")),
+    *sorted((goldens.ROOT / "src/ndakit/verify/claims").glob("*.py")),
+    *(goldens.ROOT / f"src/ndakit/{name}.py" for name in ("node/facts", "lab/nodes")),
 ]
 
 

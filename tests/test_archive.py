@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 
 import mirror
-from ndakit import archive, process
+from ndakit.core import process
+from ndakit.imagebuilder.fetch import archive
 
 TOP = "openwrt-imagebuilder"
 

@@ -9,15 +9,20 @@ from pathlib import Path
 
 import pytest
 
-from ndakit import accelerator, diskimage, disks, ibparse, ibrequest, load, process
-from ndakit.accelerator import TCG, Accelerator
-from ndakit.disks import EfiMissing
-from ndakit.ibrequest import ImageRequest
-from ndakit.lab_plan import BootImage
-from ndakit.process import ToolMissing
-from ndakit.vm import Vm
-from ndakit.vmspec import Disk, DiskFile, EfiFirmware, MachineImpossible, Nic, Runtime, VmSpec, qemu_argv
-from ndakit.workspace import Workspace
+from ndakit.core import process
+from ndakit.core.process import ToolMissing
+from ndakit.core.workspace import Workspace
+from ndakit.image import disk
+from ndakit.imagebuilder import output
+from ndakit.imagebuilder import request as imagebuilder_request
+from ndakit.imagebuilder.request import ImageRequest
+from ndakit.lab.plan import BootImage
+from ndakit.load import load
+from ndakit.machine import accelerator, disks
+from ndakit.machine.accelerator import TCG, Accelerator
+from ndakit.machine.disks import EfiMissing
+from ndakit.machine.spec import Disk, DiskFile, EfiFirmware, MachineImpossible, Nic, Runtime, VmSpec, qemu_argv
+from ndakit.machine.vm import Vm
 
 KERNEL = Path("/boot/zImage")
 HERE = Path(__file__).parent
@@ -106,7 +111,7 @@ def test_firmware_for_arm_that_is_missing_names_its_package(
     ],
 )
 def test_a_target_without_sub_targets_lies_in_the_folder_generic(said: str, wanted: str, same: bool) -> None:
-    assert ibparse.same_target(said, wanted) is same
+    assert output.same_target(said, wanted) is same
 
 
 def request(target: str) -> ImageRequest:
@@ -114,9 +119,9 @@ def request(target: str) -> ImageRequest:
 
 
 def test_arm_machines_wait_at_grub_no_longer_than_pcs_and_get_no_second_disk() -> None:
-    knobs = ibrequest.wanted_knobs(request("armsr/armv8"))
+    knobs = imagebuilder_request.wanted_knobs(request("armsr/armv8"))
     assert (knobs["CONFIG_GRUB_TIMEOUT"], knobs["CONFIG_VMDK_IMAGES"]) == ("1", False)
-    assert not [k for k in ibrequest.wanted_knobs(request("kirkwood/generic")) if "GRUB" in k]
+    assert not [k for k in imagebuilder_request.wanted_knobs(request("kirkwood/generic")) if "GRUB" in k]
 
 
 @pytest.mark.parametrize(
@@ -155,7 +160,7 @@ def test_a_disk_with_a_large_boot_partition_is_looked_into_without_holding_it(tm
             out.write(bytes(1024 * 1024))
         out.write(bytes(1024 * 1024 - 512) + b"hsqs" + bytes(36) + (4000).to_bytes(8, "little") + bytes(1 << 22))
     tracemalloc.start()
-    facts = diskimage.inspect(image)
+    facts = disk.inspect(image)
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert (facts.root_offset, facts.filesystem, facts.root_payload) == (root, "squashfs", 4000)

@@ -11,13 +11,16 @@ from standin import debian_roots, families, resolve
 from standin.targets import TARGETS
 from standin.tools import Tools
 
-from ndakit import accelerator, builders, disks, load, pipeline
-from ndakit.artifacts import Artifact, folder_of
-from ndakit.booting import boot_images, images_of
-from ndakit.deadline import Deadline
-from ndakit.vm import launch
-from ndakit.vmspec import Nic
-from ndakit.workspace import Workspace, cache
+from ndakit.build import pipeline
+from ndakit.cli.boot import boot_images, images_of
+from ndakit.core.deadline import Deadline
+from ndakit.core.workspace import Workspace, cache
+from ndakit.image.artifacts import Artifact, folder_of
+from ndakit.imagebuilder import sources
+from ndakit.load import load
+from ndakit.machine import accelerator, disks
+from ndakit.machine.spec import Nic
+from ndakit.machine.vm import launch
 from pairs import ROOT, Pair, running
 
 pytestmark = pytest.mark.vm
@@ -82,7 +85,7 @@ def test_the_same_inputs_give_the_same_two_files(dockstar: Pair, tmp_path: Path)
     (tmp_path / "profiles/shelf.yaml").write_text(DOCKSTAR)
     again = Workspace(tmp_path)
     loaded = load.load(again, "shelf")
-    pipeline.build(again, loaded, (), builders.choose("lab", None, again, loaded.profile))
+    pipeline.build(again, loaded, (), sources.choose("lab", None, again, loaded.profile))
     folders = (folder_of(place, "shelf", "box") for place in (dockstar.workspace, again))
     first, second = ([(i.name, i.sha256) for i in Artifact.load(f).record.images] for f in folders)
     assert first == second
@@ -107,7 +110,7 @@ def test_an_image_for_arm_machines_starts_by_efi_and_haproxy_answers(
     (tmp_path / "profiles/shelf.yaml").write_text(DOCKSTAR.replace("device: dockstar", "device: armsr-armv8"))
     workspace = Workspace(tmp_path)
     loaded = load.load(workspace, "shelf")
-    pipeline.build(workspace, loaded, (), builders.choose("lab", None, workspace, loaded.profile))
+    pipeline.build(workspace, loaded, (), sources.choose("lab", None, workspace, loaded.profile))
     image = boot_images(loaded.profile, images_of(workspace, loaded, ("box",)))["box"]
     assert (image.architecture, image.firmware, image.kernel) == ("aarch64", "efi", None)
     nics = (Nic("eth0", "52:54:00:00:07:01"),)

@@ -12,9 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from ndakit import artifacts
-from ndakit.artifacts import Artifact, ImageChanged, ImageFile, ImageNotBuilt, Record, RecordBroken
-from ndakit.workspace import file_sha256, swap_folder
+from ndakit.core.workspace import file_sha256, swap_folder
+from ndakit.image import artifacts
+from ndakit.image.artifacts import Artifact, ImageChanged, ImageFile, ImageNotBuilt, Record, RecordBroken
 
 
 def record(image: Path, **changes: object) -> Record:
@@ -155,7 +155,7 @@ def test_a_crash_while_storing_leaves_the_old_image(tmp_path: Path, monkeypatch:
     def crash(*_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("ndakit.artifacts.swap_folder", crash)
+    monkeypatch.setattr("ndakit.image.artifacts.swap_folder", crash)
     with pytest.raises(KeyboardInterrupt):
         stored(tmp_path, b"new")
     assert Artifact.load(tmp_path / "images/bakery/lb1").verify() == []
@@ -190,7 +190,7 @@ def test_an_image_reaches_another_disk_whole_past_leftovers(tmp_path: Path, monk
             raise OSError(errno.EXDEV, "Invalid cross-device link", str(new))
         swap_folder(new, folder)
 
-    monkeypatch.setattr("ndakit.artifacts.swap_folder", swap)
+    monkeypatch.setattr("ndakit.image.artifacts.swap_folder", swap)
     (tmp_path / "images/bakery/.lb1.partial").mkdir(parents=True)
     (tmp_path / "images/bakery/.lb1.partial/half").write_text("left by a killed run")
     made = stored(tmp_path)
@@ -211,7 +211,7 @@ def test_images_may_be_a_bind_mount_of_the_same_disk(tmp_path: Path) -> None:
     )
     inner = 'mount --bind "$1" "$2" && exec "$3" -c "$4" "$5" "$6" "$7"'
     words = [tmp_path / "elsewhere", tmp_path / "ws/images", sys.executable, code, tmp_path / "ws"]
-    words += [Path(__file__).parent, Path(artifacts.__file__).parents[1]]
+    words += [Path(__file__).parent, Path(artifacts.__file__).parents[2]]
     argv = ["unshare", "--user", "--map-root-user", "--mount", "sh", "-c", inner, "sh", *map(str, words)]
     done = subprocess.run(argv, capture_output=True, text=True, timeout=60, check=False)
     if "unshare:" in done.stderr:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ndakit.bench import gap_figures
+from ndakit.cli.bench.bench import gap_figures
 
 
 def test_of_twenty_gaps_one_may_be_longer_than_the_usual_ones() -> None:

@@ -7,9 +7,10 @@ from pathlib import Path
 import pytest
 
 from imagebuilder_fakes import fake, workspace_folder
-from ndakit import bench_build, builders
-from ndakit.figures import Figure, timed
-from ndakit.workspace import Workspace
+from ndakit.cli.bench import build
+from ndakit.cli.bench.figures import Figure, timed
+from ndakit.core.workspace import Workspace
+from ndakit.imagebuilder import sources
 
 pytestmark = pytest.mark.images
 
@@ -17,9 +18,9 @@ pytestmark = pytest.mark.images
 def test_overhead_second_customer_and_memory_are_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     workspace = Workspace.at(workspace_folder(tmp_path / "ws"))
-    monkeypatch.setattr(builders, "choose", lambda *_: builders.OpenWrtBuilder(fake(tmp_path / "ib")))
+    monkeypatch.setattr(sources, "choose", lambda *_: sources.OpenWrtBuilder(fake(tmp_path / "ib")))
     found: list[Figure] = []
-    bench_build.bench(workspace, "bakery", found.append, rounds=1)
+    build.bench(workspace, "bakery", found.append, rounds=1)
     overhead, second, memory = found
     assert "with the same settings" in overhead.note
     assert overhead.limit == 0.5

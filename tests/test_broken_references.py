@@ -12,8 +12,9 @@ import yaml
 from pydantic import ValidationError
 
 import goldens
-from ndakit.model import Profile, check_pair, checks
-from ndakit.model.findings import Finding
+from ndakit.model import Profile, rules
+from ndakit.model.rules import pair
+from ndakit.model.rules.findings import Finding
 
 TABLES = ("networks", "nodes", "vips", "pools", "services")
 NOBODY = "nobody"
@@ -128,7 +129,7 @@ def rules_that_fail(name: str) -> dict[str, str]:
         if profile is None:
             continue
         tried += 1
-        for rule in checks.RULES:
+        for rule in rules.RULES:
             error = outcome(rule, profile)
             if error:
                 found.setdefault(f"{rule.__module__}.{rule.__name__}", f"{what}: {error}")
@@ -153,8 +154,8 @@ def test_no_rule_trips_over_what_is_wrong_elsewhere(name: str) -> None:
 def test_the_search_reaches_a_pool_that_is_not_there_for_the_rule_that_once_fell_over_it() -> None:
     tried = [p for what, other in broken(read(WHOLE)) if "services.media.pool" in what and (p := profile_of(other))]
     assert [p.services["media"].pool for p in tried] == [NOBODY]
-    assert [f.code for f in checks.findings(tried[0])].count("unknown-pool") == 1
-    assert list(check_pair.told_in_time(tried[0])), "the other kernel services are still looked at"
+    assert [f.code for f in rules.findings(tried[0])].count("unknown-pool") == 1
+    assert list(pair.told_in_time(tried[0])), "the other kernel services are still looked at"
 
 
 def test_a_rule_that_trips_is_found() -> None:

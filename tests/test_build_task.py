@@ -13,12 +13,12 @@ from pathlib import Path
 import pytest
 
 from imagebuilder_fakes import PROFILE, fake
-from ndakit import building
-from ndakit.buildall import Outcome
-from ndakit.building import BuildContradiction, Wish
-from ndakit.buildshow import summary
-from ndakit.errors import BuildError
-from ndakit.workspace import Workspace
+from ndakit.build.fleet import Outcome
+from ndakit.cli import build
+from ndakit.cli.build import BuildContradiction, Wish
+from ndakit.cli.fleet_progress import summary
+from ndakit.core.errors import BuildError
+from ndakit.core.workspace import Workspace
 from test_pipeline import processes_below, wait_for
 from test_tasks import ROOT, inv
 
@@ -69,21 +69,21 @@ def test_named_profiles_are_built_and_json_is_all_there_is_on_standard_output(wo
 def test_what_does_not_go_together_is_refused(workspace: Path) -> None:
     here = Workspace.at(workspace)
     with pytest.raises(BuildContradiction, match="profiles were named, and all are asked for"):
-        building.chosen(here, "one", all_of_them=True)
+        build.chosen(here, "one", all_of_them=True)
     with pytest.raises(BuildContradiction, match="a node was named, and several profiles are to be built"):
-        building.build(here, ("one", "two"), "lb1", Wish(), jobs=2, as_json=False)
+        build.build(here, ("one", "two"), "lb1", Wish(), jobs=2, as_json=False)
     for path in here.profiles.iterdir():
         path.unlink()
     with pytest.raises(BuildContradiction, match="there is nothing to build"):
-        building.chosen(here, "", all_of_them=True)
+        build.chosen(here, "", all_of_them=True)
 
 
 def test_names_are_separated_by_commas_and_a_path_may_have_one(workspace: Path, tmp_path: Path) -> None:
     odd = tmp_path / "a,b.yaml"
     odd.write_text("")
     here = Workspace.at(workspace)
-    assert building.chosen(here, "one, two,one", all_of_them=False) == ("one", "two")
-    assert building.chosen(here, str(odd), all_of_them=False) == (str(odd),)
+    assert build.chosen(here, "one, two,one", all_of_them=False) == ("one", "two")
+    assert build.chosen(here, str(odd), all_of_them=False) == (str(odd),)
 
 
 def test_an_image_of_a_node_that_left_is_mentioned_and_kept(
@@ -91,7 +91,7 @@ def test_an_image_of_a_node_that_left_is_mentioned_and_kept(
 ) -> None:
     (workspace / "images/one/lb9").mkdir(parents=True)
     wish = Wish("openwrt", fake(tmp_path / "ib"))
-    building.build_profile(Workspace.at(workspace), "one", None, wish, as_json=False)
+    build.build_profile(Workspace.at(workspace), "one", None, wish, as_json=False)
     assert "images/one/lb9 is of a node that the profile no longer has" in capsys.readouterr().err
     assert (workspace / "images/one/lb9").is_dir()
 
@@ -101,9 +101,9 @@ def test_why_of_all_profiles_says_so_and_builds_nothing(
 ) -> None:
     (workspace / "profiles/broken.yaml").write_text("name: broken\n")
     here, wish = Workspace.at(workspace), Wish("openwrt", fake(tmp_path / "ib"))
-    assert building.why(here, ("one", "two"), None, wish, as_json=False) == 0
+    assert build.why(here, ("one", "two"), None, wish, as_json=False) == 0
     assert capsys.readouterr().out.count("would be built") == 2
-    assert building.why(here, ("one", "broken"), None, wish, as_json=False) == 2
+    assert build.why(here, ("one", "broken"), None, wish, as_json=False) == 2
     said = capsys.readouterr()
     assert said.out.count("would be built") == 1
     assert "profiles/broken.yaml" in said.err

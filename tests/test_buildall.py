@@ -9,14 +9,15 @@ from pathlib import Path
 import pytest
 
 from imagebuilder_fakes import PROFILE, fake
-from ndakit import buildall, process
-from ndakit.artifacts import folder_of
-from ndakit.buildall import Began, Outcome, Told
-from ndakit.builders import Builder, OpenWrtBuilder
-from ndakit.events import Events, Line, StepStarted, Waiting
-from ndakit.ibdiagnose import PackagesMissing
-from ndakit.loaded import Loaded
-from ndakit.workspace import Workspace
+from ndakit.build import fleet
+from ndakit.build.fleet import Began, Outcome, Told
+from ndakit.core import process
+from ndakit.core.events import Events, Line, StepStarted, Waiting
+from ndakit.core.workspace import Workspace
+from ndakit.image.artifacts import folder_of
+from ndakit.imagebuilder.failures import PackagesMissing
+from ndakit.imagebuilder.sources import Builder, OpenWrtBuilder
+from ndakit.load.loaded import Loaded
 from test_pipeline import processes_below, wait_for
 
 pytestmark = pytest.mark.images
@@ -55,11 +56,11 @@ class Watch:
         self.most = max(self.most, len(self.at_work))
 
 
-def build(workspace: Workspace, folder: Path, tell: buildall.Tell, jobs: int = 2) -> tuple[Outcome, ...]:
+def build(workspace: Workspace, folder: Path, tell: fleet.Tell, jobs: int = 2) -> tuple[Outcome, ...]:
     def choose(loaded: Loaded, events: Events) -> Builder:
         return OpenWrtBuilder(folder)
 
-    return buildall.build_all(workspace, NAMES, choose, jobs=jobs, tell=tell)
+    return fleet.build_all(workspace, NAMES, choose, jobs=jobs, tell=tell)
 
 
 def test_every_profile_is_built_and_the_outcomes_are_in_order(workspace: Workspace, tmp_path: Path) -> None:

@@ -12,7 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from ndakit import disks, workspace
+from ndakit.core import workspace
+from ndakit.machine import disks
 
 _HOUR_S = 3600.0
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 
 import goldens
+from ndakit.load.json_schema import descriptions
 from ndakit.model import Check, Profile
-from ndakit.schema import descriptions
-from ndakit.view import NodeView
-from ndakit.view_haproxy import haproxy
+from ndakit.render.engines.haproxy import haproxy
+from ndakit.render.node import NodeView
 
 TWO_USERS = """\
 services:

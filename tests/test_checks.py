@@ -8,9 +8,10 @@ from typing import Any
 import pytest
 import yaml
 
-from ndakit.model import Profile, check_release, checks
-from ndakit.model.findings import Finding
-from ndakit.release import Release
+from ndakit.core.release import Release
+from ndakit.model import Profile, rules
+from ndakit.model.rules import release as rules_release
+from ndakit.model.rules.findings import Finding
 
 BASE = (Path(__file__).parent / "valid/full.yaml").read_text()
 
@@ -27,9 +28,7 @@ def codes(*changes: tuple[str, str]) -> set[str]:
         assert old in text
         text = text.replace(old, new)
     data: Any = yaml.load(text, Loader=yaml.BaseLoader)
-    return {
-        f.code for f in checks.findings(Profile.model_validate(data, context={"attach": lambda _: b"<p>sorry</p>"}))
-    }
+    return {f.code for f in rules.findings(Profile.model_validate(data, context={"attach": lambda _: b"<p>sorry</p>"}))}
 
 
 SERVICE = "web: {vip: www, port: 80, protocol: http, pool: web}"
@@ -94,13 +93,13 @@ def test_what_works_is_left_alone(changes: list[tuple[str, str]]) -> None:
 def test_a_key_that_the_release_does_not_take_is_an_error_naming_it(kind: str, release: str, taken: bool) -> None:
     profile = right()
     access = profile.access.model_copy(update={"ssh_keys": {"me": f"{kind} AAAA me"}})
-    found = check_release.ssh_keys(profile.model_copy(update={"access": access, "release": Release.parse(release)}))
+    found = rules_release.ssh_keys(profile.model_copy(update={"access": access, "release": Release.parse(release)}))
     assert [f.at for f in found] == ([] if taken else [("access", "ssh_keys", "me")])
 
 
 def test_every_release_rule_names_the_release_as_the_other_side() -> None:
     text = (Path(__file__).parent / "invalid/links-of-release.yaml").read_text()
-    found = [f for rule in check_release.RULES for f in rule(Profile.model_validate(yaml.load(text, yaml.BaseLoader)))]
+    found = [f for rule in rules_release.RULES for f in rule(Profile.model_validate(yaml.load(text, yaml.BaseLoader)))]
     assert len(found) == 5
     assert {f.other for f in found} == {("release",)}
 
@@ -121,7 +120,7 @@ def test_a_slash_31_has_neither_network_nor_broadcast_address() -> None:
     )
     data = yaml.load(text, Loader=yaml.BaseLoader)
     data["vips"].pop("lan-gw")
-    found = {f.code for f in checks.findings(Profile.model_validate(data))}
+    found = {f.code for f in rules.findings(Profile.model_validate(data))}
     assert "address-of-subnet" not in found
     assert "node-outside-subnet" not in found
 
@@ -134,7 +133,7 @@ def test_every_finding_knows_the_places_it_depends_on() -> None:
 def test_findings_are_the_same_every_time() -> None:
     data = yaml.load(BASE.replace("192.168.0.12", "192.168.0.11"), Loader=yaml.BaseLoader)
     profile = Profile.model_validate(data)
-    assert list(checks.findings(profile)) == list(checks.findings(profile))
+    assert list(rules.findings(profile)) == list(rules.findings(profile))
 
 
 PORTS = (SERVICE, "web: {vip: www, port: [21, 20000-39999], topology: nat, protocol: tcp, pool: web}")
@@ -177,7 +176,7 @@ def test_a_router_that_returns_at_once_has_not_heard_of_the_connections(vrrp: st
         text.pop(key, None)
     profile = Profile.model_validate(text, context={"attach": lambda _: b"x"})
     assert profile.egress_groups
-    assert ("back-before-told" in {f.code for f in checks.findings(profile)}) is told
+    assert ("back-before-told" in {f.code for f in rules.findings(profile)}) is told
 
 
 @pytest.mark.parametrize(
@@ -203,4 +202,4 @@ def test_a_watched_pool_of_both_families_is_told(pools: str, told: bool) -> None
     text["pools"] = yaml.load(pools, Loader=yaml.BaseLoader)
     text["vrrp"] = {"preempt": "true", "demote_on": [*text["pools"]]}
     profile = Profile.model_validate(text, context={"attach": lambda _: b"x"})
-    assert ("demote-either-family" in {f.code for f in checks.findings(profile)}) is told
+    assert ("demote-either-family" in {f.code for f in rules.findings(profile)}) is told

@@ -11,9 +11,9 @@ from dataclasses import dataclass
 
 import pytest
 
-from ndakit.lab_host import Service
-from ndakit.lab_people import RunningServer
-from ndakit.lab_ports import Port
+from ndakit.lab.clients import RunningServer
+from ndakit.lab.host import Service
+from ndakit.lab.server_ports import Port
 from pairs import Pair, running
 
 pytestmark = pytest.mark.vm

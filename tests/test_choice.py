@@ -6,14 +6,14 @@ from pathlib import Path
 
 import pytest
 
-from ndakit import load
-from ndakit.claims import all_claims, choice
-from ndakit.claims.base import targets
-from ndakit.lab_network import LabNetwork
-from ndakit.lab_people import Front
+from ndakit.core.workspace import Workspace
+from ndakit.lab.clients import Front
+from ndakit.lab.network import LabNetwork
+from ndakit.load import load
 from ndakit.model import Profile
-from ndakit.probe import VirtualServer
-from ndakit.workspace import Workspace
+from ndakit.node.facts import VirtualServer
+from ndakit.verify.claims import all_claims, scheduling
+from ndakit.verify.claims.base import targets
 
 HERE = Path(__file__).parent
 
@@ -25,7 +25,7 @@ def profile() -> Profile:
 
 def command(profile: Profile, service: str, server: str, weight: int, version: int = 4) -> str:
     target = next(t for t in targets(profile, service) if t[0].address.version == version)
-    return choice.weight_command(profile, Front(service, *target), server, weight)
+    return scheduling.weight_command(profile, Front(service, *target), server, weight)
 
 
 @pytest.mark.parametrize(
@@ -59,8 +59,8 @@ def test_draining_and_the_quorum_are_claimed_where_they_can_be_tried(profile: Pr
 def test_draining_is_not_claimed_where_no_connection_can_be_held_open(profile: Profile) -> None:
     pool = profile.pools["far"]
     smtp = pool.model_copy(update={"check": pool.check.model_copy(update={"type": "smtp"})})
-    assert choice.can_drain(profile, "far")
-    assert not choice.can_drain(profile.model_copy(update={"pools": profile.pools | {"far": smtp}}), "far")
+    assert scheduling.can_drain(profile, "far")
+    assert not scheduling.can_drain(profile.model_copy(update={"pools": profile.pools | {"far": smtp}}), "far")
 
 
 @pytest.mark.parametrize(
@@ -73,14 +73,14 @@ def test_as_few_servers_are_stopped_as_it_takes(
     one = profile.pools["dns"].servers["d1"]
     servers = {n: one.model_copy(update={"weight": w}) for n, w in zip("abc", weights, strict=True)}
     pool = profile.pools["web"].model_copy(update={"servers": servers, "quorum": quorum})
-    assert choice.has_quorum(pool)
-    assert choice.to_stop(pool) == stopped
+    assert scheduling.has_quorum(pool)
+    assert scheduling.to_stop(pool) == stopped
 
 
 def test_a_pool_that_is_below_its_quorum_only_without_servers_is_not_tried(profile: Profile) -> None:
     pool = profile.pools["web"]
-    assert not choice.has_quorum(pool.model_copy(update={"quorum": 1}))
-    assert not choice.has_quorum(pool.model_copy(update={"quorum": None}))
+    assert not scheduling.has_quorum(pool.model_copy(update={"quorum": 1}))
+    assert not scheduling.has_quorum(pool.model_copy(update={"quorum": None}))
 
 
 def in_kernel(profile: Profile, server: str, *weights: int) -> bool | None:

@@ -9,13 +9,13 @@ import pytest
 import yaml
 
 import choosing
-from ndakit.claims import all_claims, node
-from ndakit.claims.faults import together_s
-from ndakit.lab_host import SshProbe
-from ndakit.lab_network import LabNetwork
-from ndakit.lab_people import LabLacks, LabPeople
-from ndakit.lab_plan import Seat, plan
+from ndakit.lab.clients import LabLacks, LabPeople
+from ndakit.lab.host import SshProbe
+from ndakit.lab.network import LabNetwork
+from ndakit.lab.plan import Seat, plan
 from ndakit.model import Profile
+from ndakit.verify.claims import all_claims, node
+from ndakit.verify.claims.faults import together_s
 
 KEY = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIAABAgMEBQYHCAkKCwwNDg8QERITFBUWFxgZGhscHR4f admin"
 BARE = choosing.profile(KEY, proxied=False)

@@ -10,13 +10,13 @@ from typing import Any, cast
 import pytest
 
 import goldens
-from ndakit.claimed_headers import CLAIMS, ClaimGroup
-from ndakit.claims import shares, traffic
-from ndakit.claims.base import Outcome, first_front
-from ndakit.lab_network import LabNetwork
-from ndakit.lab_plan import plan
+from ndakit.core.release import Release
+from ndakit.lab.network import LabNetwork
+from ndakit.lab.plan import plan
 from ndakit.model import Profile
-from ndakit.release import Release
+from ndakit.render.claimed_headers import CLAIMS, ClaimGroup
+from ndakit.verify.claims import shares, traffic
+from ndakit.verify.claims.base import Outcome, first_front
 
 SEAT = SimpleNamespace(host="client", address=lambda version: "203.0.113.9")
 CLIENT = "203.0.113.9"

@@ -13,11 +13,12 @@ import pytest
 from markdown_it import MarkdownIt
 
 from imagebuilder_fakes import PROFILE, workspace_folder
-from ndakit import companions, load
-from ndakit.artifacts import ImageFile
-from ndakit.errors import NdakitError
-from ndakit.filters import FILTERS
-from ndakit.workspace import Workspace
+from ndakit.core.errors import NdakitError
+from ndakit.core.workspace import Workspace
+from ndakit.image import sidecars
+from ndakit.image.artifacts import ImageFile
+from ndakit.load import load
+from ndakit.render.filters import FILTERS
 
 STEM = "openwrt-24.10.8-bakery-lb1-x86-64-generic-squashfs-combined-efi"
 ENDINGS = {"img": "img.gz", "rootfs": "tar.gz"}
@@ -47,7 +48,7 @@ def texts(tmp: Path, formats: str, *changes: tuple[str, str], warning: str | Non
         ImageFile(f"{STEM}.{ENDINGS.get(f, f)}", "k", "squashfs", 1000, "ab" * 32, size, format=f)
         for f, size in sizes.items()
     ]
-    return companions.texts(profile, "lb1", files, warning, workspace.templates)
+    return sidecars.texts(profile, "lb1", files, warning, workspace.templates)
 
 
 def platform(name: str) -> tuple[str, str]:
@@ -272,7 +273,7 @@ def test_a_device_with_flash_is_told_which_file_is_written_how(tmp_path: Path) -
     profile = load.load(workspace, "bakery").profile
     names = {kind: f"openwrt-24.10.8-bakery-lb1-x-squashfs-{kind}.bin" for kind in ("factory", "sysupgrade")}
     files = [ImageFile(name, kind, "squashfs", 1000, "ab" * 32) for kind, name in names.items()]
-    text = companions.texts(profile, "lb1", files, None, workspace.templates)["FLASH.md"]
+    text = sidecars.texts(profile, "lb1", files, None, workspace.templates)["FLASH.md"]
     assert set(re.findall(r"^## (.+)$", text, re.MULTILINE)) == {"On the device"} | ALWAYS
     assert commands(text, "On the device")[-1] == f"ubiformat /dev/mtdN -y -f {names['factory']}"
     update = "\n".join(commands(text, "Updating a node that runs"))
@@ -282,9 +283,9 @@ def test_a_device_with_flash_is_told_which_file_is_written_how(tmp_path: Path) -
 
 
 def test_an_update_goes_to_the_ssh_port_of_the_profile(tmp_path: Path) -> None:
-    usual = commands(texts(tmp_path / "usual", "img")[companions.FLASH], "Updating a node that runs")
+    usual = commands(texts(tmp_path / "usual", "img")[sidecars.FLASH], "Updating a node that runs")
     moved = commands(
-        texts(tmp_path / "moved", "img", ("access:\n", "access:\n  ssh: {port: 2222}\n"))[companions.FLASH],
+        texts(tmp_path / "moved", "img", ("access:\n", "access:\n  ssh: {port: 2222}\n"))[sidecars.FLASH],
         "Updating a node that runs",
     )
     assert [line.split("root@")[0] for line in usual] == [f"scp -O {STEM}.img.gz ", "ssh "]

@@ -26,9 +26,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from testinfra.host import Host
 
-from ndakit import console as console_module
-from ndakit.console import Console, ConsoleBackend
-from ndakit.console_errors import (
+from ndakit.core.deadline import Deadline
+from ndakit.machine import console as console_module
+from ndakit.machine.console import Console, ConsoleBackend
+from ndakit.machine.console_errors import (
     CommandTimeout,
     ConsoleClosed,
     ConsoleLocked,
@@ -39,8 +40,7 @@ from ndakit.console_errors import (
     GuestRestarted,
     OutputDamaged,
 )
-from ndakit.console_protocol import Answer, Damaged, Session, encode_command, without_noise
-from ndakit.deadline import Deadline
+from ndakit.machine.console_protocol import Answer, Damaged, Session, encode_command, without_noise
 
 ASK = "\n\nPlease press Enter to activate this console.\n"
 OPENWRT = f"""

@@ -14,8 +14,8 @@ from pathlib import Path
 import pytest
 
 import mirror
-from ndakit import download
-from ndakit.download import Limits, MirrorFailed, MirrorHangs, MirrorUnusable
+from ndakit.imagebuilder.fetch import download
+from ndakit.imagebuilder.fetch.download import Limits, MirrorFailed, MirrorHangs, MirrorUnusable
 
 QUICK = replace(mirror.QUICK, connect_s=2.0, attempts=1)
 SLOW = Limits(connect_s=2.0, stall_s=1.0, stall_bytes=2000, whole_s=1.0, progress_bytes=1000, attempts=2, pause_s=0.0)

@@ -11,11 +11,11 @@ import pytest
 import yaml
 
 import goldens
-from ndakit.errors import NdakitError
-from ndakit.load import load
-from ndakit.loaded import Loaded
-from ndakit.render import render
-from ndakit.workspace import Workspace
+from ndakit.core.errors import NdakitError
+from ndakit.core.workspace import Workspace
+from ndakit.load.load import load
+from ndakit.load.loaded import Loaded
+from ndakit.render.render import render
 
 PAGES = (
     *sorted((goldens.ROOT / "docs").glob("*.md")),

@@ -16,19 +16,21 @@ import pytest
 
 import feeds
 from imagebuilder_fakes import PROFILE, workspace_folder
-from ndakit import apk, feed, ipk, load, packagefolder
-from ndakit.errors import ErrorGroup, NdakitError
-from ndakit.feed import Local
-from ndakit.packagefolder import Package
-from ndakit.release import Release
-from ndakit.workspace import Workspace
+from ndakit.core.errors import ErrorGroup, NdakitError
+from ndakit.core.release import Release
+from ndakit.core.workspace import Workspace
+from ndakit.load import load
+from ndakit.packages import apk, feed, ipk
+from ndakit.packages import folder as packages_folder
+from ndakit.packages.feed import Local
+from ndakit.packages.folder import Package
 
 OPKG, APK = Release.parse("23.05.5"), Release.parse("25.12.5")
 LAB = Path(__file__).resolve().parents[1] / "lab"
 
 
 def package(base: Path, *changes: tuple[str, str], name: str = "clock") -> Package:
-    return packagefolder.read(feeds.folder(base, name, *changes), f"packages/{name}")
+    return packages_folder.read(feeds.folder(base, name, *changes), f"packages/{name}")
 
 
 def inner(packed: bytes, name: str) -> tarfile.TarFile:
@@ -68,7 +70,7 @@ def test_an_ipk_is_the_same_bytes_in_another_folder_with_other_times_and_modes(t
     for path in other.rglob("*"):
         os.utime(path, (1, 1))
         path.chmod(0o700 if path.is_dir() else 0o600)
-    assert ipk.build(packagefolder.read(other, "x"), OPKG) == first
+    assert ipk.build(packages_folder.read(other, "x"), OPKG) == first
 
 
 def test_the_control_file_of_an_ipk_can_be_read_again(tmp_path: Path) -> None:

@@ -9,19 +9,21 @@ import pytest
 
 import feeds
 from imagebuilder_fakes import PROFILE, workspace_folder
-from ndakit import builders, ibdiagnose, load, pipeline
-from ndakit.workspace import Workspace
+from ndakit.build import pipeline
+from ndakit.core.workspace import Workspace
+from ndakit.imagebuilder import failures, sources
+from ndakit.load import load
 
 pytestmark = pytest.mark.images
 
 WISH = "rootfs_mib: 128, formats: [img, rootfs], packages: {clock: add}"
-Parts = tuple[Workspace, load.Loaded, builders.Builder]
+Parts = tuple[Workspace, load.Loaded, sources.Builder]
 
 
 def parts(root: Path) -> Parts:
     workspace = Workspace.at(root)
     loaded = load.load(workspace, "bakery")
-    return workspace, loaded, builders.choose("lab", None, workspace, loaded.profile)
+    return workspace, loaded, sources.choose("lab", None, workspace, loaded.profile)
 
 
 def build(root: Path) -> pipeline.BuildResult:
@@ -55,5 +57,5 @@ def test_a_dependency_that_nobody_has_is_named(release: str, tmp_path: Path) -> 
     text = PROFILE.replace("24.10.8", release).replace("rootfs_mib: 64", WISH)
     root = workspace_folder(tmp_path / "ws", text)
     feeds.folder(root / "packages", "clock", ("+busybox", "+busybox +spring"))
-    with pytest.raises(ibdiagnose.DependenciesMissing, match="clock needs spring"):
+    with pytest.raises(failures.DependenciesMissing, match="clock needs spring"):
         build(root)

@@ -19,11 +19,12 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
 import mirror
-from ndakit import archive, download, fetcherrors, fetching, trust
-from ndakit.errors import InputError, NdakitError
-from ndakit.events import Event, Progress, Warned
-from ndakit.fetching import Fetched
-from ndakit.release import Release
+from ndakit.core.errors import InputError, NdakitError
+from ndakit.core.events import Event, Progress, Warned
+from ndakit.core.release import Release
+from ndakit.imagebuilder.fetch import archive, download, errors, trust
+from ndakit.imagebuilder.fetch import fetch as fetching
+from ndakit.imagebuilder.fetch.fetch import Fetched
 
 RELEASE = Release.parse("24.10.8")
 
@@ -73,7 +74,7 @@ class Place:
         assert list(self.base.glob("*/unpacked")) == []
         assert list(self.base.glob("*/verified.json")) == []
         assert list(self.base.rglob("Makefile")) == []
-        with pytest.raises(fetcherrors.OfflineMissing):
+        with pytest.raises(errors.OfflineMissing):
             self.fetch(offline=True)
 
     def asked(self) -> list[str]:
@@ -260,7 +261,7 @@ def test_a_pinned_checksum_needs_no_signature(place: Place) -> None:
 
 def test_what_was_pinned_by_hand_serves_only_whoever_pins_it(place: Place) -> None:
     place.fetch(checksum=place.sha256)
-    with pytest.raises(fetcherrors.OfflineMissing, match=f"--checksum {place.sha256}"):
+    with pytest.raises(errors.OfflineMissing, match=f"--checksum {place.sha256}"):
         place.fetch(offline=True)
     assert place.fetch(offline=True, checksum=place.sha256).sha256 == place.sha256
     place.server.asked.clear()
@@ -272,19 +273,19 @@ def test_a_spoilt_entry_of_the_cache_is_made_again(place: Place) -> None:
     found = place.fetch()
     for text in ("", "[]", '{"format": 99}'):
         (place.base / found.sha256[:16] / "verified.json").write_text(text)
-        with pytest.raises(fetcherrors.OfflineMissing):
+        with pytest.raises(errors.OfflineMissing):
             place.fetch(offline=True)
         assert place.fetch().folder == found.folder
 
 
 def test_another_pinned_checksum_is_refused_before_the_download(place: Place) -> None:
-    error = place.refused(fetcherrors.ChecksumWrong, checksum="0" * 64)
+    error = place.refused(errors.ChecksumWrong, checksum="0" * 64)
     assert "0" * 64 in error.what
     assert Path(place.archive).name not in place.asked()
 
 
 def test_what_is_no_checksum_is_refused(place: Place) -> None:
-    place.refused(fetcherrors.ChecksumMalformed, checksum="abc")
+    place.refused(errors.ChecksumMalformed, checksum="abc")
 
 
 # -- archives ----------------------------------------------------------------------------------------------------------
@@ -294,19 +295,19 @@ def test_a_corrupted_archive_is_refused_and_thrown_away(place: Place) -> None:
     content = bytearray(place.files.content[place.archive])
     content[len(content) // 2] ^= 1
     place.server.faults[".tar.zst"] = mirror.other(bytes(content))
-    place.refused(fetcherrors.ChecksumWrong)
+    place.refused(errors.ChecksumWrong)
     assert list(place.base.glob("*.partial*")) == []
 
 
 def test_a_truncated_archive_is_refused(place: Place) -> None:
     place.server.faults[".tar.zst"] = mirror.other(place.files.content[place.archive][:-1000])
-    place.refused(fetcherrors.ChecksumWrong)
+    place.refused(errors.ChecksumWrong)
 
 
 def test_a_swapped_archive_is_refused(place: Place) -> None:
     other = place.files.add("24.10.7")
     place.server.faults["24.10.8-x86-64.Linux-x86_64.tar.zst"] = mirror.other(place.files.content[other])
-    place.refused(fetcherrors.ChecksumWrong)
+    place.refused(errors.ChecksumWrong)
 
 
 def test_the_signed_list_of_another_target_is_refused(place: Place) -> None:
@@ -314,7 +315,7 @@ def test_the_signed_list_of_another_target_is_refused(place: Place) -> None:
     for name in ("sha256sums", "sha256sums.sig"):
         content = place.files.content[f"{place.files.folder(target='x86/generic')}/{name}"]
         place.files.content[f"{place.files.folder()}/{name}"] = content
-    error = place.refused(fetcherrors.ListingForeign)
+    error = place.refused(errors.ListingForeign)
     assert "x86-generic" in error.what
 
 
@@ -327,14 +328,14 @@ def test_an_archive_renamed_to_what_was_asked_for_is_refused(
     stem = f"openwrt-imagebuilder-{release}-{target.replace('/', '-')}.Linux-x86_64"
     content = mirror.imagebuilder(stem, release, target, ".tar.zst")
     place.files.put(Path(place.archive).name, content)
-    error = place.refused(fetcherrors.ArchiveForeign)
+    error = place.refused(errors.ArchiveForeign)
     assert says in error.what
 
 
 def test_a_signed_archive_of_something_else_is_refused(place: Place, tmp_path: Path) -> None:
     (tmp_path / "sdk/include").mkdir(parents=True)
     place.files.put(Path(place.archive).name, mirror.packed(tmp_path / "sdk", ".tar.zst"))
-    error = place.refused(fetcherrors.NoImageBuilder)
+    error = place.refused(errors.NoImageBuilder)
     assert "there is no Makefile" in error.what
 
 
@@ -346,7 +347,7 @@ def test_a_signed_archive_that_is_no_archive_is_refused(place: Place) -> None:
 
 def test_a_list_without_an_imagebuilder_says_so(place: Place) -> None:
     place.files.list(place.files.folder(), {"openwrt-sdk-24.10.8-x86-64.tar.zst": "0" * 64})
-    place.refused(fetcherrors.ListingWithout)
+    place.refused(errors.ListingWithout)
 
 
 def test_an_archive_of_the_cache_is_hashed_again_before_it_is_unpacked(place: Place) -> None:
@@ -359,7 +360,7 @@ def test_an_archive_of_the_cache_is_hashed_again_before_it_is_unpacked(place: Pl
     shutil.rmtree(found.folder.parent)
     content = path.read_bytes()
     path.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
-    with pytest.raises(fetcherrors.OfflineMissing):
+    with pytest.raises(errors.OfflineMissing):
         place.fetch(offline=True)
     assert any(isinstance(e, Warned) and "has changed" in e.text for e in place.events)
     assert place.fetch().fresh
@@ -456,7 +457,7 @@ def test_the_archive_comes_from_the_next_mirror_if_the_first_has_a_bad_one(place
 
 def test_several_useless_mirrors_are_all_named(place: Place) -> None:
     place.server.faults["sha256sums"] = mirror.status(500)
-    error = place.refused(fetcherrors.MirrorsFailed, mirrors=["http://127.0.0.1:1", place.server.url])
+    error = place.refused(errors.MirrorsFailed, mirrors=["http://127.0.0.1:1", place.server.url])
     assert "127.0.0.1:1" in error.what
     assert "500" in error.what
 
@@ -516,25 +517,23 @@ def test_a_finished_download_without_its_entry_is_not_downloaded_again(place: Pl
 
 
 def test_a_release_that_does_not_exist_names_the_newest_of_its_branch(place: Place) -> None:
-    with pytest.raises(
-        fetcherrors.ReleaseMissing, match=r"write 24\.10\.8, the newest release of its branch"
-    ) as caught:
+    with pytest.raises(errors.ReleaseMissing, match=r"write 24\.10\.8, the newest release of its branch") as caught:
         fetching.fetch(Release.parse("24.10.9"), "x86/64", mirrors=[place.server.url], limits=mirror.QUICK)
     assert isinstance(caught.value, InputError)
 
 
 def test_a_branch_that_does_not_exist_names_near_ones(place: Place) -> None:
-    with pytest.raises(fetcherrors.ReleaseMissing, match=r"such as .*24\.10"):
+    with pytest.raises(errors.ReleaseMissing, match=r"such as .*24\.10"):
         fetching.fetch(Release.parse("24.11.0"), "x86/64", mirrors=[place.server.url], limits=mirror.QUICK)
 
 
 def test_a_target_that_the_release_does_not_have_names_near_ones(place: Place) -> None:
-    with pytest.raises(fetcherrors.TargetMissing, match="choose a device of x86/64, x86/generic"):
+    with pytest.raises(errors.TargetMissing, match="choose a device of x86/64, x86/generic"):
         fetching.fetch(RELEASE, "x86/65", mirrors=[place.server.url], limits=mirror.QUICK)
 
 
 def test_offline_says_what_is_missing_and_asks_nobody(place: Place) -> None:
-    error = place.refused(fetcherrors.OfflineMissing, offline=True)
+    error = place.refused(errors.OfflineMissing, offline=True)
     assert "24.10.8 for x86/64" in error.what
     assert "./inv fetch --release 24.10.8" in error.fix
     assert place.server.asked == []
@@ -595,7 +594,7 @@ def test_a_certificate_outside_of_its_time_speaks_of_the_clock(
 
 
 def test_base64_of_the_wrong_length_is_no_key() -> None:
-    from ndakit import usign
+    from ndakit.imagebuilder.fetch import usign
 
     text = f"untrusted comment: x\n{base64.b64encode(b'Ed' + bytes(39)).decode()}\n"
     with pytest.raises(ValueError, match="42 bytes"):

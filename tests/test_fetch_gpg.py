@@ -11,8 +11,10 @@ from pathlib import Path
 import pytest
 
 import mirror
-from ndakit import gpgverify, process, trust
-from ndakit.release import Release
+from ndakit.core import process
+from ndakit.core.release import Release
+from ndakit.imagebuilder.fetch import gpg as fetch_gpg
+from ndakit.imagebuilder.fetch import trust
 
 LISTING = b"00 *openwrt-imagebuilder\n"
 
@@ -162,18 +164,18 @@ def test_the_key_to_import_is_named_for_a_release_signed_by_gpg_alone(signers: C
 
 def test_a_revoked_key_vouches_for_nothing() -> None:
     said = "[GNUPG:] REVKEYSIG 0123456789ABCDEF Test\n[GNUPG:] VALIDSIG A 2020 1 0 4 0 22 10 00 A\n"
-    found = gpgverify.verdict(said, {"A"})
+    found = fetch_gpg.verdict(said, {"A"})
     assert (found.signer, found.why) == (None, "the GPG signature by 0123456789ABCDEF is by a revoked key")
 
 
 def test_a_good_signature_by_somebody_else_vouches_for_nothing() -> None:
-    found = gpgverify.verdict("[GNUPG:] VALIDSIG B 2020 1 0 4 0 22 10 00 B\n", {"A"})
+    found = fetch_gpg.verdict("[GNUPG:] VALIDSIG B 2020 1 0 4 0 22 10 00 B\n", {"A"})
     assert (found.signer, found.why) == (None, "it is signed by the GPG key B, which is not known here")
 
 
 def test_nothing_of_ours_is_left_running(signers: Callable[..., Signer], tmp_path: Path) -> None:
     one = signers()
-    gpgverify.verify(LISTING, one.sign(LISTING), [one.key_file(tmp_path / "k.asc")], ())
+    fetch_gpg.verify(LISTING, one.sign(LISTING), [one.key_file(tmp_path / "k.asc")], ())
     agents = [
         p for p in Path("/proc").glob("[0-9]*/cmdline") if b"ndakit" in (read := content(p)) and b"gpg-agent" in read
     ]

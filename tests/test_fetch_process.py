@@ -18,11 +18,13 @@ import pytest
 
 import mirror
 from imagebuilder_fakes import PROFILE, fake, workspace_folder
-from ndakit import builders, load, terminal
-from ndakit.builders import FetchOptions
-from ndakit.errors import InputError
-from ndakit.getting import fetch_imagebuilder
-from ndakit.workspace import Workspace
+from ndakit.cli.fetch import fetch_imagebuilder
+from ndakit.core import terminal
+from ndakit.core.errors import InputError
+from ndakit.core.workspace import Workspace
+from ndakit.imagebuilder import sources
+from ndakit.imagebuilder.sources import FetchOptions
+from ndakit.load import load
 
 pytestmark = pytest.mark.images
 
@@ -30,16 +32,16 @@ ROOT = Path(__file__).resolve().parents[1]
 PROGRAM = """
 import resource, sys
 from pathlib import Path
-from ndakit import fetching
-from ndakit.download import Limits
-from ndakit.errors import NdakitError
-from ndakit.release import Release
+from ndakit.imagebuilder.fetch import fetch
+from ndakit.imagebuilder.fetch.download import Limits
+from ndakit.core.errors import NdakitError
+from ndakit.core.release import Release
 url, keys, largest = sys.argv[1:]
 if int(largest):
     resource.setrlimit(resource.RLIMIT_FSIZE, (int(largest), int(largest)))
 limits = Limits(attempts=2, pause_s=0)
 try:
-    found = fetching.fetch(Release.parse("24.10.8"), "x86/64", mirrors=[url], keys=[Path(keys)], limits=limits,
+    found = fetch.fetch(Release.parse("24.10.8"), "x86/64", mirrors=[url], keys=[Path(keys)], limits=limits,
                            events=lambda event: print(type(event).__name__, flush=True))
 except NdakitError as error:
     print(error.text(), flush=True)
@@ -295,9 +297,9 @@ def test_an_offline_builds_package_manager_reaches_nobody(
     workspace = Workspace.at(place.root)
     profile = load.load(workspace, "bakery").profile
     folder = fake(tmp_path / "imagebuilder")
-    builder = builders.choose("openwrt", folder, workspace, profile, FetchOptions(offline=offline))
+    builder = sources.choose("openwrt", folder, workspace, profile, FetchOptions(offline=offline))
     (tmp_path / "build").mkdir()
-    with builder.provide(builders.Job(profile, tmp_path / "build", tmp_path / "log")) as driver:
+    with builder.provide(sources.Job(profile, tmp_path / "build", tmp_path / "log")) as driver:
         assert driver.info.target == "x86/64"
     assert log.read_text().splitlines()[0].startswith(says)
 

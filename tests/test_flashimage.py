@@ -9,8 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from ndakit import flashboot, flashimage, workspace
-from ndakit.flashimage import FlashImageBroken, FlashTooSmall, inspect
+from ndakit.core import workspace
+from ndakit.image import flash
+from ndakit.image.flash import FlashImageBroken, FlashTooSmall, inspect
+from ndakit.machine import flash_boot
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "tests/fake_imagebuilder"))
@@ -90,7 +92,7 @@ def test_our_writer_and_the_real_ubinize_write_the_same_blocks(tmp_path: Path) -
 
 def test_flash_of_other_units_is_read_as_well(tmp_path: Path) -> None:
     words = ("-p", "16KiB", "-m", "512", "-s", "256")
-    content = flashimage.read(ubinize(tmp_path, *words, files={"kernel": KERNEL, "rootfs": FILES}))
+    content = flash.read(ubinize(tmp_path, *words, files={"kernel": KERNEL, "rootfs": FILES}))
     assert (content.problems, content.kernel[: len(KERNEL)]) == ((), KERNEL)
 
 
@@ -115,7 +117,7 @@ PLAIN = made.tar(
 )
 def test_what_ends_in_no_signature_is_left_as_it_is(data: bytes, tmp_path: Path) -> None:
     (tmp_path / "image").write_bytes(data)
-    assert not flashimage.cut_signature(tmp_path / "image")
+    assert not flash.cut_signature(tmp_path / "image")
     assert (tmp_path / "image").read_bytes() == data
 
 
@@ -123,7 +125,7 @@ def test_what_ends_in_no_signature_is_left_as_it_is(data: bytes, tmp_path: Path)
 def test_a_signature_is_cut_and_the_metadata_before_it_stays(data: bytes, tmp_path: Path) -> None:
     (tmp_path / "image").write_bytes(data + made.signature(data, b"key"))
     assert len(made.signature(data, b"key")) == 532
-    assert flashimage.cut_signature(tmp_path / "image")
+    assert flash.cut_signature(tmp_path / "image")
     assert (tmp_path / "image").read_bytes() == data
 
 
@@ -223,35 +225,35 @@ def test_a_lab_image_comes_apart_into_what_it_was_made_of(
     tmp_path: Path, make: Callable[[bytes, bytes], bytes]
 ) -> None:
     image = written(tmp_path, make(multi(b"kernel", b"initramfs"), FILES))
-    files = flashboot.take_apart(image, cache=tmp_path / "cache")
+    files = flash_boot.take_apart(image, cache=tmp_path / "cache")
     assert (files.kernel.read_bytes(), files.initrd.read_bytes()) == (b"kernel", b"initramfs")
     with files.disk.open("rb") as disk:
         assert disk.read(len(FILES)) == FILES
         disk.seek(-(-len(FILES) // 65536) * 65536 + 1080)
         assert disk.read(2) == b"\x53\xef"  # an ext4 where the lab looks for its writable part
-    assert flashboot.take_apart(image, cache=tmp_path / "cache") == files
+    assert flash_boot.take_apart(image, cache=tmp_path / "cache") == files
 
 
 def test_what_a_killed_run_left_does_not_pass_for_a_finished_one(tmp_path: Path) -> None:
     image = written(tmp_path, made.ubi(multi(b"kernel", b"initramfs"), FILES))
-    files = flashboot.take_apart(image, cache=tmp_path / "cache")
+    files = flash_boot.take_apart(image, cache=tmp_path / "cache")
     half = files.disk.parent.with_suffix(".partial")
     files.disk.parent.rename(half)
     files.kernel.parent.with_suffix(".partial").joinpath("kernel").write_bytes(b"half")
-    assert flashboot.take_apart(image, cache=tmp_path / "cache").kernel.read_bytes() == b"kernel"
+    assert flash_boot.take_apart(image, cache=tmp_path / "cache").kernel.read_bytes() == b"kernel"
     assert not half.exists()
 
 
 def test_a_real_device_s_kernel_is_started_by_no_virtual_machine(tmp_path: Path) -> None:
     image = written(tmp_path, made.ubi(KERNEL, FILES))
-    with pytest.raises(flashboot.NotBootable, match="own board"):
-        flashboot.take_apart(image, cache=tmp_path / "cache")
+    with pytest.raises(flash_boot.NotBootable, match="own board"):
+        flash_boot.take_apart(image, cache=tmp_path / "cache")
     assert not [p for p in (tmp_path / "cache/flash").iterdir() if p.suffix != ".lock"]
 
 
 def test_a_broken_image_is_not_taken_apart(tmp_path: Path) -> None:
     with pytest.raises(FlashImageBroken):
-        flashboot.take_apart(written(tmp_path, UBI[:-1000]), cache=tmp_path / "cache")
+        flash_boot.take_apart(written(tmp_path, UBI[:-1000]), cache=tmp_path / "cache")
 
 
 def test_metadata_as_fwtool_writes_it_is_read(tmp_path: Path) -> None:
@@ -262,7 +264,7 @@ def test_metadata_as_fwtool_writes_it_is_read(tmp_path: Path) -> None:
     assert made.trailer(b"abcd", facts)[-16:-12] == trailer[-16:-12]
     assert made.crc(b"abcd" + trailer[:-16]).to_bytes(4, "big") == trailer[-12:-8]
     problems: list[str] = []
-    assert flashimage.metadata(b"abcd" + trailer, problems) == ("seagate,dockstar",)
+    assert flash.metadata(b"abcd" + trailer, problems) == ("seagate,dockstar",)
     assert problems == []
-    assert flashimage.metadata(b"abce" + trailer, problems) == ()
+    assert flash.metadata(b"abce" + trailer, problems) == ()
     assert "does not belong to it" in problems[0]

@@ -7,11 +7,11 @@ from collections.abc import Iterator
 
 import pytest
 
-from ndakit import foreign, shapes
-from ndakit.mistakes import KeyPath
+from ndakit.core.mistakes import KeyPath
+from ndakit.load import field_types, foreign_words
 from ndakit.model import Model, Profile
 
-TEXTS = sorted({*foreign.KEYS.values(), *foreign.PLACES.values(), *foreign.VALUES.values()})
+TEXTS = sorted({*foreign_words.KEYS.values(), *foreign_words.PLACES.values(), *foreign_words.VALUES.values()})
 SPOKEN = re.compile(r"\b(?:" + "|".join(Profile.model_fields) + r")(?:\.[A-Za-z_]+)+")
 
 
@@ -22,12 +22,12 @@ def path_of(dotted: str) -> KeyPath:
 @pytest.mark.parametrize("text", TEXTS)
 def test_every_key_that_a_text_names_is_in_the_model(text: str) -> None:
     for found in SPOKEN.findall(text):
-        assert shapes.at(path_of(found)) is not None, found
+        assert field_types.at(path_of(found)) is not None, found
 
 
 def test_the_texts_name_keys_at_all() -> None:
     assert sum(len(SPOKEN.findall(text)) for text in TEXTS) > 40
-    assert shapes.at(path_of("networks.NAME.nisc")) is None
+    assert field_types.at(path_of("networks.NAME.nisc")) is None
 
 
 def models(annotation: object = Profile) -> Iterator[type[Model]]:
@@ -40,9 +40,9 @@ def models(annotation: object = Profile) -> Iterator[type[Model]]:
             continue
         found[model] = None
         for key in model.model_fields:
-            here = shapes.field_type(model, key)
-            for below in (here, shapes.step(here, "a-name"), shapes.step(here, 0)):
-                inner = shapes.model_of(below) if below is not None else None
+            here = field_types.field_type(model, key)
+            for below in (here, field_types.step(here, "a-name"), field_types.step(here, 0)):
+                inner = field_types.model_of(below) if below is not None else None
                 if inner is not None:
                     ahead.append(inner)
     yield from found
@@ -50,7 +50,7 @@ def models(annotation: object = Profile) -> Iterator[type[Model]]:
 
 def test_places_are_classes_of_the_model_and_words_that_they_do_not_have() -> None:
     known = {model.__name__: model for model in models()}
-    for (name, word), text in foreign.PLACES.items():
+    for (name, word), text in foreign_words.PLACES.items():
         assert word not in known[name].model_fields
         first = re.match(r"write ([a-z_]+)", text)
         assert first is not None
@@ -58,7 +58,7 @@ def test_places_are_classes_of_the_model_and_words_that_they_do_not_have() -> No
             assert first[1] in known[name].model_fields
 
 
-@pytest.mark.parametrize("of", sorted({of for of, _ in foreign.VALUES}))
+@pytest.mark.parametrize("of", sorted({of for of, _ in foreign_words.VALUES}))
 def test_a_value_that_is_proposed_is_taken(of: str) -> None:
     place = {
         "protocol": "services.NAME.protocol", "topology": "services.NAME.topology", "balance": "pools.NAME.balance",
@@ -67,9 +67,9 @@ def test_a_value_that_is_proposed_is_taken(of: str) -> None:
         "packages": "image.packages.NAME",
     }[of]  # fmt: skip
     path = tuple(int(part) if part == "0" else part for part in path_of(place))
-    allowed = shapes.words(shapes.at(path))
+    allowed = field_types.words(field_types.at(path))
     assert allowed
-    for (key, wrong), text in foreign.VALUES.items():
+    for (key, wrong), text in foreign_words.VALUES.items():
         if key != of:
             continue
         assert wrong not in allowed, f"{wrong} is a value of {key}"
@@ -80,7 +80,7 @@ def test_a_value_that_is_proposed_is_taken(of: str) -> None:
 
 def test_why_there_is_no_password_says_what_protects_instead() -> None:
     for word in ("auth", "auth_pass", "authentication", "AUTH_TYPE"):
-        text = foreign.key(word, "Vrrp")
+        text = foreign_words.key(word, "Vrrp")
         assert text is not None
         assert "vrrp.unicast" in text
         assert "firewall" in text

@@ -18,16 +18,22 @@ from typing import BinaryIO, cast
 import pytest
 
 from imagebuilder_fakes import PROFILE, driver, fake, request, workspace_folder
-from ndakit import booting, builders, diskformats, diskimage, load, pipeline, process
-from ndakit.artifacts import Artifact, ImageFile, Record
-from ndakit.diskimage import MIB, DiskFacts, DiskImageBroken
-from ndakit.ibdiagnose import DiskFull
-from ndakit.imagebuilder import BuiltImage, ImageMissing
-from ndakit.workspace import Workspace
+from ndakit.build import pipeline
+from ndakit.cli import boot
+from ndakit.core import process
+from ndakit.core.workspace import Workspace
+from ndakit.image import disk as image_disk
+from ndakit.image import formats as image_formats
+from ndakit.image.artifacts import Artifact, ImageFile, Record
+from ndakit.image.disk import MIB, DiskFacts, DiskImageBroken
+from ndakit.imagebuilder import sources
+from ndakit.imagebuilder.failures import DiskFull
+from ndakit.imagebuilder.imagebuilder import BuiltImage, ImageMissing
+from ndakit.load import load
 
 pytestmark = pytest.mark.images
 
-FORMATS = tuple(diskformats.OPTIONS)
+FORMATS = tuple(image_formats.OPTIONS)
 
 
 def disk(size: int = 5 * MIB + 512) -> bytes:
@@ -53,22 +59,22 @@ def sha256(path: Path) -> str:
 
 
 def test_what_a_longer_cid_left_behind_in_a_vmdk_does_not_count(tmp_path: Path) -> None:
-    (image,) = diskformats.make([built(tmp_path)], ["vmdk"])
+    (image,) = image_formats.make([built(tmp_path)], ["vmdk"])
     whole = image.path.read_bytes()
     end = whole.index(b"\0", whole.index(b"# Disk DescriptorFile"))
     image.path.write_bytes(whole[: end + 1] + b"\n" + whole[end + 2 :])  # as qemu-img does it once in some dozen times
     with image.path.open("r+b") as disk_file:
-        diskformats._identify_vmdk(disk_file, uuid.UUID(int=1, version=4))
+        image_formats._identify_vmdk(disk_file, uuid.UUID(int=1, version=4))
     again = image.path.read_bytes()
     assert again[end + 1] == 0
     assert again[:600] != whole[:600]
 
 
 def test_the_same_image_gives_the_same_disks_in_every_folder_and_umask(tmp_path: Path) -> None:
-    first = diskformats.make([built(tmp_path / "one")], FORMATS)
+    first = image_formats.make([built(tmp_path / "one")], FORMATS)
     before = os.umask(0o077)
     try:
-        second = [diskformats.make([built(tmp_path / f"two{n}")], FORMATS) for n in range(3)]
+        second = [image_formats.make([built(tmp_path / f"two{n}")], FORMATS) for n in range(3)]
     finally:
         os.umask(before)
     for again in second:
@@ -79,38 +85,38 @@ def test_the_same_image_gives_the_same_disks_in_every_folder_and_umask(tmp_path:
 def test_holes_of_the_file_system_do_not_show(tmp_path: Path) -> None:
     dense, sparse = tmp_path / "dense", tmp_path / "sparse"
     dense.write_bytes(disk(6 * MIB))
-    diskformats._unpack(built(tmp_path / "in", disk(6 * MIB)).path, sparse)
+    image_formats._unpack(built(tmp_path / "in", disk(6 * MIB)).path, sparse)
     assert sparse.read_bytes() == dense.read_bytes()
     assert sparse.stat().st_blocks < dense.stat().st_blocks
     for name in FORMATS:
         made = [tmp_path / who / f"x.{name}" for who in ("a", "b")]
         for raw, target in zip((dense, sparse), made, strict=True):
             target.parent.mkdir(exist_ok=True)
-            diskformats.convert(raw, name, target, identity="one")
+            image_formats.convert(raw, name, target, identity="one")
         assert sha256(made[0]) == sha256(made[1]), name
 
 
 def test_disks_are_made_beside_the_raw_one_which_is_left_out_unless_wanted(tmp_path: Path) -> None:
     image = built(tmp_path)
-    assert [i.path.name for i in diskformats.make([image], ["vmdk", "img"])] == [
+    assert [i.path.name for i in image_formats.make([image], ["vmdk", "img"])] == [
         "x-combined-efi.vmdk", "x-combined-efi.img.gz",
     ]  # fmt: skip
-    (only,) = diskformats.make([image], ["qcow2"])
+    (only,) = image_formats.make([image], ["qcow2"])
     assert (only.format, only.kind, only.filesystem) == ("qcow2", "combined-efi", "squashfs")
     assert sorted(p.name for p in tmp_path.iterdir()) == [
         "x-combined-efi.img.gz", "x-combined-efi.qcow2", "x-combined-efi.vmdk",
     ]  # fmt: skip
-    assert diskformats.make([image], ["img"]) == (image,)
+    assert image_formats.make([image], ["img"]) == (image,)
 
 
 def test_firmware_files_are_kept_as_they_are(tmp_path: Path) -> None:
     files = [BuiltImage(tmp_path / f"{kind}.bin", kind, "squashfs", "", None) for kind in ("sysupgrade", "factory")]
-    assert diskformats.make(files, ["img"]) == tuple(files)
+    assert image_formats.make(files, ["img"]) == tuple(files)
 
 
 @pytest.mark.parametrize("name", FORMATS)
 def test_qemu_finds_a_whole_disk_of_full_mib_in_it(name: str, tmp_path: Path) -> None:
-    (made,) = diskformats.make([built(tmp_path)], [name])
+    (made,) = image_formats.make([built(tmp_path)], [name])
     said = json.loads(process.run(["qemu-img", "info", "--output=json", made.path], timeout_s=30).stdout)
     assert (said["format"], said["virtual-size"]) == (name, 6 * MIB)
     assert made.disk is not None
@@ -122,7 +128,7 @@ def test_qemu_finds_a_whole_disk_of_full_mib_in_it(name: str, tmp_path: Path) ->
 
 
 def test_a_vmdk_is_one_that_esxi_imports(tmp_path: Path) -> None:
-    (made,) = diskformats.make([built(tmp_path)], ["vmdk"])
+    (made,) = image_formats.make([built(tmp_path)], ["vmdk"])
     head = made.path.read_bytes()[: 21 * 512]
     assert struct.unpack_from("<I", head, 4) == (3,)  # version 1 is "too old" for ESXi
     text = head[512:].split(b"\0")[0].decode()
@@ -133,13 +139,13 @@ def test_a_vmdk_is_one_that_esxi_imports(tmp_path: Path) -> None:
 
 
 def test_a_content_id_without_leading_zeros_changes_no_byte_beside_it(tmp_path: Path) -> None:
-    (made,) = diskformats.make([built(tmp_path)], ["vmdk"])
+    (made,) = image_formats.make([built(tmp_path)], ["vmdk"])
     whole = made.path.read_bytes()
     short = re.sub(rb"\nCID=[0-9a-f]+\n", b"\nCID=1a2b3c\n", whole[512 : 21 * 512], count=1)[: 20 * 512]
     made.path.write_bytes(whole[:512] + short.ljust(20 * 512, b"\0") + whole[21 * 512 :])
     with made.path.open("r+b") as file:
         identity = hashlib.sha256(f"vmdk {built(tmp_path / 'again').sha256}".encode()).digest()[:16]
-        diskformats._IDENTIFY["vmdk"](file, uuid.UUID(bytes=identity, version=4))
+        image_formats._IDENTIFY["vmdk"](file, uuid.UUID(bytes=identity, version=4))
     assert made.path.read_bytes() == whole
 
 
@@ -154,14 +160,14 @@ def identity_of(path: Path, name: str) -> bytes:
 
 @pytest.mark.parametrize("name", ["vmdk", "vdi", "vhdx"])
 def test_other_disks_have_other_identities(name: str, tmp_path: Path) -> None:
-    (one,) = diskformats.make([built(tmp_path / "one")], [name])
-    (two,) = diskformats.make([built(tmp_path / "two", disk()[:-1] + b"!")], [name])
+    (one,) = image_formats.make([built(tmp_path / "one")], [name])
+    (two,) = image_formats.make([built(tmp_path / "two", disk()[:-1] + b"!")], [name])
     assert identity_of(one.path, name) != identity_of(two.path, name)
 
 
 def test_both_headers_of_a_vhdx_have_right_checksums_and_the_log_is_empty(tmp_path: Path) -> None:
-    assert diskformats.crc32c(b"123456789") == 0xE3069283  # the check value of CRC-32C
-    (made,) = diskformats.make([built(tmp_path)], ["vhdx"])
+    assert image_formats.crc32c(b"123456789") == 0xE3069283  # the check value of CRC-32C
+    (made,) = image_formats.make([built(tmp_path)], ["vhdx"])
     data = made.path.read_bytes()
     assert data[8:20].decode("utf-16-le") == "ndakit"
     numbers = set()
@@ -169,7 +175,7 @@ def test_both_headers_of_a_vhdx_have_right_checksums_and_the_log_is_empty(tmp_pa
         header = bytearray(data[place : place + 4096])
         (said,) = struct.unpack_from("<I", header, 4)
         header[4:8] = bytes(4)
-        assert diskformats.crc32c(header) == said
+        assert image_formats.crc32c(header) == said
         numbers.add(struct.unpack_from("<Q", header, 8)[0])
         log_bytes, log_at = struct.unpack_from("<IQ", header, 68)
         assert not any(data[log_at : log_at + log_bytes])
@@ -181,9 +187,9 @@ def test_a_disk_that_holds_something_else_is_refused(tmp_path: Path, monkeypatch
         file.seek(-5, os.SEEK_END)
         file.write(b"wrong")
 
-    monkeypatch.setitem(diskformats._IDENTIFY, "vdi", spoil)
+    monkeypatch.setitem(image_formats._IDENTIFY, "vdi", spoil)
     with pytest.raises(DiskImageBroken, match="does not hold what the raw image holds"):
-        diskformats.make([built(tmp_path)], ["vdi"])
+        image_formats.make([built(tmp_path)], ["vdi"])
 
 
 @pytest.mark.parametrize("name", FORMATS)
@@ -191,7 +197,7 @@ def test_what_is_no_disk_of_the_format_gets_no_identity(name: str, tmp_path: Pat
     path = tmp_path / "file"
     path.write_bytes(b"something else".ljust(300 * 1024, b"\0"))
     with path.open("r+b") as file, pytest.raises(DiskImageBroken, match="qemu-img made"):
-        diskformats._IDENTIFY[name](file, uuid.UUID(int=0, version=4))
+        image_formats._IDENTIFY[name](file, uuid.UUID(int=0, version=4))
 
 
 def tool(folder: Path, text: str) -> None:
@@ -205,7 +211,7 @@ def test_a_full_disk_is_called_one_and_nothing_raw_is_left(tmp_path: Path, monke
     tool(tmp_path / "bin", "echo 'qemu-img: error while writing: No space left on device' >&2; exit 1")
     monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}:{os.environ['PATH']}")
     with pytest.raises(DiskFull):
-        diskformats.make([built(tmp_path / "out")], ["qcow2"])
+        image_formats.make([built(tmp_path / "out")], ["qcow2"])
     assert [p.name for p in (tmp_path / "out").iterdir()] == ["x-combined-efi.img.gz"]
 
 
@@ -213,14 +219,14 @@ def test_any_other_failure_shows_the_command(tmp_path: Path, monkeypatch: pytest
     tool(tmp_path / "bin", "echo 'Unknown option' >&2; exit 1")
     monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}:{os.environ['PATH']}")
     with pytest.raises(process.ProcessFailed, match="Unknown option"):
-        diskformats.make([built(tmp_path / "out")], ["vdi"])
+        image_formats.make([built(tmp_path / "out")], ["vdi"])
 
 
 def test_without_qemu_img_a_build_of_such_disks_does_not_begin(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(process, "find", lambda _: None)
-    diskformats.require(["img", "rootfs"])
+    image_formats.require(["img", "rootfs"])
     with pytest.raises(process.ToolMissing) as caught:
-        diskformats.require(["img", "vdi"])
+        image_formats.require(["img", "vdi"])
     assert caught.value.package == "qemu-utils"
 
 
@@ -230,7 +236,7 @@ def test_without_qemu_img_a_build_of_such_disks_does_not_begin(monkeypatch: pyte
 def test_a_long_run_of_zeros_is_unpacked_in_small_pieces(tmp_path: Path) -> None:
     path = tmp_path / "zeros.img.gz"
     path.write_bytes(gzip.compress(bytes(64 * MIB), 9) + gzip.compress(b"more") + b"metadata")
-    pieces = [len(piece) for piece in diskimage.unpacked(path)]
+    pieces = [len(piece) for piece in image_disk.unpacked(path)]
     assert sum(pieces) == 64 * MIB + 4
     assert max(pieces) <= MIB
 
@@ -246,12 +252,12 @@ def archive(path: Path, *names: str) -> Path:
 
 def test_a_root_file_system_archive_is_read_to_its_end(tmp_path: Path) -> None:
     whole = archive(tmp_path / "a.tar.gz", "./etc/openwrt_release", "./etc/banner")
-    assert diskimage.inspect_archive(whole) == 20_000
+    assert image_disk.inspect_archive(whole) == 20_000
     whole.write_bytes(whole.read_bytes()[:12_000])
     with pytest.raises(DiskImageBroken, match="no whole archive"):
-        diskimage.inspect_archive(whole)
+        image_disk.inspect_archive(whole)
     with pytest.raises(DiskImageBroken, match="no /etc/openwrt_release"):
-        diskimage.inspect_archive(archive(tmp_path / "b.tar.gz", "./etc/banner"))
+        image_disk.inspect_archive(archive(tmp_path / "b.tar.gz", "./etc/banner"))
 
 
 # -- through the pipeline ----------------------------------------------------------------------------------------------
@@ -262,7 +268,7 @@ def build(root: Path, formats: str, monkeypatch: pytest.MonkeyPatch) -> Artifact
     text = PROFILE.replace("{rootfs_mib: 64}", f"{{rootfs_mib: 64, formats: {formats}}}")
     workspace = Workspace.at(workspace_folder(root / "ws", text))
     loaded = load.load(workspace, "bakery")
-    builder = builders.OpenWrtBuilder(fake(root / "ib"))
+    builder = sources.OpenWrtBuilder(fake(root / "ib"))
     (made,) = pipeline.build(workspace, loaded, ["lb1"], builder)
     return made.artifact
 
@@ -274,7 +280,7 @@ def test_only_the_wanted_files_are_kept_and_recorded(tmp_path: Path, monkeypatch
     assert not list(made.folder.glob("*.img*"))
     assert made.verify() == []
     assert re.fullmatch(r"\d+\.\d+.*", made.record.tools["qemu-img"])
-    assert made.record.inputs["disks"] == {name: diskformats.OPTIONS[name] for name in ("vhdx", "qcow2")}
+    assert made.record.inputs["disks"] == {name: image_formats.OPTIONS[name] for name in ("vhdx", "qcow2")}
     assert all(stat.S_IMODE(p.stat().st_mode) == 0o644 for p in made.folder.iterdir())
 
 
@@ -289,8 +295,8 @@ def test_the_lab_says_why_it_makes_no_images_of_32_bits(tmp_path: Path) -> None:
     text = PROFILE.replace("release:", "device: x86\nrelease:")
     workspace = Workspace.at(workspace_folder(tmp_path / "ws", text))
     loaded = load.load(workspace, "bakery")
-    with pytest.raises(builders.LabUnavailable, match="Debian has no kernel of 32 bits any more") as caught:
-        pipeline.build(workspace, loaded, ["lb1"], builders.choose("lab", None, workspace, loaded.profile))
+    with pytest.raises(sources.LabUnavailable, match="Debian has no kernel of 32 bits any more") as caught:
+        pipeline.build(workspace, loaded, ["lb1"], sources.choose("lab", None, workspace, loaded.profile))
     assert "--builder openwrt" in caught.value.fix
 
 
@@ -300,7 +306,7 @@ def test_another_format_makes_an_image_stale_and_is_named(tmp_path: Path, monkey
     profile = tmp_path / "ws/profiles/bakery.yaml"
     profile.write_text(profile.read_text().replace("formats: img", "formats: [img, vdi]"))
     loaded = load.load(workspace, "bakery")
-    plan = pipeline.plan(workspace, loaded, "lb1", builders.OpenWrtBuilder(tmp_path / "ib"))
+    plan = pipeline.plan(workspace, loaded, "lb1", sources.OpenWrtBuilder(tmp_path / "ib"))
     assert "image.formats: img → img vdi" in plan.reasons
 
 
@@ -309,7 +315,7 @@ def test_instructions_that_would_read_differently_make_an_image_stale(
 ) -> None:
     build(tmp_path, "img", monkeypatch)
     workspace = Workspace.at(tmp_path / "ws")
-    builder = builders.OpenWrtBuilder(tmp_path / "ib")
+    builder = sources.OpenWrtBuilder(tmp_path / "ib")
     assert pipeline.plan(workspace, load.load(workspace, "bakery"), "lb1", builder).up_to_date
     own = tmp_path / "ws/templates/beside/FLASH.md.j2"
     own.parent.mkdir(parents=True)
@@ -337,7 +343,7 @@ def test_the_first_disk_is_booted_on_its_platforms_controller(
     loaded = load.load(Workspace.at(workspace_folder(tmp_path / "ws", text)), "bakery")
     files = tuple(ImageFile(f"x.{f}", "k", "f", 1, "", None if f == "rootfs" else 1, format=f) for f in formats)
     nodes = {node: Artifact(tmp_path, _record(files)) for node in ("lb1", "lb2")}
-    first, last = booting.boot_images(loaded.profile, nodes).values()
+    first, last = boot.boot_images(loaded.profile, nodes).values()
     assert (first.format, first.bus, first.path.suffix) == (
         format_,
         bus,
@@ -353,7 +359,7 @@ def test_the_last_node_is_booted_by_efi_if_its_machine_has_the_same_bits(
     text = PROFILE.replace("image: {rootfs_mib: 64}", f"device: {device}\nimage: {{formats: [qcow2]}}")
     loaded = load.load(Workspace.at(workspace_folder(tmp_path / "ws", text)), "bakery")
     built = Artifact(tmp_path, _record((ImageFile("x.qcow2", "k", "f", 1, "", 1, format="qcow2"),)))
-    (image,) = booting.boot_images(loaded.profile, {"lb2": built}).values()
+    (image,) = boot.boot_images(loaded.profile, {"lb2": built}).values()
     assert (image.firmware, image.format) == (firmware, "qcow2")
 
 

@@ -16,12 +16,15 @@ from typing import Literal
 import pytest
 
 from imagebuilder_fakes import PROFILE
-from ndakit import accelerator, builders, load, pipeline
-from ndakit.artifacts import Artifact
-from ndakit.deadline import Deadline
-from ndakit.vm import Vm, launch
-from ndakit.vmspec import Bus, Disk, DiskFormat, Nic, VmSpec
-from ndakit.workspace import Workspace, cache
+from ndakit.build import pipeline
+from ndakit.core.deadline import Deadline
+from ndakit.core.workspace import Workspace, cache
+from ndakit.image.artifacts import Artifact
+from ndakit.imagebuilder import sources
+from ndakit.load import load
+from ndakit.machine import accelerator
+from ndakit.machine.spec import Bus, Disk, DiskFormat, Nic, VmSpec
+from ndakit.machine.vm import Vm, launch
 
 pytestmark = pytest.mark.vm
 
@@ -36,7 +39,7 @@ def build(folder: Path, image: str) -> Artifact:
     (folder / "profiles/bakery.yaml").write_text(text)
     workspace = Workspace.at(folder)
     loaded = load.load(workspace, "bakery")
-    (made,) = pipeline.build(workspace, loaded, ["lb1"], builders.choose("lab", None, workspace, loaded.profile))
+    (made,) = pipeline.build(workspace, loaded, ["lb1"], sources.choose("lab", None, workspace, loaded.profile))
     assert made.artifact.verify() == []
     return made.artifact
 

@@ -7,9 +7,9 @@ from ipaddress import IPv4Address, IPv6Address, ip_address
 
 import pytest
 
-from ndakit.bench_topologies import CLIENTS, chart
-from ndakit.claims.holders import ASKED_EVERY_S, longest_double_s
-from ndakit.frames import ARP, IPV6, announced, arp_answer, decode_segment, ethertype_at, is_taken
+from ndakit.cli.bench.topologies import CLIENTS, chart
+from ndakit.lab.frames import ARP, IPV6, announced, arp_answer, decode_segment, ethertype_at, is_taken
+from ndakit.verify.claims.holders import ASKED_EVERY_S, longest_double_s
 
 MACS = bytes.fromhex("525400000001525400000002")
 

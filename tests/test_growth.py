@@ -14,14 +14,14 @@ from pathlib import Path
 
 import pytest
 
-from ndakit import load
-from ndakit.errors import NdakitError
-from ndakit.lint import lint
-from ndakit.mistakes import guess
+from ndakit.core.errors import NdakitError
+from ndakit.core.mistakes import guess
+from ndakit.core.workspace import Workspace
+from ndakit.lint.lint import lint
+from ndakit.load import load
 from ndakit.model import Profile
-from ndakit.render import Tree, render
-from ndakit.servers import servers
-from ndakit.workspace import Workspace
+from ndakit.render.render import Tree, render
+from ndakit.render.servers import servers
 
 SIZE, TIMES, RUNS = 50, 4, 2
 """The small size is over in a moment, so that it is run several times."""

@@ -13,17 +13,18 @@ import pytest
 import yaml
 
 import goldens
-from ndakit.claims import all_claims
-from ndakit.claims.firewall import _fits, denied, let_through, own_ports
-from ndakit.claims.handover import connections, handed_over
-from ndakit.lab_network import LabNetwork
-from ndakit.lab_people import LabLacks
-from ndakit.lab_plan import plan
-from ndakit.model import Profile, checks
-from ndakit.render import render
-from ndakit.view import NodeView
-from ndakit.view_firewall import firewall
-from ndakit.view_pair import PairView, pair
+from ndakit.lab.clients import LabLacks
+from ndakit.lab.network import LabNetwork
+from ndakit.lab.plan import plan
+from ndakit.model import Profile
+from ndakit.model import rules as model_rules
+from ndakit.render.firewall import firewall
+from ndakit.render.node import NodeView
+from ndakit.render.pair import PairView, pair
+from ndakit.render.render import render
+from ndakit.verify.claims import all_claims
+from ndakit.verify.claims.connection_sync import connections, handed_over
+from ndakit.verify.claims.firewall import _fits, denied, let_through, own_ports
 
 BASE = goldens.PROFILES["handover"].read_text()
 
@@ -49,7 +50,7 @@ def text(found: Profile, path: str, node: str = "lb1") -> str:
 
 
 def test_the_full_example_gives_no_finding() -> None:
-    assert list(checks.findings(profile())) == []
+    assert list(model_rules.findings(profile())) == []
 
 
 def test_nodes_name_each_other() -> None:

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from ndakit.claims import handover
+from ndakit.verify.claims import connection_sync
 from pairs import Pair, new_key, running
 
 pytestmark = [pytest.mark.vm, pytest.mark.alone]
@@ -121,7 +121,7 @@ table inet deaf {
 
 def test_what_the_next_master_was_not_told_is_lost(pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
     lab = pair.lab
-    monkeypatch.setattr(handover, "RETRANSMIT_S", 1.0)  # nothing will come, so why wait for it
+    monkeypatch.setattr(connection_sync, "RETRANSMIT_S", 1.0)  # nothing will come, so why wait for it
     # HAProxy starts anew, so that it knows nothing of before.
     lab.run("lb2", f"/etc/init.d/conntrackd stop; echo '{DEAF}' | nft -f -; /etc/init.d/haproxy restart")
     lab.settle()

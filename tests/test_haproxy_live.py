@@ -11,11 +11,11 @@ import pytest
 
 import goldens
 from haproxy_live import attempt
-from ndakit.claimed_headers import CLAIMS, ClaimGroup
-from ndakit.claims.shares import at_once_errors, share_errors
-from ndakit.lab_people import LoadResult
+from ndakit.lab.clients import LoadResult
 from ndakit.model import Profile
-from ndakit.render import render
+from ndakit.render.claimed_headers import CLAIMS, ClaimGroup
+from ndakit.render.render import render
+from ndakit.verify.claims.shares import at_once_errors, share_errors
 
 ACCESS = (
     "access: {ssh_keys: {me: ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIAABAgMEBQYHCAkKCwwNDg8QERITFBUWFxgZGhscHR4f me}, "

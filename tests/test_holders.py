@@ -13,11 +13,11 @@ from typing import cast
 
 import pytest
 
-from ndakit.claims.faults import DOUBLE_S, twice
-from ndakit.claims.holders import ASKED_EVERY_S, Holders
-from ndakit.frames import ARP, IPV6, ethertype_at
-from ndakit.lab_network import LabNetwork
-from ndakit.switch import Switch
+from ndakit.lab.frames import ARP, IPV6, ethertype_at
+from ndakit.lab.network import LabNetwork
+from ndakit.lab.switch import Switch
+from ndakit.verify.claims.faults import DOUBLE_S, twice
+from ndakit.verify.claims.holders import ASKED_EVERY_S, Holders
 from test_switch import Guest, mac
 
 V4, V6 = IPv4Address("192.0.2.10"), IPv6Address("2001:db8::10")

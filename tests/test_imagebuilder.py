@@ -10,9 +10,13 @@ from pathlib import Path
 import pytest
 
 from imagebuilder_fakes import driver, fake, request
-from ndakit import diskimage, ibdiagnose, ibparse, ibrequest, ibtree, process
-from ndakit.errors import NdakitError
-from ndakit.imagebuilder import (
+from ndakit.core import process
+from ndakit.core.errors import NdakitError
+from ndakit.core.release import Release
+from ndakit.image import disk
+from ndakit.imagebuilder import failures, output, working_copy
+from ndakit.imagebuilder import request as imagebuilder_request
+from ndakit.imagebuilder.imagebuilder import (
     ImageBuilder,
     ImageBuilderBroken,
     ImageBuilderMismatch,
@@ -20,17 +24,16 @@ from ndakit.imagebuilder import (
     OutputNotEmpty,
     ServiceUnknown,
 )
-from ndakit.release import Release
 
 
 def test_image_argv_names_everything_and_the_size_only_where_make_knows_it(tmp_path: Path) -> None:
     asked = dataclasses.replace(request(tmp_path), files=Path("/f"), disabled_services=("odhcpd", "cron"))
-    argv = ibrequest.image_argv(asked, Release.parse("24.10.8"), Path("/out"))
+    argv = imagebuilder_request.image_argv(asked, Release.parse("24.10.8"), Path("/out"))
     assert argv == [
         "make", "image", "PROFILE=generic", "PACKAGES=haproxy -ppp", "FILES=/f", "BIN_DIR=/out",
         "EXTRA_IMAGE_NAME=bakery-lb1", "DISABLED_SERVICES=cron odhcpd", "ROOTFS_PARTSIZE=64",
     ]  # fmt: skip
-    assert "ROOTFS_PARTSIZE=64" not in ibrequest.image_argv(asked, Release.parse("22.03.7"), Path("/out"))
+    assert "ROOTFS_PARTSIZE=64" not in imagebuilder_request.image_argv(asked, Release.parse("22.03.7"), Path("/out"))
 
 
 def test_packages_are_named_in_one_order_whatever_the_order_asked(tmp_path: Path) -> None:
@@ -53,7 +56,7 @@ def test_each_family_yields_the_one_image_asked_for_with_its_size(release: str, 
     built = builder.image(request(tmp_path, device=device, firmware="bios"), tmp_path / "out")
     assert [i.path.name for i in built.images] == [name]
     assert built.images[0].disk is not None
-    assert built.images[0].disk.root_capacity == 64 * diskimage.MIB
+    assert built.images[0].disk.root_capacity == 64 * disk.MIB
     assert built.packages["haproxy"] == "3.0.11-r1"
     assert "ppp" not in built.packages
     assert sorted(p.name for p in (tmp_path / "out").glob("*.img.gz")) == [name]
@@ -89,35 +92,35 @@ def test_the_folder_and_the_time_do_not_reach_the_image(tmp_path: Path) -> None:
 
 
 FAILURES: list[tuple[str, str, dict[str, object], type[NdakitError], str]] = [
-    ("24.10.8", "", {"add": ("hapoxy", "nosuch")}, ibdiagnose.PackagesMissing, "hapoxy, nosuch (for hapoxy there"),
-    ("25.12.5", "", {"add": ("hapoxy", "nosuch")}, ibdiagnose.PackagesMissing, "hapoxy, nosuch"),
-    ("24.10.8", "feeds-gone", {}, ibdiagnose.FeedsUnreachable, "openwrt_core/Packages.gz (no connection), and 1 more"),
-    ("25.12.5", "feeds-gone", {}, ibdiagnose.FeedsUnreachable, "(temporary error (try again later)), and 1 more"),
-    ("24.10.8", "", {"add": ("one", "other")}, ibdiagnose.PackagesConflict, "one conflicts with other"),
-    ("25.12.5", "", {"add": ("one", "other")}, ibdiagnose.PackagesConflict, "one conflicts with other"),
-    ("24.10.8", "", {"add": ("tcpdump", "tcpdump-mini")}, ibdiagnose.FilesClash, "/usr/bin/tcpdump is in tcpdump-mini"),
-    ("25.12.5", "", {"add": ("tcpdump", "tcpdump-mini")}, ibdiagnose.FilesClash, "/usr/bin/tcpdump is in tcpdump-mini"),
-    ("24.10.8", "", {"add": ("needy",)}, ibdiagnose.DependenciesMissing, "needy needs libgone"),
-    ("25.12.5", "", {"add": ("unsigned",)}, ibdiagnose.PackagesUntrusted, "unsigned-1-r1.apk"),
-    ("24.10.8", "", {"add": ("badscript",)}, ibdiagnose.InstallScriptFailed, "badscript"),
-    ("24.10.8", "", {"add": ("big",)}, ibdiagnose.RootTooSmall, "rootfs_mib: 192"),
-    ("24.10.8", "", {"add": ("big",), "filesystem": "ext4"}, ibdiagnose.RootTooSmall, "10604 more blocks"),
-    ("19.07.10", "", {"add": ("big",), "filesystem": "ext4"}, ibdiagnose.RootTooSmall, "more files"),
-    ("24.10.8", "prerequisites", {}, ibdiagnose.PrerequisitesMissing, "apt-get install gawk python3-setuptools"),
-    ("24.10.8", "too-big", {}, ibdiagnose.ImageTooBig, "5 more than"),
-    ("24.10.8", "disk-full", {}, ibdiagnose.DiskFull, "no space left"),
-    ("24.10.8", "full-installing", {}, ibdiagnose.DiskFull, "Couldn't close"),
-    ("24.10.8", "full-unnoticed", {}, ibdiagnose.DiskFull, "Couldn't close"),
-    ("24.10.8", "", {"add": ("otherarch",)}, ibdiagnose.PackageFilesUnusable, "otherarch (another architecture)"),
-    ("24.10.8", "crash", {}, ibdiagnose.ImageBuilderFailed, "something new went wrong"),
+    ("24.10.8", "", {"add": ("hapoxy", "nosuch")}, failures.PackagesMissing, "hapoxy, nosuch (for hapoxy there"),
+    ("25.12.5", "", {"add": ("hapoxy", "nosuch")}, failures.PackagesMissing, "hapoxy, nosuch"),
+    ("24.10.8", "feeds-gone", {}, failures.FeedsUnreachable, "openwrt_core/Packages.gz (no connection), and 1 more"),
+    ("25.12.5", "feeds-gone", {}, failures.FeedsUnreachable, "(temporary error (try again later)), and 1 more"),
+    ("24.10.8", "", {"add": ("one", "other")}, failures.PackagesConflict, "one conflicts with other"),
+    ("25.12.5", "", {"add": ("one", "other")}, failures.PackagesConflict, "one conflicts with other"),
+    ("24.10.8", "", {"add": ("tcpdump", "tcpdump-mini")}, failures.FilesClash, "/usr/bin/tcpdump is in tcpdump-mini"),
+    ("25.12.5", "", {"add": ("tcpdump", "tcpdump-mini")}, failures.FilesClash, "/usr/bin/tcpdump is in tcpdump-mini"),
+    ("24.10.8", "", {"add": ("needy",)}, failures.DependenciesMissing, "needy needs libgone"),
+    ("25.12.5", "", {"add": ("unsigned",)}, failures.PackagesUntrusted, "unsigned-1-r1.apk"),
+    ("24.10.8", "", {"add": ("badscript",)}, failures.InstallScriptFailed, "badscript"),
+    ("24.10.8", "", {"add": ("big",)}, failures.RootTooSmall, "rootfs_mib: 192"),
+    ("24.10.8", "", {"add": ("big",), "filesystem": "ext4"}, failures.RootTooSmall, "10604 more blocks"),
+    ("19.07.10", "", {"add": ("big",), "filesystem": "ext4"}, failures.RootTooSmall, "more files"),
+    ("24.10.8", "prerequisites", {}, failures.PrerequisitesMissing, "apt-get install gawk python3-setuptools"),
+    ("24.10.8", "too-big", {}, failures.ImageTooBig, "5 more than"),
+    ("24.10.8", "disk-full", {}, failures.DiskFull, "no space left"),
+    ("24.10.8", "full-installing", {}, failures.DiskFull, "Couldn't close"),
+    ("24.10.8", "full-unnoticed", {}, failures.DiskFull, "Couldn't close"),
+    ("24.10.8", "", {"add": ("otherarch",)}, failures.PackageFilesUnusable, "otherarch (another architecture)"),
+    ("24.10.8", "crash", {}, failures.ImageBuilderFailed, "something new went wrong"),
     ("24.10.8", "vanished", {}, ImageMissing, "no squashfs combined image"),
     ("24.10.8", "empty", {}, ImageMissing, "ended without an error"),
     ("19.07.10", "vanished", {}, ImageMissing, "ended without an error"),
-    ("24.10.8", "truncated", {}, diskimage.DiskImageBroken, "cut off in the middle"),
-    ("24.10.8", "altered", {}, diskimage.DiskImageBroken, "not the one in profiles.json"),
-    ("24.10.8", "ignores-size", {}, diskimage.DiskImageBroken, "104 MiB instead of 64"),
+    ("24.10.8", "truncated", {}, disk.DiskImageBroken, "cut off in the middle"),
+    ("24.10.8", "altered", {}, disk.DiskImageBroken, "not the one in profiles.json"),
+    ("24.10.8", "ignores-size", {}, disk.DiskImageBroken, "104 MiB instead of 64"),
     ("24.10.8", "no-devices", {}, ImageBuilderBroken, "lists 0 devices"),
-    ("24.10.8", "", {"device": "gneric"}, ibdiagnose.DeviceUnknown, "write <target>:generic"),
+    ("24.10.8", "", {"device": "gneric"}, failures.DeviceUnknown, "write <target>:generic"),
     ("24.10.8", "", {"target": "x86/generic"}, ImageBuilderMismatch, "is for target x86/64"),
     ("24.10.8", "", {"disabled_services": ("odhcpd",)}, ServiceUnknown, "odhcpd"),
 ]  # fmt: skip
@@ -144,8 +147,8 @@ OLD_CHECK = (
 @pytest.mark.parametrize("installed", [True, False])
 def test_a_compiler_that_is_too_new_is_not_asked_for_again(installed: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(process, "find", lambda name: Path("/usr/bin", name) if installed else None)
-    found = ibdiagnose.diagnose(OLD_CHECK, ibdiagnose.Context("log", "Generic", ("Generic",), 64, tuple))
-    assert isinstance(found, ibdiagnose.PrerequisitesMissing)
+    found = failures.diagnose(OLD_CHECK, failures.Context("log", "Generic", ("Generic",), 64, tuple))
+    assert isinstance(found, failures.PrerequisitesMissing)
     if installed:
         assert "needs gcc and g++ of a version from 4.8 to 10, and those of this machine are newer" in found.text()
         assert "use release 19.07.8 or later" in found.text()
@@ -157,8 +160,8 @@ def test_a_compiler_that_is_too_new_is_not_asked_for_again(installed: bool, monk
 
 def test_an_unknown_device_is_named_even_if_make_is_the_one_to_notice() -> None:
     text = 'Profile "gneric" does not exist!\nUse "make info" to get a list of available profile names.\n'
-    context = ibdiagnose.Context("log", "gneric", ("generic",), 64, tuple)
-    assert isinstance(ibdiagnose.diagnose(text, context), ibdiagnose.DeviceUnknown)
+    context = failures.Context("log", "gneric", ("generic",), 64, tuple)
+    assert isinstance(failures.diagnose(text, context), failures.DeviceUnknown)
 
 
 FIRST, SECOND = "https://downloads.openwrt.org/releases/23.05.2/packages/Packages.gz", "mirror.example/base/Packages.gz"
@@ -204,14 +207,14 @@ UNTRUSTED = APK.replace("network error (check firewall)", "UNTRUSTED signature")
     ],
 )  # fmt: skip
 def test_a_list_that_failed_to_load_is_said_first(text: str, starts: str, ends: str) -> None:
-    found = ibdiagnose.diagnose(text, ibdiagnose.Context("log", "generic", ("generic",), 64, tuple))
-    assert isinstance(found, ibdiagnose.FeedsUnreachable)
+    found = failures.diagnose(text, failures.Context("log", "generic", ("generic",), 64, tuple))
+    assert isinstance(found, failures.FeedsUnreachable)
     assert found.what.startswith(starts)
     assert found.what.endswith(ends)
     assert "network and proxy" in found.fix
     assert found.exit_code == 3
     assert "hush" not in found.text()
-    offline = ibdiagnose.diagnose(text, ibdiagnose.Context("log", "generic", ("generic",), 64, tuple, (), True))
+    offline = failures.diagnose(text, failures.Context("log", "generic", ("generic",), 64, tuple, (), True))
     assert offline is not None
     assert offline.what.startswith("with --offline nothing is downloaded")
     assert "build once without --offline" in offline.fix
@@ -220,19 +223,19 @@ def test_a_list_that_failed_to_load_is_said_first(text: str, starts: str, ends: 
 @pytest.mark.parametrize(
     ("text", "kind"),
     [
-        (LIBGCC, ibdiagnose.DependenciesMissing), (UNTRUSTED, ibdiagnose.PackagesUntrusted),
-        ("Signature check failed.\nRemove wrong Signature file.\n" + LIBGCC, ibdiagnose.PackagesUntrusted),
-        (OPKG + "x: No space left on device\n" + LIBGCC, ibdiagnose.DiskFull),
-        (OPKG + "Image file x.bin is too big: 10 > 5\n", ibdiagnose.ImageTooBig),
+        (LIBGCC, failures.DependenciesMissing), (UNTRUSTED, failures.PackagesUntrusted),
+        ("Signature check failed.\nRemove wrong Signature file.\n" + LIBGCC, failures.PackagesUntrusted),
+        (OPKG + "x: No space left on device\n" + LIBGCC, failures.DiskFull),
+        (OPKG + "Image file x.bin is too big: 10 > 5\n", failures.ImageTooBig),
     ],
 )  # fmt: skip
 def test_what_has_another_cause_is_not_blamed_on_the_network(text: str, kind: type[NdakitError]) -> None:
-    found = ibdiagnose.diagnose(text, ibdiagnose.Context("log", "generic", ("generic",), 64, tuple))
+    found = failures.diagnose(text, failures.Context("log", "generic", ("generic",), 64, tuple))
     assert type(found) is kind
 
 
 def test_output_that_tells_of_nothing_known_is_not_guessed_at() -> None:
-    assert ibdiagnose.diagnose("all is well\n", ibdiagnose.Context("log", "d", (), 64, tuple)) is None
+    assert failures.diagnose("all is well\n", failures.Context("log", "d", (), 64, tuple)) is None
 
 
 def test_a_release_that_the_folder_is_not_for_is_refused_before_make_runs(tmp_path: Path) -> None:
@@ -259,14 +262,14 @@ def test_stale_files_in_the_output_folder_are_refused(tmp_path: Path) -> None:
 
 
 def test_efi_for_a_release_without_it_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ibrequest.EfiUnavailable, match="firmware: bios"):
+    with pytest.raises(imagebuilder_request.EfiUnavailable, match="firmware: bios"):
         driver(tmp_path, "19.07.10").image(request(tmp_path, device="Generic"), tmp_path / "out")
 
 
 def test_a_file_system_that_the_target_does_not_make_is_refused(tmp_path: Path) -> None:
     builder = driver(tmp_path)
     (builder.root / ".config").write_text("CONFIG_TARGET_ROOTFS_SQUASHFS=y\nCONFIG_USES_SQUASHFS=y\n")
-    with pytest.raises(ibrequest.FilesystemUnavailable, match="filesystem: squashfs"):
+    with pytest.raises(imagebuilder_request.FilesystemUnavailable, match="filesystem: squashfs"):
         builder.image(request(tmp_path, filesystem="ext4"), tmp_path / "out")
 
 
@@ -274,7 +277,7 @@ def test_missing_and_empty_files_are_errors_not_an_image_without_them(tmp_path: 
     (tmp_path / "empty").mkdir()
     builder = driver(tmp_path)
     for folder, text in ((tmp_path / "nowhere", "does not exist"), (tmp_path / "empty", "is empty")):
-        with pytest.raises(ibrequest.FilesMissing, match=text):
+        with pytest.raises(imagebuilder_request.FilesMissing, match=text):
             builder.image(request(tmp_path, files=folder), tmp_path / "out")
 
 
@@ -283,20 +286,20 @@ def test_files_that_the_imagebuilder_drops_silently_are_errors(tmp_path: Path) -
     for name in ("tmp/x", "boot/y", "etc/.git/z", "etc/.#lock"):
         (asked.files / name).parent.mkdir(parents=True, exist_ok=True)
         (asked.files / name).write_text("x")
-    with pytest.raises(ibrequest.FilesDropped) as caught:
-        ibrequest.check_files(asked.files)
+    with pytest.raises(imagebuilder_request.FilesDropped) as caught:
+        imagebuilder_request.check_files(asked.files)
     for name in ("/tmp/x", "/boot/y", "/etc/.git/z", "/etc/.#lock"):
         assert name in caught.value.what
 
 
 @pytest.mark.parametrize("name", ["with space", "a:b", "a'b", "a$b", "a#b"])
 def test_a_path_that_make_cannot_work_in_is_refused_with_the_reason(name: str, tmp_path: Path) -> None:
-    with pytest.raises(ibrequest.PathUnusable):
-        ibrequest.usable_path(tmp_path / name)
+    with pytest.raises(imagebuilder_request.PathUnusable):
+        imagebuilder_request.usable_path(tmp_path / name)
 
 
 def test_an_ordinary_path_is_usable() -> None:
-    assert ibrequest.usable_path(Path("/home/müller/a-b_c.d+e,f@g/1")) is not None
+    assert imagebuilder_request.usable_path(Path("/home/müller/a-b_c.d+e,f@g/1")) is not None
 
 
 def test_a_package_that_stays_in_spite_of_its_removal_is_warned_of(tmp_path: Path) -> None:
@@ -321,8 +324,8 @@ def test_a_service_that_cannot_be_looked_for_is_warned_of(tmp_path: Path) -> Non
 
 def test_what_the_labs_imagebuilder_lacks_is_passed_on_in_its_own_words() -> None:
     text = "Building\nerror: no Debian mirror\n  where: apt's sources\n  fix:   add one\nmake: *** Error 3\n"
-    found = ibdiagnose.diagnose(text, ibdiagnose.Context("log", "d", (), 64, tuple))
-    assert isinstance(found, ibdiagnose.MachineLacking)
+    found = failures.diagnose(text, failures.Context("log", "d", (), 64, tuple))
+    assert isinstance(found, failures.MachineLacking)
     assert (found.what, found.where, found.fix, found.exit_code) == ("no Debian mirror", "apt's sources", "add one", 3)
 
 
@@ -331,7 +334,7 @@ def test_manifest_lists_versions_and_makes_no_image(tmp_path: Path) -> None:
     found = builder.manifest("generic", ["haproxy"], ["ppp"])
     assert found["haproxy"] == "3.0.11-r1"
     assert "ppp" not in found
-    with pytest.raises(ibdiagnose.PackagesMissing):
+    with pytest.raises(failures.PackagesMissing):
         builder.manifest("generic", ["nosuch"])
 
 
@@ -349,7 +352,7 @@ def test_info_reads_devices_titles_and_packages() -> None:
         "8dev_carambola2:\n    8devices Carambola2\n    Packages: kmod-usb2\n    hasImageMetadata: 1\n"
         "    SupportedDevices: 8dev,carambola2 carambola2\nplain:\n    Packages:\n    hasImageMetadata:\n"
     )
-    found = ibparse.info(text)
+    found = output.info(text)
     assert found.target == "ath79/generic"
     assert found.default_packages == ("a", "b")
     assert found.devices["8dev_carambola2"].title == "8devices Carambola2"
@@ -358,20 +361,20 @@ def test_info_reads_devices_titles_and_packages() -> None:
 
 
 def test_manifests_of_both_package_managers_are_read() -> None:
-    assert ibparse.manifest("haproxy - 3.0-r1\nnoise: x\n") == {"haproxy": "3.0-r1"}
-    assert ibparse.manifest("haproxy 3.0-r1\n") == {"haproxy": "3.0-r1"}
+    assert output.manifest("haproxy - 3.0-r1\nnoise: x\n") == {"haproxy": "3.0-r1"}
+    assert output.manifest("haproxy 3.0-r1\n") == {"haproxy": "3.0-r1"}
 
 
 def test_package_lists_of_both_package_managers_are_read() -> None:
-    assert ibparse.package_names("ip-full - 6.1-1 - 2000 - x\n") == ("ip-full",)
-    assert ibparse.package_names("ip-full-6.15.0-r1 x86_64 {feeds}\n") == ("ip-full",)
+    assert output.package_names("ip-full - 6.1-1 - 2000 - x\n") == ("ip-full",)
+    assert output.package_names("ip-full-6.15.0-r1 x86_64 {feeds}\n") == ("ip-full",)
 
 
 def test_set_knobs_changes_in_place_appends_and_leaves_no_second_assignment() -> None:
     text = 'A=1\nCONFIG_X=y\n# CONFIG_Y is not set\nCONFIG_T="5"\nCONFIG_X=m\n'
-    changed = ibparse.set_knobs(text, {"CONFIG_X": False, "CONFIG_Y": True, "CONFIG_T": "1", "CONFIG_N": 7})
+    changed = output.set_knobs(text, {"CONFIG_X": False, "CONFIG_Y": True, "CONFIG_T": "1", "CONFIG_N": 7})
     assert changed == 'A=1\n# CONFIG_X is not set\nCONFIG_Y=y\nCONFIG_T="1"\nCONFIG_N=7\n'
-    assert ibparse.knobs(changed) == {"CONFIG_Y": "y", "CONFIG_T": "1", "CONFIG_N": "7"}
+    assert output.knobs(changed) == {"CONFIG_Y": "y", "CONFIG_T": "1", "CONFIG_N": "7"}
 
 
 def test_the_private_copy_shares_packages_only_and_leaves_out_leftovers(tmp_path: Path) -> None:
@@ -381,7 +384,7 @@ def test_the_private_copy_shares_packages_only_and_leaves_out_leftovers(tmp_path
         (source / name).write_text("left by an earlier run")
     (source / "link").symlink_to("Makefile")
     (source / "fake.py").chmod(0o755)
-    ibtree.private_copy(source, tmp_path / "copy")
+    working_copy.private_copy(source, tmp_path / "copy")
     copy = tmp_path / "copy"
     found = {p.relative_to(copy).as_posix() for p in copy.rglob("*") if not p.is_dir() or p.is_symlink()}
     assert found == {
@@ -399,29 +402,29 @@ def test_the_private_copy_works_where_links_are_not_possible(tmp_path: Path, mon
     def refused(*_: object) -> None:
         raise OSError(errno.EXDEV, "Invalid cross-device link")
 
-    monkeypatch.setattr("ndakit.ibtree.os.link", refused)
-    ibtree.private_copy(fake(tmp_path / "ib"), tmp_path / "copy")
+    monkeypatch.setattr("ndakit.imagebuilder.working_copy.os.link", refused)
+    working_copy.private_copy(fake(tmp_path / "ib"), tmp_path / "copy")
     assert (tmp_path / "copy/packages/kernel_1_all.ipk").read_bytes() == b"a package"
 
 
 def test_the_fingerprint_is_of_the_material_not_of_place_time_or_leftovers(tmp_path: Path) -> None:
     one = fake(tmp_path / "one")
-    first = ibtree.fingerprint(one)
+    first = working_copy.fingerprint(one)
     shutil.copytree(one, tmp_path / "two")
     (tmp_path / "two/tmp").mkdir()
     (tmp_path / "two/tmp/x").write_text("made by make")
     (tmp_path / "two/packages/Packages").write_text("an index")
-    assert ibtree.fingerprint(tmp_path / "two") == first
+    assert working_copy.fingerprint(tmp_path / "two") == first
     (tmp_path / "two/packages/new_1_all.ipk").write_text("a package more")
-    assert ibtree.fingerprint(tmp_path / "two") != first
+    assert working_copy.fingerprint(tmp_path / "two") != first
 
 
 @pytest.mark.parametrize("change", ["content", "mode", "link"])
 def test_the_fingerprint_notices_every_change_also_with_a_cache(change: str, tmp_path: Path) -> None:
     folder, cache = fake(tmp_path / "ib"), tmp_path / "cache.json"
     (folder / "link").symlink_to("a")
-    first = ibtree.fingerprint(folder, cache)
-    assert ibtree.fingerprint(folder, cache) == first
+    first = working_copy.fingerprint(folder, cache)
+    assert working_copy.fingerprint(folder, cache) == first
     if change == "content":
         (folder / "Makefile").write_text((folder / "Makefile").read_text().swapcase())
     elif change == "mode":
@@ -429,13 +432,13 @@ def test_the_fingerprint_notices_every_change_also_with_a_cache(change: str, tmp
     else:
         (folder / "link").unlink()
         (folder / "link").symlink_to("b")
-    assert ibtree.fingerprint(folder, cache) != first
+    assert working_copy.fingerprint(folder, cache) != first
 
 
 def test_a_damaged_fingerprint_cache_does_no_harm(tmp_path: Path) -> None:
     folder, cache = fake(tmp_path / "ib"), tmp_path / "cache.json"
     cache.write_text("{half")
-    assert ibtree.fingerprint(folder, cache) == ibtree.fingerprint(folder)
+    assert working_copy.fingerprint(folder, cache) == working_copy.fingerprint(folder)
 
 
 @pytest.mark.parametrize(
@@ -445,8 +448,8 @@ def test_a_damaged_fingerprint_cache_does_no_harm(tmp_path: Path) -> None:
 def test_what_is_no_disk_is_refused(content: bytes, text: str, tmp_path: Path) -> None:
     path = tmp_path / "x.img.gz"
     path.write_bytes(content)
-    with pytest.raises(diskimage.DiskImageBroken, match=text):
-        diskimage.inspect(path)
+    with pytest.raises(disk.DiskImageBroken, match=text):
+        disk.inspect(path)
 
 
 @pytest.mark.parametrize(("release", "file"), [("24.10.8", "mine_1-r1_all.ipk"), ("25.12.5", "mine-1-r1.apk")])
@@ -456,7 +459,7 @@ def test_a_package_file_that_cannot_be_read_is_named_instead_of_a_missing_packag
     builder = driver(tmp_path, release)
     for name in (file, f"mine-too{file[4:]}"):
         (builder.root / "packages" / name).write_bytes(b"half of it")
-    with pytest.raises(ibdiagnose.PackageFilesUnusable) as caught:
+    with pytest.raises(failures.PackageFilesUnusable) as caught:
         builder.image(request(tmp_path, add=("mine",)), tmp_path / "out")
     assert f"cannot be used: {file} (" in caught.value.what
 
@@ -466,7 +469,7 @@ def test_near_names_come_from_the_lists_on_disk_without_asking_the_servers_again
     (builder.root / "dl").mkdir()
     (builder.root / "dl/openwrt_packages").write_text("Package: hapoxie\nVersion: 1\n\nPackage: other\n")
     (builder.root / "dl/x_1_all.ipk").write_bytes(b"\x1f\x8b\nPackage: inside")
-    with pytest.raises(ibdiagnose.PackagesMissing, match="for hapoxy there is hapoxie"):
+    with pytest.raises(failures.PackagesMissing, match="for hapoxy there is hapoxie"):
         builder.image(request(tmp_path, add=("hapoxy",)), tmp_path / "out")
     assert "package_list" not in (tmp_path / "log").read_text()
     assert builder.package_names() == ("hapoxie", "other")
@@ -485,7 +488,7 @@ def test_a_file_system_without_capitals_is_not_mended_with_packages() -> None:
         "Build dependency: OpenWrt can only be built on a case-sensitive filesystem\n"
         "Prerequisite check failed. Use FORCE=1 to override.\n"
     )
-    found = ibdiagnose.diagnose(text, ibdiagnose.Context("log", "d", (), 64, tuple))
-    assert isinstance(found, ibdiagnose.PrerequisitesMissing)
+    found = failures.diagnose(text, failures.Context("log", "d", (), 64, tuple))
+    assert isinstance(found, failures.PrerequisitesMissing)
     assert "tells capitals from small letters" in found.what
     assert "apt-get" not in found.fix

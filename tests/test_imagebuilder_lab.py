@@ -10,9 +10,11 @@ from pathlib import Path
 import pytest
 
 from imagebuilder_fakes import PROFILE, workspace_folder
-from ndakit import builders, ibdiagnose, load, pipeline
-from ndakit.events import Event, Planned
-from ndakit.workspace import Workspace
+from ndakit.build import pipeline
+from ndakit.core.events import Event, Planned
+from ndakit.core.workspace import Workspace
+from ndakit.imagebuilder import failures, sources
+from ndakit.load import load
 
 pytestmark = pytest.mark.images
 
@@ -20,7 +22,7 @@ pytestmark = pytest.mark.images
 def build(root: Path, name: str, node: str, heard: list[Event] | None = None) -> pipeline.BuildResult:
     workspace = Workspace.at(root)
     loaded = load.load(workspace, name)
-    builder = builders.choose("lab", None, workspace, loaded.profile)
+    builder = sources.choose("lab", None, workspace, loaded.profile)
     (result,) = pipeline.build(workspace, loaded, [node], builder, (heard if heard is not None else []).append)
     return result
 
@@ -65,7 +67,7 @@ def rsa_key() -> str:
 @pytest.mark.parametrize("release", ["24.10.8", "25.12.5"])
 def test_an_unknown_package_is_named_with_what_comes_near_it(release: str, tmp_path: Path) -> None:
     text = PROFILE.replace("24.10.8", release).replace("rootfs_mib: 64", "packages: {tcpdmp: add, nosuch: add}")
-    with pytest.raises(ibdiagnose.PackagesMissing) as caught:
+    with pytest.raises(failures.PackagesMissing) as caught:
         build(workspace_folder(tmp_path / "ws", text), "bakery", "lb1")
     assert caught.value.missing == ("nosuch", "tcpdmp")
     assert "for tcpdmp there is tcpdump" in caught.value.what

@@ -17,12 +17,13 @@ from typing import Any
 import pytest
 
 from imagebuilder_fakes import driver, fake, request
-from ndakit import ibmemory, ibsteps, process
-from ndakit.ibmemory import Memory
-from ndakit.ibrequest import ImageRequest
-from ndakit.imagebuilder import Built, ImageBuilder
-from ndakit.release import Release
-from ndakit.workspace import file_sha256
+from ndakit.core import process
+from ndakit.core.release import Release
+from ndakit.core.workspace import file_sha256
+from ndakit.imagebuilder import cache, make_steps
+from ndakit.imagebuilder.cache import Memory
+from ndakit.imagebuilder.imagebuilder import Built, ImageBuilder
+from ndakit.imagebuilder.request import ImageRequest
 
 pytestmark = pytest.mark.images
 
@@ -202,7 +203,7 @@ def test_a_root_that_cannot_be_kept_costs_no_image(step: str, place: Place, monk
     def full(*_: object, **__: object) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(ibmemory, "file_sha256" if step == "tar" else "write_atomic", full)
+    monkeypatch.setattr(cache, "file_sha256" if step == "tar" else "write_atomic", full)
     assert place.build().images
     assert list((place.tmp / "kept").glob("*/*.json")) == []
     assert list((place.tmp / "kept").glob("*/.*")) == []
@@ -220,9 +221,9 @@ def test_a_cache_that_cannot_be_written_costs_no_image(place: Place) -> None:
     ("line", "age_s", "used"),
     [
         ("src/gz core https://example.org/core", 60, True),
-        ("src/gz core https://example.org/core", ibmemory.REMOTE_AGE_S + 60, False),
+        ("src/gz core https://example.org/core", cache.REMOTE_AGE_S + 60, False),
         ("src/gz core https://example.org/core", -3600, False),  # a clock that was wrong, then or now
-        ("# src/gz core https://example.org/core\nsrc imagebuilder file:packages", 10 * ibmemory.REMOTE_AGE_S, True),
+        ("# src/gz core https://example.org/core\nsrc imagebuilder file:packages", 10 * cache.REMOTE_AGE_S, True),
     ],
 )
 def test_packages_from_the_network_are_looked_up_again_after_hours(
@@ -239,7 +240,7 @@ def test_packages_from_the_network_are_looked_up_again_after_hours(
 
 
 def test_old_roots_and_what_killed_runs_left_are_removed(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ibmemory, "_KEPT_ROOTS", 2)
+    monkeypatch.setattr(cache, "_KEPT_ROOTS", 2)
     folder = place.tmp / "kept" / ("f" * 32)
     for number in range(3):
         place.build(add=("haproxy",) * (number % 2), remove=("ppp",) * (number // 2))
@@ -288,7 +289,7 @@ def test_steps_that_are_not_known_are_left_to_make_image(place: Place) -> None:
 
 
 def test_the_steps_are_those_of_the_real_makefile() -> None:
-    steps = ibsteps.read(RECIPE)
+    steps = make_steps.read(RECIPE)
     assert steps is not None
     assert steps.once == ("staging_dir/host/.prereq-build",)
     assert steps.install == ("_check_keys", "package_reload", "package_install")
@@ -296,7 +297,7 @@ def test_the_steps_are_those_of_the_real_makefile() -> None:
 
 
 def test_the_steps_of_old_releases_have_no_overview_and_no_keys() -> None:
-    steps = ibsteps.read(RECIPE.replace("\t$(MAKE) -s json_overview_image_info\n", "").partition("\n\n")[2])
+    steps = make_steps.read(RECIPE.replace("\t$(MAKE) -s json_overview_image_info\n", "").partition("\n\n")[2])
     assert steps is not None
     assert steps.install == ("package_reload", "package_install")
     assert steps.finish == ("prepare_rootfs", "build_image", "checksum")
@@ -317,20 +318,20 @@ def test_the_steps_of_old_releases_have_no_overview_and_no_keys() -> None:
 )
 def test_a_recipe_that_is_not_understood_has_no_steps(old: str, new: str) -> None:
     assert old in RECIPE
-    assert ibsteps.read(RECIPE.replace(old, new)) is None
+    assert make_steps.read(RECIPE.replace(old, new)) is None
 
 
 def test_a_device_has_the_name_that_make_knows() -> None:
-    assert ibsteps.profile_id("", "generic") == "DEVICE_generic"
-    assert ibsteps.profile_id("PROFILE_NAMES = DEVICE_a DEVICE_generic\n", "generic") == "DEVICE_generic"
-    assert ibsteps.profile_id("PROFILE_NAMES = Default Generic\n", "Generic") == "Generic"
+    assert make_steps.profile_id("", "generic") == "DEVICE_generic"
+    assert make_steps.profile_id("PROFILE_NAMES = DEVICE_a DEVICE_generic\n", "generic") == "DEVICE_generic"
+    assert make_steps.profile_id("PROFILE_NAMES = Default Generic\n", "Generic") == "Generic"
 
 
 def test_disabled_services_reach_the_second_half(tmp_path: Path) -> None:
-    steps = ibsteps.read(RECIPE)
+    steps = make_steps.read(RECIPE)
     assert steps is not None
     asked: ImageRequest = dataclasses.replace(request(tmp_path), disabled_services=("cron", "a"))
-    argv = ibsteps.finish_argv(steps, asked, "DEVICE_generic", Path("/out"))
+    argv = make_steps.finish_argv(steps, asked, "DEVICE_generic", Path("/out"))
     assert argv[-4:] == [f"USER_FILES={asked.files}", "BIN_DIR=/out", "EXTRA_IMAGE_NAME=bakery-lb1",
                          "DISABLED_SERVICES=a cron"]  # fmt: skip
 
@@ -339,8 +340,9 @@ def test_a_build_killed_while_it_installs_keeps_nothing_and_does_not_trip_the_ne
     folder = fake(place.tmp / "killed", mode="sleep-installing")
     script = (
         "import sys; sys.path.insert(0, sys.argv[1]); from pathlib import Path;"
-        "from imagebuilder_fakes import request; from ndakit.ibmemory import Memory;"
-        "from ndakit.imagebuilder import ImageBuilder; from ndakit.release import Release; tmp = Path(sys.argv[2]);"
+        "from imagebuilder_fakes import request; from ndakit.imagebuilder.cache import Memory;"
+        "from ndakit.imagebuilder.imagebuilder import ImageBuilder;"
+        "from ndakit.core.release import Release; tmp = Path(sys.argv[2]);"
         "b = ImageBuilder(tmp / 'killed', Release.parse('24.10.8'), log=tmp / 'log',"
         " memory=Memory('f' * 64, base=tmp / 'kept')); b.image(request(tmp), tmp / 'out')"
     )

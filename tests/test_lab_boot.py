@@ -11,9 +11,9 @@ from typing import cast
 
 import pytest
 
-from ndakit.deadline import Deadline
-from ndakit.lab_boot import Booting, enter, wait_complete
-from ndakit.lab_people import LabNotReady
+from ndakit.core.deadline import Deadline
+from ndakit.lab.boot import Booting, enter, wait_complete
+from ndakit.lab.clients import LabNotReady
 from test_console import ASK, Guest
 
 # A boot that takes its time: it offers its console in the middle, as procd does, and its last script ends long after

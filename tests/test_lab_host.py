@@ -15,8 +15,9 @@ from pathlib import Path
 import pytest
 
 import lab_hosts
-from ndakit.deadline import Deadline, DeadlineExceeded
-from ndakit.lab_host import (
+from ndakit.core.deadline import Deadline, DeadlineExceeded
+from ndakit.lab.clients import RunningServer
+from ndakit.lab.host import (
     Host,
     HostSpec,
     Interface,
@@ -26,7 +27,6 @@ from ndakit.lab_host import (
     LabHosts,
     certificate,
 )
-from ndakit.lab_people import RunningServer
 
 V4, V6 = "192.0.2.1", "2001:db8::1"
 BOTH = pytest.mark.parametrize("at", [V4, f"[{V6}]"])

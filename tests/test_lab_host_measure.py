@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ndakit.lab_host import Answer, LabHostNotMade, LabImage, Load, Polled, SshProbe, Try, Watched, gaps, image
-from ndakit.lab_host.request import http, target
+from ndakit.lab.host import Answer, LabHostNotMade, LabImage, Load, Polled, SshProbe, Try, Watched, gaps, image
+from ndakit.lab.host.request import http, target
 
 ROOT = Path(__file__).resolve().parents[1]
 

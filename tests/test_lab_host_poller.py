@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 import lab_hosts
-from ndakit.deadline import Deadline
-from ndakit.lab_host import Host, LabHosts, Polled
+from ndakit.core.deadline import Deadline
+from ndakit.lab.host import Host, LabHosts, Polled
 
 OUTAGE_S = 0.6
 _SILENCE = b"table netdev silence {\n chain c {\n type filter hook ingress device eth0 priority 0\n drop\n }\n}\n"

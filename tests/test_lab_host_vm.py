@@ -14,12 +14,14 @@ from pathlib import Path
 import pytest
 
 import lab_hosts
-from ndakit import accelerator, lab_host, process, workspace
-from ndakit.deadline import Deadline
-from ndakit.lab_host import Host, HostSpec, Interface, LabHostLost, LabHosts, Polled
-from ndakit.switch import Port, Switch
-from ndakit.vm import Vm, launch
-from ndakit.vmspec import Nic
+from ndakit.core import process, workspace
+from ndakit.core.deadline import Deadline
+from ndakit.lab import host as lab_host
+from ndakit.lab.host import Host, HostSpec, Interface, LabHostLost, LabHosts, Polled
+from ndakit.lab.switch import Port, Switch
+from ndakit.machine import accelerator
+from ndakit.machine.spec import Nic
+from ndakit.machine.vm import Vm, launch
 
 pytestmark = [pytest.mark.vm, pytest.mark.alone]
 

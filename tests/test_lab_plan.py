@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 import goldens
-from ndakit.lab_plan import LabPlan, PlannedHost, Seat, cards, plan
-from ndakit.model import Address, Profile, checks
+from ndakit.lab.plan import LabPlan, PlannedHost, Seat, cards, plan
+from ndakit.model import Address, Profile, rules
 
 HEAD = """\
 name: made
@@ -23,7 +23,7 @@ access:
 def made(text: str) -> Profile:
     """A profile of this test; its mistakes would be the test's."""
     profile = goldens.parse(HEAD + text)
-    assert [f.what for f in checks.findings(profile) if f.severity == "error"] == []
+    assert [f.what for f in rules.findings(profile) if f.severity == "error"] == []
     return profile
 
 

@@ -8,12 +8,13 @@ from pathlib import Path
 import pytest
 
 import goldens
-from ndakit import lab_ports, tasks
-from ndakit.lab_people import RunningServer
-from ndakit.lab_ports import Page, PageMissing, PageUnusable, Port
+from ndakit.cli import tasks
+from ndakit.cli.verify import verify_profile
+from ndakit.core.workspace import Workspace
+from ndakit.lab import server_ports
+from ndakit.lab.clients import RunningServer
+from ndakit.lab.server_ports import Page, PageMissing, PageUnusable, Port
 from ndakit.model import Profile
-from ndakit.trying import verify_profile
-from ndakit.workspace import Workspace
 
 HEAD = """\
 name: made
@@ -38,7 +39,7 @@ def pool(check: str, protocol: str = "tcp", topology: str = "dr", port: str = "8
 
 
 def offered(profile: Profile, name: str = "p") -> dict[tuple[int, str], Port]:
-    return {(p.number, p.kind): p for p in lab_ports.ports_of(profile, name, "s1")}
+    return {(p.number, p.kind): p for p in server_ports.ports_of(profile, name, "s1")}
 
 
 @pytest.mark.parametrize(
@@ -104,32 +105,32 @@ def test_what_a_web_check_expects_is_what_the_server_answers() -> None:
 
 
 def test_the_lab_asks_for_a_path_on_which_no_check_wants_something_else() -> None:
-    assert lab_ports.path_asked(pool("{type: http, path: /h, expect: {status: 404}}")) == "/"
-    assert lab_ports.path_asked(pool("{type: http, expect: {status: 200}}")) == "/"
-    assert lab_ports.path_asked(pool("{type: http, expect: {status: 404}}")) == "/lab"
-    assert lab_ports.path_asked(pool(f"{{type: http, expect: {{digest: {DIGEST}}}}}")) == "/lab"
+    assert server_ports.path_asked(pool("{type: http, path: /h, expect: {status: 404}}")) == "/"
+    assert server_ports.path_asked(pool("{type: http, expect: {status: 200}}")) == "/"
+    assert server_ports.path_asked(pool("{type: http, expect: {status: 404}}")) == "/lab"
+    assert server_ports.path_asked(pool(f"{{type: http, expect: {{digest: {DIGEST}}}}}")) == "/lab"
 
 
 def test_two_pools_on_one_port_get_what_both_need() -> None:
     mail, web = Port(80, "smtp", 2), Port(80, "http", 1, pages=(Page("/", 404),))
-    assert lab_ports.joined([web, mail]) == lab_ports.joined([mail, web])
-    assert [(p.kind, p.pages) for p in lab_ports.joined([web, mail])] == [("smtp", web.pages)]
-    assert len(lab_ports.joined([web, Port(80, "udp")])) == 2
+    assert server_ports.joined([web, mail]) == server_ports.joined([mail, web])
+    assert [(p.kind, p.pages) for p in server_ports.joined([web, mail])] == [("smtp", web.pages)]
+    assert len(server_ports.joined([web, Port(80, "udp")])) == 2
 
 
 def test_a_page_known_by_its_digest_must_be_given() -> None:
     profile = pool(f"{{type: http, expect: {{digest: {DIGEST}}}}}")
     with pytest.raises(PageMissing, match="pool p's check") as missing:
-        lab_ports.need_pages(profile, lab_ports.pages_given(profile, {}))
+        server_ports.need_pages(profile, server_ports.pages_given(profile, {}))
     assert (missing.value.exit_code, "--page FILE" in missing.value.fix) == (2, True)
-    found = lab_ports.pages_given(profile, {Path("page.html"): PAGE})
-    lab_ports.need_pages(profile, found)
+    found = server_ports.pages_given(profile, {Path("page.html"): PAGE})
+    server_ports.need_pages(profile, found)
     assert found == {DIGEST: PAGE}
 
 
 def test_a_page_that_no_check_knows_is_refused() -> None:
     with pytest.raises(PageUnusable, match="is in no check") as unusable:
-        lab_ports.pages_given(pool("http"), {Path("page.html"): PAGE})
+        server_ports.pages_given(pool("http"), {Path("page.html"): PAGE})
     assert (unusable.value.exit_code, unusable.value.where) == (2, "--page page.html")
 
 

@@ -19,7 +19,7 @@ from guest.tls import Certificate
 from guest.web import Behaviour, WebServer
 from guest.words import EchoServer, SmtpServer
 
-from ndakit.lab_host import certificate
+from ndakit.lab.host import certificate
 
 HERE = "127.0.0.1"
 PEM = certificate()

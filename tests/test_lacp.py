@@ -7,9 +7,9 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from ndakit import lacp
-from ndakit.lacp import NOBODY, SLOW_PROTOCOLS, Bundle, Side
-from ndakit.switch import Switch
+from ndakit.lab import lacp
+from ndakit.lab.lacp import NOBODY, SLOW_PROTOCOLS, Bundle, Side
+from ndakit.lab.switch import Switch
 from test_switch import BROADCAST, Guest, frame, mac
 
 SWITCH, OTHER = "02:00:00:00:ad:01", "02:00:00:00:ad:02"

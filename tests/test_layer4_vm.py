@@ -9,8 +9,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from ndakit.claims import kernel
-from ndakit.claims.traffic import service as service_claim
+from ndakit.verify.claims import ipvs
+from ndakit.verify.claims.traffic import service as service_claim
 from pairs import Pair, new_key, running
 
 pytestmark = [pytest.mark.vm, pytest.mark.alone]
@@ -137,7 +137,7 @@ def test_a_dr_server_without_the_vip_is_named(pair: Pair) -> None:
     with on_server(pair, "media", "med2", breaking, mending):
         outcome = service_claim(pair.lab, "fast")
         assert not outcome.ok
-        assert "server med2 has no 192.168.0.10 on lo" in kernel.server_side(pair.lab, "media").detail
+        assert "server med2 has no 192.168.0.10 on lo" in ipvs.server_side(pair.lab, "media").detail
 
 
 def test_a_nat_server_without_the_gateway_vip_is_named(pair: Pair) -> None:
@@ -174,14 +174,14 @@ def test_a_server_that_answers_by_policy_answers_checks_directly(pair: Pair) -> 
 
 def test_a_proxy_in_between_is_found_out(pair: Pair) -> None:
     # The claims about the kernel's services, tried on one that HAProxy carries.
-    seen = kernel.seen_client(pair.lab, "shop")
+    seen = ipvs.seen_client(pair.lab, "shop")
     assert not seen.ok
     assert "saw 192.168.0.11, the client is 203.0.113." in seen.detail
-    assert not kernel.way_back(pair.lab, "shop").ok
+    assert not ipvs.way_back(pair.lab, "shop").ok
 
 
 def test_a_client_that_does_not_keep_its_server_is_found_out(pair: Pair) -> None:
-    outcome = kernel.persistence(pair.lab, "natted")
+    outcome = ipvs.persistence(pair.lab, "natted")
     assert not outcome.ok
     assert "were answered by img" in outcome.detail
 
@@ -191,9 +191,9 @@ def test_a_servers_script_says_what_is_missing_and_mends_it(pair: Pair) -> None:
     assert "ready" in lab.server_script("far", "far2", "status")
     lab.server_script("far", "far2", "down")
     assert "missing: tunnel device ndakit4" in lab.server_script("far", "far2", "status")
-    assert not kernel.server_side(lab, "far").ok
+    assert not ipvs.server_side(lab, "far").ok
     lab.server_script("far", "far2", "up")
-    assert kernel.server_side(lab, "far").ok
+    assert ipvs.server_side(lab, "far").ok
 
 
 FAULTS = ("cable/wan", "cables", "frozen", "keepalived-killed", "cut-off", "not-heard", "killed")

@@ -10,18 +10,18 @@ from typing import cast
 import pytest
 
 import goldens
-from ndakit.claims import all_claims, left_out
-from ndakit.claims.failover import poll_target
-from ndakit.claims.faults import cables, faults
-from ndakit.claims.firewall import no_way, worn
-from ndakit.lab_network import LabNetwork
-from ndakit.lab_plan import plan
+from ndakit.lab.network import LabNetwork
+from ndakit.lab.plan import plan
+from ndakit.machine.vm import Vm
 from ndakit.model import Profile
 from ndakit.model.links import WayOut, deciding, routes_only, watched, watched_alone, ways_out
-from ndakit.render import render
-from ndakit.view import NodeView
-from ndakit.view_pair import pair
-from ndakit.vm import Vm
+from ndakit.render.node import NodeView
+from ndakit.render.pair import pair
+from ndakit.render.render import render
+from ndakit.verify.claims import all_claims, left_out
+from ndakit.verify.claims.failover import poll_target
+from ndakit.verify.claims.faults import cables, faults
+from ndakit.verify.claims.firewall import no_way, worn
 
 NO_GATEWAYS = (
     (", role: gateway", ""),
@@ -149,7 +149,7 @@ def test_a_card_less_in_a_bundle_may_cost_a_lost_packet_and_the_next_waits_for_t
         return ["eth1"] if len(asked) < 3 else ["eth1", "eth2"]
 
     monkeypatch.setattr(lab, "carrying", carrying)
-    monkeypatch.setattr("ndakit.claims.faults.BOND_S", 0.0)
+    monkeypatch.setattr("ndakit.verify.claims.faults.BOND_S", 0.0)
     fault.make(lab, "lb1")
     assert asked == [set()] * 3  # both are plugged in while the switch is waited for
     assert machines["lb1"].down == {"eth2"}

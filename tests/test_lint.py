@@ -10,11 +10,12 @@ import yaml
 
 import goldens
 from counting import lines_run
-from ndakit import lint_admin, lint_firewall
-from ndakit.errors import NdakitError
-from ndakit.lint import LintFinding, lint
-from ndakit.lint_subject import Subject
-from ndakit.render import RenderedFile, Tree, render
+from ndakit.core.errors import NdakitError
+from ndakit.lint import admin
+from ndakit.lint import firewall as lint_firewall
+from ndakit.lint.lint import LintFinding, lint
+from ndakit.lint.subject import Subject
+from ndakit.render.render import RenderedFile, Tree, render
 
 NET, FW, SSH = "/etc/config/network", "/etc/config/firewall", "/etc/config/dropbear"
 HA, KA, KU = "/etc/haproxy.cfg", "/etc/keepalived/keepalived.conf", "/etc/config/keepalived"
@@ -109,9 +110,8 @@ def test_a_finding_names_rule_file_line_and_fix() -> None:
 def test_every_rule_of_the_source_is_shown_failing() -> None:
     import re
 
-    modules = ("lint", "lint_uci", "lint_firewall", "lint_nftables", "lint_admin", "lint_daemons", "lint_pair",
-               "lint_ipvs")  # fmt: skip
-    source = "".join((goldens.ROOT / "src" / "ndakit" / f"{m}.py").read_text() for m in modules)
+    modules = ("lint", "uci", "firewall", "nftables", "admin", "daemons", "pair", "ipvs")  # fmt: skip
+    source = "".join((goldens.ROOT / "src/ndakit/lint" / f"{m}.py").read_text() for m in modules)
     stated = set(re.findall(r'finding\(\s*"([a-z-]+)"', source))
     shown = {c["rule"] for c in CASES} | {"uci-missing", "place", "mode", "encoding"}
     assert stated == shown
@@ -210,7 +210,7 @@ def test_ten_times_more_sources_take_no_more_than_their_share_of_work() -> None:
         subject = Subject(render(profile, "lb1", goldens.TEMPLATES), profile, "lb1")
         assert subject.configs
         found: list[LintFinding] = []
-        work = lines_run(lambda: found.extend([*lint_firewall.rules(subject), *lint_admin.rules(subject)]))
+        work = lines_run(lambda: found.extend([*lint_firewall.rules(subject), *admin.rules(subject)]))
         assert found == []
         return work
 

@@ -10,16 +10,18 @@ import pytest
 import yaml
 
 import goldens
-from ndakit import lab_ports, load
-from ndakit.claims.firewall import watched
-from ndakit.errors import ErrorGroup, NdakitError
-from ndakit.lint import lint
-from ndakit.model import Profile, checks, listeners
-from ndakit.model.findings import Finding
-from ndakit.names import PackageName
-from ndakit.render import render
-from ndakit.view import NodeView
-from ndakit.workspace import Workspace
+from ndakit.core.errors import ErrorGroup, NdakitError
+from ndakit.core.names import PackageName
+from ndakit.core.workspace import Workspace
+from ndakit.lab import server_ports
+from ndakit.lint.lint import lint
+from ndakit.load import load
+from ndakit.model import Profile, listeners
+from ndakit.model import rules as model_rules
+from ndakit.model.rules.findings import Finding
+from ndakit.render.node import NodeView
+from ndakit.render.render import render
+from ndakit.verify.claims.firewall import watched
 
 TEXT = """\
 name: small
@@ -50,7 +52,7 @@ def small(
 
 
 def found_in(profile: Profile) -> list[Finding]:
-    return [f for f in checks.findings(profile) if f.severity == "error"]
+    return [f for f in model_rules.findings(profile) if f.severity == "error"]
 
 
 def example(pattern: str) -> str:
@@ -230,7 +232,7 @@ def test_services_with_several_ports_have_255_marks_and_the_next_one_is_an_error
 
 def test_the_lab_tries_both_ends_of_a_long_range_and_its_servers_have_them() -> None:
     profile = small(port="[21, 8000-8020, 20000-39999]", topology="nat")
-    tried = lab_ports.tried_ports(profile.services["web"])
+    tried = server_ports.tried_ports(profile.services["web"])
     assert {21, 8000, 8010, 8020, 20000, 39999} <= set(tried)
     assert len(tried) < 40
-    assert {p.number for p in lab_ports.ports_of(profile, "web", "web1")} >= set(tried)
+    assert {p.number for p in server_ports.ports_of(profile, "web", "web1")} >= set(tried)

@@ -14,14 +14,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import goldens
-from ndakit import front, load, shapes, wording, yamlnodes
-from ndakit.artifacts import ImageNotBuilt
-from ndakit.booting import images_of
-from ndakit.errors import ErrorGroup, InputError, NdakitError
-from ndakit.mistakes import KeyPath, ProfileMistake, ProfileWarning
+from ndakit.cli import profiles
+from ndakit.cli.boot import images_of
+from ndakit.core.errors import ErrorGroup, InputError, NdakitError
+from ndakit.core.mistakes import KeyPath, ProfileMistake, ProfileWarning
+from ndakit.core.workspace import EXAMPLES, Workspace
+from ndakit.image.artifacts import ImageNotBuilt
+from ndakit.load import field_types, load, messages, yaml_nodes
+from ndakit.load.json_schema import models
 from ndakit.model import Attachment
-from ndakit.schema import models
-from ndakit.workspace import EXAMPLES, Workspace
 
 REPOSITORY = Path(__file__).parents[1]
 SHIPPED = Workspace(REPOSITORY)
@@ -145,7 +146,7 @@ def test_a_byte_order_mark_and_windows_line_ends_are_taken(workspace: Workspace)
 
 
 def test_scalars_stay_the_text_that_stands_in_the_file() -> None:
-    tree, mistakes = yamlnodes.parse(b"a: 24.10\nb: yes\nc: 52:54:00:12:34:56\nd: 0x1F\ne: 1e3\nf: 'null'\n", "x")
+    tree, mistakes = yaml_nodes.parse(b"a: 24.10\nb: yes\nc: 52:54:00:12:34:56\nd: 0x1F\ne: 1e3\nf: 'null'\n", "x")
     assert not mistakes
     assert dict(tree) == {"a": "24.10", "b": "yes", "c": "52:54:00:12:34:56", "d": "0x1F", "e": "1e3", "f": "null"}
     assert tree.keys_at["b"].line == 2
@@ -310,11 +311,11 @@ def test_both_places_of_a_disagreement_are_facts_for_scripts(workspace: Workspac
 
 def test_every_required_key_has_an_example_for_its_message() -> None:
     required = {k for m in models().values() for k, f in m.model_fields.items() if f.is_required()}
-    assert required - set(wording.EXAMPLES) == set()
+    assert required - set(messages.EXAMPLES) == set()
 
 
 def test_every_example_of_a_message_is_yaml() -> None:
-    for key, text in wording.EXAMPLES.items():
+    for key, text in messages.EXAMPLES.items():
         for one in text.split(", or "):
             assert list(yaml.load(one, Loader=yaml.BaseLoader)) == [key]
 
@@ -364,7 +365,7 @@ def test_two_profiles_of_one_customer_with_the_same_addresses_are_told(workspace
 
 def beside(workspace: Workspace, name: str) -> list[ProfileWarning]:
     """What `./inv check` says of a profile beside the others."""
-    return front._beside_the_others(workspace, load.load(workspace, name))
+    return profiles._beside_the_others(workspace, load.load(workspace, name))
 
 
 DUAL = ("subnet: 192.168.0.0/24", 'subnet: [192.168.0.0/24, "fd00:0:0:1::/64"]')
@@ -528,7 +529,7 @@ def places() -> list[KeyPath]:
     found: list[KeyPath] = []
     for path in load.load(SHIPPED, "bakery").origins:
         found.append(path)
-        model = shapes.model_of(shapes.at(path))
+        model = field_types.model_of(field_types.at(path))
         found += [(*path, key) for key in (model.model_fields if model else ())]
     return sorted(set(found), key=str)
 
@@ -566,7 +567,7 @@ def test_the_examples_in_the_clone_are_no_neighbours(tmp_path: Path) -> None:
         write(clone, name, bakery(name))
 
     def beside_it(workspace: Workspace, name: str) -> set[str]:
-        return {w.what for w in front._beside_the_others(workspace, load.load(workspace, name))}
+        return {w.what for w in profiles._beside_the_others(workspace, load.load(workspace, name))}
 
     assert not [text for text in beside_it(clone, "mine") if "bakery" in text]
     assert [text for text in beside_it(clone, "mine") if "other" in text], "one's own profiles are compared"

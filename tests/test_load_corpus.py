@@ -12,17 +12,17 @@ from pathlib import Path
 
 import pytest
 
-from ndakit import load
-from ndakit.errors import ErrorGroup, InputError, NdakitError
-from ndakit.mistakes import ProfileMistake
-from ndakit.release import Release
-from ndakit.workspace import Workspace
+from ndakit.core.errors import ErrorGroup, InputError, NdakitError
+from ndakit.core.mistakes import ProfileMistake
+from ndakit.core.release import Release
+from ndakit.core.workspace import Workspace
+from ndakit.load import load
 
 HERE = Path(__file__).parent
 WORKSPACE = Workspace(HERE)
 INVALID = sorted(p for p in (HERE / "invalid").glob("*.yaml") if not p.name.startswith("_"))
 VALID = sorted(p for p in (HERE / "valid").glob("*.yaml") if not p.name.startswith("_"))
-CHECKS = sorted((HERE.parent / "src/ndakit/model").glob("check_*.py"))
+CHECKS = sorted((HERE.parent / "src/ndakit/model/rules").glob("*.py"))
 
 
 def refusal(path: Path) -> InputError | ErrorGroup:

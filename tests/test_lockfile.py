@@ -9,14 +9,17 @@ from pathlib import Path
 import pytest
 
 from imagebuilder_fakes import PROFILE, fake, workspace_folder
-from ndakit import builders, building, load, lockfile, pipeline
-from ndakit.artifacts import Artifact, ImageNotBuilt, folder_of
-from ndakit.builders import FetchOptions
-from ndakit.building import Wish
-from ndakit.events import Event, StepStarted, Warned
-from ndakit.fetcherrors import OfflineMissing
-from ndakit.lockfile import Base, Lock, LockBroken, LockDrift, LockMissing, LockMixed, Node, Section
-from ndakit.workspace import Workspace
+from ndakit.build import lockfile, pipeline
+from ndakit.build.lockfile import Base, Lock, LockBroken, LockDrift, LockMissing, LockMixed, Node, Section
+from ndakit.cli import build
+from ndakit.cli.build import Wish
+from ndakit.core.events import Event, StepStarted, Warned
+from ndakit.core.workspace import Workspace
+from ndakit.image.artifacts import Artifact, ImageNotBuilt, folder_of
+from ndakit.imagebuilder import sources
+from ndakit.imagebuilder.fetch.errors import OfflineMissing
+from ndakit.imagebuilder.sources import FetchOptions
+from ndakit.load import load
 from test_pipeline import Place, own_cache
 
 __all__ = ["own_cache"]  # a fixture
@@ -35,7 +38,7 @@ def place(tmp_path: Path) -> Place:
 def pin(place: Place, *, kind: str = "openwrt") -> Path:
     """Build everything, and pin it."""
     place.build()
-    building.lock(place.workspace, "bakery", update=True, as_json=True)
+    build.lock(place.workspace, "bakery", update=True, as_json=True)
     path = place.profile.with_suffix(".lock")
     assert f"[{kind}]" in path.read_text()
     return path
@@ -43,7 +46,7 @@ def pin(place: Place, *, kind: str = "openwrt") -> Path:
 
 def locked(place: Place, *, events: list[Event] | None = None) -> tuple[pipeline.BuildResult, ...]:
     heard = events if events is not None else []
-    loaded, builder = load.load(place.workspace, "bakery"), builders.OpenWrtBuilder(place.folder)
+    loaded, builder = load.load(place.workspace, "bakery"), sources.OpenWrtBuilder(place.folder)
     return pipeline.build(place.workspace, loaded, (), builder, heard.append, locked=True)
 
 
@@ -169,23 +172,23 @@ def test_a_lock_file_that_pins_other_versions_makes_an_image_stale_once(place: P
         e.text for e in events if isinstance(e, Warned)
     ]
     assert place.reasons() == ()  # these pins were tried; making the same again would not help
-    building.lock(place.workspace, "bakery", update=True, as_json=True)
+    build.lock(place.workspace, "bakery", update=True, as_json=True)
     assert [r.built for r in locked(place)] == [False]
 
 
 def test_lock_shows_differences_and_writes_only_with_update(place: Place, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(ImageNotBuilt):
-        building.lock(place.workspace, "bakery", update=True, as_json=False)
+        build.lock(place.workspace, "bakery", update=True, as_json=False)
     place.build()
-    building.lock(place.workspace, "bakery", update=False, as_json=False)
+    build.lock(place.workspace, "bakery", update=False, as_json=False)
     path = place.profile.with_suffix(".lock")
     assert "nothing was pinned" in capsys.readouterr().out
     assert not path.exists()
-    building.lock(place.workspace, "bakery", update=True, as_json=True)
+    build.lock(place.workspace, "bakery", update=True, as_json=True)
     facts = json.loads(capsys.readouterr().out)
     assert (facts["builder"], facts["written"], facts["differences"]) == ("openwrt", True, ["nothing was pinned"])
     before = path.stat().st_mtime_ns
-    building.lock(place.workspace, "bakery", update=True, as_json=False)
+    build.lock(place.workspace, "bakery", update=True, as_json=False)
     assert "the images are as pinned" in capsys.readouterr().out
     assert path.stat().st_mtime_ns == before
     assert load.names(place.workspace) == ("bakery",)
@@ -205,29 +208,27 @@ def test_images_of_different_imagebuilders_cannot_be_pinned(place: Place) -> Non
     (place.folder / "packages/extra_1_all.ipk").write_bytes(b"a package more")
     place.build("lb2")
     with pytest.raises(LockMixed, match="lb1, lb2 were not built by the same ImageBuilder"):
-        building.lock(place.workspace, "bakery", update=True, as_json=False)
+        build.lock(place.workspace, "bakery", update=True, as_json=False)
 
 
 def test_why_says_what_changed_and_builds_nothing(place: Place, capsys: pytest.CaptureFixture[str]) -> None:
     wish = Wish("openwrt", place.folder)
-    assert building.why(place.workspace, ("bakery",), None, wish, as_json=False) == 0
+    assert build.why(place.workspace, ("bakery",), None, wish, as_json=False) == 0
     assert "bakery/lb1: would be built\n  there is no image yet" in capsys.readouterr().out
     assert not place.workspace.images.exists()
     place.build()
     place.edit("192.168.0.22", "192.168.0.23")
-    assert building.why(place.workspace, ("bakery",), "lb1", wish, as_json=True) == 0
+    assert build.why(place.workspace, ("bakery",), "lb1", wish, as_json=True) == 0
     (fact,) = json.loads(capsys.readouterr().out)
     assert (fact["node"], fact["up_to_date"]) == ("lb1", False)
     assert fact["reasons"] == ["profiles/bakery.yaml changed", "that changes /etc/haproxy.cfg"]
 
 
 def test_why_fetches_no_imagebuilder(place: Place, capsys: pytest.CaptureFixture[str]) -> None:
-    assert building.why(place.workspace, ("bakery",), "lb1", Wish("openwrt"), as_json=False) == 0
+    assert build.why(place.workspace, ("bakery",), "lb1", Wish("openwrt"), as_json=False) == 0
     assert capsys.readouterr().out == "bakery/lb1: would be built\n  its ImageBuilder is not in the cache yet\n"
     with pytest.raises(OfflineMissing):
-        building.why(
-            place.workspace, ("bakery",), "lb1", Wish("openwrt", fetch=FetchOptions(offline=True)), as_json=False
-        )
+        build.why(place.workspace, ("bakery",), "lb1", Wish("openwrt", fetch=FetchOptions(offline=True)), as_json=False)
 
 
 def test_an_imagebuilder_that_is_not_as_pinned_is_found_by_why_too(place: Place, tmp_path: Path) -> None:
@@ -235,4 +236,4 @@ def test_an_imagebuilder_that_is_not_as_pinned_is_found_by_why_too(place: Place,
     other = fake(tmp_path / "other")
     (other / "packages/extra_1_all.ipk").write_bytes(b"a package more")
     with pytest.raises(LockDrift):
-        building.why(place.workspace, ("bakery",), None, Wish("openwrt", other, locked=True), as_json=False)
+        build.why(place.workspace, ("bakery",), None, Wish("openwrt", other, locked=True), as_json=False)

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from ndakit.claims import bonding
+from ndakit.verify.claims import bonding
 from pairs import Pair, running
 
 pytestmark = [pytest.mark.vm, pytest.mark.alone]

@@ -13,9 +13,12 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import pkcs12
 
 from imagebuilder_fakes import PROFILE
-from ndakit import exposure, feed, load, render
-from ndakit.errors import NdakitError
-from ndakit.workspace import Workspace
+from ndakit.core import exposure
+from ndakit.core.errors import NdakitError
+from ndakit.core.workspace import Workspace
+from ndakit.load import load
+from ndakit.packages import feed
+from ndakit.render import render
 
 KEY = "-----BEGIN PRIVATE KEY-----\nMIIEvQ==\n-----END PRIVATE KEY-----\n"
 

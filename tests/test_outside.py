@@ -14,24 +14,15 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import mirror
-from ndakit import (
-    apk,
-    archive,
-    artifacts,
-    diskimage,
-    flashimage,
-    gpgverify,
-    ibdiagnose,
-    ibparse,
-    ibsteps,
-    ipk,
-    jsontext,
-    load,
-    lockfile,
-    usign,
-)  # fmt: skip
-from ndakit.errors import NdakitError
-from ndakit.workspace import Workspace
+from ndakit.build import lockfile  # fmt: skip
+from ndakit.core import json_text
+from ndakit.core.errors import NdakitError
+from ndakit.core.workspace import Workspace
+from ndakit.image import artifacts, disk, flash
+from ndakit.imagebuilder import failures, make_steps, output
+from ndakit.imagebuilder.fetch import archive, gpg, usign
+from ndakit.load import load
+from ndakit.packages import apk, ipk
 
 DEEP = [b"[" * 100_000, b'{"a":' * 100_000, b"a = " + b"[" * 100_000, b"{" * 100_000, b"- " * 50_000, b"a: " * 50_000]
 ODD = [
@@ -88,11 +79,11 @@ Reader = Callable[[Path, bytes], object]
 READERS: dict[str, tuple[Reader, tuple[type[Exception], ...], list[bytes]]] = {
     "ipk": (to_file(ipk.control), (ipk.NotAnIpk,), PACKED),
     "apk": (to_file(apk.header), (apk.NotAnApk,), [b"ADB.pckg\x20\0\0\0" + b"\xff" * 40, b"ADBd\0", b"ADBc\1\0x"]),
-    "flash image": (to_file(flashimage.read), (NdakitError,), [*TARS, b"UBI#" + b"\0" * 5000]),
-    "disk": (to_file(diskimage.inspect), (NdakitError,),
+    "flash image": (to_file(flash.read), (NdakitError,), [*TARS, b"UBI#" + b"\0" * 5000]),
+    "disk": (to_file(disk.inspect), (NdakitError,),
              [*PACKED, gzip.compress(b"\0" * 510 + b"\x55\xaa" + b"\xff" * 9000)]),
-    "root archive": (to_file(diskimage.inspect_archive), (NdakitError,), PACKED),
-    "signature": (to_file(flashimage.cut_signature), (), [b"x" * 600 + b"FWx0" + bytes(10) + b"\2\x14"]),
+    "root archive": (to_file(disk.inspect_archive), (NdakitError,), PACKED),
+    "signature": (to_file(flash.cut_signature), (), [b"x" * 600 + b"FWx0" + bytes(10) + b"\2\x14"]),
     "imagebuilder": (to_file(unpack, "a.tar.xz"), (NdakitError,), [mirror.compressed(t, ".tar.xz") for t in TARS]),
     "lock file": (to_file(lockfile.read, "a.lock"), (NdakitError,),
                   [b"format = 1\nlab = 1\n", b"format = 1\n[lab]\nnodes = 1\n"]),
@@ -101,17 +92,17 @@ READERS: dict[str, tuple[Reader, tuple[type[Exception], ...], list[bytes]]] = {
     "profile": (to_file(profile, "profiles/a.yaml"), (NdakitError,), [b"name: a\nrelease: [x\n", b"? [a]\n: b\n"]),
     "usign key": (text(usign.public_key), (ValueError,), [b"untrusted comment: x\nRWQ=\n"]),
     "usign signature": (text(usign.signature), (ValueError,), [b"untrusted comment: x\nRWQ=\n"]),
-    "gpg": (text(lambda t: gpgverify.verdict(t, set())), (),
+    "gpg": (text(lambda t: gpg.verdict(t, set())), (),
             [b"[GNUPG:] BADSIG\n", b"[GNUPG:] VALIDSIG\n[GNUPG:] NO_PUBKEY\n"]),
-    "json": (lambda _, data: jsontext.parse(data), (ValueError,), [b'{"a": NaN}']),
-    "overview": (text(lambda t: ibparse.overview(t, "a")), (ValueError,),
+    "json": (lambda _, data: json_text.parse(data), (ValueError,), [b'{"a": NaN}']),
+    "overview": (text(lambda t: output.overview(t, "a")), (ValueError,),
                  [b'{"profiles": {"a": {"images": [1]}}}', b"[]"]),
-    "info": (text(ibparse.info), (), LISTS),
-    "manifest": (text(ibparse.manifest), (), LISTS),
-    "package list": (text(ibparse.package_names), (), LISTS),
-    "makefile": (text(ibsteps.read), (), [b"_call_image: a\n\t$(MAKE) x\n\n"]),
+    "info": (text(output.info), (), LISTS),
+    "manifest": (text(output.manifest), (), LISTS),
+    "package list": (text(output.package_names), (), LISTS),
+    "makefile": (text(make_steps.read), (), [b"_call_image: a\n\t$(MAKE) x\n\n"]),
     "output": (
-        text(lambda t: ibdiagnose.diagnose(t, ibdiagnose.Context("log", "d", (), 64, tuple))), (),
+        text(lambda t: failures.diagnose(t, failures.Context("log", "d", (), 64, tuple))), (),
         [b"Failed to download http://[::1, wget returned 9999999\nUnknown package 'a'.\n",
          b"error: a\n  where: b\n  fix:   c\n"],
     ),

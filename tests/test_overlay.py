@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 import goldens
-from ndakit.overlay import OverlayForeign, OverlayUnwritable, Written, write
-from ndakit.render import RenderedFile, Tree
+from ndakit.render.overlay import OverlayForeign, OverlayUnwritable, Written, write
+from ndakit.render.render import RenderedFile, Tree
 
 
 def tree(**files: str) -> Tree:
@@ -134,7 +134,7 @@ def test_a_killed_run_leaves_the_old_tree_and_trips_nobody(tmp_path: Path, stage
     script = f"""
 import os, signal
 from pathlib import Path
-from ndakit import overlay
+from ndakit.render import overlay
 from test_overlay import tree
 overlay.{stage} = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
 overlay.write(tree(a="2"), Path({str(folder)!r}))

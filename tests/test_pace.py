@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from ndakit.pace import Meter, Pace, Reader, Step, pace_of
+from ndakit.lab.pace import Meter, Pace, Reader, Step, pace_of
 
 BURN = "while True: pass"
 

@@ -8,17 +8,17 @@ from pathlib import Path
 import pytest
 
 import feeds
-from ndakit import packagefolder
-from ndakit.errors import ErrorGroup, NdakitError
-from ndakit.packagefolder import Package, PackageUnusable
-from ndakit.release import Release
+from ndakit.core.errors import ErrorGroup, NdakitError
+from ndakit.core.release import Release
+from ndakit.packages import folder
+from ndakit.packages.folder import Package, PackageUnusable
 
 ROOT = Path(__file__).resolve().parents[1]
 INSTALL = "\t$(LN) tell $(1)/usr/bin/say\n"
 
 
 def read(base: Path, *changes: tuple[str, str]) -> Package:
-    return packagefolder.read(feeds.folder(base, "clock", *changes), "packages/clock")
+    return folder.read(feeds.folder(base, "clock", *changes), "packages/clock")
 
 
 def refused(base: Path, *changes: tuple[str, str]) -> NdakitError:
@@ -60,7 +60,7 @@ def test_whole_folders_and_patterns_are_copied_with_what_git_keeps_of_modes(tmp_
     (place / "files/root/usr/share/clock/to").symlink_to("run")
     (place / "files/a.txt").write_text("a")
     (place / "files/b.txt").write_text("b")
-    found = packagefolder.read(place, "packages/clock").members
+    found = folder.read(place, "packages/clock").members
     assert (found["usr/share/clock/run"].mode, found["usr/share/clock/to"].target) == (0o755, "run")
     assert {"etc/a.txt", "etc/b.txt"} <= found.keys()
     assert "usr/share/clock/edited~" not in found
@@ -70,7 +70,7 @@ def test_the_example_of_the_readme_is_understood(tmp_path: Path) -> None:
     (text,) = re.findall(r"```make\n(.*?)```", (ROOT / "packages/README.md").read_text(), re.DOTALL)
     place = feeds.folder(tmp_path, "clock")
     (place / "Makefile").write_text(text)
-    found = packagefolder.read(place, "packages/clock")
+    found = folder.read(place, "packages/clock")
     assert {"usr/bin/tell", "etc/clock.conf"} <= found.members.keys()
     assert (found.depends, found.conffiles) == (("libc", "curl"), ("/etc/clock.conf",))
 
@@ -79,9 +79,9 @@ def test_the_digest_follows_the_content_and_nothing_else(tmp_path: Path) -> None
     one, other = read(tmp_path / "one"), read(tmp_path / "other")
     assert one.digest == other.digest
     (tmp_path / "other/clock/files/tell").chmod(0o700)
-    assert packagefolder.read(tmp_path / "other/clock", "x").digest == one.digest
+    assert folder.read(tmp_path / "other/clock", "x").digest == one.digest
     (tmp_path / "other/clock/files/tell").write_text("#!/bin/sh\nexit 1\n")
-    assert packagefolder.read(tmp_path / "other/clock", "x").digest != one.digest
+    assert folder.read(tmp_path / "other/clock", "x").digest != one.digest
 
 
 WRONG: dict[str, tuple[str, str, str]] = {
@@ -145,10 +145,10 @@ def test_a_link_out_of_the_folder_is_not_followed(tmp_path: Path) -> None:
     (place / "files/tell").unlink()
     (place / "files/tell").symlink_to("/etc/passwd")
     with pytest.raises(PackageUnusable, match="there is no"):
-        packagefolder.read(place, "packages/clock")
+        folder.read(place, "packages/clock")
 
 
 def test_a_folder_without_makefile_says_so(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     with pytest.raises(PackageUnusable, match="No such file"):
-        packagefolder.read(tmp_path / "empty", "packages/empty")
+        folder.read(tmp_path / "empty", "packages/empty")

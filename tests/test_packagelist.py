@@ -9,8 +9,9 @@ import pytest
 
 import feeds
 from imagebuilder_fakes import PROFILE, workspace_folder
-from ndakit import front, load, packagelist
-from ndakit.workspace import Workspace
+from ndakit.cli import packages, profiles
+from ndakit.core.workspace import Workspace
+from ndakit.load import load
 
 
 @pytest.fixture(autouse=True)
@@ -25,7 +26,7 @@ def workspace(root: Path, wishes: str) -> Workspace:
 
 
 def check(found: Workspace) -> int:
-    return front.check_profile(found, "bakery", as_json=True, daemons=False)
+    return profiles.check_profile(found, "bakery", as_json=True, daemons=False)
 
 
 def test_check_names_a_package_that_the_release_lacks_with_its_line(
@@ -58,7 +59,7 @@ def test_every_package_is_shown_with_where_it_comes_from_and_why(
     feeds.folder(tmp_path / "packages", "clock", ("+busybox", "+gears"))
     feeds.folder(tmp_path / "packages", "gears")
     loaded = load.load(found, "bakery")
-    rows = {row["package"]: row for row in packagelist.rows(found, loaded)}
+    rows = {row["package"]: row for row in packages.rows(found, loaded)}
     assert rows["clock"]["source"] == "packages/clock"
     assert (rows["gears"]["version"], rows["gears"]["why"]) == ("1.2-r3", "needed by clock")
     assert (rows["ppp"]["change"], rows["dnsmasq"]["change"], rows["kmod-usb2"]["change"]) == (
@@ -67,9 +68,9 @@ def test_every_package_is_shown_with_where_it_comes_from_and_why(
         "remove",
     )
     assert all(row["why"] for row in rows.values())
-    packagelist.show(found, loaded, as_json=True)
-    assert json.loads(capsys.readouterr().out) == packagelist.rows(found, loaded)
-    packagelist.show(found, loaded, as_json=False)
+    packages.show(found, loaded, as_json=True)
+    assert json.loads(capsys.readouterr().out) == packages.rows(found, loaded)
+    packages.show(found, loaded, as_json=False)
     shown = capsys.readouterr().out.splitlines()
     assert [line.split()[:4] for line in shown if line.startswith("clock")] == [
         ["clock", "add", "packages/clock", "1.2-r3"]

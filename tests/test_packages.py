@@ -5,19 +5,19 @@ from __future__ import annotations
 import pytest
 
 import goldens
-from ndakit import packages
-from ndakit.model import Profile, check_packages, needs
-from ndakit.release import Family, Release
+from ndakit.core.release import Family, Release
+from ndakit.model import Profile, package_needs, package_plan
+from ndakit.model.rules import packages as rules_packages
 
 
-def plan(name: str) -> packages.PackagePlan:
+def plan(name: str) -> package_plan.PackagePlan:
     found = goldens.profile(name)
-    return packages.plan(found, next(iter(found.nodes)))
+    return package_plan.plan(found, next(iter(found.nodes)))
 
 
-def with_packages(text: str) -> packages.PackagePlan:
+def with_packages(text: str) -> package_plan.PackagePlan:
     source = goldens.PROFILES["bakery"].read_text() + f"image: {{packages: {text}}}\n"
-    return packages.plan(goldens.parse(source), "lb1")
+    return package_plan.plan(goldens.parse(source), "lb1")
 
 
 @pytest.mark.parametrize("name", sorted(goldens.PROFILES))
@@ -54,7 +54,7 @@ def test_the_profiles_own_wishes_come_on_top() -> None:
 
 
 def codes(profile: Profile) -> list[str]:
-    return [f.code for f in check_packages.removed(profile)] + [f.code for f in check_packages.rivals(profile)]
+    return [f.code for f in rules_packages.removed(profile)] + [f.code for f in rules_packages.rivals(profile)]
 
 
 def wishing(text: str, release: str = "24.10.8") -> Profile:
@@ -79,28 +79,28 @@ def test_an_haproxy_without_tls_cannot_be_beside_the_one_that_is_needed() -> Non
 
 
 def test_a_need_has_its_names_by_family() -> None:
-    by_hand = needs.by_firewall(fw3=("iptables-mod-tproxy",), fw4=("kmod-nft-tproxy", "kmod-nft-socket"))
+    by_hand = package_needs.by_firewall(fw3=("iptables-mod-tproxy",), fw4=("kmod-nft-tproxy", "kmod-nft-socket"))
     assert by_hand[Family.FW3_OPKG] == ("iptables-mod-tproxy",)
     assert by_hand[Family.FW4_APK] == by_hand[Family.FW4_OPKG] == ("kmod-nft-tproxy", "kmod-nft-socket")
-    assert set(needs.everywhere("pen")) == set(Family)
+    assert set(package_needs.everywhere("pen")) == set(Family)
 
 
 def test_no_need_names_a_package_that_its_releases_lack() -> None:
     newest = {Family.FW3_OPKG: "21.02.7", Family.FW4_OPKG: "24.10.8", Family.FW4_APK: "25.12.5"}
     wrong = [
         (name, family)
-        for names in (*(n.packages for n in needs.NEEDS), *(names for names, _ in needs.KEPT))
+        for names in (*(n.packages for n in package_needs.NEEDS), *(names for names, _ in package_needs.KEPT))
         for family, words in names.items()
         for name in words
-        if packages.lack(Release.parse(newest[family]), name)
+        if package_plan.lack(Release.parse(newest[family]), name)
     ]
     assert wrong == []
 
 
 def test_a_virtual_machine_goes_without_the_driver_of_a_graphics_card() -> None:
     source = goldens.PROFILES["bakery"].read_text().replace("24.10.8", "25.12.5")
-    assert "kmod-drm-i915" not in packages.plan(goldens.parse(source), "lb1").remove
-    assert "kmod-drm-i915" in packages.plan(goldens.parse(f"{source}platform: kvm\n"), "lb1").remove
+    assert "kmod-drm-i915" not in package_plan.plan(goldens.parse(source), "lb1").remove
+    assert "kmod-drm-i915" in package_plan.plan(goldens.parse(f"{source}platform: kvm\n"), "lb1").remove
 
 
 @pytest.mark.parametrize(
@@ -116,19 +116,19 @@ def test_a_virtual_machine_goes_without_the_driver_of_a_graphics_card() -> None:
     ],
 )
 def test_what_a_release_lacks_is_known(name: str, release: str, lacking: bool) -> None:
-    assert (packages.lack(Release.parse(release), name) is not None) == lacking
+    assert (package_plan.lack(Release.parse(release), name) is not None) == lacking
 
 
 @pytest.mark.parametrize("topology", ["dr", "nat", "tun"])
 def test_services_that_the_kernel_balances_bring_its_module_and_keepalived_on_a_single_node_too(topology: str) -> None:
     before = goldens.profile("standalone")
-    assert {"keepalived", "kmod-nf-ipvs", "ipvsadm"}.isdisjoint(needs.needed(before))
+    assert {"keepalived", "kmod-nf-ipvs", "ipvsadm"}.isdisjoint(package_needs.needed(before))
     name, service = next(iter(before.services.items()))
     kernel = service.model_copy(update={"topology": topology, "protocol": "tcp"})
     changed = before.model_copy(update={"services": {name: kernel}})
-    assert {"keepalived", "kmod-nf-ipvs", "ipvsadm"} <= needs.needed(changed).keys()
+    assert {"keepalived", "kmod-nf-ipvs", "ipvsadm"} <= package_needs.needed(changed).keys()
 
 
 def test_vmwares_agent_and_card_are_for_x86_only() -> None:
     arm = goldens.profile("standalone").model_copy(update={"device": "armsr-armv8"})
-    assert {"open-vm-tools", "kmod-vmxnet3"}.isdisjoint(needs.needed(arm))
+    assert {"open-vm-tools", "kmod-vmxnet3"}.isdisjoint(package_needs.needed(arm))

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from ndakit.deadline import Deadline
+from ndakit.core.deadline import Deadline
 from pairs import Pair, new_key, running
 
 pytestmark = [pytest.mark.vm, pytest.mark.alone]

@@ -16,12 +16,15 @@ from typing import NamedTuple
 import pytest
 
 from imagebuilder_fakes import PROFILE, fake, workspace_folder
-from ndakit import builders, changes, ibdiagnose, ibrequest, load, pipeline
-from ndakit.artifacts import Artifact, folder_of
-from ndakit.errors import BuildError, ErrorGroup, NdakitError
-from ndakit.events import Event, Line, Planned, StepDone, StepStarted, Waiting, Warned
-from ndakit.imagebuilder import ImageBuilderBroken
-from ndakit.workspace import Workspace
+from ndakit.build import pipeline
+from ndakit.build import reasons as build_reasons
+from ndakit.core.errors import BuildError, ErrorGroup, NdakitError
+from ndakit.core.events import Event, Line, Planned, StepDone, StepStarted, Waiting, Warned
+from ndakit.core.workspace import Workspace
+from ndakit.image.artifacts import Artifact, folder_of
+from ndakit.imagebuilder import failures, request, sources
+from ndakit.imagebuilder.imagebuilder import ImageBuilderBroken
+from ndakit.load import load
 
 pytestmark = pytest.mark.images
 
@@ -42,11 +45,11 @@ class Place(NamedTuple):
 
     def build(self, *nodes: str, events: list[Event] | None = None) -> tuple[pipeline.BuildResult, ...]:
         heard = events if events is not None else []
-        builder = builders.OpenWrtBuilder(self.folder)
+        builder = sources.OpenWrtBuilder(self.folder)
         return pipeline.build(self.workspace, load.load(self.workspace, "bakery"), nodes, builder, heard.append)
 
     def reasons(self, node: str = "lb1") -> tuple[str, ...]:
-        builder = builders.OpenWrtBuilder(self.folder)
+        builder = sources.OpenWrtBuilder(self.folder)
         return pipeline.plan(self.workspace, load.load(self.workspace, "bakery"), node, builder).reasons
 
     def edit(self, old: str, new: str) -> None:
@@ -117,7 +120,7 @@ def test_two_caches_give_files_that_are_the_same_to_the_byte(
         workspace = Workspace.at(workspace_folder(tmp_path / name / "ws", text))
         log = workspace.logs("build")
         loaded = load.load(workspace, "bakery")
-        (result,) = pipeline.build(workspace, loaded, ["lb1"], builders.OpenWrtBuilder(folder))
+        (result,) = pipeline.build(workspace, loaded, ["lb1"], sources.OpenWrtBuilder(folder))
         assert result.artifact.verify() == []
         images = result.artifact.record.images
         found.append({i.name: (result.artifact.folder / i.name).read_bytes() for i in images})
@@ -191,7 +194,9 @@ def test_a_changed_template_is_named_as_the_reason(place: Place) -> None:
 
 
 def test_a_new_and_a_vanished_template_are_named_as_the_reason(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("ndakit.pipeline.lint.lint", lambda *_: [])  # what may stand where is not in question here
+    monkeypatch.setattr(
+        "ndakit.build.pipeline.lint.lint", lambda *_: []
+    )  # what may stand where is not in question here
     place.build("lb1")
     own = place.workspace.root / "templates/rootfs/usr/share/note"
     own.parent.mkdir(parents=True)
@@ -206,10 +211,10 @@ def test_a_new_version_that_renders_differently_is_named_as_the_reason(place: Pl
     (result,) = place.build("lb1")
     record, now = result.artifact.record, dict(result.artifact.record.inputs)
     now["files"] = {**now["files"], "/etc/banner": "0644 other"}
-    told = changes.changes(record, now, record.sources)
+    told = build_reasons.changes(record, now, record.sources)
     assert told == ["rendered differently than by the version that built it: /etc/banner"]
     now = {**record.inputs, "settings": {**record.inputs["settings"], "CONFIG_GRUB_TIMEOUT": "3"}}
-    assert changes.changes(record, now, record.sources) == ["CONFIG_GRUB_TIMEOUT: 1 → 3"]
+    assert build_reasons.changes(record, now, record.sources) == ["CONFIG_GRUB_TIMEOUT: 1 → 3"]
 
 
 def test_a_changed_imagebuilder_is_named_as_the_reason(place: Place) -> None:
@@ -235,7 +240,7 @@ def test_a_harmed_or_unfinished_image_is_made_again_with_the_reason(place: Place
 def test_a_failed_build_leaves_the_old_image_and_no_scratch(place: Place) -> None:
     (good,) = place.build("lb1")
     place.edit("rootfs_mib: 64", "rootfs_mib: 64, packages: {nosuch: add}")
-    with pytest.raises(ibdiagnose.PackagesMissing, match="nosuch") as caught:
+    with pytest.raises(failures.PackagesMissing, match="nosuch") as caught:
         place.build("lb1")
     assert str(place.workspace.state / "log/build/bakery-lb1.log") in caught.value.where
     assert good.artifact.verify() == []
@@ -246,7 +251,7 @@ def test_every_node_is_checked_before_the_first_image_is_made(place: Place, monk
     def finding(tree: object, profile: object, node: str) -> list[NdakitError]:
         return [BuildError(f"wrong in {node} {i}", where="x", fix="y") for i in (1, 2)] if node == "lb2" else []
 
-    monkeypatch.setattr("ndakit.pipeline.lint.lint", finding)
+    monkeypatch.setattr("ndakit.build.pipeline.lint.lint", finding)
     events: list[Event] = []
     with pytest.raises(ErrorGroup) as caught:
         place.build(events=events)
@@ -258,7 +263,7 @@ def test_every_node_is_checked_before_the_first_image_is_made(place: Place, monk
 
 def test_too_little_space_is_said_before_anything_runs(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
     usage = shutil.disk_usage("/")
-    monkeypatch.setattr("ndakit.pipeline.shutil.disk_usage", lambda _: usage._replace(free=10 * 1024 * 1024))
+    monkeypatch.setattr("ndakit.build.pipeline.shutil.disk_usage", lambda _: usage._replace(free=10 * 1024 * 1024))
     events: list[Event] = []
     with pytest.raises(pipeline.SpaceShort, match=r"building needs \d+ MiB here, 10 MiB are free"):
         place.build(events=events)
@@ -267,7 +272,7 @@ def test_too_little_space_is_said_before_anything_runs(place: Place, monkeypatch
 
 @pytest.mark.parametrize(
     ("code", "kind"),
-    [(errno.ENOSPC, ibdiagnose.DiskFull), (errno.EROFS, pipeline.WorkspaceUnwritable)],
+    [(errno.ENOSPC, failures.DiskFull), (errno.EROFS, pipeline.WorkspaceUnwritable)],
 )
 def test_a_disk_that_refuses_is_an_error_of_the_machine(
     code: int, kind: type[NdakitError], place: Place, monkeypatch: pytest.MonkeyPatch
@@ -275,7 +280,7 @@ def test_a_disk_that_refuses_is_an_error_of_the_machine(
     def refuse(*_: object) -> None:
         raise OSError(code, os.strerror(code), "somewhere")
 
-    monkeypatch.setattr("ndakit.pipeline.artifacts.store", refuse)
+    monkeypatch.setattr("ndakit.build.pipeline.artifacts.store", refuse)
     with pytest.raises(kind) as caught:
         place.build("lb1")
     assert caught.value.exit_code == 3
@@ -287,7 +292,7 @@ def test_a_workspace_path_with_a_space_is_refused_at_once(tmp_path: Path) -> Non
     root = workspace_folder(tmp_path / "my ws")
     place = Place(Workspace.at(root), fake(tmp_path / "ib"), root / "profiles/bakery.yaml")
     events: list[Event] = []
-    with pytest.raises(ibrequest.PathUnusable, match="a space"):
+    with pytest.raises(request.PathUnusable, match="a space"):
         place.build(events=events)
     assert not [e for e in events if isinstance(e, StepStarted)]
 
@@ -322,7 +327,7 @@ def test_ctrl_c_in_the_middle_ends_make_and_leaves_nothing(place: Place) -> None
 
     loaded = load.load(place.workspace, "bakery")
     with pytest.raises(KeyboardInterrupt):
-        pipeline.build(place.workspace, loaded, ["lb1"], builders.OpenWrtBuilder(place.folder), interrupt)
+        pipeline.build(place.workspace, loaded, ["lb1"], sources.OpenWrtBuilder(place.folder), interrupt)
     assert place.scratch() == []
     assert not folder_of(place.workspace, "bakery", "lb1").exists()
     assert processes_below(place.workspace.root) == []
@@ -343,9 +348,10 @@ def processes_below(folder: Path) -> list[str]:
 def test_a_killed_build_leaves_no_process_no_image_and_does_not_trip_the_next(place: Place) -> None:
     set_mode(place, "sleep")
     script = (
-        "import sys; from pathlib import Path; from ndakit import builders, load, pipeline;"
-        "from ndakit.workspace import Workspace; ws = Workspace.at(Path(sys.argv[1]));"
-        "pipeline.build(ws, load.load(ws, 'bakery'), ['lb1'], builders.OpenWrtBuilder(Path(sys.argv[2])))"
+        "import sys; from pathlib import Path; from ndakit.imagebuilder import sources;"
+        "from ndakit.load import load; from ndakit.build import pipeline;"
+        "from ndakit.core.workspace import Workspace; ws = Workspace.at(Path(sys.argv[1]));"
+        "pipeline.build(ws, load.load(ws, 'bakery'), ['lb1'], sources.OpenWrtBuilder(Path(sys.argv[2])))"
     )
     child = subprocess.Popen([sys.executable, "-c", script, str(place.workspace.root), str(place.folder)])
     log = place.workspace.state / "log/build/bakery-lb1.log"
@@ -366,12 +372,15 @@ def test_a_killed_build_leaves_no_process_no_image_and_does_not_trip_the_next(pl
 @pytest.mark.parametrize("moment", ["before", "after"])
 def test_a_build_killed_while_it_stores_leaves_a_whole_image_or_none(moment: str, place: Place) -> None:
     script = (
-        "import os, signal, sys; from pathlib import Path; from ndakit import artifacts, builders, load, pipeline;"
-        "from ndakit.workspace import Workspace; ws = Workspace.at(Path(sys.argv[1])); swap = artifacts.swap_folder;"
+        "import os, signal, sys; from pathlib import Path; from ndakit.image import artifacts;"
+        "from ndakit.imagebuilder import sources;"
+        "from ndakit.load import load; from ndakit.build import pipeline;"
+        "from ndakit.core.workspace import Workspace; ws = Workspace.at(Path(sys.argv[1]));"
+        "swap = artifacts.swap_folder;"
         "end = lambda: os.kill(os.getpid(), signal.SIGKILL);"
         "before = lambda *two: end(); after = lambda *two: (swap(*two), end());"
         "artifacts.swap_folder = {'before': before, 'after': after}[sys.argv[3]];"
-        "pipeline.build(ws, load.load(ws, 'bakery'), ['lb1'], builders.OpenWrtBuilder(Path(sys.argv[2])))"
+        "pipeline.build(ws, load.load(ws, 'bakery'), ['lb1'], sources.OpenWrtBuilder(Path(sys.argv[2])))"
     )
     argv = [sys.executable, "-c", script, str(place.workspace.root), str(place.folder), moment]
     assert subprocess.run(argv, check=False, timeout=60).returncode == -signal.SIGKILL
@@ -402,24 +411,24 @@ def test_downloaded_packages_are_kept_for_the_next_build(place: Place, tmp_path:
 
 def test_other_wrong_choices_of_a_builder_are_refused(place: Place, tmp_path: Path) -> None:
     profile = load.load(place.workspace, "bakery").profile
-    with pytest.raises(builders.BuilderContradiction, match="leave --imagebuilder out, or write --builder openwrt"):
-        builders.choose("lab", tmp_path, place.workspace, profile)
-    with pytest.raises(builders.BuilderContradiction, match="leave --offline out"):
-        builders.choose("lab", None, place.workspace, profile, builders.FetchOptions(offline=True))
-    with pytest.raises(builders.BuilderContradiction, match="--mirror, --checksum"):
-        options = builders.FetchOptions(mirror="http://a.example", checksum="0" * 64)
-        builders.choose("openwrt", place.folder, place.workspace, profile, options)
-    with pytest.raises(builders.BuilderUnknown):
-        builders.choose("docker", None, place.workspace, profile)
+    with pytest.raises(sources.BuilderContradiction, match="leave --imagebuilder out, or write --builder openwrt"):
+        sources.choose("lab", tmp_path, place.workspace, profile)
+    with pytest.raises(sources.BuilderContradiction, match="leave --offline out"):
+        sources.choose("lab", None, place.workspace, profile, sources.FetchOptions(offline=True))
+    with pytest.raises(sources.BuilderContradiction, match="--mirror, --checksum"):
+        options = sources.FetchOptions(mirror="http://a.example", checksum="0" * 64)
+        sources.choose("openwrt", place.folder, place.workspace, profile, options)
+    with pytest.raises(sources.BuilderUnknown):
+        sources.choose("docker", None, place.workspace, profile)
     with pytest.raises(ImageBuilderBroken, match="there is no Makefile in it"):
-        builders.choose("openwrt", tmp_path, place.workspace, profile)
+        sources.choose("openwrt", tmp_path, place.workspace, profile)
 
 
 def test_the_lab_refuses_a_target_that_it_does_not_have(place: Place) -> None:
     place.edit("release: 24.10.8", "release: 24.10.8\ndevice: ath79/generic:tplink_archer-c7-v2")
     loaded = load.load(place.workspace, "bakery")
-    builder = builders.choose("lab", None, place.workspace, loaded.profile)
-    with pytest.raises(builders.LabUnavailable, match="not for 'ath79/generic'"):
+    builder = sources.choose("lab", None, place.workspace, loaded.profile)
+    with pytest.raises(sources.LabUnavailable, match="not for 'ath79/generic'"):
         pipeline.build(place.workspace, loaded, ["lb1"], builder)
 
 
@@ -430,8 +439,8 @@ def test_what_this_machine_lacks_for_the_lab_is_an_error_of_the_machine(place: P
     script.write_text(f"import sys\nsys.stderr.write('{said}')\nsys.exit(3)\n")
     shutil.copytree(REPOSITORY / "templates", tmp_path / "shipped/templates")
     workspace = Workspace(place.workspace.root, tmp_path / "shipped")
-    with pytest.raises(builders.LabFailed, match="no space") as caught:
-        pipeline.build(workspace, load.load(workspace, "bakery"), ["lb1"], builders.LabBuilder(workspace))
+    with pytest.raises(sources.LabFailed, match="no space") as caught:
+        pipeline.build(workspace, load.load(workspace, "bakery"), ["lb1"], sources.LabBuilder(workspace))
     assert (caught.value.where, caught.value.fix, caught.value.exit_code) == ("/cache", "make some", 3)
 
 
@@ -441,9 +450,9 @@ def test_the_labs_fingerprint_is_of_release_target_and_sources(place: Place, tmp
     )
     workspace = Workspace(place.workspace.root, tmp_path / "shipped")
     profile = load.load(place.workspace, "bakery").profile
-    first = builders.LabBuilder(workspace).fingerprint(profile)
-    assert builders.LabBuilder(place.workspace).fingerprint(profile) == first
+    first = sources.LabBuilder(workspace).fingerprint(profile)
+    assert sources.LabBuilder(place.workspace).fingerprint(profile) == first
     (tmp_path / "shipped/lab/README.md").write_text("words\n")
-    assert builders.LabBuilder(workspace).fingerprint(profile) == first
+    assert sources.LabBuilder(workspace).fingerprint(profile) == first
     (tmp_path / "shipped/lab/debian.py").write_text("# another\n")
-    assert builders.LabBuilder(workspace).fingerprint(profile) != first
+    assert sources.LabBuilder(workspace).fingerprint(profile) != first

@@ -11,10 +11,14 @@ from pathlib import Path
 
 import pytest
 
-from ndakit import fetching, ibhost, ibmemory, jsontext, process, templatecache, workspace
-from ndakit.events import ignore
-from ndakit.release import Release
-from ndakit.workspace import CacheUnsafe, CacheUnusable, PlaceTaken, RuntimeFolderUnsafe
+from ndakit.core import json_text, process, workspace
+from ndakit.core.events import ignore
+from ndakit.core.release import Release
+from ndakit.core.workspace import CacheUnsafe, CacheUnusable, PlaceTaken, RuntimeFolderUnsafe
+from ndakit.imagebuilder import cache as imagebuilder_cache
+from ndakit.imagebuilder import prerequisites
+from ndakit.imagebuilder.fetch import fetch
+from ndakit.render import template_cache
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -109,7 +113,7 @@ def test_another_users_program_in_a_shared_cache_is_not_run(tmp_path: Path) -> N
     code = f"open({str(mark)!r}, 'w')"
     for file in (cache / "ndakit/templates").iterdir():
         checksum = file.read_bytes()[32:].partition(b"\n")[0]
-        file.write_bytes(templatecache.sealed(checksum + b"\n" + marshal.dumps(compile(code, "x", "exec"))))
+        file.write_bytes(template_cache.sealed(checksum + b"\n" + marshal.dumps(compile(code, "x", "exec"))))
         file.chmod(0o666)  # as it could be for whoever wrote it
     done = render()
     assert done.returncode == 0, done.stderr
@@ -143,10 +147,10 @@ def entries(base: Path, facts: object) -> list[Path]:
     folder = base / SHA256[:16]
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "verified.json").write_text(facts if isinstance(facts, str) else json.dumps(facts))
-    wanted = fetching._Wanted(Release.parse("24.10.8"), "x86/64", fetching.Origin(offline=True), ignore, base)
-    found = [place for place, _ in fetching._known(wanted)]
-    assert fetching._cached(wanted) is None
-    assert fetching._unpacked(wanted) is None
+    wanted = fetch._Wanted(Release.parse("24.10.8"), "x86/64", fetch.Origin(offline=True), ignore, base)
+    found = [place for place, _ in fetch._known(wanted)]
+    assert fetch._cached(wanted) is None
+    assert fetch._unpacked(wanted) is None
     return found
 
 
@@ -185,10 +189,10 @@ def test_a_note_that_is_no_note_is_none(text: str, tmp_path: Path) -> None:
     ],
 )  # fmt: skip
 def test_the_note_of_a_kept_root_leads_nowhere_else(change: dict[str, object], tmp_path: Path) -> None:
-    memory = ibmemory.Memory("f" * 64, base=tmp_path / "base")
+    memory = imagebuilder_cache.Memory("f" * 64, base=tmp_path / "base")
     folder = tmp_path / "base" / ("f" * 32)
     folder.mkdir(parents=True)
-    key = ibmemory.key("device", "packages")
+    key = imagebuilder_cache.key("device", "packages")
     victims = [tmp_path / "victim", folder / "victim"]
     for victim in victims:
         victim.write_text("keep")
@@ -201,7 +205,7 @@ def test_the_note_of_a_kept_root_leads_nowhere_else(change: dict[str, object], t
 @pytest.mark.parametrize("name", ["../../evil", "", "..", "a/b", "a\0b"])
 def test_kept_links_stay_in_their_folder(name: str, tmp_path: Path) -> None:
     text = json.dumps({"links": {name: ["/bin/sh", None]}, "path": process.environment()["PATH"]})
-    assert not ibhost.restore(tmp_path / "ib", text)
+    assert not prerequisites.restore(tmp_path / "ib", text)
     assert not (tmp_path / "ib").exists()
 
 
@@ -211,13 +215,13 @@ def test_kept_links_stay_in_their_folder(name: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize("text", ["[" * 100_000, "{", "NaN", "[Infinity]", "9" * 5000, b"\xff", ""])
 def test_whatever_is_no_json_is_one_kind_of_error(text: str | bytes) -> None:
     with pytest.raises(ValueError):
-        jsontext.parse(text)
+        json_text.parse(text)
 
 
 def test_only_one_module_reads_json() -> None:
     """The others would have to know that Python's reader raises RecursionError as well."""
     sources = (ROOT / "src/ndakit").rglob("*.py")
-    assert [p.name for p in sources if "json.load" in p.read_text()] == ["jsontext.py"]
+    assert [p.name for p in sources if "json.load" in p.read_text()] == ["json_text.py"]
 
 
 @pytest.mark.parametrize("what", ["folder", "fifo", "dangling link", "file above"])

@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from ndakit import ibdiagnose, ibhost, process, programs
+from ndakit.core import process, programs
+from ndakit.imagebuilder import failures, prerequisites
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -61,7 +62,7 @@ def test_every_program_that_is_started_stands_in_the_list() -> None:
         for name, line in _started(path)
         if name not in listed
     ]
-    assert unlisted == [], "add them to src/ndakit/programs.txt, with the Debian package and what they are for"
+    assert unlisted == [], "add them to src/ndakit/core/programs.txt, with the Debian package and what they are for"
 
 
 def test_the_scan_sees_programs(tmp_path: Path) -> None:
@@ -81,8 +82,8 @@ def test_every_row_says_what_it_is_for() -> None:
 def test_the_driver_asks_for_what_the_list_gives_it(monkeypatch: pytest.MonkeyPatch) -> None:
     known = process.find
     monkeypatch.setattr(process, "find", lambda tool: None if tool in ("gawk", "shellcheck") else known(tool))
-    with pytest.raises(ibdiagnose.PrerequisitesMissing, match=r"gawk \(reads package lists\)") as missing:
-        ibhost.check("here")
+    with pytest.raises(failures.PrerequisitesMissing, match=r"gawk \(reads package lists\)") as missing:
+        prerequisites.check("here")
     assert "shellcheck" not in str(missing.value)
 
 

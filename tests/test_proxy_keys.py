@@ -11,12 +11,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import goldens
-from ndakit import packages
-from ndakit.daemontext import Proxy, haproxy
-from ndakit.lint import lint
-from ndakit.model import Profile, checks
-from ndakit.names import backend_name, frontend_name, pool_of_backend
-from ndakit.render import Tree, render
+from ndakit.core.names import backend_name, frontend_name, pool_of_backend
+from ndakit.lint.config_text import Proxy, haproxy
+from ndakit.lint.lint import lint
+from ndakit.model import Profile, package_plan, rules
+from ndakit.render.render import Tree, render
 
 HEAD = goldens.PROFILES["bakery"].read_text().partition("pools:")[0]
 SERVERS = "servers: {web1: 192.168.0.21, web2: 192.168.0.22}"
@@ -38,7 +37,7 @@ def rendered(found: Profile) -> Tree:
 
 
 def codes(found: Profile) -> set[str]:
-    return {f.code for f in checks.findings(found)}
+    return {f.code for f in rules.findings(found)}
 
 
 NAMES = st.from_regex(r"[a-z][a-z0-9-]{0,31}", fullmatch=True)
@@ -97,7 +96,7 @@ def test_time_outs_that_are_meant_are_not_told() -> None:
 
 def test_a_check_that_leaves_a_dead_server_in_for_long_says_for_how_long() -> None:
     slow = profile(pool="check: {type: http, interval_s: 30}")
-    (finding,) = checks.findings(slow)
+    (finding,) = rules.findings(slow)
     assert finding.code == "slow-detection"
     assert f"for up to {slow.detection_s('web'):.0f} s more (every 30 s, 3 failures" in finding.what
     assert f"after up to {slow.recovery_s('web'):.0f} s" in finding.what
@@ -135,7 +134,7 @@ def traces(found: Profile) -> dict[str, bool]:
     tree = rendered(found)
     firewall = tree["/etc/config/firewall"].text
     return {
-        "package": "haproxy" in packages.plan(found, "lb1").add,
+        "package": "haproxy" in package_plan.plan(found, "lb1").add,
         "file": "/etc/haproxy.cfg" in tree,
         "kept": "haproxy" in tree["/etc/sysupgrade.conf"].text,
         "firewall": "statistics" in firewall or "8404" in firewall,

@@ -10,8 +10,8 @@ import jsonschema  # type: ignore[import-untyped]  # the package has no types of
 import pytest
 import yaml
 
-from ndakit import reference
-from ndakit.schema import descriptions, models, schema
+from ndakit.load import reference
+from ndakit.load.json_schema import descriptions, models, schema
 
 REPOSITORY = Path(__file__).parents[1]
 PROFILES = sorted((REPOSITORY / "profiles").glob("*.yaml"))
@@ -31,12 +31,12 @@ def validator() -> Any:
 
 
 def test_the_profile_reference_is_not_stale() -> None:
-    assert (REPOSITORY / "docs/profile.md").read_text() == reference.markdown(), "run: python -m ndakit.reference"
+    assert (REPOSITORY / "docs/profile.md").read_text() == reference.markdown(), "run: python -m ndakit.load.reference"
 
 
 def test_the_schema_is_not_stale() -> None:
     written = json.loads((REPOSITORY / "docs/profile.schema.json").read_text())
-    assert written == schema(), "run: python -m ndakit.reference"
+    assert written == schema(), "run: python -m ndakit.load.reference"
 
 
 def test_both_files_are_written_whole(tmp_path: Path) -> None:

@@ -7,11 +7,11 @@ from pathlib import Path
 import pytest
 
 import goldens
-from ndakit.lint import lint
+from ndakit.lint.lint import lint
+from ndakit.load.timezone import UnknownTimezone, posix
 from ndakit.model.capacity import BUFFER_BYTES
-from ndakit.render import NodeUnknown, RenderedFile, TemplateBroken, TemplateConflict, Tree, mode_of, render
-from ndakit.timezone import UnknownTimezone, posix
-from ndakit.view_haproxy import sorry_response
+from ndakit.render.engines.haproxy import sorry_response
+from ndakit.render.render import NodeUnknown, RenderedFile, TemplateBroken, TemplateConflict, Tree, mode_of, render
 
 
 def write(folder: Path, files: dict[str, str]) -> Path:

@@ -11,8 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from jinja2 import StrictUndefined, UndefinedError
 
-from ndakit import daemontext, filters
-from ndakit.uci import read
+from ndakit.core.uci import read
+from ndakit.lint import config_text
+from ndakit.render import filters
 
 HOSTILE = ["it's", "$(reboot)", "`reboot`", "a\nb", "'; option x '1", "x" * 10_000, "Müller", "", "\0", "#", '"', "\\",
            "a b", "{", "}", "!", "%[env(HOME)]", "\u2028", "\ud800", "\x9b31m", "&&", "|", ">", "*", "~"]  # fmt: skip
@@ -59,7 +60,7 @@ def test_haproxy_word_is_refused_or_read_back(value: str) -> None:
         written = filters.haproxy(value)
     except ValueError:
         return
-    sections = daemontext.haproxy(f"global\n\tnode {written}\n")
+    sections = config_text.haproxy(f"global\n\tnode {written}\n")
     assert [line.words for line in sections[0].lines] == [("node", value)]
 
 
@@ -69,7 +70,7 @@ def test_word_is_refused_or_read_back_by_a_keepalived_reader(value: str) -> None
         written = filters.word(value)
     except ValueError:
         return
-    root = daemontext.keepalived(f"a {{\n\tb {written}\n}}\n")
+    root = config_text.keepalived(f"a {{\n\tb {written}\n}}\n")
     assert [line.words for line in root.blocks[0].lines] == [("b", value)]
 
 
@@ -81,7 +82,7 @@ def test_comment_stays_on_its_line(value: str) -> None:
         return
     assert f"# {written}\nx\n".splitlines() == [f"# {value}", "x"]
     assert read(f"# {written}\nconfig a\n")[0].type == "a"
-    assert daemontext.haproxy(f"global\n# {written}\n\tnode a\n")[0].lines[0].words == ("node", "a")
+    assert config_text.haproxy(f"global\n# {written}\n\tnode a\n")[0].lines[0].words == ("node", "a")
 
 
 @given(TEXT)

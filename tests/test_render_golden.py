@@ -11,9 +11,9 @@ import pytest
 
 import effort
 import goldens
-from ndakit.load import load
-from ndakit.render import render
-from ndakit.workspace import Workspace
+from ndakit.core.workspace import Workspace
+from ndakit.load.load import load
+from ndakit.render.render import render
 
 
 @pytest.mark.parametrize(("name", "node"), goldens.cases())

@@ -7,10 +7,10 @@ import re
 import pytest
 
 import goldens
-from ndakit.daemontext import haproxy, keepalived
-from ndakit.render import render
-from ndakit.uci import Section, read
-from ndakit.view import NodeView
+from ndakit.core.uci import Section, read
+from ndakit.lint.config_text import haproxy, keepalived
+from ndakit.render.node import NodeView
+from ndakit.render.render import render
 
 KEY = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIAABAgMEBQYHCAkKCwwNDg8QERITFBUWFxgZGhscHR4f me"
 

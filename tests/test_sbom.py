@@ -11,9 +11,9 @@ import pytest
 from cyclonedx.schema import SchemaVersion
 from cyclonedx.validation.json import JsonStrictValidator
 
-from ndakit import sbom
-from ndakit.artifacts import Record
-from ndakit.sbom import PackageFacts
+from ndakit.image import sbom
+from ndakit.image.artifacts import Record
+from ndakit.image.sbom import PackageFacts
 from test_artifacts import record
 
 FACTS = {

@@ -28,10 +28,10 @@ from choosing import (
     Clients,
     profile,
 )
-from ndakit import claims
-from ndakit.claims import choice
-from ndakit.claims.base import first_front
-from ndakit.deadline import Deadline
+from ndakit.core.deadline import Deadline
+from ndakit.verify import claims
+from ndakit.verify.claims import scheduling
+from ndakit.verify.claims.base import first_front
 from pairs import new_key, running
 
 pytestmark = pytest.mark.vm
@@ -239,7 +239,7 @@ def test_a_server_of_weight_0_gets_nothing_and_is_there_all_the_same(clients: Cl
 def _weigh(clients: Clients, service: str, server: str, weight: int) -> None:
     """As docs/topologies.md says it is done on a balancer that runs."""
     profile = clients.lab.profile
-    clients.lab.run("lb1", choice.weight_command(profile, first_front(profile, service), server, weight))
+    clients.lab.run("lb1", scheduling.weight_command(profile, first_front(profile, service), server, weight))
 
 
 def test_a_server_that_is_drained_keeps_its_connections_and_gets_no_new_ones(clients: Clients) -> None:
@@ -377,14 +377,14 @@ def test_the_claim_about_draining_holds(clients: Clients, pool: str) -> None:
 def test_a_server_that_gets_connections_although_it_is_drained_is_found_out(
     clients: Clients, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(choice, "weight_command", lambda *_: "true")
+    monkeypatch.setattr(scheduling, "weight_command", lambda *_: "true")
     outcome = _claim(clients, "drain/rr")
     assert not outcome.ok
     assert " was drained, and got " in outcome.detail
 
 
 def test_clients_that_a_drained_server_loses_are_found_out(clients: Clients) -> None:
-    outcome = choice.drained(clients.lab, "dh")
+    outcome = scheduling.drained(clients.lab, "dh")
     assert not outcome.ok
     assert "8 of 8 failed (refused)" in outcome.detail
 

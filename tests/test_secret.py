@@ -10,9 +10,10 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from ndakit import process, secret
+from ndakit.core import process
+from ndakit.core.workspace import Workspace
+from ndakit.load import secrets
 from ndakit.model import SecretRef
-from ndakit.workspace import Workspace
 
 REFERENCE = SecretRef(secret="shop.pem")
 
@@ -32,7 +33,9 @@ def put(workspace: Workspace, value: bytes, mode: int = 0o600) -> Path:
 
 def test_the_environment_goes_before_the_file(workspace: Workspace) -> None:
     put(workspace, b"from the file")
-    found = secret.look_up(workspace, "acme-shop", REFERENCE, {"NDAKIT_SECRET_ACME_SHOP__SHOP_DOT_PEM": "from outside"})
+    found = secrets.look_up(
+        workspace, "acme-shop", REFERENCE, {"NDAKIT_SECRET_ACME_SHOP__SHOP_DOT_PEM": "from outside"}
+    )
     assert found.reveal() == b"from outside"
 
 
@@ -49,58 +52,58 @@ NAMES = st.from_regex(r"[A-Za-z0-9][A-Za-z0-9._-]{0,5}", fullmatch=True)
 @example(("a", "b_c"), ("a", "b-c"))
 @given(st.tuples(PROFILES, NAMES), st.tuples(PROFILES, NAMES))
 def test_no_two_secrets_share_a_variable(one: tuple[str, str], other: tuple[str, str]) -> None:
-    assert (secret.variable(*one) == secret.variable(*other)) == (one == other)
-    assert re.fullmatch(r"[A-Z0-9_]+", secret.variable(*one))
+    assert (secrets.variable(*one) == secrets.variable(*other)) == (one == other)
+    assert re.fullmatch(r"[A-Z0-9_]+", secrets.variable(*one))
 
 
 def test_a_file_that_only_its_owner_reads_is_taken_without_its_line_end(workspace: Workspace) -> None:
     put(workspace, b"hunter2\n")
-    assert secret.look_up(workspace, "acme-shop", REFERENCE, {}).reveal() == b"hunter2"
+    assert secrets.look_up(workspace, "acme-shop", REFERENCE, {}).reveal() == b"hunter2"
 
 
 def test_a_file_of_several_lines_is_taken_as_it_is(workspace: Workspace) -> None:
     put(workspace, b"-----BEGIN\nx\n-----END\n")
-    assert secret.look_up(workspace, "acme-shop", REFERENCE, {}).reveal().endswith(b"END\n")
+    assert secrets.look_up(workspace, "acme-shop", REFERENCE, {}).reveal().endswith(b"END\n")
 
 
 @pytest.mark.parametrize("mode", [0o640, 0o604, 0o620, 0o666])
 def test_a_file_that_others_can_read_or_write_is_refused(workspace: Workspace, mode: int) -> None:
     path = put(workspace, b"hunter2", mode)
-    with pytest.raises(secret.SecretExposed, match=r"others can read") as caught:
-        secret.look_up(workspace, "acme-shop", REFERENCE, {})
+    with pytest.raises(secrets.SecretExposed, match=r"others can read") as caught:
+        secrets.look_up(workspace, "acme-shop", REFERENCE, {})
     assert caught.value.fix == f"chmod 600 {path}"
     assert caught.value.exit_code == 2
 
 
 def test_a_file_that_git_tracks_is_refused(workspace: Workspace) -> None:
     put(workspace, b"hunter2")
-    secret.look_up(workspace, "acme-shop", REFERENCE, {})
+    secrets.look_up(workspace, "acme-shop", REFERENCE, {})
     for command in (["git", "init", "-q"], ["git", "add", "-f", "secrets"]):
         process.run(command, cwd=workspace.root, timeout_s=20)
-    with pytest.raises(secret.SecretExposed, match="git tracks"):
-        secret.look_up(workspace, "acme-shop", REFERENCE, {})
+    with pytest.raises(secrets.SecretExposed, match="git tracks"):
+        secrets.look_up(workspace, "acme-shop", REFERENCE, {})
 
 
 def test_a_secret_that_is_nowhere_says_both_places(workspace: Workspace) -> None:
-    with pytest.raises(secret.SecretMissing) as caught:
-        secret.look_up(workspace, "acme-shop", REFERENCE, {})
+    with pytest.raises(secrets.SecretMissing) as caught:
+        secrets.look_up(workspace, "acme-shop", REFERENCE, {})
     assert "NDAKIT_SECRET_ACME_SHOP__SHOP_DOT_PEM" in caught.value.where
     assert "secrets/acme-shop/shop.pem" in caught.value.where
 
 
 def test_a_folder_or_a_far_too_large_file_is_refused(workspace: Workspace) -> None:
-    path = put(workspace, b"x" * (secret.SECRET_MAX + 1))
-    with pytest.raises(secret.SecretUnreadable, match="larger"):
-        secret.look_up(workspace, "acme-shop", REFERENCE, {})
+    path = put(workspace, b"x" * (secrets.SECRET_MAX + 1))
+    with pytest.raises(secrets.SecretUnreadable, match="larger"):
+        secrets.look_up(workspace, "acme-shop", REFERENCE, {})
     path.unlink()
     path.mkdir()
-    with pytest.raises(secret.SecretUnreadable):
-        secret.look_up(workspace, "acme-shop", REFERENCE, {})
+    with pytest.raises(secrets.SecretUnreadable):
+        secrets.look_up(workspace, "acme-shop", REFERENCE, {})
 
 
 def test_a_secret_is_in_no_text_and_not_pickled(workspace: Workspace) -> None:
     put(workspace, b"hunter2")
-    found = secret.look_up(workspace, "acme-shop", REFERENCE, {})
+    found = secrets.look_up(workspace, "acme-shop", REFERENCE, {})
     assert "hunter2" not in f"{found} {found!r} {[found]}"
     with pytest.raises(TypeError):
         pickle.dumps(found)

@@ -13,12 +13,12 @@ import pytest
 import yaml
 
 import goldens
-from ndakit import process
-from ndakit.load import load
-from ndakit.model import Profile, checks
-from ndakit.server_scripts import chosen, facts, readme, write_scripts
-from ndakit.servers import NoSuchServer, OnlyWatched, ServerSide, in_words, script, servers
-from ndakit.workspace import Workspace
+from ndakit.cli.servers import chosen, facts, readme, write_scripts
+from ndakit.core import process
+from ndakit.core.workspace import Workspace
+from ndakit.load.load import load
+from ndakit.model import Profile, rules
+from ndakit.render.servers import NoSuchServer, OnlyWatched, ServerSide, in_words, script, servers
 
 TEMPLATES = (goldens.ROOT / "templates",)
 
@@ -188,7 +188,7 @@ def test_what_the_refusal_of_servers_elsewhere_offers_works(changes: list[tuple[
         assert old in text
         text = text.replace(old, new)
     profile = Profile.model_validate(yaml.load(text, Loader=yaml.BaseLoader))
-    found = {f.code for f in checks.findings(profile) if f.severity == "error" and "behind" in f.what + f.fix}
+    found = {f.code for f in rules.findings(profile) if f.severity == "error" and "behind" in f.what + f.fix}
     assert found == ({code} if code else set())
 
 

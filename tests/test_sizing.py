@@ -12,13 +12,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import goldens
-from ndakit.model import Capacity, Profile, capacity_of, checks
+from ndakit.core.release import Release
+from ndakit.model import Capacity, Profile, capacity_of, rules
 from ndakit.model.capacity import POOLS_CONNECTIONS, STATISTICS_CONNECTIONS, power_of_two
-from ndakit.model.findings import Finding
+from ndakit.model.rules.findings import Finding
 from ndakit.model.sizing import Tuning
 from ndakit.model.sysctls import KNOWN, general, gone, owner
-from ndakit.release import Release
-from ndakit.view import NodeView
+from ndakit.render.node import NodeView
 
 BASE = (goldens.ROOT / "tests/valid/handover.yaml").read_text()
 
@@ -108,13 +108,13 @@ def test_a_vip_of_its_own_takes_no_source_port_away() -> None:
      ("own-ports-tuned", "tuning: {sysctl: {net.ipv4.ip_local_port_range: 10000 20010}}\n", "")],
 )  # fmt: skip
 def test_each_way_out_of_too_few_source_ports_is_one(name: str, old: str, new: str) -> None:
-    assert "own-address-ports" in {f.code for f in checks.findings(_own(f"invalid/{name}.yaml"))}
-    assert [f for f in checks.findings(_own(f"invalid/{name}.yaml", (old, new))) if f.severity == "error"] == []
+    assert "own-address-ports" in {f.code for f in rules.findings(_own(f"invalid/{name}.yaml"))}
+    assert [f for f in rules.findings(_own(f"invalid/{name}.yaml", (old, new))) if f.severity == "error"] == []
 
 
 def test_a_narrow_range_of_source_ports_beside_the_services_is_taken() -> None:
     found = _own("invalid/own-ports-tuned.yaml", ("10000 20010", "50000 50999"))
-    assert "own-address-ports" not in {f.code for f in checks.findings(found)}
+    assert "own-address-ports" not in {f.code for f in rules.findings(found)}
 
 
 @given(st.floats(0.1, 5000), st.floats(0.001, 600))
@@ -138,18 +138,18 @@ def test_the_next_power_of_two_is_the_next_one(value: float) -> None:
 def test_what_is_refused_fits_once_the_memory_is_what_the_message_says() -> None:
     load = "sessions_per_second: 3000, session_duration_s: 20"
     (finding,) = [
-        f for f in checks.findings(profile(sizing=f"{{memory_mib: 512, {load}}}")) if f.code == "sizing-memory"
+        f for f in rules.findings(profile(sizing=f"{{memory_mib: 512, {load}}}")) if f.code == "sizing-memory"
     ]
     needed = re.search(r"memory_mib: (\d+)", finding.fix)
     assert needed is not None
     enough = profile(sizing=f"{{memory_mib: {needed[1]}, {load}}}")
-    assert "sizing-memory" not in {f.code for f in checks.findings(enough)}
+    assert "sizing-memory" not in {f.code for f in rules.findings(enough)}
     short = profile(sizing=f"{{memory_mib: {int(needed[1]) - 1}, {load}}}")
-    assert "sizing-memory" in {f.code for f in checks.findings(short)}
+    assert "sizing-memory" in {f.code for f in rules.findings(short)}
 
 
 def too_much(found: Profile) -> Finding | None:
-    return next((f for f in checks.findings(found) if f.code == "sizing-memory"), None)
+    return next((f for f in rules.findings(found) if f.code == "sizing-memory"), None)
 
 
 def test_a_limit_of_connections_that_needs_the_memory_is_named_and_done_as_told_it_fits() -> None:
@@ -254,12 +254,12 @@ def test_a_key_is_gone_only_from_the_release_on_whose_kernel_dropped_it() -> Non
 @pytest.mark.parametrize("key", ["net.ipv4.ip_forward", "net.ipv4.conf.eth0.forwarding", "net.ipv4.vs.conntrack"])
 def test_what_other_keys_decide_cannot_be_set(key: str) -> None:
     assert owner(key) is not None
-    assert "sysctl-owned" in {f.code for f in checks.findings(profile(sysctl=f"{{{key}: 1}}"))}
+    assert "sysctl-owned" in {f.code for f in rules.findings(profile(sysctl=f"{{{key}: 1}}"))}
 
 
 def test_a_value_of_a_device_is_known_by_its_general_name() -> None:
     assert general("net.ipv4.conf.eth0.rp_filter") == "net.ipv4.conf.*.rp_filter"
-    assert not list(checks.findings(profile(sysctl="{net.ipv4.conf.eth0.rp_filter: 2}")))
+    assert not list(rules.findings(profile(sysctl="{net.ipv4.conf.eth0.rp_filter: 2}")))
 
 
 def test_memory_of_all_parts_is_counted() -> None:
@@ -292,7 +292,7 @@ def test_600000_connections_get_the_files_that_they_need() -> None:
     assert "600100 connections" in found["fs.nr_open"][1]
     assert "fs.nr_open" not in values(services(1))
     tuned = large.model_copy(update={"tuning": Tuning(sysctl={"fs.nr_open": "1048576"})})
-    assert "sysctl-harms" in {f.code for f in checks.findings(tuned)}
+    assert "sysctl-harms" in {f.code for f in rules.findings(tuned)}
 
 
 def test_haproxys_own_limit_is_above_what_its_services_may_take() -> None:
@@ -316,7 +316,7 @@ def test_a_limit_of_a_service_counts_up_and_down() -> None:
     assert capacity_of(services(1, 50)).haproxy_max == 150
     assert capacity_of(services(2, 50)).together_max == 10_050
     large = services(1, 60_000)
-    assert "sizing-memory" in {f.code for f in checks.findings(large)}
+    assert "sizing-memory" in {f.code for f in rules.findings(large)}
     assert capacity_of(large).connections_max == 60_000
     assert capacity_of(large).tracked_max >= 2 * 60_000
 

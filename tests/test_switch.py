@@ -18,9 +18,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ndakit.frames import VrrpAdvert, decode_vrrp, protocol_name, protocol_of
-from ndakit.pcap import PcapWriter
-from ndakit.switch import Flow, Frame, Port, Switch
+from ndakit.lab.frames import VrrpAdvert, decode_vrrp, protocol_name, protocol_of
+from ndakit.lab.pcap import PcapWriter
+from ndakit.lab.switch import Flow, Frame, Port, Switch
 
 BROADCAST = b"\xff" * 6
 
@@ -297,7 +297,7 @@ def test_the_folder_of_a_killed_switch_is_swept_by_a_later_run() -> None:
         [
             sys.executable,
             "-c",
-            "from ndakit.switch import Switch\nimport time\n"
+            "from ndakit.lab.switch import Switch\nimport time\n"
             "with Switch() as s: print(s.port('lan', 'a').switch_path, flush=True); time.sleep(60)",
         ],
         stdout=subprocess.PIPE,

@@ -216,7 +216,7 @@ def test_a_reader_that_goes_away_is_no_error(workspace: Path) -> None:
 HOLDER = """
 import sys, time
 from pathlib import Path
-from ndakit.workspace import Workspace
+from ndakit.core.workspace import Workspace
 with Workspace(Path(sys.argv[1])).lock("build"):
     print("held", flush=True)
     time.sleep(60)
@@ -342,7 +342,7 @@ def test_nothing_in_a_profile_acts_on_the_terminal(workspace: Path) -> None:
 
 
 def test_terminal_texts_are_inert_and_keep_our_colours() -> None:
-    from ndakit import terminal
+    from ndakit.core import terminal
 
     for bad in ("\x1b[2J", "\x9b31m", "\x07", "\r", "\u202e", "\udcff", "\x1b]0;x\x07", "\x1b[31m", "\ufeff"):
         shown = terminal.inert(f"a{bad}b\n\tc")
@@ -353,7 +353,7 @@ def test_terminal_texts_are_inert_and_keep_our_colours() -> None:
 
 
 def test_json_for_scripts_stays_what_it_was_and_is_inert(capsys: pytest.CaptureFixture[str]) -> None:
-    from ndakit import terminal
+    from ndakit.core import terminal
 
     value = {"a": "x\x9b31m\u202e\ufffe\U0001ffff ü 日本 \u00a0 \u200d"}
     terminal.show_json(value)

@@ -10,14 +10,15 @@ import pytest
 from jinja2.bccache import bc_magic
 
 import goldens
-from ndakit import render, templatecache, workspace
+from ndakit.core import workspace
+from ndakit.render import render, template_cache
 
 
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     found = tmp_path / "cache"
     found.mkdir()
-    monkeypatch.setattr(templatecache, "_folder", lambda: found)
+    monkeypatch.setattr(template_cache, "_folder", lambda: found)
     return found
 
 
@@ -33,7 +34,7 @@ def test_a_compiled_template_is_used_again(folder: Path, tmp_path: Path) -> None
     assert rendered(tmp_path / "t", "one {{ node.hostname | comment }}\n") == "one bakery-lb1\n"
     (kept,) = folder.iterdir()
     content = kept.read_bytes()[32:]
-    other = templatecache.sealed(content.replace(b"one ", b"two "))  # nobody else would know
+    other = template_cache.sealed(content.replace(b"one ", b"two "))  # nobody else would know
     kept.write_bytes(other)
     assert rendered(tmp_path / "t", "one {{ node.hostname | comment }}\n") == "two bakery-lb1\n"
     assert kept.read_bytes() == other
@@ -47,7 +48,7 @@ def test_a_changed_template_is_compiled_anew_and_takes_its_place(folder: Path, t
 
 def test_changed_filters_are_another_file(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     rendered(tmp_path / "t", "one\n")
-    monkeypatch.setattr(templatecache, "_code", lambda: "other")
+    monkeypatch.setattr(template_cache, "_code", lambda: "other")
     rendered(tmp_path / "t", "one\n")
     assert len(list(folder.iterdir())) == 2
 
@@ -88,7 +89,7 @@ def test_a_file_that_others_can_have_written_is_not_loaded(
 ) -> None:
     rendered(tmp_path / "t", "one {{ node.hostname | comment }}\n")
     (kept,) = folder.iterdir()
-    evil = templatecache.sealed(kept.read_bytes()[32:].replace(b"one ", b"two "))
+    evil = template_cache.sealed(kept.read_bytes()[32:].replace(b"one ", b"two "))
     kept.unlink()
     real = tmp_path / "elsewhere" if what == "link" else kept
     if what == "folder":
@@ -107,23 +108,23 @@ def test_a_cache_that_others_can_write_is_refused_while_rendering(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    templatecache._folder.cache_clear()
+    template_cache._folder.cache_clear()
     rendered(tmp_path / "t", "one\n")
     (tmp_path / "cache/ndakit").chmod(0o777)
-    templatecache._folder.cache_clear()
+    template_cache._folder.cache_clear()
     with pytest.raises(workspace.CacheUnsafe):
         rendered(tmp_path / "t", "one\n")
-    templatecache._folder.cache_clear()
+    template_cache._folder.cache_clear()
 
 
 def test_a_cache_that_cannot_be_used_is_not_missed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "file").write_text("")
-    monkeypatch.setattr(templatecache, "_folder", lambda: tmp_path / "file")
+    monkeypatch.setattr(template_cache, "_folder", lambda: tmp_path / "file")
     assert rendered(tmp_path / "t", "one\n") == "one\n"
 
 
 def test_it_does_not_grow_without_end(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(templatecache, "_LIMIT", 3)
+    monkeypatch.setattr(template_cache, "_LIMIT", 3)
     for number in range(6):
         assert rendered(tmp_path / f"t{number}", "one\n") == "one\n"
     assert len(list(folder.iterdir())) == 3

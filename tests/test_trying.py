@@ -8,15 +8,18 @@ from typing import Any, cast
 
 import pytest
 
-from ndakit import artifacts, lab_host, load, trying
-from ndakit.claims import Claim
-from ndakit.deadline import DeadlineExceeded
-from ndakit.lab_network import LabNetwork
-from ndakit.live import Show
-from ndakit.loaded import Loaded
-from ndakit.pace import Pace
-from ndakit.trying import NodeNotBuilt
-from ndakit.workspace import Workspace
+from ndakit.cli import verify
+from ndakit.cli.verify import NodeNotBuilt
+from ndakit.cli.verify_progress import Show
+from ndakit.core.deadline import DeadlineExceeded
+from ndakit.core.workspace import Workspace
+from ndakit.image import artifacts
+from ndakit.lab import host
+from ndakit.lab.network import LabNetwork
+from ndakit.lab.pace import Pace
+from ndakit.load import load
+from ndakit.load.loaded import Loaded
+from ndakit.verify.claims import Claim
 from test_artifacts import record
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -50,25 +53,25 @@ def stored(workspace: Workspace, node: str, builder: str = "lab") -> None:
 @pytest.fixture
 def builds(monkeypatch: pytest.MonkeyPatch) -> Builds:
     made = Builds()
-    monkeypatch.setattr(trying, "build_loaded", made)
+    monkeypatch.setattr(verify, "build_loaded", made)
     return made
 
 
 def test_verify_without_an_image_builds_it_with_the_lab_first(workspace: Workspace, builds: Builds) -> None:
-    found = trying._built(workspace, load.load(workspace, "bakery"))
+    found = verify._built(workspace, load.load(workspace, "bakery"))
     assert builds == ["lb1", "lb2"]
     assert sorted(found) == ["lb1", "lb2"]
 
 
 def test_verify_builds_only_what_is_missing(workspace: Workspace, builds: Builds) -> None:
     stored(workspace, "lb2")
-    trying._built(workspace, load.load(workspace, "bakery"))
+    verify._built(workspace, load.load(workspace, "bakery"))
     assert builds == ["lb1"]
 
 
 def test_verify_of_a_profile_given_by_its_path_builds_it_too(workspace: Workspace, builds: Builds) -> None:
     path = str(workspace.root / "profiles/bakery.yaml")
-    assert sorted(trying._built(workspace, load.load(workspace, path))) == ["lb1", "lb2"]
+    assert sorted(verify._built(workspace, load.load(workspace, path))) == ["lb1", "lb2"]
     assert builds == ["lb1", "lb2"]
 
 
@@ -76,7 +79,7 @@ def test_an_image_of_the_lab_is_not_put_beside_images_to_flash(workspace: Worksp
     stored(workspace, "lb1", builder="openwrt")
     path = str(workspace.root / "profiles/bakery.yaml")
     with pytest.raises(NodeNotBuilt, match="the other nodes' images are not the lab's") as caught:
-        trying._built(workspace, load.load(workspace, path))
+        verify._built(workspace, load.load(workspace, path))
     assert caught.value.fix == f"build it as the others: ./inv build {path} --node lb2 --builder openwrt"
     assert builds == []
 
@@ -108,12 +111,12 @@ class Late:
 def test_a_lab_that_does_not_start_blames_the_machine_only_if_others_had_it(
     workspace: Workspace, monkeypatch: pytest.MonkeyPatch, others_share: float, state: str, code: str
 ) -> None:
-    monkeypatch.setattr(trying, "LabNetwork", lambda *words, **more: Late(others_share))
-    monkeypatch.setattr(trying, "boot_images", lambda profile, built: {})
-    monkeypatch.setattr(lab_host.image, "build", lambda *words, **more: None)
+    monkeypatch.setattr(verify, "LabNetwork", lambda *words, **more: Late(others_share))
+    monkeypatch.setattr(verify, "boot_images", lambda profile, built: {})
+    monkeypatch.setattr(host.image, "build", lambda *words, **more: None)
     show = Show(tell=lambda text: None, claim=lambda event: None)
     claim = Claim("a/x", "a is so", cast(Any, None))
-    verdicts, pace, error = trying._judge(
+    verdicts, pace, error = verify._judge(
         workspace, load.load(workspace, "bakery"), {}, [claim], workspace.root, None, None, show
     )
     assert error is not None

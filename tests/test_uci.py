@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ndakit.uci import UciError, quote, read
+from ndakit.core.uci import UciError, quote, read
 
 LEGAL = st.text(
     st.characters(codec="utf-8", exclude_characters=[chr(c) for c in (*range(32), *range(127, 160))]),

@@ -12,13 +12,15 @@ from typing import Any
 import pytest
 
 import goldens
-from ndakit import front, process, validators
-from ndakit.errors import NdakitError
+from ndakit.cli import profiles
+from ndakit.core import process
+from ndakit.core.errors import NdakitError
+from ndakit.core.release import Release
+from ndakit.core.workspace import cache
+from ndakit.lint import real_daemons
+from ndakit.lint.real_daemons import DaemonRefuses, NamespacesRefused, NewHaproxy, check, interfaces, newer_haproxy
 from ndakit.model.capacity import BUFFER_BYTES
-from ndakit.release import Release
-from ndakit.render import RenderedFile, Tree, render
-from ndakit.validators import DaemonRefuses, NamespacesRefused, NewHaproxy, check, interfaces, newer_haproxy
-from ndakit.workspace import cache
+from ndakit.render.render import RenderedFile, Tree, render
 
 HA, KA, SCRIPT = "/etc/haproxy.cfg", "/etc/keepalived/keepalived.conf", "/usr/libexec/ndakit/haproxy-runs"
 CT, INIT = "/etc/conntrackd/conntrackd.conf", "/etc/init.d/conntrackd"
@@ -176,7 +178,7 @@ def test_a_machine_without_user_namespaces_gets_a_way_out(monkeypatch: pytest.Mo
     def run(argv: process.Argv, **options: Any) -> process.Done:
         return refused if argv[0] == "unshare" else real(argv, **options)
 
-    monkeypatch.setattr("ndakit.process.run", run)
+    monkeypatch.setattr("ndakit.core.process.run", run)
     with pytest.raises(NamespacesRefused, match="Operation not permitted") as caught:
         checked(goldens.tree("bakery"))
     assert caught.value.exit_code == 3
@@ -234,16 +236,16 @@ def test_check_says_which_haproxy_was_asked(
     monkeypatch: pytest.MonkeyPatch, release: str, newer: NewHaproxy | None, words: str
 ) -> None:
     asked: list[NewHaproxy | None] = []
-    monkeypatch.setattr(validators, "daemons_root", lambda cache: Path("/base"))
-    monkeypatch.setattr(validators, "haproxy_branch", lambda root: (3, 0))
-    monkeypatch.setattr(validators, "newer_haproxy", lambda cache, wanted, download: newer)
+    monkeypatch.setattr(real_daemons, "daemons_root", lambda cache: Path("/base"))
+    monkeypatch.setattr(real_daemons, "haproxy_branch", lambda root: (3, 0))
+    monkeypatch.setattr(real_daemons, "newer_haproxy", lambda cache, wanted, download: newer)
 
     def ask(tree: Tree, cache: Path, haproxy: NewHaproxy | None) -> list[NdakitError]:
         asked.append(haproxy)
         return []
 
-    monkeypatch.setattr(validators, "check", ask)
-    said = front._ask_daemons(goldens.tree("bakery"), [], Release.parse(release), download=True)
+    monkeypatch.setattr(real_daemons, "check", ask)
+    said = profiles._ask_daemons(goldens.tree("bakery"), [], Release.parse(release), download=True)
     assert said.startswith(words)
     assert asked == [newer]
 
@@ -259,8 +261,8 @@ def test_check_says_which_haproxy_was_asked(
 def test_check_names_only_the_programs_that_have_something_to_read(
     monkeypatch: pytest.MonkeyPatch, name: str, words: str
 ) -> None:
-    monkeypatch.setattr(validators, "daemons_root", lambda cache: Path("/base"))
-    monkeypatch.setattr(validators, "haproxy_branch", lambda root: (3, 0))
-    monkeypatch.setattr(validators, "newer_haproxy", lambda cache, wanted, download: None)
-    monkeypatch.setattr(validators, "check", lambda tree, cache, haproxy: [])
-    assert front._ask_daemons(goldens.tree(name), [], goldens.profile(name).release, download=True) == words
+    monkeypatch.setattr(real_daemons, "daemons_root", lambda cache: Path("/base"))
+    monkeypatch.setattr(real_daemons, "haproxy_branch", lambda root: (3, 0))
+    monkeypatch.setattr(real_daemons, "newer_haproxy", lambda cache, wanted, download: None)
+    monkeypatch.setattr(real_daemons, "check", lambda tree, cache, haproxy: [])
+    assert profiles._ask_daemons(goldens.tree(name), [], goldens.profile(name).release, download=True) == words

@@ -15,19 +15,17 @@ from typing import Any, cast
 
 import pytest
 
-from ndakit import load, report, verify
-from ndakit.claims import Claim, Outcome, all_claims, left_out
-from ndakit.claims.failover import gap_bound_s, haproxy_stopped, precision, too_long
-from ndakit.claims.firewall import expected_open
-from ndakit.claims.shares import at_once_errors, share_errors
-from ndakit.deadline import Deadline, DeadlineExceeded
-from ndakit.lab_host import Polled, Try
-from ndakit.lab_network import LabNetwork
-from ndakit.lab_people import LabLacks, LoadResult
-from ndakit.lab_plan import plan
+from ndakit.core.deadline import Deadline, DeadlineExceeded
+from ndakit.core.workspace import Workspace
+from ndakit.lab.clients import LabLacks, LoadResult
+from ndakit.lab.host import Polled, Try
+from ndakit.lab.network import LabNetwork
+from ndakit.lab.pace import Pace
+from ndakit.lab.plan import plan
+from ndakit.load import load
+from ndakit.machine.vm import Vm
 from ndakit.model import Profile
-from ndakit.pace import Pace
-from ndakit.probe import (
+from ndakit.node.facts import (
     NodeFacts,
     OutputNotUnderstood,
     parse_addresses,
@@ -36,10 +34,14 @@ from ndakit.probe import (
     parse_virtual_servers,
     parse_vrrp_states,
 )
-from ndakit.report import Acceptance
-from ndakit.verify import NoSuchClaim, Tried, Trying, Verdict
-from ndakit.vm import Vm
-from ndakit.workspace import Workspace
+from ndakit.verify import report
+from ndakit.verify import run as verify_run
+from ndakit.verify.claims import Claim, Outcome, all_claims, left_out
+from ndakit.verify.claims.failover import gap_bound_s, haproxy_stopped, precision, too_long
+from ndakit.verify.claims.firewall import expected_open
+from ndakit.verify.claims.shares import at_once_errors, share_errors
+from ndakit.verify.report import Acceptance
+from ndakit.verify.run import NoSuchClaim, Tried, Trying, Verdict
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -91,22 +93,26 @@ def test_a_profile_without_a_way_out_does_not_claim_one(bakery: Profile) -> None
 
 def test_only_takes_a_claim_a_group_and_what_they_build_on(pair: Profile) -> None:
     claims = all_claims(pair)
-    assert [c.name for c in verify.select(claims, "ssh, vips/one-holder")] == ["ssh/lb1", "ssh/lb2", "vips/one-holder"]
-    assert [c.name for c in verify.select(claims, "failover/return")] == ["failover/power-off", "failover/return"]
-    assert [c.name for c in verify.select(claims, "failover/cable")] == ["failover/cable/wan", "failover/cable/lan"]
-    assert verify.select(claims, None) == claims
+    assert [c.name for c in verify_run.select(claims, "ssh, vips/one-holder")] == [
+        "ssh/lb1",
+        "ssh/lb2",
+        "vips/one-holder",
+    ]
+    assert [c.name for c in verify_run.select(claims, "failover/return")] == ["failover/power-off", "failover/return"]
+    assert [c.name for c in verify_run.select(claims, "failover/cable")] == ["failover/cable/wan", "failover/cable/lan"]
+    assert verify_run.select(claims, None) == claims
 
 
 def test_only_with_a_wrong_name_lists_the_right_ones(pair: Profile) -> None:
     with pytest.raises(NoSuchClaim, match="no claim of this profile is, or begins with, 'shh'") as caught:
-        verify.select(all_claims(pair), "shh")
+        verify_run.select(all_claims(pair), "shh")
     assert "ssh/lb1" in caught.value.fix
     assert caught.value.exit_code == 2
 
 
 def test_a_claim_that_fails_is_reported_with_its_detail_and_the_run_goes_on() -> None:
     seen: list[Trying | Tried] = []
-    first, second = verify.run(NO_LAB, [claim("a/x", ok=False), claim("b/x")], seen.append)
+    first, second = verify_run.run(NO_LAB, [claim("a/x", ok=False), claim("b/x")], seen.append)
     assert (first.state, first.detail, second.state) == ("fails", "two were missing", "holds")
     assert [type(e) for e in seen] == [Trying, Tried, Trying, Tried]
 
@@ -115,7 +121,7 @@ def test_an_error_of_the_lab_fails_the_claim_and_the_run_goes_on() -> None:
     def broken(lab: LabNetwork) -> Outcome:
         raise DeadlineExceeded("waited 30 s for a prompt, in vain", where="lb1.console.log", fix="look")
 
-    first, second = verify.run(NO_LAB, [Claim("a/x", "a", broken), claim("b/x")], lambda event: None)
+    first, second = verify_run.run(NO_LAB, [Claim("a/x", "a", broken), claim("b/x")], lambda event: None)
     assert first.state == "fails"
     assert "waited 30 s" in first.detail
     assert "(lb1.console.log); look" in first.detail
@@ -162,7 +168,7 @@ def flaky(failures: int, name: str = "a/x") -> Claim:
 
 def test_on_a_busy_machine_a_claim_is_tried_again_and_the_sheet_says_so() -> None:
     lab, clock = Told(), Clock(busy=1)
-    (verdict,) = verify.run(lab, [flaky(1)], lambda event: None, clock)
+    (verdict,) = verify_run.run(lab, [flaky(1)], lambda event: None, clock)
     assert (verdict.state, verdict.tries, lab.back, clock.waited) == ("holds", 2, 1, 1)
     (why,) = verdict.disturbed
     assert why == (
@@ -174,26 +180,26 @@ def test_on_a_busy_machine_a_claim_is_tried_again_and_the_sheet_says_so() -> Non
 
 def test_on_a_quiet_machine_a_claim_that_fails_is_never_tried_again() -> None:
     lab = Told()
-    (verdict,) = verify.run(lab, [flaky(1)], lambda event: None, Clock(busy=0))
+    (verdict,) = verify_run.run(lab, [flaky(1)], lambda event: None, Clock(busy=0))
     assert (verdict.state, verdict.tries, lab.back) == ("fails", 1, 0)
-    assert verify.undecided("acme", [verdict]) is None
+    assert verify_run.undecided("acme", [verdict]) is None
 
 
 def test_a_claim_that_holds_on_a_busy_machine_holds() -> None:
-    (verdict,) = verify.run(Told(), [flaky(0)], lambda event: None, Clock(busy=9))
+    (verdict,) = verify_run.run(Told(), [flaky(0)], lambda event: None, Clock(busy=9))
     assert (verdict.state, verdict.tries) == ("holds", 1)
 
 
 def test_a_real_fault_that_shows_at_the_second_try_fails() -> None:
-    (verdict,) = verify.run(Told(), [flaky(2)], lambda event: None, Clock(busy=1))
+    (verdict,) = verify_run.run(Told(), [flaky(2)], lambda event: None, Clock(busy=1))
     assert (verdict.state, verdict.tries) == ("fails", 2)
-    assert verify.undecided("acme", [verdict]) is None
+    assert verify_run.undecided("acme", [verdict]) is None
 
 
 def test_a_machine_that_stays_too_busy_has_a_verdict_of_its_own() -> None:
-    found = verify.run(Told(), [flaky(9), flaky(0, "b/x")], lambda event: None, Clock(busy=9))
-    assert [(v.state, v.tries) for v in found] == [("too busy", verify.TRIES), ("holds", 1)]
-    error = verify.undecided("acme", found)
+    found = verify_run.run(Told(), [flaky(9), flaky(0, "b/x")], lambda event: None, Clock(busy=9))
+    assert [(v.state, v.tries) for v in found] == [("too busy", verify_run.TRIES), ("holds", 1)]
+    error = verify_run.undecided("acme", found)
     assert error is not None
     assert (error.exit_code, error.code) == (5, "machine-too-busy")
     assert error.what == "this machine is too busy to judge acme: 1 of 2 claims could not be judged"
@@ -206,7 +212,7 @@ def test_a_machine_that_stays_too_busy_has_a_verdict_of_its_own() -> None:
 
 def test_a_fault_found_beside_what_could_not_be_judged_is_a_fault() -> None:
     found = (Verdict("a/x", "a", "too busy"), Verdict("b/x", "b", "fails"))
-    assert verify.undecided("acme", found) is None
+    assert verify_run.undecided("acme", found) is None
     assert acceptance(*found).verdict == "fails"
 
 
@@ -238,7 +244,7 @@ def test_claims_that_only_look_are_tried_at_the_same_time_and_told_in_order() ->
 
     claims = [Claim(name, name, looks, beside=True) for name in ("a/1", "a/2", "a/3")]
     seen: list[str] = []
-    found = verify.run(
+    found = verify_run.run(
         Told(), [*claims, flaky(0, "b/x")],
         lambda event: seen.append(event.claim.name if isinstance(event, Trying) else event.verdict.state),
     )  # fmt: skip
@@ -256,7 +262,7 @@ def test_a_claim_that_nobody_in_the_lab_can_try_is_not_tried_again() -> None:
     def lacks(lab: LabNetwork) -> Outcome:
         raise LabLacks("client", "wan")
 
-    (verdict,) = verify.run(Told(), [Claim("a/x", "a", lacks)], lambda event: None, Clock(busy=9))
+    (verdict,) = verify_run.run(Told(), [Claim("a/x", "a", lacks)], lambda event: None, Clock(busy=9))
     assert (verdict.state, verdict.tries) == ("fails", 1)
 
 
@@ -265,7 +271,7 @@ def test_a_lab_that_cannot_be_put_back_on_a_busy_machine_is_no_fault_either() ->
         def put_back(self) -> None:
             raise DeadlineExceeded("waited 240 s for lb1, in vain", where="lb1.console.log", fix="look")
 
-    busy, quiet = (verify.run(Dead(), [flaky(9)], lambda event: None, Clock(busy=n))[0] for n in (9, 1))
+    busy, quiet = (verify_run.run(Dead(), [flaky(9)], lambda event: None, Clock(busy=n))[0] for n in (9, 1))
     assert (busy.state, quiet.state) == ("too busy", "fails")
     assert "could not be put back: waited 240 s for lb1" in busy.detail
 
@@ -275,7 +281,7 @@ def test_a_bug_in_a_claim_stays_a_traceback() -> None:
         raise KeyError("lb3")
 
     with pytest.raises(KeyError):
-        verify.run(NO_LAB, [Claim("a/x", "a", bug)], lambda event: None)
+        verify_run.run(NO_LAB, [Claim("a/x", "a", bug)], lambda event: None)
 
 
 @pytest.mark.parametrize(
@@ -294,7 +300,7 @@ def test_without_a_master_or_a_second_node_claims_about_failover_fail_with_the_r
     monkeypatch.setattr(lab, "vip_holders", lambda: dict.fromkeys(pair.vips, holders))
     monkeypatch.setattr(lab, "is_up", lambda node: node == "lb1")
     wanted = [c for c in all_claims(pair) if c.thorough or c.name == "failover/power-off"]
-    verdicts = verify.run(lab, wanted, lambda said: None)
+    verdicts = verify_run.run(lab, wanted, lambda said: None)
     assert len(verdicts) == 9
     assert {(v.state, words in v.detail) for v in verdicts} == {("fails", True)}
 
@@ -317,7 +323,7 @@ def test_haproxy_runs_again_whatever_went_wrong_while_it_was_stopped(
 
 
 def test_a_claim_is_not_tried_when_what_it_builds_on_failed() -> None:
-    _, second = verify.run(NO_LAB, [claim("a/x", ok=False), claim("b/x", needs=("a/x",))], lambda event: None)
+    _, second = verify_run.run(NO_LAB, [claim("a/x", ok=False), claim("b/x", needs=("a/x",))], lambda event: None)
     assert (second.state, second.detail) == ("not tried", "a/x did not hold before")
     assert not second.ok
 

@@ -11,17 +11,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import goldens
-from ndakit import filters
-from ndakit.daemontext import Block, haproxy, keepalived
-from ndakit.model import Check, Profile, checks
-from ndakit.model.health import raw_bytes
-from ndakit.render import Tree, render
-from ndakit.uci import read
-from ndakit.validators import check
-from ndakit.view import NodeView
-from ndakit.view_firewall import MARK_MASK
-from ndakit.view_ipvs import ipvs
-from ndakit.workspace import cache
+from ndakit.core.uci import read
+from ndakit.core.workspace import cache
+from ndakit.lint.config_text import Block, haproxy, keepalived
+from ndakit.lint.real_daemons import check
+from ndakit.model import Check, Profile
+from ndakit.model import rules as model_rules
+from ndakit.model.checks.base import raw_bytes
+from ndakit.render import filters
+from ndakit.render.engines.ipvs import ipvs
+from ndakit.render.firewall import MARK_MASK
+from ndakit.render.node import NodeView
+from ndakit.render.render import Tree, render
 
 KA = "/etc/keepalived/keepalived.conf"
 SCRIPT = "/usr/libexec/ndakit/check-script"
@@ -40,7 +41,7 @@ def made(old: str, new: str, name: str = "shop-nat") -> Profile:
 
 
 def codes(profile: Profile) -> set[str]:
-    return {f.code for f in checks.findings(profile) if f.severity == "error"}
+    return {f.code for f in model_rules.findings(profile) if f.severity == "error"}
 
 
 def test_every_node_has_the_same_virtual_servers() -> None:

@@ -13,12 +13,13 @@ from pathlib import Path
 
 import pytest
 
-from ndakit import accelerator, disks, process
-from ndakit.accelerator import TCG, Accelerator, QemuTooOld, find_qemu, probe
-from ndakit.disks import EfiMissing, ImageDamaged, ImageMissing
-from ndakit.process import ToolMissing
-from ndakit.vm import VmNotRunning, VmNotStarted, launch
-from ndakit.vmspec import (
+from ndakit.core import process
+from ndakit.core.process import ToolMissing
+from ndakit.core.workspace import WorkspaceBusy, hold
+from ndakit.machine import accelerator, disks
+from ndakit.machine.accelerator import TCG, Accelerator, QemuTooOld, find_qemu, probe
+from ndakit.machine.disks import EfiMissing, ImageDamaged, ImageMissing
+from ndakit.machine.spec import (
     Disk,
     DiskFile,
     DiskFormat,
@@ -29,7 +30,7 @@ from ndakit.vmspec import (
     VmSpec,
     qemu_argv,
 )
-from ndakit.workspace import WorkspaceBusy, hold
+from ndakit.machine.vm import VmNotRunning, VmNotStarted, launch
 
 KERNEL = Path("/boot/vmlinuz")
 
@@ -344,7 +345,7 @@ def test_a_qemu_that_refuses_its_arguments_shows_its_words_command_and_exit_code
 
 
 def test_a_qemu_that_does_not_answer_is_an_error_and_is_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("ndakit.vm._START_S", 0.3)
+    monkeypatch.setattr("ndakit.machine.vm._START_S", 0.3)
     program = fake_qemu(tmp_path, f"echo $$ >{tmp_path}/pid; exec sleep 60")
     with pytest.raises(VmNotStarted, match="QEMU did not answer"):
         launch(VmSpec("lb1", 64, kernel=KERNEL), tmp_path / "run", TCG, program=program)
@@ -357,7 +358,7 @@ def test_the_same_machine_cannot_run_twice_from_one_folder(tmp_path: Path) -> No
 
 
 def test_a_machine_that_was_never_started_says_so(tmp_path: Path) -> None:
-    from ndakit.vm import Vm
+    from ndakit.machine.vm import Vm
 
     machine = Vm(VmSpec("lb1", 64, kernel=KERNEL), tmp_path, TCG)
     assert not machine.alive and machine.status() == "off"
@@ -369,7 +370,7 @@ def test_a_machine_that_was_never_started_says_so(tmp_path: Path) -> None:
 
 def test_a_child_dies_with_us_even_if_we_are_killed_and_even_before_it_could_arrange_that(tmp_path: Path) -> None:
     script = (
-        "import sys, time\nfrom pathlib import Path\nfrom ndakit import process\n"
+        "import sys, time\nfrom pathlib import Path\nfrom ndakit.core import process\n"
         "c = process.spawn(['sleep', '60'], log=Path(sys.argv[1]))\nprint(c.pid, flush=True)\ntime.sleep(60)"
     )
     parent = subprocess.Popen([sys.executable, "-c", script, str(tmp_path / "log")], stdout=subprocess.PIPE, text=True)

@@ -20,15 +20,15 @@ from pathlib import Path
 import pytest
 from testinfra.host import Host
 
-from ndakit import process
-from ndakit.accelerator import TCG, find_qemu, probe
-from ndakit.console import ConsoleBackend
-from ndakit.console_errors import CommandTimeout, ConsoleClosed, ConsoleSilent, GuestPanicked
-from ndakit.deadline import Deadline
-from ndakit.qmp import MonitorRefused
-from ndakit.switch import Port, Switch
-from ndakit.vm import Vm, VmNotRunning, VmNotStarted, launch
-from ndakit.vmspec import Bus, Disk, DiskFormat, Nic, VmSpec
+from ndakit.core import process
+from ndakit.core.deadline import Deadline
+from ndakit.lab.switch import Port, Switch
+from ndakit.machine.accelerator import TCG, find_qemu, probe
+from ndakit.machine.console import ConsoleBackend
+from ndakit.machine.console_errors import CommandTimeout, ConsoleClosed, ConsoleSilent, GuestPanicked
+from ndakit.machine.qmp import MonitorRefused
+from ndakit.machine.spec import Bus, Disk, DiskFormat, Nic, VmSpec
+from ndakit.machine.vm import Vm, VmNotRunning, VmNotStarted, launch
 from vm_guest import APPEND, guest
 
 pytestmark = pytest.mark.vm
@@ -362,7 +362,7 @@ def test_the_probe_s_answer_boots_a_machine_here(tmp_path: Path) -> None:
 
 
 def test_the_boot_sector_of_the_probe_runs_to_its_end_under_tcg() -> None:
-    from ndakit.accelerator import _try
+    from ndakit.machine.accelerator import _try
 
     assert _try(find_qemu(), TCG, 20.0) is None
 
@@ -374,10 +374,10 @@ import sys, time
 from pathlib import Path
 sys.path.insert(0, sys.argv[1])
 from vm_guest import APPEND, guest
-from ndakit.accelerator import TCG
-from ndakit.switch import Switch
-from ndakit.vm import launch
-from ndakit.vmspec import Nic, VmSpec
+from ndakit.machine.accelerator import TCG
+from ndakit.lab.switch import Switch
+from ndakit.machine.vm import launch
+from ndakit.machine.spec import Nic, VmSpec
 made = guest()
 with Switch() as switch:
     nic = Nic("eth0", "52:54:00:00:00:01", switch.port("lan", "a"))

@@ -14,13 +14,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from counting import lines_run
-from ndakit.model import Profile, capacity_of, checks, sysctl_values
-from ndakit.model.check_access import door
+from ndakit.model import Profile, capacity_of, sysctl_values
+from ndakit.model import rules as model_rules
+from ndakit.model.admin_access import WHOLE, Door, Filter, Way
+from ndakit.model.rules.access import door
 from ndakit.model.spans import EVERYBODY, NEVER, PUBLIC, Spans, shown
 from ndakit.model.sysctl_values import Machine, harm
 from ndakit.model.sysctls import KNOWN, general
-from ndakit.model.wayin import WHOLE, Door, Filter, Way
-from ndakit.view import NodeView
+from ndakit.render.node import NodeView
 
 HERE = Path(__file__).parent
 BASE = (HERE / "valid/full.yaml").read_text()
@@ -187,7 +188,7 @@ def profile(text: str) -> Profile:
 
 
 def errors(text: str) -> set[str]:
-    return {f.code for f in checks.findings(profile(text)) if f.severity == "error"}
+    return {f.code for f in model_rules.findings(profile(text)) if f.severity == "error"}
 
 
 @pytest.mark.parametrize(
@@ -211,7 +212,7 @@ def test_what_a_message_says_to_do_works(name: str, old: str, new: str) -> None:
 
 
 def list_of(text: str) -> list[str]:
-    return [f.what for f in checks.findings(profile(text)) if f.severity == "error"]
+    return [f.what for f in model_rules.findings(profile(text)) if f.severity == "error"]
 
 
 @pytest.mark.parametrize("source", ["192.168.0.0/24", "203.0.113.128/25", "10.0.0.0/8"])

@@ -14,12 +14,15 @@ from pathlib import Path
 import pytest
 
 from imagebuilder_fakes import PROFILE, fake, request, workspace_folder
-from ndakit import builders, ibdiagnose, ibhost, ibmemory, ibtree, load, pipeline, process
-from ndakit.builders import Job, OpenWrtBuilder
-from ndakit.errors import NdakitError
-from ndakit.imagebuilder import ImageBuilderMismatch
+from ndakit.build import pipeline
+from ndakit.core import process
+from ndakit.core.errors import NdakitError
+from ndakit.core.workspace import Workspace
+from ndakit.imagebuilder import cache, failures, prerequisites, sources, working_copy
+from ndakit.imagebuilder.imagebuilder import ImageBuilderMismatch
+from ndakit.imagebuilder.sources import Job, OpenWrtBuilder
+from ndakit.load import load
 from ndakit.model import Profile
-from ndakit.workspace import Workspace
 
 pytestmark = pytest.mark.images
 
@@ -73,7 +76,7 @@ def test_a_build_leaves_the_original_as_it_was(source: Path, profile: Profile, t
 
 
 def test_what_make_writes_into_is_no_hard_link(source: Path, profile: Profile, tmp_path: Path) -> None:
-    ibtree.private_copy(source, tmp_path / "copy")
+    working_copy.private_copy(source, tmp_path / "copy")
     shared = {p for p in state(source) if (tmp_path / "copy" / p).stat().st_nlink > 1}
     assert shared == {
         "staging_dir/host/bin/opkg", "target/linux/x86/image/Makefile", "include/rootfs.mk", "include/version.mk",
@@ -87,24 +90,24 @@ def test_a_hard_link_is_no_change_of_the_original(
 ) -> None:
     for path in source.rglob("*"):
         os.utime(path, (1_700_000_000, 1_700_000_000))
-    before = ibtree.fingerprint(source, tmp_path / "known")
-    ibtree.private_copy(source, tmp_path / "copy")
+    before = working_copy.fingerprint(source, tmp_path / "known")
+    working_copy.private_copy(source, tmp_path / "copy")
 
     def read(path: str) -> str:
         raise AssertionError(f"{path} was read again")
 
-    monkeypatch.setattr(ibtree, "_sha256", read)
-    assert ibtree.fingerprint(source, tmp_path / "known") == before
+    monkeypatch.setattr(working_copy, "_sha256", read)
+    assert working_copy.fingerprint(source, tmp_path / "known") == before
 
 
 def test_a_file_that_was_just_written_is_read_again_the_next_time(source: Path, tmp_path: Path) -> None:
     path = source / "scripts/check.sh"
     path.write_text("one")
-    first = ibtree.fingerprint(source, tmp_path / "known")
+    first = working_copy.fingerprint(source, tmp_path / "known")
     facts = path.stat()
     path.write_text("two")
     os.utime(path, ns=(facts.st_atime_ns, facts.st_mtime_ns))  # changed within the same tick of the clock
-    assert ibtree.fingerprint(source, tmp_path / "known") != first
+    assert working_copy.fingerprint(source, tmp_path / "known") != first
 
 
 def test_builds_at_once_do_not_meet_and_make_the_same(source: Path, profile: Profile, tmp_path: Path) -> None:
@@ -129,13 +132,13 @@ def test_builds_at_once_do_not_meet_and_make_the_same(source: Path, profile: Pro
 def test_a_source_that_changes_while_it_is_copied_is_remembered_under_no_name(
     source: Path, profile: Profile, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real = ibtree.private_copy
+    real = working_copy.private_copy
 
     def copy(one: Path, other: Path) -> None:
         (source / "scripts/check.sh").write_text("changed meanwhile")
         real(one, other)
 
-    monkeypatch.setattr(ibtree, "private_copy", copy)
+    monkeypatch.setattr(working_copy, "private_copy", copy)
     build(source, tmp_path / "one", profile)
     assert not (tmp_path / "cache/ndakit/imagebuilders").exists()
 
@@ -148,7 +151,7 @@ def test_missing_programs_are_named_with_their_use_before_anything_is_copied(
     folder = tmp_path / "one"
     folder.mkdir()
     with (
-        pytest.raises(ibdiagnose.PrerequisitesMissing) as caught,
+        pytest.raises(failures.PrerequisitesMissing) as caught,
         OpenWrtBuilder(source).provide(Job(profile, folder, folder / "log")),
     ):
         raise AssertionError("it was provided")
@@ -173,7 +176,7 @@ def test_another_release_is_refused_before_anything_is_copied(has: str, profile:
 
 @pytest.mark.parametrize(
     ("kind", "changes"),
-    [(ImageBuilderMismatch, {"target": "x86/generic"}), (ibdiagnose.DeviceUnknown, {"device": "gneric"})],
+    [(ImageBuilderMismatch, {"target": "x86/generic"}), (failures.DeviceUnknown, {"device": "gneric"})],
 )
 def test_another_target_is_refused_with_the_users_folder_named(
     kind: type[NdakitError], changes: dict[str, object], source: Path, profile: Profile, tmp_path: Path
@@ -184,7 +187,7 @@ def test_another_target_is_refused_with_the_users_folder_named(
 
 
 def test_this_machine_has_what_an_imagebuilder_needs() -> None:
-    ibhost.check("here")
+    prerequisites.check("here")
 
 
 def test_a_path_with_umlauts_is_built_in(source: Path, profile: Profile, tmp_path: Path) -> None:
@@ -223,15 +226,13 @@ def test_folder_umask_locale_time_zone_and_time_decide_nothing(
             monkeypatch.setenv(key, value)
         time.tzset()
         os.umask(0o077 if number else 0o022)
-        monkeypatch.setattr(
-            ibmemory, "Memory", lambda fingerprint, n=name: _memory(tmp_path / f"kept-{n}", fingerprint)
-        )
+        monkeypatch.setattr(cache, "Memory", lambda fingerprint, n=name: _memory(tmp_path / f"kept-{n}", fingerprint))
         root = workspace_folder(tmp_path / name / ("deeper/" * number), PROFILE.replace("mib: 64", "mib: 128"))
         for path in root.rglob("*"):
             os.utime(path, (1_000_000_000 * number, 1_000_000_000 * number))
         workspace = Workspace.at(root)
         loaded = load.load(workspace, "bakery")
-        builder = builders.choose("lab", None, workspace, loaded.profile)
+        builder = sources.choose("lab", None, workspace, loaded.profile)
         (result,) = pipeline.build(workspace, loaded, ["lb1"], builder)
         folder = root / "images/bakery/lb1"
         names = [image.name for image in result.artifact.record.images]
@@ -241,19 +242,22 @@ def test_folder_umask_locale_time_zone_and_time_decide_nothing(
     assert found[0] == found[1]
 
 
-def _memory(base: Path, fingerprint: str, real: type[ibmemory.Memory] = ibmemory.Memory) -> ibmemory.Memory:
+def _memory(base: Path, fingerprint: str, real: type[cache.Memory] = cache.Memory) -> cache.Memory:
     return real(fingerprint, base=base)
 
 
 FULL = """\
 import sys
 from pathlib import Path
-from ndakit import artifacts, builders, load, pipeline
-from ndakit.errors import NdakitError
-from ndakit.workspace import Workspace
+from ndakit.build import pipeline
+from ndakit.image import artifacts
+from ndakit.imagebuilder import sources
+from ndakit.load import load
+from ndakit.core.errors import NdakitError
+from ndakit.core.workspace import Workspace
 
 workspace = Workspace.at(Path(sys.argv[1]))
-builder = builders.OpenWrtBuilder(Path(sys.argv[2]))
+builder = sources.OpenWrtBuilder(Path(sys.argv[2]))
 builder.space_mib = lambda profile: 0  # as if others took the space only now
 try:
     pipeline.build(workspace, load.load(workspace, "bakery"), ["lb1"], builder)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from ndakit.workspace import Workspace, WorkspaceBusy
+from ndakit.core.workspace import Workspace, WorkspaceBusy
 
 
 @pytest.fixture

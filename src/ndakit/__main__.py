@@ -22,9 +22,9 @@ from invoke.loader import FilesystemLoader
 from invoke.program import Program
 
 from ndakit import __version__
-from ndakit.errors import MachineError, refused
-from ndakit.terminal import OutputFailed, note, say, show_error
-from ndakit.workspace import FolderGone
+from ndakit.core.errors import MachineError, refused
+from ndakit.core.terminal import OutputFailed, note, say, show_error
+from ndakit.core.workspace import FolderGone
 
 INTERRUPTED = 130
 TERMINATED = 143
@@ -84,7 +84,7 @@ def _usage_mistake(mistake: ParseError) -> tuple[str, str]:
     unknown = re.fullmatch(r"No idea what '(.*)' is!", str(mistake), re.DOTALL)
     if unknown is None:
         return str(mistake), "./inv TASK --help says what a task takes"
-    from ndakit.tasks import namespace
+    from ndakit.cli.tasks import namespace
 
     file = _tasks_here()
     if file is not None and unknown[1] in namespace.task_names:
@@ -139,7 +139,7 @@ def main(argv: list[str] | None = None) -> Any:
         return FolderGone.exit_code
     try:
         if len(words) == 1 or (words[1] in ("--list", "-l", "--help", "-h") and len(words) == 2):
-            from ndakit.tasks import overview
+            from ndakit.cli.tasks import overview
 
             say(overview())
             return 0
@@ -151,7 +151,7 @@ def main(argv: list[str] | None = None) -> Any:
             words.insert(2, "")
         namespace: Collection | None = None
         if _tasks_here() is None:
-            from ndakit.tasks import namespace as shipped
+            from ndakit.cli.tasks import namespace as shipped
 
             namespace = shipped
         program = Front(

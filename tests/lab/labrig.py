@@ -19,7 +19,7 @@ sys.path[:0] = [str(LAB), str(LAB / "imagebuilder")]
 
 from standin import families, resolve, tools, tree  # noqa: E402  # lies beside the project, not in a package
 
-from ndakit.workspace import cache  # noqa: E402  # after the path is set
+from ndakit.core.workspace import cache  # noqa: E402  # after the path is set
 
 PACKAGES = (
     "haproxy keepalived ip-full kmod-bonding -dnsmasq -odhcpd-ipv6only -odhcp6c -ppp -ppp-mod-pppoe -opkg -apk-mbedtls"

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from labrig import LINKS, NETIFD, MakeRoot
 
-from ndakit.release import Release
+from ndakit.core.release import Release
 
 GOLDEN = Path(__file__).resolve().parents[1] / "golden"
 

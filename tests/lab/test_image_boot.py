@@ -13,11 +13,11 @@ from pathlib import Path
 import pytest
 from labrig import LAB, OVERLAYS
 
-from ndakit.accelerator import TCG
-from ndakit.deadline import Deadline
-from ndakit.vm import Vm, launch
-from ndakit.vmspec import Bus, Disk, Nic, VmSpec
-from ndakit.workspace import cache
+from ndakit.core.deadline import Deadline
+from ndakit.core.workspace import cache
+from ndakit.machine.accelerator import TCG
+from ndakit.machine.spec import Bus, Disk, Nic, VmSpec
+from ndakit.machine.vm import Vm, launch
 
 pytestmark = pytest.mark.vm
 

@@ -18,7 +18,7 @@ import pytest
 from labrig import LAB, OVERLAYS
 from standin import tree
 
-from ndakit.workspace import cache
+from ndakit.core.workspace import cache
 
 pytestmark = pytest.mark.images
 

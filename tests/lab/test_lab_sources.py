@@ -13,8 +13,8 @@ from standin import busybox, debian_roots, families, resolve
 from standin.targets import TARGETS
 from standin.tools import Tools
 
-from ndakit import builders
-from ndakit.workspace import cache
+from ndakit.core.workspace import cache
+from ndakit.imagebuilder import sources as imagebuilder_sources
 
 # local is understood by busybox's ash; variables are used by whoever sources a file; files are found in the image only.
 EXCLUDED = "SC3043,SC2034,SC1091"
@@ -63,7 +63,7 @@ def test_an_instantiated_imagebuilder_gets_every_module_of_the_lab() -> None:
     """One that is forgotten breaks every build, and nothing that runs from the clone itself."""
     modules = {path.name for path in LAB.glob("*.py")}
     assert modules <= set(instantiate._PARTS)
-    assert builders._LAB_PARTS == instantiate._PARTS
+    assert imagebuilder_sources._LAB_PARTS == instantiate._PARTS
 
 
 def test_every_dependency_and_component_in_the_table_exists() -> None:

@@ -10,7 +10,7 @@ from labrig import LAB
 from standin import elf, families, flash, fwtool, resolve
 from standin.families import UnknownRelease
 
-from ndakit import flashimage
+from ndakit.image import flash as image_flash
 
 sys.path.insert(0, str(LAB / "imagebuilder"))
 import instantiate  # a script beside the package
@@ -67,12 +67,12 @@ def test_only_pcs_get_the_drivers_of_hypervisors() -> None:
 
 def test_the_kernel_of_a_flash_image_is_one_that_u_boot_takes_and_comes_apart_again(tmp_path: Path) -> None:
     made = flash.kernel(b"kernel", b"the initramfs", "ARM lab Linux", 7)
-    assert flashimage.boot_files(made) == (b"kernel", b"the initramfs")
+    assert image_flash.boot_files(made) == (b"kernel", b"the initramfs")
     root = tmp_path / "root"
     root.write_bytes(b"hsqs" + bytes(36) + (96).to_bytes(8, "little") + bytes(48))
     image = tmp_path / "image.bin"
     image.write_bytes(flash.sysupgrade(flash.Parts(made, root), "x", 7, {"supported_devices": ["a,b"]}))
-    facts = flashimage.inspect(image, "a_b")
+    facts = image_flash.inspect(image, "a_b")
     assert (facts.kernel_bytes, facts.root_bytes, facts.supported) == (len(made), 96, ("a,b",))
 
 
@@ -83,7 +83,7 @@ def test_metadata_is_what_fwtool_appends() -> None:
     assert ours[-16:-12] == b"FWx0"
     assert ours[-8:] == bytes.fromhex("01000000") + len(ours).to_bytes(4, "big")
     problems: list[str] = []
-    assert flashimage.metadata(b"abcd" + fwtool.trailer(0xED82CD11, {"supported_devices": ["x"]}), problems) == ("x",)
+    assert image_flash.metadata(b"abcd" + fwtool.trailer(0xED82CD11, {"supported_devices": ["x"]}), problems) == ("x",)
     assert problems == []
 
 

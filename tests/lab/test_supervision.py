@@ -7,7 +7,7 @@ from labrig import LINKS, PROCD, MakeRoot, Root
 from test_base_init_scripts import CFG
 from test_goldens_firewall import GOLDEN, release_of
 
-from ndakit.claims.faults import KILLING, MAKE_UNSTARTABLE
+from ndakit.verify.claims.faults import KILLING, MAKE_UNSTARTABLE
 
 VIPS = "ip -o address show | grep -cE '(203.0.113.10|192.168.0.1)/32'\n"
 HELD = "for a in '203.0.113.10/32 dev eth0' '192.168.0.1/32 dev eth1'; do ip address add $a; done\n"

@@ -9,8 +9,8 @@ from ndakit.model.base import (
     Subnet,
 )
 from ndakit.model.capacity import Capacity, capacity_of
-from ndakit.model.guard import Firewall, Opening
-from ndakit.model.health import Check, Expect
+from ndakit.model.checks.base import Check, Expect
+from ndakit.model.firewall import Firewall, Opening
 from ndakit.model.host import (
     Access,
     Bond,

@@ -29,7 +29,7 @@ from pydantic import (
 )
 from pydantic_core import CoreSchema, PydanticCustomError, core_schema
 
-from ndakit.names import UNSEEN
+from ndakit.core.names import UNSEEN
 
 Address = IPv4Address | IPv6Address
 Subnet = IPv4Network | IPv6Network

@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from ndakit.release import OLDEST
+from ndakit.core.release import OLDEST
 
 Branch = tuple[int, int]
 """A release branch of OpenWrt: (24, 10)."""

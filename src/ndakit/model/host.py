@@ -8,6 +8,7 @@ from typing import Annotated, ClassVar, Literal, Self
 
 from pydantic import AfterValidator, BeforeValidator, Field, WithJsonSchema, model_validator
 
+from ndakit.core.names import Name, NicName, PackageName
 from ndakit.model.base import (
     Address,
     Addresses,
@@ -25,7 +26,6 @@ from ndakit.model.base import (
     as_list,
     mistake,
 )
-from ndakit.names import Name, NicName, PackageName
 
 DEFAULT_NTP = tuple(f"{n}.openwrt.pool.ntp.org" for n in range(4))
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Literal
 
-from ndakit.mistakes import KeyPath
+from ndakit.core.mistakes import KeyPath
 from ndakit.model.profile import IPVS_SYNC_PORT, PEERS_PORT, SYNC_PORT, Profile
 
 Transport = Literal["tcp", "udp"]

@@ -15,15 +15,15 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Field, PlainSerializer, WithJsonSchema
 
-from ndakit.mistakes import guess
+from ndakit.core.mistakes import guess
+from ndakit.core.names import Name, device_name
+from ndakit.core.release import Release, newest
 from ndakit.model.base import Address, Model, Subnet, Text, mistake
 from ndakit.model.engines import ENGINES, HAPROXY, IPVS, Engine
-from ndakit.model.guard import Firewall, Opening
+from ndakit.model.firewall import Firewall, Opening
 from ndakit.model.host import Access, Image, Monitoring, Network, Node, Platform, System, Vip, Vrrp
 from ndakit.model.sizing import Sizing, Tuning
 from ndakit.model.traffic import Persistence, Pool, Server, Service, Timeouts
-from ndakit.names import Name, device_name
-from ndakit.release import Release, newest
 
 PRIORITY_TOP = 250
 """High, because a backup waits (256 - priority) / 256 of an advert longer than three (RFC 5798, 6.1)."""

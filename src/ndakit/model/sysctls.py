@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 
-from ndakit.release import Release
+from ndakit.core.release import Release
 
 _WORDS: Mapping[str, str] = {
     "fs": """

@@ -16,6 +16,7 @@ from pydantic import (
     model_validator,
 )
 
+from ndakit.core.names import HostName, Name
 from ndakit.model.base import (
     Address,
     Addresses,
@@ -29,9 +30,8 @@ from ndakit.model.base import (
     as_list,
     mistake,
 )
+from ndakit.model.checks.base import Check
 from ndakit.model.engines import HAPROXY, Engine, carrier
-from ndakit.model.health import Check
-from ndakit.names import HostName, Name
 
 Balance = Literal[
     "roundrobin", "leastconn", "source", "first", "uri", "random",

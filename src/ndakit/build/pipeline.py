@@ -1,0 +1,374 @@
+"""From a loaded profile to built images: what is stale and why, and the one way to make it new.
+
+Owns the order of the steps (render, lint, overlay, image, artifact), what an image is made of (its inputs), and that
+nothing half-made is ever left. Runs no program itself and prints nothing: progress goes to the caller as events.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import hashlib
+import platform
+import shutil
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from ndakit import __version__
+from ndakit.build import pinning
+from ndakit.build import reasons as build_reasons
+from ndakit.core.errors import ErrorGroup, MachineError
+from ndakit.core.events import Events, Line, Planned, StepDone, StepStarted, Waiting, Warned, ignore
+from ndakit.core.workspace import Workspace, file_sha256, make_folder
+from ndakit.image import artifacts, sbom, sidecars
+from ndakit.image import formats as image_formats
+from ndakit.image.artifacts import Artifact, ImageFile, Record
+from ndakit.imagebuilder import request as imagebuilder_request
+from ndakit.imagebuilder.failures import DiskFull
+from ndakit.imagebuilder.imagebuilder import Built, BuiltImage, ImageBuilder
+from ndakit.imagebuilder.request import ImageRequest
+from ndakit.imagebuilder.sources import Builder, Job
+from ndakit.lint import lint
+from ndakit.load.load import Loaded
+from ndakit.model import package_plan
+from ndakit.packages import feed
+from ndakit.render import overlay, render
+
+_MIB = 1024 * 1024
+
+
+class SpaceShort(MachineError):
+    """There is not enough room to build."""
+
+    def __init__(self, folder: Path, needed_mib: int, available_mib: int) -> None:
+        super().__init__(
+            f"building needs {needed_mib} MiB here, {available_mib} MiB are free",
+            where=str(folder),
+            fix="free some space (./inv clean removes what can be made again), or move the workspace",
+        )
+
+
+class WorkspaceUnwritable(MachineError):
+    """The workspace cannot be written."""
+
+    def __init__(self, cause: OSError) -> None:
+        super().__init__(
+            f"the workspace cannot be written: {cause.strerror}",
+            where=str(cause.filename or "the workspace"),
+            fix="make it writable for the user who builds",
+        )
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What building one node would do. `reasons` says why its image is made; empty if it is up to date."""
+
+    node: str
+    up_to_date: bool
+    reasons: tuple[str, ...]
+    inputs: Mapping[str, Any]
+    sources: Mapping[str, str]
+    tree: render.Tree
+    local: tuple[feed.Local, ...]
+    """Packages of packages/ that the image gets."""
+
+    @property
+    def image_id(self) -> str:
+        """The id that the image has, or will have."""
+        return artifacts.identity(self.inputs)
+
+
+@dataclass(frozen=True)
+class BuildResult:
+    """What came of one node: its image, and whether it was made now (`reasons`) or was there already."""
+
+    node: str
+    built: bool
+    artifact: Artifact
+    reasons: tuple[str, ...]
+    elapsed_s: float
+
+
+def plan(workspace: Workspace, loaded: Loaded, node: str, builder: Builder, *, locked: bool = False) -> Plan:
+    """Compare what an image of this node would be made of with what the one on disk was made of.
+
+    With `locked`, other package versions than the lock file pins make it stale too.
+    Raises what rendering and choosing packages raise; writes nothing and runs nothing.
+    """
+    tree = render.render(loaded.profile, node, workspace.templates)
+    local = feed.choose(workspace, loaded, node)
+    inputs = _inputs(loaded, node, builder, tree, local)
+    sources = _sources(workspace, loaded, tree)
+    folder = artifacts.folder_of(workspace, loaded.profile.name, node)
+    try:
+        there = Artifact.load(folder)
+    except artifacts.ImageNotBuilt:
+        reasons = ["there is no image yet"]
+    except artifacts.RecordBroken as cause:
+        reasons = [cause.what]
+    else:
+        reasons = [error.what for error in there.suspicious()]
+        if there.record.id != artifacts.identity(inputs):
+            reasons += build_reasons.changes(there.record, inputs, sources) or ["what the image is made of changed"]
+        reasons += pinning.stale(loaded, builder.kind, there.record, locked=locked)
+        reasons = reasons or sidecars.outdated(loaded.profile, node, there, workspace.templates)
+    return Plan(node, not reasons, tuple(reasons), inputs, sources, tree, local)
+
+
+def build(
+    workspace: Workspace,
+    loaded: Loaded,
+    nodes: Sequence[str],
+    builder: Builder,
+    events: Events = ignore,
+    *,
+    locked: bool = False,
+) -> tuple[BuildResult, ...]:
+    """Make the images of these nodes (all of them if none is named) that are not up to date.
+
+    One build of a profile at a time; another one waits and is told so by an event. Every node is rendered and checked
+    before the first image is made. With `locked`, nothing is built but what the lock file pins. Raises the errors of
+    rendering, lint, the builder and the ImageBuilder, SpaceShort, DiskFull, WorkspaceUnwritable, LockBroken, and with
+    `locked` also LockMissing and LockDrift.
+    """
+    name = loaded.profile.name
+    with _disk_errors(workspace), workspace.writing(name, on_wait=lambda who: events(Waiting(who))):
+        chosen = nodes or tuple(loaded.profile.nodes)
+        plans = [plan(workspace, loaded, node, builder, locked=locked) for node in chosen]
+        if locked:
+            pinning.require(loaded, builder, {one.node: str(one.inputs["packages"]) for one in plans})
+        stale = [p for p in plans if not p.up_to_date]
+        for one in plans:
+            events(Planned(one.node, one.up_to_date, one.reasons))
+        findings = [f for one in stale for f in lint.lint(one.tree, loaded.profile, one.node)]
+        if findings:
+            raise findings[0] if len(findings) == 1 else ErrorGroup(findings)
+        if stale:
+            _prepare(workspace, loaded, builder)
+        return tuple(_result(workspace, loaded, one, builder, events, locked) for one in plans)
+
+
+def request(loaded: Loaded, node: str, files: Path) -> ImageRequest:
+    """The image of a node as an ImageBuilder is asked for it. Raises what planning the packages raises."""
+    profile = loaded.profile
+    wanted = package_plan.plan(profile, node)
+    return ImageRequest(
+        device=profile.imagebuilder_device,
+        target=profile.target,
+        add=tuple(wanted.add),
+        remove=tuple(wanted.remove),
+        files=files,
+        extra_name=profile.hostname(node),
+        rootfs_mib=profile.image.rootfs_mib,
+        filesystem=profile.image.filesystem,
+        firmware=profile.image.firmware,
+        archive="rootfs" in profile.image.formats,
+    )
+
+
+def _inputs(
+    loaded: Loaded, node: str, builder: Builder, tree: render.Tree, local: Sequence[feed.Local]
+) -> dict[str, Any]:
+    """Everything that decides an image, and nothing else: no time, no path, no user."""
+    profile = loaded.profile
+    asked = request(loaded, node, Path("files"))
+    return {
+        "format": artifacts.RECORD_FORMAT,
+        "release": str(profile.release),
+        "target": profile.target,
+        "device": asked.device,
+        "builder": builder.kind,
+        "fingerprint": builder.fingerprint(profile),
+        "packages": asked.packages,
+        **({"local_packages": {one.name: f"{one.version} {one.digest}" for one in local}} if local else {}),
+        "extra_name": asked.extra_name,
+        "image": {
+            "filesystem": asked.filesystem,
+            "firmware": asked.firmware,
+            "rootfs_mib": asked.rootfs_mib,
+            "formats": " ".join(profile.image.formats),
+        },
+        "disks": {name: image_formats.OPTIONS[name] for name in image_formats.wanted(profile.image.formats)},
+        "settings": imagebuilder_request.wanted_knobs(asked),
+        "files": {path: f"{f.mode:04o} {hashlib.sha256(f.content).hexdigest()}" for path, f in tree.items()},
+    }
+
+
+def _sources(workspace: Workspace, loaded: Loaded, tree: render.Tree) -> dict[str, str]:
+    """Hashes of the files that the tree was made from, by their names in the workspace; for explaining changes only."""
+    found: dict[str, str] = {}
+    for file in tree.values():
+        for folder in workspace.templates:
+            path = folder.parent / file.source
+            if path.is_file():
+                found[file.source] = file_sha256(path)
+                break
+    for source in loaded.sources:
+        with contextlib.suppress(OSError):
+            inside = source.is_relative_to(workspace.root)
+            name = source.relative_to(workspace.root).as_posix() if inside else source.name
+            found[name] = file_sha256(source)
+    return found
+
+
+def _prepare(workspace: Workspace, loaded: Loaded, builder: Builder) -> None:
+    """Refuse at once what would fail late: a path that make cannot work in, no space."""
+    make_folder(workspace.state)
+    make_folder(artifacts.folder_of(workspace, loaded.profile.name, "").parent)
+    imagebuilder_request.usable_path(workspace.state)
+    image = loaded.profile.image
+    image_formats.require(image.formats)
+    needed_mib = builder.space_mib(loaded.profile) + 2 * len(image_formats.wanted(image.formats)) * image.rootfs_mib
+    available_mib = shutil.disk_usage(workspace.state).free // _MIB
+    if available_mib < needed_mib:
+        raise SpaceShort(workspace.state, needed_mib, available_mib)
+
+
+def _result(
+    workspace: Workspace, loaded: Loaded, one: Plan, builder: Builder, events: Events, locked: bool
+) -> BuildResult:
+    folder = artifacts.folder_of(workspace, loaded.profile.name, one.node)
+    if one.up_to_date:
+        return BuildResult(one.node, False, Artifact.load(folder), (), 0.0)
+    started_s = time.monotonic()
+    with workspace.scratch("build") as scratch:
+        artifact = _make(workspace, loaded, one, builder, events, scratch, locked)
+    for warning in artifact.record.warnings:
+        events(Warned(one.node, warning))
+    return BuildResult(one.node, True, artifact, one.reasons, time.monotonic() - started_s)
+
+
+def _make(
+    workspace: Workspace, loaded: Loaded, one: Plan, builder: Builder, events: Events, scratch: Path, locked: bool
+) -> Artifact:
+    profile, node = loaded.profile, one.node
+    files, bin_dir = scratch / "files", scratch / "out"
+    log = workspace.logs("build") / f"{profile.name}-{node}.log"
+    log.write_text("")
+    with _step(events, "overlay", node, "writing the rendered files") as done:
+        done.append(str(overlay.write(one.tree, workspace.overlays / profile.name / node)))
+        overlay.write(one.tree, files)
+    started_s = time.monotonic()
+    job = Job(profile, scratch, log, on_line=lambda text: events(Line(text, "imagebuilder")))
+    with contextlib.ExitStack() as stack:
+        with _step(events, "imagebuilder", node, f"preparing {builder.label()}"):
+            driver = stack.enter_context(builder.provide(job))
+            feed.deliver(one.local, driver.root, profile.release)
+        with _step(events, "image", node, f"building OpenWrt {profile.release} for {profile.hostname(node)}") as done:
+            built = driver.image(request(loaded, node, files), bin_dir)
+            feed.prove(one.local, built.packages)
+            done.append(_sizes(built.images))
+        lock, warnings = pinning.compare(loaded, builder, node, built.packages, locked=locked)
+        built = replace(built, warnings=(*built.warnings, *warnings))
+        built = _in_formats(built, profile.image.formats, node, events)
+        record = _record(workspace, loaded, one, builder, built, driver, lock, time.monotonic() - started_s)
+        with _step(events, "artifact", node, "writing the record") as done:
+            folder = artifacts.folder_of(workspace, profile.name, node)
+            beside = sidecars.texts(profile, node, record.images, record.warning, workspace.templates)
+            beside[sbom.NAME] = sbom.document(record, sbom.package_facts(driver.root))
+            artifact = artifacts.store(record, [i.path for i in built.images], folder, scratch, beside)
+            done.append(f"image {artifact.id[:12]}")
+    return artifact
+
+
+def _in_formats(built: Built, formats: Sequence[str], node: str, events: Events) -> Built:
+    """The images in the formats that are wanted, and no others."""
+    wanted = image_formats.wanted(formats)
+    if not wanted:
+        return replace(built, images=image_formats.make(built.images, formats))
+    with _step(events, "formats", node, f"making {', '.join(wanted)}") as done:
+        images = image_formats.make(built.images, formats)
+        done.append(_sizes([i for i in images if i.format in wanted]))
+    return replace(built, images=images)
+
+
+def _sizes(images: Sequence[BuiltImage]) -> str:
+    return ", ".join(f"{i.path.name}, {i.path.stat().st_size / _MIB:.1f} MiB" for i in images)
+
+
+def _record(
+    workspace: Workspace,
+    loaded: Loaded,
+    one: Plan,
+    builder: Builder,
+    built: Built,
+    driver: ImageBuilder,
+    lock: Mapping[str, str],
+    elapsed_s: float,
+) -> Record:
+    profile, node = loaded.profile, one.node
+    overlays = (workspace.overlays / profile.name / node).relative_to(workspace.root)
+    images = artifacts.folder_of(workspace, profile.name, node).relative_to(workspace.root)
+    # Private folders of this run say nothing to a reader: the command names the places where the same lies.
+    argv = [f"FILES={overlays}" if a.startswith("FILES=") else a for a in built.argv]
+    argv = [f"BIN_DIR={images}" if a.startswith("BIN_DIR=") else a for a in argv]
+    tools = {"ndakit": __version__, "python": platform.python_version(), "make": driver.make_version}
+    if image_formats.wanted(profile.image.formats):
+        tools["qemu-img"] = image_formats.version()
+    return Record(
+        id=one.image_id,
+        inputs=one.inputs,
+        profile=profile.name,
+        node=node,
+        hostname=profile.hostname(node),
+        release=str(profile.release),
+        target=profile.target,
+        device=profile.imagebuilder_device,
+        builder=builder.kind,
+        imagebuilder=builder.label(),
+        source={key: text for key, text in asdict(builder.provenance(profile)).items() if text and key != "name"},
+        revision=driver.info.revision,
+        warning=builder.warning,
+        argv=tuple(argv),
+        overlay=one.tree.digest,
+        packages=built.packages,
+        lock=lock,
+        images=tuple(
+            ImageFile(
+                name=i.path.name,
+                kind=i.kind,
+                filesystem=i.filesystem,
+                format=i.format,
+                size_bytes=i.path.stat().st_size,
+                sha256=i.sha256,
+                disk_bytes=i.disk.disk_bytes if i.disk else None,
+                root_capacity_bytes=i.disk.root_capacity if i.disk else None,
+                root_used_bytes=i.disk.root_payload if i.disk else i.flash.root_bytes if i.flash else None,
+                mtime_ns=i.path.stat().st_mtime_ns,
+            )
+            for i in built.images
+        ),
+        sources=one.sources,
+        warnings=built.warnings,
+        tools=tools,
+        built_at=datetime.now(UTC).isoformat(timespec="seconds"),
+        elapsed_s=round(elapsed_s, 2),
+        verify=(f"sha256sum -c {artifacts.SUMS}", f"./inv verify {profile.name}"),
+    )
+
+
+@contextlib.contextmanager
+def _step(events: Events, step: str, node: str, what: str) -> Iterator[list[str]]:
+    """Tell of a step's beginning and, if it went well, of its end; the block may leave a note."""
+    events(StepStarted(step, node, what))
+    started_s = time.monotonic()
+    note: list[str] = []
+    yield note
+    events(StepDone(step, node, time.monotonic() - started_s, ", ".join(note)))
+
+
+@contextlib.contextmanager
+def _disk_errors(workspace: Workspace) -> Iterator[None]:
+    """Turn a full or unwritable disk into the error of it, whichever step met it."""
+    try:
+        yield
+    except OSError as cause:
+        if cause.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise DiskFull(str(cause.filename or workspace.root)) from cause
+        if cause.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+            raise WorkspaceUnwritable(cause) from cause
+        raise

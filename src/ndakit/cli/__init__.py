@@ -1,0 +1,1 @@
+"""The tasks: one file per command, and what they show meanwhile."""

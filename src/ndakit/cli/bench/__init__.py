@@ -1,0 +1,1 @@
+"""./inv bench: figures of this machine."""

@@ -1,0 +1,318 @@
+"""What the tasks do: load, call the library, print. Decisions about the product are below this layer.
+
+Everything a person reads goes through `terminal`; everything a script reads is JSON on standard output.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ndakit.core import terminal
+from ndakit.core.errors import ErrorGroup, InputError, MachineError, NdakitError
+from ndakit.core.mistakes import ProfileWarning
+from ndakit.core.process import ProcessFailed
+from ndakit.core.release import Release
+from ndakit.core.workspace import Workspace
+from ndakit.load import load
+from ndakit.load.load import Loaded
+
+NO_TESTS = 5  # pytest: nothing was collected, as when --only names tests of one kind
+
+if TYPE_CHECKING:
+    from ndakit.render.render import Tree
+
+
+class NoSuchNode(InputError):
+    """`--node` names no node of the profile."""
+
+    def __init__(self, node: str, loaded: Loaded) -> None:
+        super().__init__(
+            f"profile '{loaded.profile.name}' has no node '{node}'",
+            where="--node",
+            fix=f"use one of: {', '.join(loaded.profile.nodes)}",
+        )
+
+
+def nodes_of(loaded: Loaded, node: str | None) -> tuple[str, ...]:
+    """The nodes to work on. Raises NoSuchNode."""
+    if node is None:
+        return tuple(loaded.profile.nodes)
+    if node not in loaded.profile.nodes:
+        raise NoSuchNode(node, loaded)
+    return (node,)
+
+
+def read(workspace: Workspace, profile: str) -> Loaded:
+    """Load a profile and show its warnings."""
+    loaded = load.load(workspace, profile)
+    for warning in loaded.warnings:
+        terminal.note(warning.text())
+    return loaded
+
+
+# -- list, check, render -----------------------------------------------------------------------------------------------
+
+
+def list_text(workspace: Workspace) -> str:
+    """The profiles with release, device and what they hold; broken ones say so."""
+    rows: list[tuple[str, ...]] = []
+    for name in load.names(workspace):
+        try:
+            found = load.load(workspace, name).profile
+        except NdakitError as error:
+            count = len(error.errors) if isinstance(error, ErrorGroup) else 1
+            rows.append((name, "-", "-", f"{count} mistake(s): ./inv check {name}"))
+            continue
+        what = f"{_count(found.nodes, 'node')}, {_count(found.vips, 'VIP')}, {_count(found.services, 'service')}"
+        rows.append((name, str(found.release), found.device, what + (f"  {found.customer}" if found.customer else "")))
+    if not rows:
+        return "no profiles yet: write profiles/NAME.yaml (docs/profile.md shows the smallest one)"
+    return terminal.table(rows, header=("profile", "release", "device", "holds"))
+
+
+def show_text(workspace: Workspace, profile: str, *, origin: bool) -> str:
+    """The merged profile as YAML; with `origin`, each value's place in a comment (so it is YAML still)."""
+    loaded = load.load(workspace, profile)
+    if not origin:
+        return load.dump(loaded).rstrip()
+    lines = load.origin_lines(loaded)
+    width = min(max(len(line.text) for line in lines), 72)
+    return "\n".join(f"{line.text.ljust(width)}  # {line.origin}" if line.origin else line.text for line in lines)
+
+
+def _count(things: Sequence[Any] | dict[str, Any], noun: str) -> str:
+    return f"{len(things)} {noun}{'' if len(things) == 1 else 's'}"
+
+
+def rendered(workspace: Workspace, loaded: Loaded, node: str) -> Tree:
+    """A node's tree, linted. Raises ErrorGroup of the lint's findings."""
+    from ndakit.lint.lint import lint
+    from ndakit.render.render import render
+
+    tree = render(loaded.profile, node, workspace.templates)
+    findings = lint(tree, loaded.profile, node)
+    if findings:
+        raise ErrorGroup(findings)
+    return tree
+
+
+def check_profile(workspace: Workspace, profile: str, *, as_json: bool, daemons: bool) -> int:
+    """Check a profile, what is rendered from it, and how it sits beside the others; the exit code."""
+    errors: list[NdakitError] = []
+    warnings: list[ProfileWarning] = []
+    asked = ""
+    try:
+        loaded = load.load(workspace, profile)
+        warnings += loaded.warnings
+        warnings += _beside_the_others(workspace, loaded)
+        errors += _package_errors(workspace, loaded)
+        found = loaded.profile
+        for node in loaded.profile.nodes:
+            tree = rendered(workspace, loaded, node)
+            asked = _ask_daemons(tree, errors, found.release, download=daemons)
+    except ErrorGroup as group:
+        errors += group.errors
+    except NdakitError as error:
+        errors.append(error)
+    code = errors[0].exit_code if errors else 0
+    if as_json:
+        facts = {
+            "ok": not errors,
+            "errors": [e.as_json() for e in errors],
+            "warnings": [w.as_json() for w in warnings],
+            "daemons": asked,
+        }
+        terminal.show_json(facts)
+        return code
+    for warning in warnings:
+        terminal.note(warning.text())
+    if errors:
+        terminal.show_error(ErrorGroup(errors))
+        return code
+    terminal.say(
+        f"{found.name}: right, {len(warnings)} warning(s). OpenWrt {found.release} ({found.release.family}), "
+        f"{', '.join(found.nodes)}; {asked}"
+    )
+    return code
+
+
+def _package_errors(workspace: Workspace, loaded: Loaded) -> list[NdakitError]:
+    """What is wrong with the packages that the profile asks for, as far as it is known without an ImageBuilder."""
+    from ndakit.packages import feed
+
+    try:
+        feed.choose(workspace, loaded, next(iter(loaded.profile.nodes)))
+    except ErrorGroup as group:
+        return list(group.errors)
+    except NdakitError as error:
+        return [error]
+    return []
+
+
+def _beside_the_others(workspace: Workspace, loaded: Loaded) -> list[ProfileWarning]:
+    """Warnings about this profile and the other ones of the workspace; broken ones and examples are left out."""
+    others: list[Loaded] = []
+    if loaded.profile.name in workspace.examples:
+        return []
+    for name in load.names(workspace):
+        if name != loaded.profile.name and name not in workspace.examples:
+            with contextlib.suppress(NdakitError):
+                others.append(load.load(workspace, name))
+    return [w for w in load.cross_check(workspace, [*others, loaded]) if _concerns(w, loaded)]
+
+
+def _concerns(warning: ProfileWarning, loaded: Loaded) -> bool:
+    files = {warning.where.file, warning.other.file if warning.other else ""}
+    return any(Path(f).name == loaded.path.name for f in files)
+
+
+def _ask_daemons(tree: Tree, errors: list[NdakitError], release: Release, *, download: bool) -> str:
+    """Have the real daemons read the files, HAProxy in a version at least as new as the release's where one can be had;
+    how that went, in words."""
+    from ndakit.core.workspace import cache
+    from ndakit.lint import real_daemons
+
+    try:
+        lab = cache() / "lab"
+        if not download and not real_daemons.ready(lab):
+            return "the daemons were not asked (--daemons downloads them once)"
+        branch = real_daemons.haproxy_branch(real_daemons.daemons_root(lab)) or (0, 0)
+        newer = None
+        if branch < release.haproxy:
+            newer = real_daemons.newer_haproxy(lab, release.haproxy, download=download)
+        told = {e.text() for e in errors}  # the nodes' files are alike, and so are their faults
+        errors += [e for e in real_daemons.check(tree, lab, haproxy=newer) if e.text() not in told]
+    except (MachineError, ProcessFailed) as cause:
+        if download:
+            raise
+        return f"the daemons could not be asked here ({cause.what.splitlines()[0]})"
+    major, minor = newer.branch if newer is not None else branch
+    version = f"haproxy {major}.{minor}"
+    its = f"the release has {release.haproxy[0]}.{release.haproxy[1]}"
+    if (major, minor) < release.haproxy:
+        version += f" ({its}, and Debian has none as new"
+        version += " here)" if download else " in the cache; --daemons looks for it)"
+    elif (major, minor) > release.haproxy:
+        version += f" ({its}, an older one)"
+    words = [version if who == "haproxy" else who for who in real_daemons.asked(tree)]
+    return f"{', '.join(words[:-1])}{' and ' if words[1:] else ''}{words[-1]} accept what they get"
+
+
+def render_profile(workspace: Workspace, profile: str, node: str | None, out: Path | None) -> None:
+    """Write the trees and say what changed."""
+    from ndakit.render import overlay
+
+    loaded = read(workspace, profile)
+    trees = {name: rendered(workspace, loaded, name) for name in nodes_of(loaded, node)}
+    base = out or workspace.overlays / loaded.profile.name
+    with workspace.writing(loaded.profile.name, on_wait=terminal.note):
+        for name, tree in trees.items():
+            done = overlay.write(tree, base / name)
+            terminal.say(f"{base / name}: {done.written} written, {done.unchanged} unchanged, {done.removed} removed")
+
+
+# -- care --------------------------------------------------------------------------------------------------------------
+
+
+LABS = 4
+"""Labs at once in the tests at most: each takes up to 2 GiB."""
+
+
+def run_tests(*, quick: bool, only: str | None) -> int:
+    """pytest over the clone, in this terminal; its exit code (5 for tests that failed)."""
+    import pytest
+
+    os.chdir(Workspace.at(Path(__file__).resolve().parents[3]).root)
+    chosen = ["-k", only] if only else []
+    # What measures times in machines has the processors to itself. An emulated machine keeps one processor busy; tests
+    # without machines often wait for a program.
+    processors = os.cpu_count() or 1
+    marks = "not vm and not images" if quick else "not vm"
+    phases = {"without machines": ["-m", marks, "-n", str(2 * processors), "--dist", "worksteal"]}
+    if not quick:
+        labs = str(min(processors, LABS))
+        phases["machines, side by side"] = ["-m", "vm and not alone", "-n", labs, "--dist", "loadscope"]
+        phases["machines, alone"] = ["-m", "alone"]
+    slowest = ["--durations=12", "--durations-min=5"]
+    codes: list[int] = []
+    spent: list[tuple[str, float, float]] = []
+    for name, words in phases.items():
+        started_s, before_s = time.monotonic(), _processor_s()
+        codes.append(int(pytest.main([*words, *slowest, *chosen])))
+        spent.append((name, time.monotonic() - started_s, _processor_s() - before_s))
+    terminal.say()
+    terminal.say(phase_table(spent, processors))
+    wanted = [c for c in codes if c != NO_TESTS] if only else codes
+    return 0 if wanted and not any(wanted) else 5
+
+
+def _processor_s() -> float:
+    """Seconds of processor time of this process and of all its children that have ended."""
+    spent = os.times()
+    return spent.user + spent.system + spent.children_user + spent.children_system
+
+
+def phase_table(spent: Sequence[tuple[str, float, float]], processors: int) -> str:
+    """What each phase of a test run took: (name, wall seconds, processor seconds). A phase that uses little of the
+    processors waits for something."""
+    everything = ("all", sum(wall_s for _, wall_s, _ in spent), sum(used_s for _, _, used_s in spent))
+    width = max(len(name) for name, _, _ in spent)
+    lines = [f"{'phase'.ljust(width)}  wall s  processor s  used"]
+    for name, wall_s, used_s in (*spent, everything):
+        share = used_s / (wall_s * processors or 1.0)
+        lines.append(f"{name.ljust(width)}  {wall_s:6.1f}  {used_s:11.1f}  {share:.0%}".replace("%", " %"))
+    return "\n".join(lines)
+
+
+def clean_workspace(workspace: Workspace, *, cache: bool, gone: bool) -> None:
+    """Remove what can be made again, or only what is `gone` from the profiles; refuses while another run is at work."""
+    from ndakit.core.workspace import cache as cache_folder
+
+    with workspace.alone(wait_s=0):
+        for entry in left_over(workspace) if gone else _made(workspace):
+            _remove(entry)
+        for name in () if gone else ("log", "scratch"):
+            _remove(workspace.state / name)
+        if cache:
+            _remove(cache_folder())
+
+
+def _made(workspace: Workspace) -> list[Path]:
+    """Everything in overlays and images."""
+    folders = [base for base in (workspace.overlays, workspace.images) if base.is_dir()]
+    return [entry for base in folders for entry in sorted(base.iterdir()) if entry.name != "README.md"]
+
+
+def left_over(workspace: Workspace) -> list[Path]:
+    """Overlays and images of profiles that are no longer there, and of nodes that left theirs.
+
+    What belongs to a profile that cannot be read now is left out: its nodes are not known.
+    """
+    profiles = load.names(workspace)
+    found: list[Path] = []
+    for entry in _made(workspace):
+        if not entry.is_dir():
+            continue
+        if entry.name not in profiles:
+            found.append(entry)
+            continue
+        with contextlib.suppress(NdakitError):
+            nodes = load.load(workspace, entry.name).profile.nodes
+            found += [one for one in sorted(entry.iterdir()) if one.is_dir() and one.name not in nodes]
+    return found
+
+
+def _remove(path: Path) -> None:
+    if not path.exists():
+        return
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink()
+    terminal.say(f"removed {path}")

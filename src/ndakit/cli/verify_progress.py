@@ -1,0 +1,103 @@
+"""Show a verification while it runs: a live table on a terminal, plain lines elsewhere."""
+
+from __future__ import annotations
+
+import sys
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from ndakit.core.terminal import say, seconds
+from ndakit.verify.claims import Claim
+from ndakit.verify.report import verdict_word
+from ndakit.verify.run import Tried, Trying, Verdict
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+TOLD_LINES = 8
+
+
+@dataclass(frozen=True)
+class Show:
+    """Where a run reports to: `tell` takes a line about what happens, `claim` what is tried and what came of it."""
+
+    tell: Callable[[str], None]
+    claim: Callable[[Trying | Tried], None]
+
+
+@contextmanager
+def show(title: str, claims: Sequence[Claim]) -> Iterator[Show]:
+    """The display that fits standard output."""
+    if sys.stdout.isatty():
+        with _live(title, claims) as found:
+            yield found
+    else:
+        yield _plain()
+
+
+def _plain() -> Show:
+    def claim(event: Trying | Tried) -> None:
+        if isinstance(event, Trying):
+            say(f"... {event.claim.text}")
+        else:
+            verdict = event.verdict
+            say(f"{verdict_word(verdict)} {verdict.name}: {verdict.figure} ({seconds(verdict.elapsed_s)})")
+            if verdict.detail:
+                say(f"          {verdict.detail}")
+
+    return Show(tell=lambda text: say(f"    {text}"), claim=claim)
+
+
+@contextmanager
+def _live(title: str, claims: Sequence[Claim]) -> Iterator[Show]:
+    from rich.console import Console, Group
+    from rich.live import Live
+    from rich.text import Text
+
+    told: deque[str] = deque(maxlen=TOLD_LINES)
+    verdicts: dict[str, Verdict] = {}
+    current = ""
+
+    def picture() -> Group:
+        return Group(_table(title, claims, verdicts, current), Text("\n".join(told), style="dim"))
+
+    with Live(console=Console(), get_renderable=picture, refresh_per_second=8, transient=True) as live:
+
+        def tell(text: str) -> None:
+            told.append(text)
+            live.refresh()
+
+        def claim(event: Trying | Tried) -> None:
+            nonlocal current
+            if isinstance(event, Trying):
+                current = event.claim.name
+                told.append(event.claim.text)
+            else:
+                current = ""
+                verdicts[event.verdict.name] = event.verdict
+            live.refresh()
+
+        yield Show(tell=tell, claim=claim)
+
+
+def _table(title: str, claims: Sequence[Claim], verdicts: dict[str, Verdict], current: str) -> Table:
+    from rich.table import Table
+    from rich.text import Text
+
+    styles = {"holds": "green", "fails": "bold red", "too busy": "yellow", "not tried": "yellow"}
+    grid = Table(title=title, title_justify="left", box=None, pad_edge=False, expand=True)
+    grid.add_column("claim", no_wrap=True)
+    grid.add_column("verdict", no_wrap=True, width=9)
+    grid.add_column("figure", overflow="fold", ratio=1)
+    for claim in claims:
+        verdict = verdicts.get(claim.name)
+        if verdict is not None:
+            grid.add_row(claim.name, Text(verdict.state, style=styles[verdict.state]), verdict.figure)
+        elif claim.name == current:
+            grid.add_row(Text(claim.name, style="bold"), Text("...", style="bold"), "")
+        else:
+            grid.add_row(Text(claim.name, style="dim"), "", "")
+    return grid

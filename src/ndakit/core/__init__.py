@@ -1,0 +1,1 @@
+"""What everything stands on: errors, names, UCI, releases, events, processes, the workspace, the terminal."""

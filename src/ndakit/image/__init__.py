@@ -1,0 +1,1 @@
+"""Built images on disk: records, formats, flash layouts, bills of materials, sidecars."""

@@ -1,0 +1,1 @@
+"""Driving an ImageBuilder, real or the lab's."""

@@ -1,0 +1,476 @@
+"""What went wrong in an ImageBuilder, read from what it said.
+
+Owns the errors of building images that the user can act on, and the recognition of the real tools' texts: opkg, apk,
+make_ext4fs, prepare_rootfs, the size checks, the host's prerequisites. Exit codes of make say nothing more than "no",
+and an image that is too big may come with exit code 0, so the text is read in either case.
+Texts: openwrt/openwrt `include/prereq*.mk`, `include/image-commands.mk`, `include/rootfs.mk`; opkg; apk-tools.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from ndakit.core import process
+from ndakit.core.errors import BuildError, InputError, MachineError, NdakitError
+from ndakit.core.mistakes import clean
+from ndakit.imagebuilder.fetch.download import shown
+
+
+class DeviceUnknown(InputError):
+    """The ImageBuilder makes no images for this device."""
+
+    def __init__(self, device: str, devices: Sequence[str], where: str) -> None:
+        near = difflib.get_close_matches(device, devices, 3, 0.5)
+        said = f"write <target>:{near[0]} as device" if near else "choose a device of this target"
+        some = ", ".join(list(devices)[:12]) + (", …" if len(devices) > 12 else "")
+        super().__init__(
+            f"this ImageBuilder makes no images for device {device}",
+            where=where,
+            fix=f"{said}, or use the ImageBuilder of the device's target; this one knows {some}",
+        )
+        self.device = device
+
+
+class FeedsUnreachable(MachineError):
+    """Lists of packages, or packages, could not be downloaded; what was said after that is a consequence of it.
+
+    `failed`: address → why. `then` is what the package manager made of it, in our words.
+    """
+
+    def __init__(self, failed: Mapping[str, str], then: str, where: str, *, offline: bool) -> None:
+        first, why = next(iter(failed.items()))
+        more = f", and {len(failed) - 1} more" if len(failed) > 1 else ""
+        reason = f" ({why})" if why and not offline else ""
+        what = f"not downloaded: {first}{reason}{more}"
+        if offline:
+            what = f"with --offline nothing is downloaded, and earlier builds have not kept all of it; {what}"
+        fix = "look at this machine's network and proxy (https_proxy), then run it again"
+        if offline:
+            fix = "build once without --offline: what is downloaded is kept"
+        super().__init__(
+            f"{what}. So it ended with: {then}",
+            where=where,
+            fix=f"{fix}; or put the package files into the workspace's packages/",
+        )
+        self.failed = dict(failed)
+
+
+class PackagesMissing(BuildError):
+    """Packages that are asked for do not exist in this release."""
+
+    def __init__(self, missing: Sequence[str], near: dict[str, list[str]], where: str) -> None:
+        hints = "; ".join(f"for {name} there is {', '.join(found)}" for name, found in near.items() if found)
+        super().__init__(
+            f"no such package in this release: {', '.join(missing)}" + (f" ({hints})" if hints else ""),
+            where=where,
+            fix="in image.packages write the name that this release uses, or put the package into the workspace's"
+            " packages/; what ndakit itself asks for must be in the ImageBuilder's feeds or there",
+        )
+        self.missing = tuple(missing)
+
+
+class PackageFilesUnusable(BuildError):
+    """Package files lie in the ImageBuilder's packages/ folder, and the package manager cannot use them."""
+
+    def __init__(self, files: Sequence[str], detail: str, where: str) -> None:
+        super().__init__(
+            f"package files that cannot be used: {', '.join(files)} ({detail})",
+            where=where,
+            fix="get them again, made for exactly this release and this device's architecture",
+        )
+
+
+class DependenciesMissing(BuildError):
+    """Packages exist, but something that they need does not."""
+
+    def __init__(self, pairs: Sequence[tuple[str, tuple[str, ...]]], where: str) -> None:
+        told = "; ".join(f"{package} needs {', '.join(needs)}" for package, needs in pairs)
+        super().__init__(
+            f"packages cannot be installed: {told}",
+            where=where,
+            fix="for a package of yours, put what it needs beside it or correct its DEPENDS; package files made for"
+            " another release or kernel do that, too: use those of exactly this one",
+        )
+
+
+class PackagesConflict(BuildError):
+    """Packages that exclude one another."""
+
+    def __init__(self, pairs: Sequence[tuple[str, tuple[str, ...]]], where: str) -> None:
+        told = "; ".join(f"{one} conflicts with {', '.join(others)}" for one, others in pairs)
+        others = sorted({o for _, found in pairs for o in found})
+        super().__init__(
+            f"packages exclude one another: {told}",
+            where=where,
+            fix=f"in image.packages, remove one of them: {{{others[0] if others else pairs[0][0]}: remove}}",
+        )
+
+
+class FilesClash(BuildError):
+    """Two packages bring the same file."""
+
+    def __init__(self, clashes: Sequence[tuple[str, str, str]], where: str) -> None:
+        told = "; ".join(f"{path} is in {one} and in {other}" for one, path, other in clashes)
+        super().__init__(
+            f"two packages bring the same file: {told}",
+            where=where,
+            fix=f"in image.packages, remove one of them: {{{clashes[0][2]}: remove}}",
+        )
+
+
+class PackagesUntrusted(BuildError):
+    """A package or list has no valid signature."""
+
+    def __init__(self, names: Sequence[str], where: str) -> None:
+        super().__init__(
+            f"no valid signature: {', '.join(names)}",
+            where=where,
+            fix="a package file of your own must be signed with the ImageBuilder's local key; one from elsewhere may"
+            " be damaged or forged: get it again from where it was made",
+        )
+
+
+class RootTooSmall(BuildError):
+    """What is to be installed does not fit into the root partition."""
+
+    def __init__(self, detail: str, rootfs_mib: int, where: str, needed_mib: int | None = None) -> None:
+        wanted = max(needed_mib or 0, rootfs_mib * 2)
+        super().__init__(
+            f"what is to be installed does not fit into the root partition of {rootfs_mib} MiB: {detail}",
+            where=where,
+            fix=f"write image: {{rootfs_mib: {wanted}}}, or remove packages in image.packages",
+        )
+
+
+class ImageTooBig(BuildError):
+    """The image is larger than the device's flash; the real tools delete it and may still end with 0."""
+
+    def __init__(self, detail: str, where: str) -> None:
+        super().__init__(
+            f"the image does not fit into this device's flash: {detail}",
+            where=where,
+            fix="remove packages in image.packages, or choose a device with more flash",
+        )
+
+
+class PrerequisitesMissing(MachineError):
+    """This machine lacks programs that the ImageBuilder needs."""
+
+    def __init__(
+        self, wishes: Sequence[str], packages: Sequence[str], where: str, *, refused: Sequence[str] = ()
+    ) -> None:
+        """`refused` are compilers that are installed: old ImageBuilders take numbers from 4.8 to 10 only."""
+        folder = any("case-sensitive" in wish for wish in wishes)
+        needs = (
+            "a file system that tells capitals from small letters" if folder else "programs that are not installed here"
+        )
+        fix = "move the workspace to one, such as ext4, xfs or btrfs" if folder else ""
+        if refused and not folder:
+            needs = f"{' and '.join(refused)} of a version from 4.8 to 10, and those of this machine are newer"
+            fix = (
+                f"put {' and '.join(refused)} 10 first in PATH (nothing is compiled with them), or use release "
+                "19.07.8 or later, which takes newer ones too"
+            )
+            fix += f"; and apt-get install {' '.join(packages)}" if packages else ""
+        if "python2" in packages:
+            fix = (fix or f"apt-get install {' '.join(packages)}") + " (python2: up to Debian 11 and Ubuntu 22.04)"
+        super().__init__(
+            f"this ImageBuilder needs {needs}" + (": " + "; ".join(wishes) if wishes else ""),
+            where=where,
+            fix=fix or f"apt-get install {' '.join(packages or _ALL_PREREQUISITES)}",
+        )
+
+
+class InstallScriptFailed(BuildError):
+    """A package's own installation script failed."""
+
+    def __init__(self, detail: str, where: str) -> None:
+        super().__init__(
+            f"a package's installation script failed: {detail}",
+            where=where,
+            fix="read the log above that line; an init script or file of the overlay with a syntax error does that too",
+        )
+
+
+class DiskFull(MachineError):
+    """There was no space left in the middle of it."""
+
+    def __init__(self, where: str, detail: str = "") -> None:
+        super().__init__(
+            "no space left on the disk while the image was made" + (f": {detail}" if detail else ""),
+            where=where,
+            fix="free some space there (./inv clean removes what can be made again), then run it again",
+        )
+
+
+class MachineLacking(MachineError):
+    """The lab's ImageBuilder says itself what this machine lacks."""
+
+
+class ImageBuilderFailed(BuildError):
+    """The ImageBuilder failed in a way that is not known here."""
+
+    def __init__(self, command: str, returncode: int, tail: Sequence[str], log: Path) -> None:
+        said = "\n".join(f"         | {line}" for line in tail)
+        super().__init__(
+            f"the ImageBuilder ended with exit code {returncode}" + (f"\n{said}" if said else ""),
+            where=f"log: {log} (command: {command})",
+            fix="read the log from its first error on: the last lines are often only the echo of it",
+        )
+
+
+@dataclass(frozen=True)
+class Context:
+    """What is needed to turn a text into advice. `known` lists the available packages, asked only when needed."""
+
+    where: str
+    device: str
+    devices: tuple[str, ...]
+    rootfs_mib: int
+    known: Callable[[], Sequence[str]]
+    files: tuple[str, ...] = ()
+    """Names of the package files that lie in packages/."""
+    offline: bool = False
+    """True if the package manager was kept from the network."""
+
+
+_ALL_PREREQUISITES = (
+    "make", "gawk", "bash", "coreutils", "findutils", "diffutils", "patch", "tar", "gzip", "bzip2", "unzip",
+    "xz-utils", "zstd", "wget", "file", "perl", "python3", "python3-setuptools", "util-linux",
+)  # fmt: skip
+
+# wget(1), EXIT STATUS.
+_WGET = {
+    3: "the file cannot be written", 4: "no connection", 5: "the certificate is not accepted",
+    6: "a password is asked for", 7: "the server speaks no HTTP", 8: "the server answers with an error",
+}  # fmt: skip
+
+# A word in the host check's message → Debian's package of it (openwrt/openwrt include/prereq-build.mk).
+_PREREQUISITES = (
+    ("distutils", "python3-setuptools"),
+    ("gnu 'awk'", "gawk"),
+    ("gawk", "gawk"),
+    ("rsync", "rsync"),
+    ("unzip", "unzip"),
+    ("bzip2", "bzip2"),
+    ("wget", "wget"),
+    ("perl", "perl"),
+    ("python3", "python3"),
+    ("python 3", "python3"),
+    ("python2", "python2"),
+    ("python 2", "python2"),
+    ("getopt", "util-linux"),
+    ("git ", "git"),
+    ("'file'", "file"),
+    ("'which'", "debianutils"),
+    ("zstd", "zstd"),
+    ("'patch'", "patch"),
+    ("'diff'", "diffutils"),
+    ("'tar'", "tar"),
+    ("gcc", "gcc"),
+    ("g++", "g++"),
+    ("ncurses", "libncurses-dev"),
+    ("gnu make", "make"),
+)
+
+
+def diagnose(text: str, context: Context) -> NdakitError | None:
+    """The error that the output of a run tells of, None if it tells of none that is known."""
+    # opkg says "Cannot install" to every failure and "Unknown package" to some: the specific reasons come first. On a
+    # full disk it forgets what it has installed and finds dependencies missing, so that comes before all of them.
+    for recognise in (
+        _spoken, _prerequisites, _device, _disk, _dependencies, _clash, _conflict, _script, _architecture, _missing,
+        _untrusted, _too_big, _root_small,
+    ):  # fmt: skip
+        found = recognise(text, context)
+        if found is not None:
+            return _first_of_all(text, found, context)
+    return None
+
+
+def _first_of_all(text: str, found: NdakitError, context: Context) -> NdakitError:
+    """What cannot be had is missing for those who need it: with lists that failed to load, opkg's last words are
+    "libc needs libgcc", and apk's "no such package"."""
+    if not isinstance(found, PackagesMissing | DependenciesMissing):
+        return found
+    if failed := downloads_failed(text):
+        return FeedsUnreachable(failed, found.what, context.where, offline=context.offline)
+    return _untrusted(text, context) or found  # a list with a wrong signature is not read either
+
+
+def downloads_failed(text: str) -> dict[str, str]:
+    """Address → reason of what a package manager could not download, in its order; a password is left out."""
+    failed: dict[str, str] = {}
+    # opkg (opkg_cmd.c, opkg_download.c) tells of a list at once, and of the reason at its end.
+    for address in re.findall(r"Failed to download the package list from (\S+)", text):
+        failed[address] = ""
+    for address, code in re.findall(r"Failed to download (\S*[/:]\S*?), wget returned (\d+)", text):
+        failed[address] = _WGET.get(int(code), f"wget ended with {code}") if len(code) < 4 else ""
+    # apk (apk-tools 3, src/database.c, src/print.c)
+    apk = r"^(?:WARNING|ERROR): (?:updating and opening|updating|opening|fetching) (\S+): (?!UNTRUSTED)(.+)$"
+    failed |= {address: why.strip() for address, why in re.findall(apk, text, re.MULTILINE)}
+    failed |= {a: why.strip() for a, why in re.findall(r"^WARNING: Ignoring (\S+): (.+)$", text, re.MULTILINE)}
+    return {shown(address): clean(why)[:80] for address, why in failed.items()}
+
+
+def _unique(names: Iterable[str]) -> list[str]:
+    return list(dict.fromkeys(names))
+
+
+def _spoken(text: str, _: Context) -> NdakitError | None:
+    found = re.search(r"^error: (.+)\n  where: (.+)\n  fix:   (.+)$", text, re.MULTILINE)
+    return MachineLacking(found[1], where=found[2], fix=found[3]) if found else None
+
+
+def _prerequisites(text: str, context: Context) -> NdakitError | None:
+    if "Prerequisite check failed" not in text and "Preparation failed" not in text:
+        return None
+    wishes = _unique(m.strip() for m in re.findall(r"Build dependency: (.+)", text))
+    packages: list[str] = []
+    refused: list[str] = []
+    for wish in wishes:
+        asked = [package for word, package in _PREREQUISITES if word in wish.lower()][:1]
+        # It asks for "4.8 or later" and refuses what is later than it knows (include/prereq-build.mk up to 19.07.7).
+        if asked and "please install the gnu c" in wish.lower() and process.find(asked[0]) is not None:
+            refused += asked
+        else:
+            packages += asked
+    return PrerequisitesMissing(wishes, _unique(packages), context.where, refused=_unique(refused))
+
+
+def _device(text: str, context: Context) -> NdakitError | None:
+    found = re.search(r'^Profile "(.*)" does not exist!', text, re.MULTILINE)
+    return DeviceUnknown(found[1], context.devices, context.where) if found else None
+
+
+def _missing(text: str, context: Context) -> NdakitError | None:
+    missing = _unique(
+        [
+            *re.findall(r"Unknown package '([^']+)'", text),
+            *re.findall(r"opkg_install_cmd: Cannot install package ([^\s]+?)\.?$", text, re.MULTILINE),
+            *re.findall(r"^ *([^\s(]+) \(no such package\):", text, re.MULTILINE),
+        ]
+    )
+    if not missing:
+        return None
+    damaged = [f for f in context.files for name in missing if re.match(rf"{re.escape(name)}(_|-[0-9])", f)]
+    if damaged:
+        return PackageFilesUnusable(_unique(damaged), "they have no readable control data", context.where)
+    known = list(context.known())
+    near = {name: difflib.get_close_matches(name, known, 3, 0.7) for name in missing}
+    return PackagesMissing(missing, near, context.where)
+
+
+def _architecture(text: str, context: Context) -> NdakitError | None:
+    names = re.findall(r"Packages for (\S+) found, but incompatible with the architectures configured", text)
+    return PackageFilesUnusable(_unique(names), "another architecture", context.where) if names else None
+
+
+def _dependencies(text: str, context: Context) -> NdakitError | None:
+    found: dict[str, list[str]] = {}
+    for need, package in re.findall(r"cannot find dependency (\S+) for (\S+)", text):
+        found.setdefault(package, []).append(need)
+    old = r"[Cc]annot satisfy the following dependencies for ([^\s:]+):\n((?: \*[^\n]*\t[^\n]*\n?)+)"
+    for match in re.finditer(old, text):
+        found.setdefault(match[1], []).extend(re.findall(r"\t\s*([a-z0-9][a-z0-9+._-]*)", match[2]))
+    # apk says who asks: `world` is what was asked for by name, and _missing's business.
+    asking = re.findall(r"^ *([^\s(]+) \(no such package\):\n +required by: (.+)$", text, re.MULTILINE)
+    if not any("world[" in by for _, by in asking):
+        for need, by in asking:
+            for package in re.findall(r"(\S+?)-\d[^\s\[]*\[", by):
+                found.setdefault(package, []).append(need)
+    pairs = [(package, tuple(_unique(needs))) for package, needs in found.items()]
+    return DependenciesMissing(pairs, context.where) if pairs else None
+
+
+def _conflict(text: str, context: Context) -> NdakitError | None:
+    pairs: list[tuple[str, tuple[str, ...]]] = []
+    # opkg writes the names behind one another on one line, each behind a tab.
+    for match in re.finditer(r"The following packages conflict with ([^\s:]+):\n([^\n]*)", text):
+        pairs.append((match[1], tuple(re.findall(r"\t\s*([a-z0-9][a-z0-9+._-]*)", match[2]))))
+    for match in re.finditer(r"^ +([a-z0-9][^\s:]*):\n +conflicts: ([^\n]+)", text, re.MULTILINE):
+        pairs.append((_apk_name(match[1]), tuple(_apk_name(w.partition("[")[0]) for w in match[2].split())))
+    return PackagesConflict(pairs, context.where) if pairs else None
+
+
+def _apk_name(text: str) -> str:
+    """`haproxy-3.0.5-r1` → `haproxy`: apk names the versions along."""
+    return re.sub(r"-[0-9][a-z0-9._~]*(?:-r[0-9]+)?$", "", text)
+
+
+def _clash(text: str, context: Context) -> NdakitError | None:
+    clashes = [
+        (m[1], _rooted(m[2]), m[3])
+        for m in re.finditer(
+            r"check_data_file_clashes: Package ([^\s]+) wants to install file ([^\s]+)\n"
+            r"[\s*]*But that file is already provided by package\s+\*?\s*([^\s]+)",
+            text,
+        )
+    ]
+    clashes += [
+        (_apk_name(m[1]), _rooted(m[2]), _apk_name(m[3]))
+        for m in re.finditer(r"ERROR: ([^\s:]+): trying to overwrite ([^\s]+) owned by ([^\s]+?)\.?$", text, re.M)
+    ]
+    return FilesClash(clashes, context.where) if clashes else None
+
+
+def _rooted(path: str) -> str:
+    """The path on the appliance: opkg names it below the folder where the root file system is put together."""
+    path = re.sub(r"^.*/root-[^/]+/", "/", path)
+    return path if path.startswith("/") else f"/{path}"
+
+
+def _untrusted(text: str, context: Context) -> NdakitError | None:
+    names = _unique(re.findall(r"(?<!\S)([^\s]+): UNTRUSTED signature", text))
+    names += _unique(re.findall(r"[Ss]ignature check failed(?: for)? ?([^\s.]*)", text))
+    names = [name or "a package list" for name in names]
+    return PackagesUntrusted(names, context.where) if names else None
+
+
+def _too_big(text: str, context: Context) -> NdakitError | None:
+    found = re.search(r"(?:WARNING: )?Image file (\S+) is too big: (\d+) > (\d+)", text)
+    if found:
+        size, limit = int(found[2]), int(found[3])
+        return ImageTooBig(f"{Path(found[1]).name} has {size} bytes, {size - limit} more than {limit}", context.where)
+    found = re.search(r"images are too big by (\d+) bytes", text)
+    return ImageTooBig(f"{found[1]} bytes too much", context.where) if found else None
+
+
+def _root_small(text: str, context: Context) -> NdakitError | None:
+    found = re.search(r"failed to allocate (\d+) blocks, out of space\?", text)
+    if found:
+        detail = f"no room for {found[1]} more blocks"
+    elif "make_file: failed to allocate inode" in text:
+        detail = "no room for more files"
+    elif found := re.search(r"^.*(?:is too big|out of space\?).*$", text, re.MULTILINE):
+        detail = found[0].strip()
+    else:
+        return None
+    return RootTooSmall(detail, context.rootfs_mib, context.where)
+
+
+def _script(text: str, context: Context) -> NdakitError | None:
+    found = re.search(r"postinst script \S+ has failed with exit code \d+", text) or re.search(
+        r'package "[^"]+" postinst script returned status \d+', text
+    )
+    return InstallScriptFailed(found[0], context.where) if found else None
+
+
+def _disk(text: str, context: Context) -> NdakitError | None:
+    return disk_full(text, context.where)
+
+
+def disk_full(text: str, where: str) -> DiskFull | None:
+    """The error of a full disk, if the output tells of one; opkg ends with 0 when it cannot write its lists."""
+    found = re.search(r"^.*(?:No space left on device|Disk quota exceeded).*$", text, re.MULTILINE)
+    return DiskFull(where, found[0].strip()[:160]) if found else None
+
+
+def script_errors(text: str) -> list[str]:
+    """Warnings for init scripts that the shell could not read to their end; make goes on without a word."""
+    found = re.findall(r"^\./etc/init\.d/([^:\n]+): line (\d+): (.+)$", text, re.MULTILINE)
+    return [f"the init script /etc/init.d/{name} has an error in line {line}: {said}" for name, line, said in found]

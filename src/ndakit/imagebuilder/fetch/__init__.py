@@ -1,0 +1,1 @@
+"""Getting an ImageBuilder from a mirror, verified."""

@@ -1,0 +1,1 @@
+"""The lab network around a profile's balancers: plan, hosts, switch."""

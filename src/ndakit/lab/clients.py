@@ -1,0 +1,364 @@
+"""Who asks in a running lab: clients, admins and strangers, and what they can do.
+
+Owns the questions that claims are made of: a request, a load, a poller, a scan, a login, the statistics page, and the
+names under which servers answer. The machines' lives, faults and the nodes' consoles are the business of `lab_network`.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import Literal, NamedTuple
+
+from ndakit.core.errors import VerifyError
+from ndakit.lab.host import Answer, Host, Load, Poller, Service, SshProbe, Watch, Web
+from ndakit.lab.host.request import authority, text
+from ndakit.lab.plan import LabPlan, Seat
+from ndakit.lab.server_ports import Kind, Port, path_asked
+from ndakit.model import Address, Endpoint, Profile
+from ndakit.model.links import WayOut
+from ndakit.node.facts import OutputNotUnderstood, ServerState, parse_statistics
+
+WATCH_INTERVAL_S = 0.01
+"""How finely a gap is measured."""
+REQUEST_INTERVAL_S = 0.1
+"""How often a whole HTTP request is made beside that: one costs HAProxy, a server and the client some 10 ms of their
+emulated processors, a bare connection 2 ms."""
+POLL_TIMEOUT_S = 0.25
+PAGE_TIMEOUT_S = 0.9
+"""A page of a busy machine may take that long and was no gap; shorter than a lost SYN is waited for (1 s, RFC 6298), so
+that a request made during an outage is a failure."""
+SCAN_TIMEOUT_S = 1.0
+REQUEST_TIMEOUT_S = 5.0
+OUTSIDE_PORT = 80
+"""Where the web server outside is."""
+
+
+class LabNotReady(VerifyError):
+    """The lab did not reach the state in which claims can be tried."""
+
+    def __init__(self, what: str, where: str) -> None:
+        super().__init__(
+            what, where=where, fix="read the consoles' logs named above; `./inv boot PROFILE` tries one node by hand"
+        )
+
+
+class LabLacks(VerifyError):
+    """A profile leaves no room for somebody that a claim needs."""
+
+    def __init__(self, who: str, network: str) -> None:
+        super().__init__(
+            f"the lab has no {who}",
+            where=f"network {network}",
+            fix="leave an address of that network unused, in every IP version that it has: the lab takes it",
+        )
+
+
+@dataclass(frozen=True)
+class LoadResult:
+    """Requests through a VIP: how many, who answered (names of servers in the pool), how many failed and why."""
+
+    total: int
+    shares: dict[str, int]
+    failures: int
+    first_error: str = ""
+
+
+class Front(NamedTuple):
+    """Where clients ask for a service: one of its endpoints, and a port there."""
+
+    service: str
+    endpoint: Endpoint
+    port: int
+
+
+@dataclass
+class RunningServer:
+    """A server's programs in the lab, by port. `label` is what it calls itself, `addresses` are its own."""
+
+    host: Host
+    label: str
+    addresses: tuple[Address, ...]
+    address: str
+    ports: tuple[Port, ...]
+    pages: Mapping[str, bytes] = field(default_factory=dict)
+    """MD5 digest → the page that a check knows by it."""
+    certificate: str = ""
+    """PEM with its key, for the ports that speak HTTPS."""
+    services: dict[Port, Service] = field(default_factory=dict)
+
+    def start(self) -> None:
+        for port in self.ports:
+            service = self.services.get(port)
+            if isinstance(service, Web):
+                service.set(mode="answer")
+            elif service is None:
+                self.services[port] = self._serve(port)
+
+    def _serve(self, port: Port) -> Service:
+        at, talks = self.address, port.talks
+        if port.kind == "udp":
+            return self.host.udp(port.number, address=at, name=self.label, talks=talks)
+        if port.kind == "smtp":
+            return self.host.smtp(port.number, address=at, name=self.label, talks=talks)
+        if port.kind == "tcp":
+            return self.host.tcp(port.number, address=at, banner=self.label, talks=talks)
+        pages = {p.path: (p.status, None if p.digest is None else text(self.pages[p.digest])) for p in port.pages}
+        certificate = self.certificate if port.tls else ""
+        return self.host.web(
+            port.number, address=at, name=self.label, talks=talks, certificate=certificate, pages=pages
+        )
+
+    def hear_pings(self, *, heard: bool) -> None:
+        """Answer echo requests to the server's own addresses, or not. Several servers may live on one host (behind a
+        router), so that the host's own switch for all of them will not do."""
+        rules = [
+            f"{'ip' if a.version == 4 else 'ip6'} daddr {a} icmp{'' if a.version == 4 else 'v6'} type echo-request drop"
+            for a in self.addresses
+        ]
+        table = f"ndakit-{self.label}".replace(".", "-").replace(":", "-")
+        # Made before it is deleted, so that it does not matter whether it was there.
+        script = f"table inet {table}\ndelete table inet {table}\n"
+        if not heard:
+            body = "\n".join(["type filter hook input priority 0;", *rules])
+            script += f"table inet {table} {{\nchain input {{\n{body}\n}}\n}}\n"
+        self.host.run(["nft", "-f", "-"], stdin=script.encode())
+
+    def stop(self) -> None:
+        for port, service in list(self.services.items()):
+            if isinstance(service, Web):
+                service.set(mode="refuse")
+            else:
+                service.stop()
+                del self.services[port]
+
+
+class LabPeople:
+    """The hosts of a lab as people use them; `hosts` and `servers` are filled when the lab's machines run."""
+
+    def __init__(self, profile: Profile, plan: LabPlan, identity: str | None, tell: Callable[[str], None]) -> None:
+        self.profile = profile
+        self.plan = plan
+        self.identity = identity
+        self.tell = tell
+        self.hosts: dict[str, Host] = {}
+        self.servers: dict[tuple[str, str], RunningServer] = {}
+        self.path = path_asked(profile)
+        """What is asked for over HTTP."""
+
+    def statistics(self, seat: Seat, address: Address) -> list[ServerState]:
+        """The statistics page of a node's address, as somebody gets it; empty if it does not answer."""
+        port = self.profile.monitoring.statistics.port
+        url = f"http://{authority(address, port)}/;csv"
+        answer = self._host(seat).get(url, source=self._source(seat, address), timeout_s=REQUEST_TIMEOUT_S)
+        if answer.status != 200:
+            return []
+        try:
+            return parse_statistics(answer.body)
+        except OutputNotUnderstood:
+            return []
+
+    def client_for(self, endpoint: Endpoint, service: str = "") -> Seat:
+        """Somebody who uses a service on an endpoint: in the VIP's network; beyond its gateway for nat to servers in
+        that network, who would answer a neighbour directly. Raises LabLacks if nobody can."""
+        seat = self.plan.clients.get(endpoint.network)
+        if service and self._answers_neighbours(endpoint, service):
+            seat = self.plan.outside.get(endpoint.network)
+        if seat is None or seat.address(endpoint.address.version) is None:
+            raise LabLacks(f"client who could ask {endpoint.address}", endpoint.network)
+        return seat
+
+    def _answers_neighbours(self, endpoint: Endpoint, service: str) -> bool:
+        found = self.profile.services[service]
+        servers = self.profile.pools[found.pool].servers.values()
+        return found.topology == "nat" and any(
+            self.profile.network_of(a) == endpoint.network for s in servers for a in s.address
+        )
+
+    def get(
+        self, seat: Seat, address: Address, port: int, *, path: str = "", headers: Mapping[str, str] | None = None
+    ) -> Answer:
+        """One HTTP request."""
+        url = f"http://{authority(address, port)}{path or self.path}"
+        source = self._source(seat, address)
+        return self._host(seat).get(url, headers=headers or {}, source=source, timeout_s=REQUEST_TIMEOUT_S)
+
+    def load(
+        self, seat: Seat, address: Address, port: int, pool: str, requests: int, transport: str = "tcp"
+    ) -> LoadResult:
+        """Requests one after the other in small batches; who answered, in names of the pool's servers."""
+        names = self._names(pool)
+        host, source = self._host(seat), self._source(seat, address)
+        shares: Counter[str] = Counter()
+        errors: list[str] = []
+        kind = _scheme(self._kind(pool, port, transport))
+        url = f"{kind}://{authority(address, port)}"
+        if kind == "http":
+            for batch in _batches(requests, 20):
+                found: Load = host.load(
+                    f"{url}{self.path}", batch, at_once=1, sources=[source], timeout_s=REQUEST_TIMEOUT_S
+                )
+                for attempt in found.tries:
+                    if attempt.ok and attempt.status == 200:
+                        shares[names.get(attempt.server, attempt.server or "?")] += 1
+                    else:
+                        errors.append(attempt.error or f"status {attempt.status}")
+                self.tell(f"{authority(address, port)} " + _bar(shares))
+        else:
+            for _ in range(requests):
+                answer = host.ask(url, b"who\n", source=source, timeout_s=REQUEST_TIMEOUT_S)
+                if answer.ok:
+                    label = answer.server or answer.body.strip()
+                    shares[names.get(label, label)] += 1
+                else:
+                    errors.append(answer.error)
+            self.tell(f"{authority(address, port)} " + _bar(shares))
+        return LoadResult(requests, dict(shares), len(errors), errors[0] if errors else "")
+
+    def ask(self, front: Front, requests: int = 30) -> LoadResult:
+        """Some requests to a service."""
+        name, endpoint, port = front
+        service = self.profile.services[name]
+        seat = self.client_for(endpoint, name)
+        return self.load(seat, endpoint.address, port, service.pool, requests, service.transport)
+
+    def outside(self, way: WayOut) -> tuple[Seat, Address]:
+        """Who gets out by a way out, and the web server that they ask there. Raises LabLacks if nobody can."""
+        seat, beyond = self.plan.inside.get((way.network, way.version)), self.plan.outside.get(way.through)
+        address = beyond.address(way.version) if beyond is not None else None
+        if seat is None or address is None:
+            raise LabLacks(f"IPv{way.version} host that could get out through {way.gateway}", way.network)
+        return seat, address
+
+    def ask_out(self, way: WayOut) -> Answer:
+        """One request from inside to the web server outside, which says whom it saw."""
+        seat, address = self.outside(way)
+        return self.get(seat, address, OUTSIDE_PORT)
+
+    def watch(self, front: Front | WayOut, interval_s: float = WATCH_INTERVAL_S) -> Watch:
+        """Ask a service, or from inside the web server outside, over fresh connections until the context ends: every
+        `interval_s` who answers, behind TCP and UDP; behind HTTP whether it lets connect, and for the page every 100 ms
+        at most."""
+        if isinstance(front, WayOut):
+            seat, address = self.outside(front)
+            asked = (self._poll(seat, address, OUTSIDE_PORT, "http", max(REQUEST_INTERVAL_S, interval_s)),
+                     self._poll(seat, address, OUTSIDE_PORT, "tcp", interval_s))  # fmt: skip
+            return Watch(*asked)
+        name, _, port = front
+        service = self.profile.services[name]
+        if _scheme(self._kind(service.pool, port, service.transport)) != "http":
+            return Watch(self.poller(front, interval_s))
+        pages_s = max(REQUEST_INTERVAL_S, interval_s)
+        return Watch(self.poller(front, pages_s), self._poller(front, "tcp", interval_s))
+
+    def poller(self, front: Front, interval_s: float) -> Poller:
+        """Ask a service who answers, over fresh connections, until the context ends."""
+        name, _, port = front
+        service = self.profile.services[name]
+        kind = _scheme(self._kind(service.pool, port, service.transport))
+        return self._poller(front, kind, interval_s, lines=1 if kind == "tcp" else 0)
+
+    def _poller(self, front: Front, kind: str, interval_s: float, lines: int = 0) -> Poller:
+        name, endpoint, port = front
+        return self._poll(self.client_for(endpoint, name), endpoint.address, port, kind, interval_s, lines)
+
+    def _poll(self, seat: Seat, address: Address, port: int, kind: str, interval_s: float, lines: int = 0) -> Poller:
+        return self._host(seat).poller(
+            f"{kind}://{authority(address, port)}" + (self.path if kind == "http" else ""),
+            interval_s=interval_s,
+            timeout_s=PAGE_TIMEOUT_S if kind == "http" else POLL_TIMEOUT_S,
+            source=self._source(seat, address),
+            lines=lines,
+        )
+
+    def client_seen(self, seat: Seat, address: Address, port: int, pool: str) -> str:
+        """The client's address as a server sees it that answers on a VIP's TCP port; `nobody` and why if none does."""
+        kind = self._kind(pool, port, "tcp")
+        if kind == "http":
+            asked = self.get(seat, address, port)
+            return str(asked.seen.get("client", "")) or f"nobody: {asked.error}"
+        question = b"HELO lab.invalid\r\n" if kind == "smtp" else b"client?\n"
+        answer = self._host(seat).ask(
+            f"tcp://{authority(address, port)}", question,
+            source=self._source(seat, address), lines=2, timeout_s=REQUEST_TIMEOUT_S,
+        )  # fmt: skip
+        return answer.body.split()[-1] if answer.ok else f"nobody: {answer.error}"
+
+    def speaks(self, service: str, port: int) -> Kind:
+        """What the lab's servers speak behind a service's port."""
+        found = self.profile.services[service]
+        return self._kind(found.pool, port, found.transport)
+
+    def _kind(self, pool: str, port: int, transport: str) -> Kind:
+        """What a pool's servers in the lab speak on a service's port: http (also behind tcp), smtp, tcp, udp."""
+        if transport == "udp":
+            return "udp"
+        found = self.profile.pools[pool]
+        name, server = next(iter(found.servers.items()))
+        ports = self.plan.hosts[self.plan.servers[pool, name].host].ports
+        kinds = {p.number: p.kind for p in ports if not p.datagrams}
+        return kinds.get(server.port or found.port or port, "tcp")
+
+    def scan(
+        self, seat: Seat, address: Address, ports: Sequence[int], protocol: Literal["tcp", "udp"] = "tcp"
+    ) -> dict[int, str]:
+        """Port → open, closed (refused), filtered (nothing came within a second), …; more about UDP at Host.scan."""
+        host, source = self._host(seat), self._source(seat, address)
+        return host.scan(address, ports, protocol=protocol, source=source, timeout_s=SCAN_TIMEOUT_S)
+
+    def scan_all(
+        self, wanted: Sequence[tuple[Seat, Address, Sequence[int], Literal["tcp", "udp"]]]
+    ) -> list[dict[int, str]]:
+        """Several scans at once, for each spends its time waiting for ports that keep silent."""
+        with ThreadPoolExecutor(max_workers=max(1, len(wanted))) as pool:
+            return list(pool.map(lambda one: self.scan(*one), wanted))
+
+    def ssh_probe(self, seat: Seat, address: Address) -> SshProbe:
+        """Banner and ways to authenticate."""
+        return self._host(seat).ssh_probe(address, self.profile.ssh_port, source=self._source(seat, address))
+
+    def ssh_run(self, seat: Seat, address: Address, argv: Sequence[str]) -> str:
+        """Log in with the key that the user gave, and run a command; its output, "" if the login fails."""
+        host, port, source = self._host(seat), self.profile.ssh_port, self._source(seat, address)
+        ran = host.ssh_run(address, self.identity or "", argv, port=port, source=source)
+        return ran.stdout if ran.returncode == 0 else ""
+
+    def _host(self, seat: Seat) -> Host:
+        return self.hosts[seat.host]
+
+    def _source(self, seat: Seat, address: Address) -> str:
+        found = seat.address(address.version)
+        if found is None:
+            host = self.plan.hosts[seat.host]
+            raise LabLacks(f"IPv{address.version} address for {host.name}, who is to ask {address}", host.network)
+        return str(found)
+
+    def _names(self, pool: str) -> dict[str, str]:
+        """What the lab's servers call themselves → their names, those of this pool first."""
+        everyone = {r.label: f"{p}/{s}" for (p, s), r in self.servers.items()}
+        chain, at = {pool}, self.profile.pools[pool].sorry
+        while at is not None and at.pool is not None and at.pool not in chain:
+            chain.add(at.pool)
+            at = self.profile.pools[at.pool].sorry
+        near = {r.label: s for (p, s), r in self.servers.items() if p in chain and p != pool}
+        own = {r.label: s for (p, s), r in self.servers.items() if p == pool}
+        return everyone | near | own
+
+
+def _scheme(kind: Kind) -> str:
+    """How it is asked who answers: servers of tcp and smtp begin with their names."""
+    return "tcp" if kind == "smtp" else kind
+
+
+def _batches(total: int, size: int) -> Iterator[int]:
+    while total > 0:
+        yield min(size, total)
+        total -= size
+
+
+def _bar(shares: Counter[str]) -> str:
+    """`web1 ######## 40  web2 #### 20`."""
+    total = sum(shares.values()) or 1
+    return "  ".join(f"{n} {'#' * round(20 * c / total)} {c}" for n, c in sorted(shares.items())) or "no answer"

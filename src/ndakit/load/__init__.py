@@ -1,0 +1,1 @@
+"""YAML to Profile: nodes with places, inheritance, validation, messages, secrets, JSON Schema, the reference."""

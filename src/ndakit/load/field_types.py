@@ -1,0 +1,144 @@
+"""What the model expects at a place in a profile, read from the model's own annotations.
+
+Answers questions about types by key path (which class, which short form, which allowed words), so that the loader's
+messages and the documentation cannot drift from the model. Validation itself is pydantic's.
+"""
+
+from __future__ import annotations
+
+import functools
+import types
+from collections.abc import Iterable, Iterator
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
+
+from ndakit.core.mistakes import KeyPath
+from ndakit.model import Model, Profile
+
+
+def bare(annotation: Any) -> Any:
+    """The type without Annotated around it."""
+    while get_origin(annotation) is Annotated:
+        annotation = get_args(annotation)[0]
+    return annotation
+
+
+def alternatives(annotation: Any) -> Iterator[Any]:
+    """The members of a union (without None), or the type itself."""
+    inner = bare(annotation)
+    if get_origin(inner) in (Union, types.UnionType):
+        for member in get_args(inner):
+            if member is not type(None):
+                yield from alternatives(member)
+    else:
+        yield inner
+
+
+def model_of(annotation: Any) -> type[Model] | None:
+    """The model class that a type is or may be."""
+    for member in alternatives(annotation):
+        if isinstance(member, type) and issubclass(member, Model):
+            return member
+    return None
+
+
+@functools.cache
+def field_type(model: type[Model], key: str) -> Any:
+    """A field's annotation, metadata included; None if there is no such field."""
+    found = model.model_fields.get(key)
+    if found is None:
+        return None
+    return Annotated[found.annotation, *found.metadata] if found.metadata else found.annotation
+
+
+def step(annotation: Any, part: str | int) -> Any:
+    """The annotation one key or position further down; None if nothing is known there."""
+    for member in alternatives(annotation):
+        origin = get_origin(member)
+        if isinstance(part, str):
+            if isinstance(member, type) and issubclass(member, Model):
+                return field_type(member, part)
+            if origin is dict:
+                return get_args(member)[1]
+        elif origin is tuple:
+            return get_args(member)[0]
+    return None
+
+
+def at(path: KeyPath) -> Any:
+    """The annotation at a path of the profile; None where the model has nothing."""
+    found: Any = Profile
+    for part in path:
+        found = step(found, part)
+        if found is None:
+            return None
+    return found
+
+
+@functools.cache
+def _places() -> dict[str, tuple[str, ...]]:
+    """Every key of the model → the places that have it, as `pools.NAME`, `services.NAME.timeouts`; "" at the top."""
+    found: dict[str, list[str]] = {}
+    ahead: list[tuple[type[Model], tuple[str, ...]]] = [(Profile, ())]
+    while ahead:
+        model, above = ahead.pop()
+        for key in model.model_fields:
+            found.setdefault(key, []).append(".".join(above))
+            for inner in alternatives(field_type(model, key)):
+                named = get_origin(inner) is dict
+                below = model_of(
+                    get_args(inner)[1] if named else get_args(inner)[0] if get_origin(inner) is tuple else inner
+                )
+                if below is not None and len(above) < 8:
+                    ahead.append((below, (*above, key, *(["NAME"] if named else []))))
+    return {key: tuple(sorted(places, key=lambda p: (p.count("."), p))) for key, places in found.items()}
+
+
+def places_of(key: str) -> tuple[str, ...]:
+    """Where the model has a key, the nearest to the top first: `pools.NAME`; "the top of a profile" for the top."""
+    return tuple(place or "the top of a profile" for place in _places().get(key, ()))
+
+
+def words(annotation: Any) -> tuple[str, ...]:
+    """The words a Literal type takes; empty for other types."""
+    found: list[str] = []
+    for member in alternatives(annotation):
+        if get_origin(member) is Literal:
+            found += [str(a).lower() if isinstance(a, bool) else str(a) for a in get_args(member)]
+    return tuple(found)
+
+
+def is_mapping(annotation: Any) -> bool:
+    """True if a mapping is (one of what is) expected."""
+    return any(get_origin(m) is dict for m in alternatives(annotation)) or model_of(annotation) is not None
+
+
+def is_named_map(annotation: Any) -> bool:
+    """True for a mapping whose keys the user chooses."""
+    return any(get_origin(m) is dict for m in alternatives(annotation))
+
+
+def is_list(annotation: Any) -> bool:
+    """True if a list is expected."""
+    return any(get_origin(m) is tuple for m in alternatives(annotation))
+
+
+def takes_single(annotation: Any) -> bool:
+    """True if one value stands for the list of it."""
+    return any(getattr(m, "func", None) is not None and m.func.__name__ in ("as_list", "_ports")
+               for m in metadata(annotation))  # fmt: skip
+
+
+def metadata(annotation: Any) -> Iterable[Any]:
+    """Everything that Annotated carries."""
+    while get_origin(annotation) is Annotated:
+        annotation, *more = get_args(annotation)
+        yield from more
+    if get_origin(annotation) in (Union, types.UnionType):
+        for member in get_args(annotation):
+            yield from metadata(member)
+
+
+def needs_entries(annotation: Any) -> bool:
+    """True for a mapping or list that may not be empty."""
+    found = [m for outer in metadata(annotation) for m in (outer, *getattr(outer, "metadata", ()))]
+    return any(getattr(m, "min_length", None) for m in found)

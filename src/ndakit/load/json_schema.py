@@ -1,0 +1,165 @@
+"""The JSON Schema of profiles, for completion and hints in editors.
+
+Made from the model; the loader is stricter than any schema can be. A profile that extends others, and a fragment, may
+leave required keys out and take inherited ones away with `null`: the second half of the schema is for them.
+"""
+
+from __future__ import annotations
+
+import ast
+import copy
+import functools
+import inspect
+import itertools
+import textwrap
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from ndakit.load import field_types
+from ndakit.model import Attachment, Model, Profile
+
+DRAFT = "https://json-schema.org/draft/2020-12/schema"
+_EXTENDS = {
+    "description": "Fragments or profiles merged below this one, left to right.",
+    "anyOf": [{"type": "string"}, {"type": "array", "items": {"type": "string"}}],
+}
+
+Schema = dict[str, Any]
+
+
+def schema() -> Schema:
+    """The whole schema, draft 2020-12."""
+    made: Schema = copy.deepcopy(Profile.model_json_schema())
+    strict: dict[str, Schema] = dict(made.pop("$defs"))
+    strict["Profile"] = made
+    for name, model in models().items():
+        _complete(strict[name], model)
+    strict["Profile"]["properties"] |= {"extends": _EXTENDS}
+    strict["Profile"]["patternProperties"] = {"^x-": {"description": "Yours: a place for anchors."}}
+    parts = {name: _tidy(part) for name, part in sorted(strict.items())}
+    partial = {f"Partial{name}": _lenient(part, top=name == "Profile") for name, part in parts.items()}
+    return {
+        "$schema": DRAFT,
+        "title": "ndakit profile",
+        "description": "One YAML file per balancer pair; docs/profile.md explains every key.",
+        "if": {"required": ["name"], "not": {"required": ["extends"]}},
+        "then": {"$ref": "#/$defs/Profile"},
+        "else": {"$ref": "#/$defs/PartialProfile"},
+        "$defs": parts | partial,
+    }
+
+
+def models() -> Mapping[str, type[Model]]:
+    """Every class of the model by name, in the order in which a profile meets them."""
+    found: dict[str, type[Model]] = {}
+
+    def visit(model: type[Model]) -> None:
+        if model.__name__ not in found:
+            found[model.__name__] = model
+            for key in model.model_fields:
+                for inner in _classes(field_types.field_type(model, key)):
+                    visit(inner)
+
+    visit(Profile)
+    return found
+
+
+@functools.cache
+def descriptions(model: type[Model]) -> Mapping[str, str]:
+    """The text under each key of a class, where there is one.
+
+    Pydantic can read it too (`use_attribute_docstrings`), but for every class each time anything starts.
+    """
+    found: dict[str, str] = {}
+    for owner in reversed([c for c in model.__mro__ if issubclass(c, Model)]):
+        (tree,) = ast.parse(textwrap.dedent(inspect.getsource(owner))).body
+        body = tree.body if isinstance(tree, ast.ClassDef) else []
+        for field, under in itertools.pairwise(body):
+            match field, under:
+                case ast.AnnAssign(target=ast.Name(id=key)), ast.Expr(value=ast.Constant(value=str(text))):
+                    found[key] = inspect.cleandoc(text)
+    return found
+
+
+def _classes(annotation: Any) -> Iterator[type[Model]]:
+    """The model classes in a type, if a profile writes them as mappings."""
+    for member in field_types.alternatives(annotation):
+        if isinstance(member, type) and issubclass(member, Model):
+            if member is not Attachment:
+                yield member
+            continue
+        for part in (field_types.step(member, "x"), field_types.step(member, 0)):
+            if part is not None:
+                yield from _classes(part)
+
+
+def _complete(part: Schema, model: type[Model]) -> None:
+    """Add the short forms that only the validators know."""
+    body = next((b for b in part.get("anyOf", ()) if "properties" in b), part)
+    for key in body["properties"]:
+        if text := descriptions(model).get(key):
+            body["properties"][key] = {"description": text} | body["properties"][key]
+    for key, found in body["properties"].items():
+        annotation = field_types.field_type(model, key)
+        if "minLength" in found and found.get("type") == "array":
+            found["minItems"] = found.pop("minLength")
+        if field_types.takes_single(annotation) and found.get("type") == "array":
+            array = {k: found.pop(k) for k in ("type", "items", "minItems") if k in found}
+            found["anyOf"] = [array["items"], array]
+        if any(
+            getattr(m, "func", None) is not None and m.func.__name__ == "_bridge"
+            for m in field_types.metadata(annotation)
+        ):
+            found["anyOf"].insert(0, {"type": "boolean"})
+
+
+def _tidy(part: Any) -> Any:
+    """Without pydantic's titles, its nulls for absent keys and the defaults of whole objects; maps are closed."""
+    if isinstance(part, list):
+        return [_tidy(p) for p in part]
+    if not isinstance(part, dict):
+        return part
+    found = {}
+    for key, value in part.items():
+        if key == "title" and isinstance(value, str):
+            continue
+        if key == "default" and (value is None or isinstance(value, dict)):
+            continue
+        found[key] = {k: _tidy(v) for k, v in value.items()} if key == "properties" else _tidy(value)
+    if isinstance(found.get("anyOf"), list):
+        kept = [p for p in found["anyOf"] if p != {"type": "null"}]
+        if len(kept) == 1:
+            del found["anyOf"]
+            found = kept[0] | found
+        else:
+            found["anyOf"] = kept
+    if "patternProperties" in found and "additionalProperties" not in found:
+        found["additionalProperties"] = False
+    return found
+
+
+def _lenient(part: Any, *, top: bool = False) -> Any:
+    """The same with nothing required, and with `null` taken for every key."""
+    if isinstance(part, list):
+        return [_lenient(p) for p in part]
+    if not isinstance(part, dict):
+        return part
+    found: Schema = {}
+    for key, value in part.items():
+        if key in ("required", "minProperties"):
+            continue
+        if key == "$ref":
+            found[key] = value.replace("#/$defs/", "#/$defs/Partial")
+        elif key in ("properties", "patternProperties"):
+            found[key] = {
+                k: _or_null(_lenient(v)) if k not in ("extends", "^x-", "name") else v for k, v in value.items()
+            }
+        else:
+            found[key] = _lenient(value)
+    return found
+
+
+def _or_null(part: Schema) -> Schema:
+    notes: Schema = {k: part.pop(k) for k in ("description", "default") if k in part}
+    kinds = part["anyOf"] if set(part) == {"anyOf"} else [part]
+    return {**notes, "anyOf": [*kinds, {"type": "null"}]}

@@ -1,0 +1,1 @@
+"""QEMU machines, their disks and their serial consoles."""

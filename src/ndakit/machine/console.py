@@ -1,0 +1,482 @@
+"""The serial console of an OpenWrt-like guest, used as an admin uses it: wait, press Enter, run commands.
+
+Owns the stream of one console (a connected unix socket), finding the root shell on it, and carrying commands; nothing
+is assumed about the guest but BusyBox ash. How commands survive the wire is the business of `console_protocol`. One
+thread per console reads all the time, for a guest stands still when nobody takes its output.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import queue
+import re
+import secrets
+import shlex
+import socket
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from io import FileIO
+from pathlib import Path
+from typing import Any
+
+from testinfra.backend.base import BaseBackend, CommandResult
+
+from ndakit.core.deadline import Deadline
+from ndakit.machine.console_errors import (
+    CommandTimeout,
+    ConsoleClosed,
+    ConsoleLocked,
+    ConsoleNotActive,
+    ConsoleSilent,
+    FileUnreadable,
+    GuestPanicked,
+    GuestRestarted,
+    OutputDamaged,
+    short,
+)
+from ndakit.machine.console_protocol import Answer, Damaged, Session, place_with_noise, without_noise
+
+_ASK_FIRST = "Please press Enter to activate this console"  # procd, utils/askfirst.c
+_READY = re.compile(rb"Please press Enter to activate this console|login: *$|[#$] $")
+_PROMPT = re.compile(rb"[#$] $")
+_PASSWORD = re.compile(rb"Password: *$", re.I)
+_PANIC = b"Kernel panic - not syncing"
+_KEPT_BYTES = 16 << 20
+_TAIL_LINES = 12
+_NUDGE_S = 8.0  # a console silent for so long is asked with Enter whether a shell is there already
+_STEP_S = 4.0
+_GRACE_S = 20.0  # beyond a command's own time, before the guest is taken for dead: a busy TCG guest is slow
+_QUIET_S = 1.0
+_AGAIN_S = 3.0  # an answer whose marks were broken is asked for again after so long, then ever more seldom
+_NEVER_SILENT_S = 2.0  # where something writes all the time, asking again waits no longer for silence
+_RESENDS = 6
+# QEMU hands a serial port's output on byte by byte: gather a little, or each byte wakes everybody who waits.
+_SMALL, _GATHER_S = 512, 0.002
+
+
+@dataclass(frozen=True)
+class Ran:
+    """What a command in the guest came to."""
+
+    rc: int
+    stdout_bytes: bytes
+    stderr_bytes: bytes
+
+    @property
+    def stdout(self) -> str:
+        """Its output as text."""
+        return self.stdout_bytes.decode(errors="replace")
+
+    @property
+    def stderr(self) -> str:
+        """Its complaints as text."""
+        return self.stderr_bytes.decode(errors="replace")
+
+
+class Console:
+    """The console of one guest; `log` is the file that keeps its stream, `facts` completes errors with its state.
+
+    (QEMU's own `logfile=` doubles bytes whenever the socket is full; seen with 7.2.)
+    """
+
+    def __init__(self, name: str, *, log: Path, facts: Callable[[], str] = lambda: "") -> None:
+        self.name = name
+        self.log = log
+        self._facts = facts
+        self._changed = threading.Condition()
+        self._data = bytearray()
+        self._base = 0  # bytes that were dropped in front of _data
+        self._position = 0  # how far wait_for has got
+        self._last_byte_s = time.monotonic()
+        self._closed = True
+        self._socket: socket.socket | None = None
+        self._reader: threading.Thread | None = None
+        self._session: Session | None = None
+        self._command_lock = threading.RLock()
+        self._listeners: list[Callable[[bytes], None]] = []
+
+    @classmethod
+    def connect(cls, name: str, path: Path, *, log: Path) -> Console:
+        """The console behind a unix stream socket. Raises OSError if nobody listens there."""
+        wire = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        try:
+            wire.connect(str(path))
+        except OSError:
+            wire.close()
+            raise
+        console = cls(name, log=log)
+        console.attach(wire)
+        return console
+
+    def attach(self, wire: socket.socket) -> None:
+        """Take a connected stream; after a restart of the machine, its new one. The console owns and closes it."""
+        self.close()
+        with self._changed:
+            self._socket, self._closed, self._session = wire, False, None
+            self._position = self._end
+            self._last_byte_s = time.monotonic()
+        work = (wire, self.log.open("ab", buffering=0))
+        self._reader = threading.Thread(target=self._read, args=work, name=f"console-{self.name}", daemon=True)
+        self._reader.start()
+
+    def close(self) -> None:
+        """End reading; what was read stays readable."""
+        wire, self._socket = self._socket, None
+        if wire is not None:
+            with contextlib.suppress(OSError):
+                wire.shutdown(socket.SHUT_RDWR)
+        if self._reader is not None:
+            self._reader.join()
+            self._reader = None
+        if wire is not None:
+            wire.close()
+
+    @property
+    def active(self) -> bool:
+        """True once `activate` has opened the shell, until the machine is started anew."""
+        return self._session is not None and not self._closed
+
+    @property
+    def text(self) -> str:
+        """What the console has shown so far (the last 16 MiB)."""
+        with self._changed:
+            return self._data.decode(errors="replace")
+
+    def tail(self, lines: int = _TAIL_LINES) -> str:
+        """The last lines it has shown."""
+        with self._changed:
+            recent = bytes(self._data[-8192:])
+        text = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", recent.decode(errors="replace"))
+        return "\n".join([line for line in text.replace("\r", "").splitlines() if line.strip()][-lines:])
+
+    def listen(self, listener: Callable[[bytes], None]) -> Callable[[], None]:
+        """Have `listener` called with every piece that arrives (empty: the end), from the reading thread.
+
+        The result ends that, and raises what the listener raised (it is not called again after that).
+        """
+        failures: list[Exception] = []
+
+        def call(piece: bytes) -> None:
+            if not failures:
+                try:
+                    listener(piece)
+                except Exception as failure:  # noqa: BLE001  # the stream goes on whatever a listener does
+                    failures.append(failure)
+
+        def end() -> None:
+            self._listeners = [known for known in self._listeners if known is not call]
+            if failures:
+                raise failures[0]
+
+        self._listeners = [*self._listeners, call]
+        return end
+
+    def send(self, data: bytes) -> None:
+        """Type something. Raises ConsoleClosed."""
+        wire = self._socket
+        try:
+            if wire is None:
+                raise OSError("closed")
+            wire.sendall(data)
+        except OSError as cause:
+            raise self._ended() from cause
+
+    def wait_for(self, wanted: str | re.Pattern[str], deadline: Deadline) -> re.Match[str]:
+        """Wait until a text or pattern is shown, after what the last call found; lines of the kernel do not break it.
+
+        Raises ConsoleSilent, ConsoleClosed, GuestPanicked.
+        """
+        pattern = re.compile(re.escape(wanted)) if isinstance(wanted, str) else wanted
+        with self._changed:
+            start = max(self._position, self._base)
+        while True:
+            end, data, closed = self._since(start)
+            for noisy, candidate in ((True, data), (False, without_noise(data))):
+                text = candidate.decode(errors="surrogateescape")
+                found = pattern.search(text)
+                if found is not None:
+                    place = len(text[: found.end()].encode(errors="surrogateescape"))
+                    self._position = start + (place if noisy else place_with_noise(data, place))
+                    return found
+            self._check_panic(start)
+            if closed:
+                raise self._ended()
+            self._wait_for_more(end, deadline, deadline.what)
+
+    def activate(self, deadline: Deadline) -> None:
+        """Wait until the guest has booted, press Enter, and open the root shell there.
+
+        A shell that is open already is found as well. Raises ConsoleSilent, ConsoleClosed, ConsoleLocked and
+        GuestPanicked.
+        """
+        with self._command_lock:
+            if self.active:
+                return
+            self._find_shell(deadline)
+            session = Session(secrets.token_hex(5))
+            while not self._set_up(session, deadline):
+                session = Session(secrets.token_hex(5))
+            self._session = session
+
+    def run(self, command: str, timeout_s: float = 30.0) -> Ran:
+        """Run a shell command in the guest; its exit code, stdout and stderr, byte for byte.
+
+        Its stdin is empty, its folder that of a login, variables do not last. After `timeout_s` (guest's clock, whole
+        seconds) it is killed with what it started. Raises CommandTimeout, ConsoleSilent, ConsoleClosed,
+        ConsoleNotActive, GuestRestarted, GuestPanicked, OutputDamaged, and ValueError for a NUL in the command.
+        """
+        with self._command_lock:
+            session = self._session
+            if session is None:
+                raise ConsoleNotActive(self.name, self.log)
+            for _ in range(3):
+                answer = self._attempt(session, command, timeout_s)
+                if answer is None:
+                    continue  # the terminal lost characters on the way there
+                if answer.rc is None:
+                    output = (answer.stdout + answer.stderr).decode(errors="replace")
+                    raise CommandTimeout(self.name, command, timeout_s, self.log, output[-2000:])
+                return Ran(answer.rc, answer.stdout, answer.stderr)
+            raise OutputDamaged(self.name, command, self.log)
+
+    def read_file(self, path: str, timeout_s: float = 30.0) -> bytes:
+        """The content of a file in the guest, byte for byte. Raises FileUnreadable and what `run` raises."""
+        ran = self.run(f"cat {shlex.quote(path if not path.startswith('-') else './' + path)}", timeout_s)
+        if ran.rc != 0:
+            raise FileUnreadable(self.name, path, ran.stderr.strip() or f"cat ended with exit code {ran.rc}")
+        return ran.stdout_bytes
+
+    def release(self) -> None:
+        """Leave the shell as a person would find it: at its prompt. `activate` opens it for commands again."""
+        with self._command_lock:
+            if self._session is not None:
+                self._session = None
+                self.send(b"x\n")
+
+    def forget(self) -> None:
+        """The guest is about to start anew: its shell is no more; what is shown from now on counts."""
+        with self._command_lock, self._changed:
+            self._session = None
+            self._position = self._end
+
+    # -- opening the shell ---------------------------------------------------------------------------------------------
+
+    def _find_shell(self, deadline: Deadline) -> None:
+        """Wait for the sign of a shell, or of one to be had for an Enter."""
+        with self._changed:
+            start = max(self._position, self._base)
+        nudged_s = time.monotonic()
+        while True:
+            end, data, closed = self._since(start)
+            found = _READY.search(without_noise(data)[-4096:])
+            if found is not None:
+                self._position = end
+                if found[0].startswith(b"login"):
+                    self.send(b"root\n")
+                    self._check_password(deadline)
+                else:
+                    self.send(b"\n")
+                return
+            self._check_panic(start)
+            if closed:
+                raise self._ended()
+            if time.monotonic() - max(nudged_s, self._last_byte_s) > _NUDGE_S:
+                nudged_s = time.monotonic()
+                self.send(b"\n")
+            self._wait_for_more(end, deadline, f"'{_ASK_FIRST}' or a shell's prompt")
+
+    def _check_password(self, deadline: Deadline) -> None:
+        """After the user's name: a shell, or the question for a password."""
+        start, limit_s = self._end, time.monotonic() + min(_STEP_S, deadline.remaining_s)
+        while time.monotonic() < limit_s:
+            end, data, _ = self._since(start)
+            if _PASSWORD.search(without_noise(data)):
+                raise ConsoleLocked(self.name, self.log)
+            if _PROMPT.search(without_noise(data)):
+                return
+            self._wait(end, 0.2)
+
+    def _set_up(self, session: Session, deadline: Deadline) -> bool:
+        """Bring the command loop into the shell; False if it has to be tried again from the start."""
+        for line, answer in session.setup():
+            begun, start = time.monotonic(), self._end
+            self.send(line.encode() + b"\n")
+            while True:
+                end, data, closed = self._since(start)
+                if session.started(data) or (answer[0] == "=" and answer.encode() in without_noise(data)):
+                    break
+                self._check_panic(start)
+                if closed:
+                    raise self._ended()
+                if time.monotonic() - begun > _STEP_S:
+                    self.send(b"\x03\n")
+                    return False
+                self._wait_for_more(end, deadline, "an answer of the root shell")
+        return True
+
+    # -- commands ------------------------------------------------------------------------------------------------------
+
+    def _attempt(self, session: Session, command: str, timeout_s: float) -> Answer | None:
+        """Send a command and wait for its answer; None if it did not arrive whole."""
+        number, start = session.next_number(), self._end
+        for line, ack in session.lines(command, number, timeout_s):
+            self.send(line.encode() + b"\n")
+            limit_s = time.monotonic() + _GRACE_S
+            while ack:
+                end, data, _ = self._since(start)
+                if ack in without_noise(data):
+                    break
+                self._check_state(session, start, limit_s, command, timeout_s=_GRACE_S)
+                self._wait(end, 0.2)
+        begun_s = time.monotonic()
+        limit_s, again_s = begun_s + timeout_s + _GRACE_S, begun_s + _AGAIN_S
+        mark, seen, resends, asked = session.end_mark(number), start, 0, start
+        wanted_s: float | None = None  # since when the answer has to be asked for again
+        while True:
+            end, data, _ = self._since(asked)
+            damaged, now_s = False, time.monotonic()
+            if now_s - self._last_byte_s > _QUIET_S or mark in data[max(0, seen - asked - 64) :] or now_s > again_s:
+                try:
+                    answer = session.answer(data, number)
+                except Damaged:
+                    answer, damaged = None, True
+                if answer is not None:
+                    return answer
+                if session.lost(data, number):
+                    return None
+                seen = end
+            if not damaged and not (now_s > again_s and session.stirred(data)):
+                wanted_s = None
+            elif wanted_s is None:
+                wanted_s = now_s
+            # Into silence if it comes: the echo of what is sent would break an answer that is on its way.
+            silent = now_s - self._last_byte_s > _QUIET_S
+            if wanted_s is not None and (silent or now_s - wanted_s > _NEVER_SILENT_S):
+                wanted_s = None
+                if resends == _RESENDS:
+                    raise OutputDamaged(self.name, command, self.log)
+                resends += 1
+                asked = end if damaged else asked
+                again_s = now_s + _AGAIN_S * 2**resends
+                self.send(b"?\n" if resends == 1 else b"#\n")
+            self._check_state(session, start, limit_s, command, timeout_s=timeout_s + _GRACE_S)
+            self._wait(end, 0.2)
+
+    def _check_state(self, session: Session, start: int, limit_s: float, command: str, *, timeout_s: float) -> None:
+        """Raise when no answer can come any more."""
+        _, data, closed = self._since(start)
+        self._check_panic(start)
+        if closed:
+            raise self._ended()
+        asks = data.rfind(_ASK_FIRST.encode())
+        # Behind the last line that the loop wrote, and not inside an answer that is still coming (a file may say it).
+        if asks > data.rfind(b"\n@") and (time.monotonic() > limit_s or not session.answering(data)):
+            self._session = None
+            raise GuestRestarted(self.name, self.log)
+        if time.monotonic() > limit_s:
+            self._session = None
+            wanted = f"the answer to '{short(command)}'"
+            raise ConsoleSilent(self.name, timeout_s, wanted, self.log, self.tail(), self._facts())
+
+    # -- the stream ----------------------------------------------------------------------------------------------------
+
+    @property
+    def _end(self) -> int:
+        return self._base + len(self._data)
+
+    def _read(self, wire: socket.socket, sink: FileIO) -> None:
+        """The reading thread. Another one writes the log: a disk that is busy for a second must not stop the reading,
+        for a serial port that takes nothing for so long is broken to a guest's firmware (OVMF: "Device Error")."""
+        pieces: queue.SimpleQueue[bytes] = queue.SimpleQueue()
+        writer = threading.Thread(target=_write, args=(sink, pieces), name=f"log-{self.name}", daemon=True)
+        writer.start()
+        while self._read_piece(wire, pieces):
+            pass
+        writer.join()
+
+    def _read_piece(self, wire: socket.socket, pieces: queue.SimpleQueue[bytes]) -> bool:
+        """Take, keep and announce what came; False at the stream's end."""
+        try:
+            piece = wire.recv(65536)
+        except OSError:
+            piece = b""
+        pieces.put(piece)
+        with self._changed:
+            if piece:
+                self._data += piece
+                self._last_byte_s = time.monotonic()
+                if len(self._data) > _KEPT_BYTES:
+                    del self._data[: _KEPT_BYTES // 2]
+                    self._base += _KEPT_BYTES // 2
+            else:
+                self._closed = True
+            self._changed.notify_all()
+        for listener in self._listeners:
+            listener(piece)
+        if 0 < len(piece) < _SMALL:
+            time.sleep(_GATHER_S)
+        return bool(piece)
+
+    def _since(self, start: int) -> tuple[int, bytes, bool]:
+        """Where the stream ends, what came since `start`, and whether it is closed."""
+        with self._changed:
+            return self._end, bytes(self._data[max(0, start - self._base) :]), self._closed
+
+    def _wait(self, end: int, timeout_s: float) -> None:
+        """Wait until the stream goes on beyond `end`, or closes."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._end > end or self._closed, timeout_s)
+
+    def _wait_for_more(self, end: int, deadline: Deadline, wanted: str) -> None:
+        """The same, bounded by a deadline. Raises ConsoleSilent when that is over."""
+        if deadline.expired:
+            raise ConsoleSilent(self.name, deadline.timeout_s, wanted, self.log, self.tail(), self._facts())
+        self._wait(end, min(0.5, max(deadline.remaining_s, 0.01)))
+
+    def _check_panic(self, start: int) -> None:
+        """Raise GuestPanicked if the kernel gave up since `start`."""
+        _, data, _ = self._since(start)
+        at = data.find(_PANIC)
+        if at >= 0 and b"\n" in data[at:]:
+            self._position = start + at + len(_PANIC)
+            self._session = None
+            message = data[at + len(_PANIC) :].splitlines()[0].decode(errors="replace").strip(" :")
+            raise GuestPanicked(self.name, message, self.log)
+
+    def _ended(self) -> ConsoleClosed:
+        return ConsoleClosed(self.name, self._facts(), self.log, self.tail())
+
+
+def _write(sink: FileIO, pieces: queue.SimpleQueue[bytes]) -> None:
+    """The thread that writes the log, up to the stream's end."""
+    with sink as log:
+        while piece := pieces.get():
+            with contextlib.suppress(OSError):  # a full disk must not stop the guest
+                log.write(piece)
+
+
+class ConsoleBackend(BaseBackend):  # type: ignore[misc]  # testinfra ships no types
+    """pytest-testinfra over a console: `testinfra.host.Host(ConsoleBackend(console))`."""
+
+    NAME = "console"
+
+    def __init__(self, console: Console, *, timeout_s: float = 30.0) -> None:
+        super().__init__(console.name)
+        self.console = console
+        self.timeout_s = timeout_s
+
+    def run(self, command: str, *args: str, **kwargs: Any) -> CommandResult:
+        """Run a command with its arguments quoted into it; `timeout_s` may be given by name."""
+        line = self.get_command(command, *args)
+        ran = self.console.run(line, float(kwargs.get("timeout_s", self.timeout_s)))
+        return self.result(ran.rc, line.encode(errors="surrogateescape"), ran.stdout_bytes, ran.stderr_bytes)
+
+    def get_encoding(self) -> str:
+        """UTF-8: OpenWrt has no locales, and asking a guest's Python would be in vain."""
+        return "utf-8"
+
+    def decode(self, data: bytes) -> str:
+        """As UTF-8; a byte that is none becomes a replacement character."""
+        return data.decode(errors="replace")

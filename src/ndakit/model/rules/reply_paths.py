@@ -1,0 +1,424 @@
+"""Cross-checks: the way of packets and answers with topology nat, dr and tun.
+
+nat: answers come back through the balancer, which is the servers' gateway. dr: servers share a network with the
+balancer and answer past it. tun: servers are anywhere, and answer past it. So a server cannot have both kinds with one
+default route, and answers that carry the VIP as their source must not meet the balancer that has it (Linux drops a
+packet from an address of its own; verified-fragments of the project's reference, 3.5).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+from ndakit.core.mistakes import KeyPath
+from ndakit.model.base import Address
+from ndakit.model.profile import Profile
+from ndakit.model.reach import Reach, inner_router
+from ndakit.model.rules.findings import Finding, error, warning
+from ndakit.model.rules.ipvs import complete_ipvs_services
+from ndakit.model.traffic import Service
+
+Use = tuple[str, Service, str, str, Address]
+"""Service, pool, server, and the address at which the service reaches it."""
+
+
+def _pools(profile: Profile, service: Service) -> list[str]:
+    """The pool of a service, and its sorry pool."""
+    sorry = profile.pools[service.pool].sorry
+    other = sorry.pool if sorry is not None else None
+    return [service.pool, *([other] if other in profile.pools and other is not None else [])]
+
+
+def _versions(profile: Profile, name: str) -> tuple[int, ...]:
+    return tuple(dict.fromkeys(e.address.version for e in profile.endpoints(name)))
+
+
+def uses(profile: Profile) -> Iterator[Use]:
+    """Every server that a service of topology nat, dr or tun can send to."""
+    for name, service in complete_ipvs_services(profile):
+        for pool in _pools(profile, service):
+            for server, facts in profile.pools[pool].servers.items():
+                found = [facts.address_of(v) for v in _versions(profile, name)]
+                if service.topology == "tun":
+                    found = [a or facts.address[0] for a in found]
+                for address in dict.fromkeys(a for a in found if a is not None):
+                    yield name, service, pool, server, address
+
+
+def _place(profile: Profile, pool: str, server: str, address: Address) -> KeyPath:
+    number = profile.pools[pool].servers[server].address.index(address)
+    return ("pools", pool, "servers", server, "address", number)
+
+
+def _topology(service: str) -> KeyPath:
+    return ("services", service, "topology")
+
+
+def families(profile: Profile) -> Iterator[Finding]:
+    """Servers without an address of the VIP's family: only a proxy and a tunnel change it."""
+    for name, service in complete_ipvs_services(profile):
+        if service.topology == "tun":
+            continue
+        for version in _versions(profile, name):
+            for pool in _pools(profile, service):
+                without = [s for s, f in profile.pools[pool].servers.items() if f.address_of(version) is None]
+                if without:
+                    other = 4 if version == 6 else 6
+                    yield error(
+                        "server-without-family",
+                        f"service {name} has an IPv{version} VIP, and server {without[0]} of pool {pool} no "
+                        f"IPv{version} "
+                        f"address: topology {service.topology} cannot change the family",
+                        ("pools", pool, "servers", without[0], "address"),
+                        f"add the address, or write families: [ipv{other}] in the service"
+                        + (", or topology: proxy" if service.proxiable else ""),
+                        other=("services", name, "vip"), also=(_topology(name), ("vips", service.vip[0], "address")),
+                    )  # fmt: skip
+                    break
+
+
+def ports(profile: Profile) -> Iterator[Finding]:
+    """Ports that are to change where nothing changes them."""
+    for name, service in complete_ipvs_services(profile):
+        several = service.several
+        if service.topology == "nat" and not several:
+            continue
+        why = f"topology {service.topology} leaves the port as it is"
+        if service.topology == "nat":
+            why = "IPVS leaves the ports of a service with several as they are"
+        for pool in _pools(profile, service):
+            found = profile.pools[pool]
+            places: list[tuple[KeyPath, int | None]] = [(("pools", pool, "port"), found.port)]
+            places += [(("pools", pool, "servers", s, "port"), f.port) for s, f in found.servers.items()]
+            for at, port in places:
+                if port is not None and (several or port != service.first_port):
+                    yield error(
+                        "port-changes",
+                        f"service {name} has port{'s' if several else ''} {_spans(service)}, and the servers here "
+                        f"{port}: "
+                        f"{why}",
+                        at, "delete it" + (", or write topology: proxy" if service.proxiable else "")
+                        + ("" if several else f", or {service.first_port}"),
+                        other=("services", name, "port"), also=(_topology(name),),
+                    )  # fmt: skip
+                    break
+
+
+def _spans(service: Service) -> str:
+    return ", ".join(str(low) if low == high else f"{low}-{high}" for low, high in service.port)
+
+
+def reachable(profile: Profile) -> Iterator[Finding]:
+    """Servers that the topology cannot reach."""
+    reach = Reach(profile)
+    told: set[tuple[str, Address]] = set()
+    for name, service, pool, server, address in uses(profile):
+        at = _place(profile, pool, server, address)
+        if (pool, address) in told:
+            continue
+        if service.topology == "dr" and profile.network_of(address) is None:
+            told.add((pool, address))
+            yield error(
+                "dr-not-on-link",
+                f"service {name} is dr, and server {server} at {address} is in no network of the balancer",
+                at, f"write topology: tun{' or proxy' if service.proxiable else ''}, or correct the address",
+                other=_topology(name), also=(("networks",),),
+            )  # fmt: skip
+        elif at[-1] != 0 and not reach.way(address):
+            told.add((pool, address))
+            yield error(
+                "server-unreachable",
+                f"no network leads to server {server} at {address}: it is in no subnet, "
+                f"and there is neither a route nor an IPv{address.version} gateway",
+                at, "correct the address, or add the network, a route or a gateway", also=(("networks",),),
+            )  # fmt: skip
+
+
+def _gateways(profile: Profile, network: str, version: int) -> list[str]:
+    """The VIPs that servers in a network can have as their gateway."""
+    return [
+        v
+        for v, vip in profile.vips.items()
+        if vip.network == network and vip.role == "gateway" and vip.address_of(version) is not None
+    ]
+
+
+def own_address(profile: Profile) -> Iterator[Finding]:
+    """dr, tun on the only node's own address: the servers would have it as well, and could not speak to the node."""
+    nodes = {a: n for n, its in profile.nodes.items() for own in its.addresses.values() for a in own}
+    for name, service in complete_ipvs_services(profile):
+        if service.topology == "nat":
+            continue
+        for endpoint in profile.endpoints(name):
+            node = nodes.get(endpoint.address)
+            if node is not None:
+                yield error(
+                    "vip-is-node",
+                    f"service {name} is {service.topology}, so its servers have the address {endpoint.address} of VIP "
+                    f"{endpoint.vip} too, and that is node {node}'s own: they would drop whatever the node sends",
+                    _topology(name),
+                    f"write topology: {'proxy, or ' if service.proxiable else ''}nat for clients of other networks, or "
+                    "give the VIP another address",
+                    other=("vips", endpoint.vip, "address"), also=(("nodes", node),),
+                )  # fmt: skip
+                break
+
+
+def nat_gateways(profile: Profile) -> Iterator[Finding]:
+    """nat: the servers' gateway is a VIP of ours, and moves along with the service's."""
+    told: set[tuple[str, str, int]] = set()
+    through: dict[Address, tuple[str, str]] = {}
+    for name, service, pool, server, address in uses(profile):
+        network = profile.network_of(address)
+        policy = profile.pools[pool].reply_route == "policy"
+        router = inner_router(profile, address) if network is None else None
+        # Servers behind one router need one gateway, and share what is said about it.
+        shared = router[0] if router is not None and policy else str(address)
+        key = (name, network or shared, address.version)
+        if service.topology != "nat" or key in told:
+            continue
+        at = _place(profile, pool, server, address)
+        if network is None and (router is None or not policy):
+            told.add(key)
+            yield _off_link(profile, name, service, pool, server, address, router, at)
+            continue
+        if profile.standalone and router is None:
+            continue
+        network = network or (router[0] if router is not None else "")
+        gateways = _gateways(profile, network, address.version)
+        groups = {profile.vips[v].group for v in service.vip}
+        fitting = [g for g in gateways if groups == {profile.vips[g].group}]
+        if not gateways and router is not None:
+            told.add(key)
+            yield error(
+                "nat-router-without-gateway",
+                f"service {name} is nat, answers of server {server} come through the router {router[1]}, and network "
+                f"{network} has no IPv{address.version} VIP with role: gateway, to which that router could send them",
+                ("pools", pool, "reply_route"),
+                f"add a VIP: {{network: {network}, address: ADDRESS, role: gateway, group: {min(groups)}}}"
+                + ("; the only node's own address will do" if profile.standalone else ""),
+                other=at, also=(("vips",), _topology(name), ("networks", network, "routes")),
+            )  # fmt: skip
+        elif not gateways:
+            told.add(key)
+            yield _without_gateway(name, network, server, address, pool, at, policy=policy)
+        elif not fitting:
+            told.add(key)
+            yield error(
+                "nat-other-group",
+                f"service {name}'s VIP and the servers' gateway {gateways[0]} are in different groups, so they may "
+                "be on different nodes",
+                ("services", name, "vip"), "put both into one group", other=("vips", gateways[0]),
+                also=tuple(("vips", v) for v in service.vip),
+            )  # fmt: skip
+        elif not policy:
+            first = through.setdefault(address, (name, fitting[0]))
+            if profile.vips[first[1]].group != profile.vips[fitting[0]].group:
+                told.add(key)
+                yield error(
+                    "nat-two-gateways",
+                    f"server {server} at {address} is to have two default gateways: VIP {first[1]} for service "
+                    f"{first[0]}, and VIP {fitting[0]} for service {name}, whose VIPs may be on different nodes",
+                    ("services", name, "vip"),
+                    f"put the VIPs of both services into one group, or write reply_route: policy for pool {pool}",
+                    other=("services", first[0], "vip"), also=(at, ("vips", first[1]), ("vips", fitting[0])),
+                )  # fmt: skip
+
+
+def _off_link(
+    profile: Profile,
+    name: str,
+    service: Service,
+    pool: str,
+    server: str,
+    address: Address,
+    router: tuple[str, Address] | None,
+    at: KeyPath,
+) -> Finding:
+    """nat, with a server in no network of ours: only an inner router that does its part brings answers back."""
+    fix = "write topology: tun" + (" or proxy" if service.proxiable else "")
+    if router is not None:
+        there = _gateways(profile, router[0], address.version)
+        group = min(profile.vips[v].group for v in service.vip)
+        vip = "" if there else f", add a VIP: {{network: {router[0]}, address: ADDRESS, role: gateway, group: {group}}}"
+        fix += (
+            f"; or write reply_route: policy for pool {pool}{vip}, and let the router {router[1]} send the answers "
+            "there (./inv servers writes how)"
+        )
+    return error(
+        "nat-not-on-link",
+        f"service {name} is nat, and server {server} at {address} is in no network of the balancer, which must be its "
+        "gateway", at, fix, other=_topology(name),
+        also=(("networks",), ("pools", pool, "reply_route"), ("vips",)),
+    )  # fmt: skip
+
+
+def _without_gateway(
+    name: str, network: str, server: str, address: Address, pool: str, at: KeyPath, *, policy: bool
+) -> Finding:
+    if policy:
+        return warning(
+            "nat-policy-without-gateway",
+            f"service {name} is nat, and network {network} of server {server} has no IPv{address.version} VIP with "
+            "role: gateway, to which a rule on the server could send the answers: ./inv servers writes none",
+            _topology(name),
+            f"add a VIP: {{network: {network}, address: ADDRESS, role: gateway}}; only these answers take it",
+            other=("pools", pool, "reply_route"), also=(("vips",), at),
+        )  # fmt: skip
+    return error(
+        "nat-without-gateway",
+        f"service {name} is nat, and network {network} of server {server} has no IPv{address.version} VIP "
+        "with role: "
+        "gateway, through which answers come back",
+        _topology(name), f"add a VIP: {{network: {network}, address: ADDRESS, role: gateway}}",
+        other=at, also=(("vips",),),
+    )  # fmt: skip
+
+
+def nat_same_network(profile: Profile) -> Iterator[Finding]:
+    """nat: clients beside the servers get their answers directly, from an address that they never asked."""
+    told: set[tuple[str, str]] = set()
+    for name, service, _, server, address in uses(profile):
+        network = profile.network_of(address)
+        inside = [v for v in service.vip if profile.vips[v].network == network]
+        if service.topology == "nat" and inside and network is not None and (name, network) not in told:
+            told.add((name, network))
+            nodes = {a for its in profile.nodes.values() for own in its.addresses.values() for a in own}
+            ways = [] if nodes & set(profile.vips[inside[0]].address) else ["dr"]
+            direct = " or ".join([*ways, *(["proxy"] if service.proxiable else [])])
+            yield warning(
+                "nat-same-network",
+                f"service {name}'s VIP {inside[0]} and server {server} are both in network {network}: clients there "
+                "get no answers, because servers answer them directly",
+                ("services", name, "vip"), "use it for clients of other networks only"
+                + (f", or write topology: {direct}" if direct else ""),
+                other=("vips", inside[0], "network"), also=(_topology(name),),
+            )  # fmt: skip
+
+
+def nat_behind_router(profile: Profile) -> Iterator[Finding]:
+    """nat through an inner router: clients beside those servers are answered directly too, and come by that router."""
+    told: set[tuple[str, str, Address]] = set()
+    for name, service, pool, server, address in uses(profile):
+        router = inner_router(profile, address) if profile.network_of(address) is None else None
+        if service.topology != "nat" or router is None or profile.pools[pool].reply_route != "policy":
+            continue
+        network, via = router
+        inside = [
+            v for v in service.vip
+            if profile.vips[v].network == network and profile.vips[v].address_of(address.version) is not None
+        ]  # fmt: skip
+        if not inside or (name, network, via) in told:
+            continue
+        told.add((name, network, via))
+        yield warning(
+            "nat-behind-router",
+            f"service {name}'s VIP {inside[0]} is in network {network}, and server {server} at {address} behind its "
+            f"router {via}: clients in the server's own network get no answers, because servers answer them directly",
+            ("services", name, "vip"),
+            "use it for clients of other networks only" + (", or write topology: proxy" if service.proxiable else ""),
+            other=_place(profile, pool, server, address),
+            also=(_topology(name), ("networks", network), ("pools", pool, "reply_route"), ("vips", inside[0])),
+        )  # fmt: skip
+
+
+def _answers_leave(profile: Profile, service: Service, network: str | None, version: int) -> bool:
+    """True if clients of a dr or tun service can be outside the servers' network, so that answers take a gateway."""
+    there = {profile.vips[v].network for v in service.vip if profile.vips[v].address_of(version) is not None}
+    outside = any(
+        profile.networks[n].gateway_of(version) or any(r.via.version == version for r in profile.networks[n].routes)
+        for n in there
+    )
+    return there != {network} or outside
+
+
+def two_gateways(profile: Profile) -> Iterator[Finding]:
+    """Servers that are to answer through us (nat) and past us (dr, tun) with one default route."""
+    through: dict[Address, tuple[str, str]] = {}
+    for name, service, pool, _, address in uses(profile):
+        if service.topology == "nat" and profile.pools[pool].reply_route == "default":
+            through.setdefault(address, (name, pool))
+    told: set[tuple[str, str]] = set()
+    for name, service, pool, server, address in uses(profile):
+        if service.topology == "nat" or profile.pools[pool].reply_route == "policy":
+            continue
+        network = profile.network_of(address)
+        if not _answers_leave(profile, service, network, address.version):
+            continue
+        first = through.get(address)
+        if first is not None and (name, first[0]) not in told:
+            told.add((name, first[0]))
+            yield error(
+                "two-gateways-of-server",
+                f"server {server} at {address} is to answer through the balancer (service {first[0]}, nat) and past it "
+                f"(service {name}, {service.topology}), and has one default route",
+                _topology(name),
+                "use one topology for both, or write reply_route: policy for pool "
+                f"{pool if pool != first[1] else first[1]}",
+                other=_topology(first[0]), also=(_place(profile, pool, server, address),),
+            )  # fmt: skip
+
+
+def past_the_balancer(profile: Profile) -> Iterator[Finding]:
+    """dr, tun: answers whose only known way out is the balancer that has their source address."""
+    told: set[tuple[str, str]] = set()
+    for name, service, pool, server, address in uses(profile):
+        network = profile.network_of(address)
+        if service.topology == "nat" or network is None or profile.pools[pool].reply_route == "policy":
+            continue
+        net, version = profile.networks[network], address.version
+        if net.gateway_of(version) is not None or any(r.via.version == version for r in net.routes):
+            continue
+        if (name, network) in told or not _answers_leave(profile, service, network, version):
+            continue
+        told.add((name, network))
+        gateways = _gateways(profile, network, version)
+        if gateways:
+            yield error(
+                "answers-cross-balancer",
+                f"service {name} is {service.topology}, and the only way out of network {network} is the balancer (VIP "
+                f"{gateways[0]}), which has the VIP and so drops answers of server {server} that come from it",
+                _topology(name),
+                f"write topology: nat, put the service's VIP into network {network}, or write reply_route: policy "
+                f"for pool {pool} if its servers answer through another router",
+                other=("vips", gateways[0], "role"), also=(("networks", network),),
+            )  # fmt: skip
+        else:
+            yield warning(
+                "answers-without-router",
+                f"service {name} is {service.topology}, and network {network} names no router through which server "
+                f"{server} could answer clients elsewhere",
+                _topology(name),
+                f"make sure that there is one besides the balancer; reply_route: policy for pool {pool} says that "
+                "you did",
+                other=("networks", network), also=(_place(profile, pool, server, address),),
+            )  # fmt: skip
+
+
+def tunnels(profile: Profile) -> Iterator[Finding]:
+    """tun: every packet to a server gets longer."""
+    for name, service in complete_ipvs_services(profile):
+        if service.topology == "tun":
+            room = {4: 20, 6: 40}[max(_versions(profile, name), default=4)]
+            yield warning(
+                "tunnel-mtu",
+                f"service {name} is tun: requests get {room} bytes longer, so that full packets do not fit a link "
+                "of 1500",
+                _topology(name),
+                f"let the links between balancer and servers carry {1500 + room}, or the servers ask for smaller "
+                f"packets (ip route … advmss {1460 - room})",
+            )  # fmt: skip
+
+
+RULES: tuple[Callable[[Profile], Iterator[Finding]], ...] = (
+    families,
+    ports,
+    reachable,
+    own_address,
+    nat_gateways,
+    nat_same_network,
+    nat_behind_router,
+    two_gateways,
+    past_the_balancer,
+    tunnels,
+)

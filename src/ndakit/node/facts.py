@@ -1,0 +1,286 @@
+"""Facts about a running balancer, as an admin finds them out on its console: addresses, services, identity, trouble.
+
+testinfra carries the commands; this module knows OpenWrt (procd, ubus, BusyBox without stat). Only what an OpenWrt
+image has anyway is used, so that it works for real images and for the lab's. What a fact should be is the business of
+`claims`.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import re
+import time
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from ipaddress import IPv4Interface, IPv6Interface, ip_address, ip_interface
+from typing import Protocol
+
+from ndakit.core import json_text
+from ndakit.core.errors import VerifyError
+from ndakit.model import Address
+
+KEEPALIVED_DATA = "/tmp/keepalived.data"
+TRACKED = "/proc/net/nf_conntrack"
+_READS = 4
+UNREADABLE = "cannot be read:"
+ALARMS = (
+    *(
+        "segfault",
+        "Oops",
+        "(^|[^[:alpha:]])BUG:",
+        "Call Trace",
+        "general protection",
+        "Out of memory",
+        "crash loop",
+        "soft lockup",
+    ),
+    UNREADABLE,
+)
+HARMLESS = ("MP-BIOS bug: 8254 timer not connected to IO-APIC",)
+"""Lines that only look like alarms. The timer: a machine whose APIC is wired in another way than its BIOS says, as some
+emulators are; the kernel then finds another way by itself (Linux, arch/x86/kernel/apic/io_apic.c, check_timer)."""
+
+
+class OutputNotUnderstood(VerifyError):
+    """A program on the node answered in a form that is not known."""
+
+    def __init__(self, command: str, output: str) -> None:
+        super().__init__(
+            f"the answer of '{command}' is not understood: {output.strip()[:160]!r}",
+            where="the node's console",
+            fix="run the command there by hand; if the answer is right, this release answers in a new form: report it",
+        )
+
+
+class Result(Protocol):
+    """What testinfra's `run` returns, as far as it is used here."""
+
+    rc: int
+    stdout: str
+
+
+class Host(Protocol):
+    """testinfra's host, as far as it is used here."""
+
+    def run(self, command: str, *args: str) -> Result:
+        """Run a command; `%s` in it are replaced by the quoted arguments."""
+        ...
+
+
+@dataclass(frozen=True)
+class ServerState:
+    """One line of HAProxy's statistics about a server."""
+
+    proxy: str
+    server: str
+    up: bool
+    status: str
+
+
+@dataclass(frozen=True)
+class VirtualServer:
+    """One virtual server in the kernel (IPVS) with its servers' weights; `mark` if it takes marked packets."""
+
+    protocol: str
+    address: Address | None
+    port: int
+    mark: int | None
+    weights: Mapping[tuple[Address, int], int]
+
+
+@dataclass(frozen=True)
+class BondCard:
+    """A card of a bond, as the kernel tells of it: is its link up, how fast is it, does it carry (802.3ad: is it in the
+    aggregator that is in use), and by which MAC its partner calls itself (zeros: nobody speaks LACP there)."""
+
+    name: str
+    up: bool
+    speed: str
+    carries: bool
+    partner: str
+
+
+class NodeFacts:
+    """Asks one node."""
+
+    def __init__(self, host: Host) -> None:
+        self._host = host
+
+    def text(self, command: str, *args: str) -> str:
+        """What a command prints; empty if it fails."""
+        result = self._host.run(command, *args)
+        return result.stdout if result.rc == 0 else ""
+
+    def hostname(self) -> str:
+        """The kernel's host name."""
+        return self.text("cat /proc/sys/kernel/hostname").strip()
+
+    def release(self) -> Mapping[str, str]:
+        """/etc/openwrt_release as a mapping."""
+        pairs = re.findall(r"^(DISTRIB_[A-Z]+)='?([^'\n]*)'?$", self.text("cat /etc/openwrt_release"), re.M)
+        return dict(pairs)
+
+    def addresses(self) -> dict[str, set[IPv4Interface | IPv6Interface]]:
+        """Device → its addresses with prefix lengths, without those that every card gives itself (link-local ones)."""
+        return parse_addresses(self.text("ip -o addr show"))
+
+    def holds(self, address: Address) -> bool:
+        """True if the address is on one of the node's devices."""
+        return any(i.ip == address for found in self.addresses().values() for i in found)
+
+    def service_running(self, name: str) -> bool:
+        """True if procd runs an instance of the service (ubus, not ps: procd knows what it supervises)."""
+        return any(i.get("running") for i in self._instances(name))
+
+    def _instances(self, name: str) -> list[dict[str, object]]:
+        answer = self.text("ubus call service list %s", json.dumps({"name": name}))
+        if not answer.strip():
+            return []
+        try:
+            return list(json_text.mapping(answer).get(name, {}).get("instances", {}).values())
+        except (ValueError, AttributeError) as cause:
+            raise OutputNotUnderstood("ubus call service list", answer) from cause
+
+    def vrrp_states(self, count: int, timeout_s: float = 3.0) -> dict[str, str]:
+        """keepalived's instances and their states (MASTER, BACKUP, FAULT, INIT); empty if it does not answer.
+
+        `count` is how many there should be: SIGUSR1 makes keepalived write /tmp/keepalived.data (keepalived(8)), and
+        only with all of them in it the file is complete.
+        """
+        pids = [str(i["pid"]) for i in self._instances("keepalived") if i.get("running") and i.get("pid")]
+        if not pids:
+            return {}
+        self._host.run(f"rm -f {KEEPALIVED_DATA}; kill -USR1 %s", pids[0])
+        end_s = time.monotonic() + timeout_s
+        while True:
+            # The whole file is 20 KiB, which take a serial console seconds.
+            lines = self.text(f"sed -n -e '/^ VRRP Instance = /p' -e '/^   State = /p' {KEEPALIVED_DATA}")
+            states = parse_vrrp_states(lines)
+            if len(states) >= count or time.monotonic() >= end_s:
+                self._host.run(f"rm -f {KEEPALIVED_DATA}")
+                return states
+            time.sleep(0.1)
+
+    def virtual_servers(self) -> list[VirtualServer]:
+        """What the kernel balances by itself; empty without IPVS. ipvsadm is not needed for that."""
+        return parse_virtual_servers(self.text("cat /proc/net/ip_vs"))
+
+    def bond(self, device: str) -> list[BondCard]:
+        """The cards of a bond (802.3ad); empty if there is no such bond."""
+        return parse_bond(self.text("cat %s", f"/proc/net/bonding/{device}"))
+
+    def log(self, words: str) -> list[str]:
+        """The lines of the system's log that hold these words."""
+        return self.text("logread | grep -F -e %s", words).splitlines()
+
+    def trouble(self) -> list[str]:
+        """Lines of the kernel's and the system's log that nobody wants to see, and logs that cannot be read."""
+        # Chosen on the node: whole logs take a serial console seconds.
+        logs = "; ".join(f"{log} || echo '{UNREADABLE} {log}'" for log in ("dmesg", "logread"))
+        result = self._host.run(f"{{ {logs}; }} | grep -iE %s", "|".join(ALARMS))
+        lines = result.stdout.splitlines()
+        if result.rc not in (0, 1):  # 1: nothing was found
+            lines.append(f"{UNREADABLE} the logs, grep ended with exit code {result.rc}")
+        return [line.strip() for line in lines if not any(h in line for h in HARMLESS)]
+
+    def let_in(self, sources: Collection[Address]) -> set[tuple[str, Address, Address, int]]:
+        """What the firewall has let in (or through) from somebody of late: protocol, source, destination, port (0 where
+        there are none). Raises OutputNotUnderstood.
+
+        The kernel notes a packet only after the firewall has accepted it (nf_conntrack_confirm is the last hook), for
+        30 s at least, and whether or not anybody listens. What IPVS balances is not noted where vs.conntrack is 0.
+        """
+        wanted = "|".join(re.escape(a.exploded) for a in sources)
+        # The kernel hands out some 4 KiB at a time and goes on by number: when connections end meanwhile, others are
+        # left out. So it is read more than once.
+        command = "sed -nE %s " + " ".join([TRACKED] * _READS)
+        result = self._host.run(command, f"/ src=({wanted}) /p")
+        if result.rc != 0:
+            raise OutputNotUnderstood(command, result.stdout or "an error")
+        return parse_tracked(result.stdout)
+
+    def unsupported(self) -> list[str]:
+        """What the lab's stand-in base system was asked for and does not have (a lab image only)."""
+        return [line for line in self.text("cat /tmp/lab-unsupported").splitlines() if line.strip()]
+
+
+def parse_addresses(text: str) -> dict[str, set[IPv4Interface | IPv6Interface]]:
+    """Read `ip -o addr show` of iproute2 or BusyBox."""
+    found: dict[str, set[IPv4Interface | IPv6Interface]] = {}
+    for device, address in re.findall(r"^\d+:\s+(\S+?)(?:@\S+)?\s+inet6?\s+(\S+)", text, re.M):
+        interface = ip_interface(address)
+        # A link-local VIP is a /128; what a card gives itself is not.
+        if not interface.is_link_local or interface.network.num_addresses == 1:
+            found.setdefault(device, set()).add(interface)
+    return found
+
+
+def parse_bond(text: str) -> list[BondCard]:
+    """Read /proc/net/bonding/… of a bond that speaks LACP (Linux, bond_info_show_slave)."""
+    head, *parts = re.split(r"^Slave Interface: ", text, flags=re.M)
+    active = re.search(r"^\s*Aggregator ID: (\d+)", head, re.M)
+    found = []
+    for part in parts:
+        facts = dict(re.findall(r"^([A-Z][^:\n]*): (.*)$", part, re.M))
+        partner = re.search(r"details partner lacp pdu:.*?system mac address: (\S+)", part, re.S)
+        found.append(
+            BondCard(
+                name=part.split("\n", 1)[0].strip(),
+                up=facts.get("MII Status") == "up",
+                speed=facts.get("Speed", "Unknown"),
+                carries=active is not None and facts.get("Aggregator ID") == active[1],
+                partner=partner[1] if partner else "",
+            )
+        )
+    return found
+
+
+def parse_virtual_servers(text: str) -> list[VirtualServer]:
+    """Read /proc/net/ip_vs (Linux, ip_vs_info_seq_show): addresses and ports are hexadecimal."""
+    found: list[VirtualServer] = []
+    weights: dict[tuple[Address, int], int] = {}
+    for line in text.splitlines():
+        words = line.split()
+        if words[:1] == ["FWM"]:
+            weights = {}
+            found.append(VirtualServer("", None, 0, int(words[1], 16), weights))
+        elif words[:1] in (["TCP"], ["UDP"], ["SCTP"]):
+            weights = {}
+            address, port = _hexadecimal(words[1])
+            found.append(VirtualServer(words[0].lower(), address, port, None, weights))
+        elif words[:1] == ["->"] and found and len(words) > 3 and words[3].isdigit():
+            weights[_hexadecimal(words[1])] = int(words[3])
+    return found
+
+
+def _hexadecimal(text: str) -> tuple[Address, int]:
+    """`CB00710A:1F92` or `[2001:0db8:…:0010]:1F92`."""
+    address, _, port = text.rpartition(":")
+    if address.startswith("["):
+        return ip_address(address.strip("[]")), int(port, 16)
+    return ip_address(int(address, 16)), int(port, 16)
+
+
+def parse_tracked(text: str) -> set[tuple[str, Address, Address, int]]:
+    """Read /proc/net/nf_conntrack (Linux, ct_seq_show): the direction of the first packet comes first in a line."""
+    found = re.findall(r"^ipv[46] +\d+ (\S+) +\d+ (?:.*? )??src=(\S+) dst=(\S+) (?:sport=\d+ dport=(\d+))?", text, re.M)
+    return {(protocol, ip_address(a), ip_address(b), int(port or 0)) for protocol, a, b, port in found}
+
+
+def parse_vrrp_states(text: str) -> dict[str, str]:
+    """Read keepalived's dump: the instances' names and states."""
+    return dict(re.findall(r"^ VRRP Instance = (\S+)\n(?:(?! VRRP Instance).*\n)*?   State = ([A-Z]+)", text, re.M))
+
+
+def parse_statistics(text: str) -> list[ServerState]:
+    """Read HAProxy's statistics in CSV form (management guide, 9.1): the lines about servers."""
+    if not text.startswith("# pxname,"):
+        raise OutputNotUnderstood("the statistics page (;csv)", text)
+    rows = csv.DictReader(io.StringIO(text[2:]))
+    return [
+        ServerState(r["pxname"], r["svname"], r["status"].startswith(("UP", "no check")), r["status"])
+        for r in rows
+        if r.get("svname") not in ("FRONTEND", "BACKEND", None)
+    ]

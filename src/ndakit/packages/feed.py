@@ -1,0 +1,256 @@
+"""The workspace's packages/: which of them a profile's images get, and how they come into an ImageBuilder.
+
+A package is a folder with a Makefile (built here, for every release), or a ready .ipk or .apk. Only those that a
+profile asks for by name are used, with what they depend on in the same place: another customer's package changes
+nothing. A workspace's own folder is looked into first, then the shipped one. What a folder may say is the business of
+`packagefolder`, the two forms of files that of `ipk` and `apk`; which packages are wanted at all that of `packages`.
+"""
+
+from __future__ import annotations
+
+import re
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from ndakit.core import exposure
+from ndakit.core.errors import BuildError, ErrorGroup, InputError, Location, NdakitError
+from ndakit.core.release import Family, Release
+from ndakit.core.workspace import Workspace, file_sha256, scratch_folder, write_atomic
+from ndakit.imagebuilder import output
+from ndakit.load.loaded import Loaded
+from ndakit.model import Profile, package_plan
+from ndakit.packages import apk, ipk
+from ndakit.packages import folder as packages_folder
+from ndakit.packages.folder import Package
+
+FOR_ALL = (ipk.ARCHITECTURE, apk.ARCHITECTURE)
+ARCHITECTURES: Mapping[str, str] = {
+    "x86/64": "x86_64",
+    "x86/generic": "i386_pentium4",
+    "kirkwood/generic": "arm_xscale",
+    "armsr/armv8": "aarch64_generic",
+    "armsr/armv7": "arm_cortex-a15_neon-vfpv4",
+}
+"""Target → the architecture of its packages (openwrt.md, 2.3; profiles.json, arch_packages)."""
+
+
+class PackageFileUnusable(InputError):
+    """A ready package in packages/ that cannot be used for this profile."""
+
+
+class PackageAmbiguous(InputError):
+    """Two things in packages/ are the same package."""
+
+
+class PackageLacking(InputError):
+    """OpenWrt has no package of this name in the profile's release."""
+
+
+class PackageNotTaken(BuildError):
+    """The image has another version of a package than the one in packages/."""
+
+
+@dataclass(frozen=True)
+class Local:
+    """One package of packages/ that is to come into an image. `digest` is that of its content."""
+
+    name: str
+    version: str
+    depends: tuple[str, ...]
+    digest: str
+    shown: str
+    """Where it is, for people: `packages/ndakit-demo`."""
+    source: Package | Path
+    architecture: str
+
+
+def choose(workspace: Workspace, loaded: Loaded, node: str) -> tuple[Local, ...]:
+    """The packages of packages/ that a node's image gets, sorted by name.
+
+    Raises what is wrong with them, and PackageLacking for names that the release is known not to have.
+    """
+    profile = loaded.profile
+    errors: list[NdakitError] = []
+    found: dict[str, Local] = {}
+    queue = list(package_plan.plan(profile, node).add)
+    asked = set(queue)
+    while queue:
+        name = queue.pop(0)
+        if name in found or not packages_folder.NAME.fullmatch(name):  # what a package file depends on is not ours
+            continue
+        try:
+            local = _find(workspace, profile, name)
+        except NdakitError as error:
+            errors += error.errors if isinstance(error, ErrorGroup) else [error]
+            continue
+        if local is not None:
+            found[name] = local
+            queue += local.depends
+        elif name in asked and (lack := package_plan.lack(profile.release, name)) is not None:
+            errors.append(_lacking(loaded, name, lack))
+    if errors:
+        raise errors[0] if len(errors) == 1 else ErrorGroup(errors)
+    return tuple(found[name] for name in sorted(found))
+
+
+def _lacking(loaded: Loaded, name: str, lack: package_plan.Lack) -> PackageLacking:
+    release = loaded.profile.release
+    form = "apk" if release.family is Family.FW4_APK else "ipk"
+    ways = f"put an .{form} of it for this device into packages/"
+    return PackageLacking(
+        f"OpenWrt {release} has no package {name}",
+        where=loaded.origins.get(("image", "packages", name), Location(str(loaded.path))),
+        fix=f"use {lack.instead}; or {ways}" if lack.instead else f"{ways}; or take {name} out of image.packages",
+    )
+
+
+def _find(workspace: Workspace, profile: Profile, name: str) -> Local | None:
+    """The package of a name, from the first folder that has it."""
+    for folder in workspace.packages:
+        shown = folder.name if folder.parent == workspace.root else f"ndakit's {folder.name}"
+        ready = list(_ready(folder, shown, profile, name))
+        makefile = folder / name / "Makefile"
+        if makefile.is_file() and ready:
+            raise PackageAmbiguous(
+                f"package {name} is there twice: as a folder and as {ready[0].shown.rpartition('/')[2]}",
+                where=f"{shown}/{name}",
+                fix="keep one of them",
+            )
+        if makefile.is_file():
+            for path in (folder / name, makefile):
+                _refuse_elsewhere(path, folder, f"{shown}/{name}")
+            package = packages_folder.read(folder / name, f"{shown}/{name}")
+            form = ipk.ARCHITECTURE if profile.release.family is not Family.FW4_APK else apk.ARCHITECTURE
+            version = package.version(profile.release)
+            return Local(name, version, package.depends, package.digest, f"{shown}/{name}", package, form)
+        if len(ready) > 1:
+            raise PackageAmbiguous(
+                f"package {name} is there {len(ready)} times: {', '.join(r.shown.rpartition('/')[2] for r in ready)}",
+                where=shown,
+                fix="keep one of them",
+            )
+        if ready:
+            return ready[0]
+    return None
+
+
+def _ready(folder: Path, shown: str, profile: Profile, name: str) -> Iterator[Local]:
+    """The ready files of a package that fit the profile. Raises PackageFileUnusable if there are only others."""
+    release = profile.release
+    form, other = (".apk", ".ipk") if release.family is Family.FW4_APK else (".ipk", ".apk")
+    wanted = ARCHITECTURES.get(profile.target)
+    foreign: list[Local] = []
+    fitting = 0
+    for path in sorted(folder.glob(f"*{form}")) if folder.is_dir() else ():
+        if not re.match(rf"{re.escape(name)}[-_]", path.name):
+            continue
+        _refuse_elsewhere(path, folder, f"{shown}/{path.name}")
+        local = _read(path, f"{shown}/{path.name}")
+        if local.name != name:
+            continue
+        if wanted is None or local.architecture in (*FOR_ALL, wanted):
+            fitting += 1
+            yield local
+        else:
+            foreign.append(local)
+    if foreign and not fitting:
+        raise PackageFileUnusable(
+            f"package {name} is here for {foreign[0].architecture} only, and {profile.device} needs {wanted}",
+            where=foreign[0].shown,
+            fix=f"put the package for {wanted} beside it, or take it away",
+        )
+    others = [p for p in sorted(folder.glob(f"{name}[-_]*{other}")) if _name_in(p) == name] if not fitting else []
+    if others and not (folder / name / "Makefile").is_file():
+        raise PackageFileUnusable(
+            f"{others[0].name} is an {other}, and OpenWrt {release} installs {form} files",
+            where=f"{shown}/{others[0].name}",
+            fix=f"put the {form} for {release} beside it, or take it away",
+        )
+
+
+def _refuse_elsewhere(path: Path, folder: Path, shown: str) -> None:
+    """Raise PackageFileUnusable for a link out of packages/ and of the workspace around it, or to secrets there."""
+    try:
+        base = folder.resolve()
+        exposure.place(path, base if path.resolve().is_relative_to(base) else folder.parent)
+    except (exposure.KeptFromOthers, OSError, RuntimeError) as cause:
+        why = cause.strerror if isinstance(cause, OSError) else str(cause)
+        fix = f"put the package itself into {folder.name}/ in the place of the link"
+        raise PackageFileUnusable(f"the package {path.name} {why}", where=shown, fix=fix) from None
+
+
+def _name_in(path: Path) -> str:
+    """A package's name as its file's name says it."""
+    if path.suffix == ".ipk":
+        return path.name.partition("_")[0]
+    found = re.match(r"(.+?)-\d", path.name)
+    return found[1] if found else ""
+
+
+def _read(path: Path, shown: str) -> Local:
+    """What a ready file says of itself."""
+    try:
+        if path.suffix == ".apk":
+            header = apk.header(path)
+            name, version, depends, arch = header.name, header.version, header.depends, header.arch
+        else:
+            fields = ipk.control(path)
+            name, version, arch = (fields.get(key, "") for key in ("Package", "Version", "Architecture"))
+            depends = tuple(re.findall(r"(?:^|,)\s*([^\s,(]+)", fields.get("Depends", "")))
+    except (ipk.NotAnIpk, apk.NotAnApk, OSError) as cause:
+        why = cause.strerror if isinstance(cause, OSError) else str(cause)
+        raise PackageFileUnusable(
+            f"{path.name} is no package: {why}", where=shown, fix="download or build it again, or take it away"
+        ) from None
+    if not packages_folder.NAME.fullmatch(name) or not re.fullmatch(r"[\w.+~:-]+", version) or not arch:
+        raise PackageFileUnusable(
+            f"{path.name} does not say its name, version and architecture", where=shown,
+            fix="build it again, or take it away",
+        )  # fmt: skip
+    return Local(name, version, depends, file_sha256(path), shown, path, arch)
+
+
+def deliver(local: Sequence[Local], imagebuilder: Path, release: Release) -> None:
+    """Put the packages into the `packages/` of an ImageBuilder's private copy, where make indexes them by itself.
+
+    Raises PackageFileUnusable for an architecture that the ImageBuilder is not for, ApkMissing, ProcessFailed.
+    """
+    if not local:
+        return
+    config = imagebuilder / ".config"
+    knob = output.knobs(config.read_text(errors="replace")).get("CONFIG_TARGET_ARCH_PACKAGES", "")
+    arch = knob.strip('"') if config.is_file() else ""
+    folder = imagebuilder / "packages"
+    folder.mkdir(exist_ok=True)
+    for one in local:
+        if arch and one.architecture not in (*FOR_ALL, arch):
+            raise PackageFileUnusable(
+                f"package {one.name} is for {one.architecture}, and the ImageBuilder for {arch}",
+                where=one.shown,
+                fix=f"put the package for {arch} into packages/",
+            )
+        if release.family is Family.FW4_APK:
+            target = folder / apk.file_name(one.name, one.version)
+        else:
+            target = folder / ipk.file_name(one.name, one.version, one.architecture)
+        target.unlink(missing_ok=True)  # it may be a hard link into the user's own ImageBuilder
+        if isinstance(one.source, Path):
+            shutil.copyfile(one.source, target)
+        elif release.family is Family.FW4_APK:
+            with scratch_folder(imagebuilder / "tmp" / "ndakit", one.name) as scratch:
+                apk.build(one.source, release, imagebuilder, scratch, target)
+        else:
+            write_atomic(target, ipk.build(one.source, release))
+
+
+def prove(local: Sequence[Local], manifest: Mapping[str, str]) -> None:
+    """Raise PackageNotTaken if an image has another version of one of the packages: a feed had a higher one."""
+    for one in local:
+        if manifest.get(one.name) != one.version:
+            raise PackageNotTaken(
+                f"the image has {one.name} {manifest.get(one.name, '(none)')} instead of {one.version} from packages/",
+                where=one.shown,
+                fix="the package manager takes the highest version: raise the package's, or take it away",
+            )

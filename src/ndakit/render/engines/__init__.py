@@ -1,0 +1,1 @@
+"""One view per engine: what its templates are given."""

@@ -1,0 +1,324 @@
+"""HAProxy's side of a profile: which frontends, backends, checks and sorry pages there are.
+
+A pool becomes one backend for each way in which it is used (protocol and time-outs); the servers are checked by the
+first one, the others follow it (`track`), so that no server is asked twice. Text is the template's business.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from ipaddress import IPv6Address
+
+from ndakit.core.names import backend_name, frontend_name
+from ndakit.model import Address, Check, Profile, Timeouts
+from ndakit.model.capacity import (
+    BUFFER_BYTES,
+    LARGE_BUFFER_BYTES,
+    POOLS_CONNECTIONS,
+    STATISTICS_CONNECTIONS,
+    connection_bytes,
+    service_limits,
+)
+from ndakit.model.checks.base import raw_bytes
+from ndakit.render.claimed_headers import CLAIMS, ClientClaims
+from ndakit.render.node import NodeView
+
+SORRY_FOLDER = "/etc/ndakit"
+TOGETHER = "_together"
+"""The table in which the connections of all services are counted."""
+STICK_ENTRIES_PER_CONNECTION = 10
+"""Clients that are remembered for each connection there can be: most of them are reading what they got."""
+_HTX_BYTES = 512
+
+
+@dataclass(frozen=True)
+class Bind:
+    """One address and port (or range) to listen on."""
+
+    address: Address
+    ports: tuple[int, int]
+
+    @property
+    def socket(self) -> str:
+        """As HAProxy writes it: `192.0.2.1:80`, `[2001:db8::1]:10000-10100`."""
+        low, high = self.ports
+        return f"{host(self.address)}:{low}" if low == high else f"{host(self.address)}:{low}-{high}"
+
+    @property
+    def ipv6(self) -> bool:
+        """True for an IPv6 address."""
+        return self.address.version == 6
+
+
+@dataclass(frozen=True)
+class Server:
+    """A server line."""
+
+    name: str
+    socket: str
+    weight: int
+    max_connections: int | None
+    track: str | None
+
+
+@dataclass(frozen=True)
+class Stick:
+    """A table of clients and the servers that they keep."""
+
+    family: str
+    size: int
+    expire_s: int
+    key: str
+
+
+@dataclass(frozen=True)
+class Backend:
+    """A backend: a pool as one or more services use it."""
+
+    name: str
+    pool: str
+    protocol: str
+    balance: str
+    hashed: bool
+    check: Check
+    check_host: str
+    sni: str | None
+    helo: str
+    send: str
+    reply: str
+    checked: bool
+    retries: int
+    slow_start_s: float | None
+    stick: Stick | None
+    timeouts: Timeouts
+    servers: tuple[Server, ...]
+    sorry_file: str | None
+
+
+@dataclass(frozen=True)
+class Detour:
+    """Another backend for the time when no server of the ones named is left."""
+
+    backend: str
+    empty: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Frontend:
+    """A frontend: one service."""
+
+    name: str
+    protocol: str
+    binds: tuple[Bind, ...]
+    backend: str
+    detours: tuple[Detour, ...]
+    timeouts: Timeouts
+    connections_max: int
+    """Clients' connections at once; more of them wait in the kernel until HAProxy takes them."""
+
+
+@dataclass(frozen=True)
+class HaproxyView:
+    """Everything haproxy.cfg needs beyond the node itself."""
+
+    frontends: tuple[Frontend, ...]
+    backends: tuple[Backend, ...]
+    statistics: tuple[Bind, ...]
+    sorry_pages: Mapping[str, tuple[str, bytes]]
+    """Path on the node → (the profile's file, the whole HTTP response)."""
+    connections_max: int
+    """HAProxy's own limit: what the services may have together, and the reserve."""
+    together: str
+    """The table in which the services' connections are counted; empty where the sum of their limits cannot exceed what
+    they may have together."""
+    together_max: int
+    buffer_bytes: int
+
+    @property
+    def memory_mib(self) -> int:
+        """What the connections need at most: two buffers and some bookkeeping each."""
+        return -(-self.connections_max * connection_bytes(self.buffer_bytes) // 2**20)
+
+    @property
+    def statistics_max(self) -> int:
+        """Connections to the statistics page."""
+        return STATISTICS_CONNECTIONS
+
+    @property
+    def pools_max(self) -> int:
+        """Connections of keepalived's questions about pools."""
+        return POOLS_CONNECTIONS
+
+    @property
+    def claims(self) -> ClientClaims:
+        """The request headers in which clients could claim something about themselves."""
+        return CLAIMS
+
+
+_Backends = dict[tuple[str, str, Timeouts, Stick | None], Backend]
+
+
+def host(address: Address) -> str:
+    """An address as the host part of a socket: IPv6 in brackets."""
+    return f"[{address}]" if isinstance(address, IPv6Address) else str(address)
+
+
+def haproxy(node: NodeView) -> HaproxyView:
+    """HAProxy's view of a node."""
+    profile = node.profile
+    backends: _Backends = {}
+    frontends = tuple(_frontend(node, name, backends) for name in profile.haproxy_services)
+    port = profile.monitoring.statistics.port
+    pages = _sorry_pages(profile, {b.pool for b in backends.values() if b.sorry_file is not None})
+    large = any(len(content) > BUFFER_BYTES - _HTX_BYTES for _, content in pages.values())
+    size = node.capacity
+    return HaproxyView(
+        frontends=frontends,
+        backends=tuple(backends.values()),
+        # Only where access.sources can come from: an address of a family without sources would answer nobody.
+        statistics=tuple(Bind(a, (port, port)) for a in node.addresses if profile.sources(a.version)),
+        sorry_pages=pages,
+        connections_max=size.haproxy_max,
+        together=TOGETHER if size.limited_together else "",
+        together_max=size.together_max,
+        buffer_bytes=LARGE_BUFFER_BYTES if large else BUFFER_BYTES,
+    )
+
+
+def _sorry_pages(profile: Profile, pools: set[str]) -> dict[str, tuple[str, bytes]]:
+    """The pages of the pools that some http service can end up at."""
+    found: dict[str, tuple[str, bytes]] = {}
+    for name, pool in profile.pools.items():
+        if name in pools and pool.sorry is not None and pool.sorry.page is not None:
+            found[sorry_file(name)] = (pool.sorry.page.path, sorry_response(pool.sorry.page.content))
+    return found
+
+
+def sorry_file(pool: str) -> str:
+    """Where a pool's sorry page lies on the node."""
+    return f"{SORRY_FOLDER}/sorry-{pool}.http"
+
+
+def sorry_response(page: bytes) -> bytes:
+    """The page as the HTTP response that HAProxy sends as it stands (configuration manual, errorfile)."""
+    try:
+        page.decode("utf-8")
+        kind = "text/html; charset=utf-8"
+    except UnicodeDecodeError:
+        kind = "text/html"
+    head = (
+        "HTTP/1.1 503 Service Unavailable",
+        f"Content-Type: {kind}",
+        f"Content-Length: {len(page)}",
+        "Cache-Control: no-store",
+        "Retry-After: 10",
+        "Connection: close",
+    )
+    return "".join(f"{line}\r\n" for line in (*head, "")).encode("ascii") + page
+
+
+def _frontend(node: NodeView, name: str, backends: _Backends) -> Frontend:
+    profile = node.profile
+    service = profile.services[name]
+    chain = _chain(profile, service.pool)
+    names = [_backend(node, name, pool, backends).name for pool in chain]
+    # The last resort first: HAProxy takes the first rule that holds.
+    detours = tuple(Detour(names[i], tuple(names[:i])) for i in range(len(names) - 1, 0, -1))
+    return Frontend(
+        name=frontend_name(name),
+        protocol=service.protocol,
+        binds=tuple(Bind(e.address, ports) for e in profile.endpoints(name) for ports in e.ports),
+        backend=names[0],
+        detours=detours,
+        timeouts=service.timeouts,
+        connections_max=dict(service_limits(profile, node.capacity.usual_max))[name],
+    )
+
+
+def _chain(profile: Profile, pool: str) -> list[str]:
+    """A pool, its sorry pool, that one's sorry pool and so on; a circle ends where it began."""
+    chain = [pool]
+    while (sorry := profile.pools[chain[-1]].sorry) is not None and sorry.pool is not None:
+        if sorry.pool in chain:
+            break
+        chain.append(sorry.pool)
+    return chain
+
+
+def _backend(node: NodeView, service: str, pool: str, backends: _Backends) -> Backend:
+    profile = node.profile
+    found, user = profile.pools[pool], profile.services[service]
+    relevant = user.timeouts.model_copy(update={"client_s": Timeouts().client_s})
+    stick = _stick(node, service, pool)
+    key = (pool, user.protocol, relevant, stick)
+    if key in backends:
+        return backends[key]
+    first = next((b for b in backends.values() if b.pool == pool), None)
+    page = found.sorry is not None and found.sorry.page is not None and user.protocol == "http"
+    backends[key] = Backend(
+        name=backend_name(pool, None if first is None else service),
+        pool=pool,
+        protocol=user.protocol,
+        balance=found.balance,
+        hashed=found.balance in ("source", "uri"),
+        check=found.check,
+        check_host=_check_host(profile, pool),
+        sni=found.check.host or next(iter(_names(profile, pool)), None),
+        helo=found.check.helo or node.hostname,
+        send=raw_bytes(found.check.send or "").hex(),
+        reply=raw_bytes(found.check.expect.reply or "").hex(),
+        checked=first is None,
+        retries=found.retries,
+        slow_start_s=found.slow_start_s,
+        stick=stick,
+        timeouts=relevant,
+        servers=tuple(
+            Server(
+                name=name,
+                socket=_socket(server.address[0], profile.server_port(pool, server)),
+                weight=server.weight,
+                max_connections=server.max_connections,
+                track=None if first is None else f"{first.name}/{name}",
+            )
+            for name, server in found.servers.items()
+        ),
+        sorry_file=sorry_file(pool) if page else None,
+    )
+    return backends[key]
+
+
+def _stick(node: NodeView, service: str, pool: str) -> Stick | None:
+    """The table of a service's clients in one pool of its chain."""
+    profile = node.profile
+    wanted = profile.persistence(service) if pool == profile.services[service].pool else profile.pools[pool].persistence
+    if wanted is None:
+        return None
+    versions = {e.address.version for e in profile.endpoints(service)}
+    masked = any(wanted.bits(v) != (32 if v == 4 else 128) for v in versions)
+    mask = f",ipmask({wanted.netmask},{wanted.netmask_ipv6})" if 6 in versions else f",ipmask({wanted.netmask})"
+    return Stick(
+        family="ipv6" if 6 in versions else "ip",  # IPv4 clients of both are kept as IPv4 addresses in IPv6 form
+        size=STICK_ENTRIES_PER_CONNECTION * node.capacity.connections_max,
+        expire_s=wanted.timeout_s,
+        key=f"src{mask if masked else ''}",
+    )
+
+
+def _socket(address: Address, port: int | None) -> str:
+    """Where a server listens; without a port HAProxy uses the one that the client asked for."""
+    return host(address) if port is None else f"{host(address)}:{port}"
+
+
+def _check_host(profile: Profile, pool: str) -> str:
+    """The Host of a pool's http check: its own, else the first name of its services, else what clients then type."""
+    own = profile.pools[pool].check.host
+    if own is not None:
+        return own
+    names, first = _names(profile, pool), profile.haproxy_services_of(pool)[0]
+    return names[0] if names else host(profile.endpoints(first)[0].address)
+
+
+def _names(profile: Profile, pool: str) -> list[str]:
+    """The names by which clients reach a pool."""
+    return [name for s in profile.haproxy_services_of(pool) for name in profile.services[s].hostnames]

@@ -1,0 +1,395 @@
+"""Profile and templates → the tree of files of one node, in memory.
+
+Pure: no clock, no environment, no network; the templates are the only thing read (`templatecache` spares compiling
+them each time). `rootfs/etc/config/network.j2` becomes `/etc/config/network`, a file without `.j2` is taken as it is;
+of two folders with the same path the first one wins (the workspace's own before the shipped one). A template that
+starts with `{% only_if … %}` is left out of nodes for which that is false. Modes come from one table here. Writing the
+tree to disk is overlay's.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import json
+import os
+import stat
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from jinja2 import BaseLoader, Environment, StrictUndefined, TemplateError, nodes
+from jinja2.exceptions import TemplateNotFound, TemplateSyntaxError
+from jinja2.ext import Extension
+from jinja2.parser import Parser
+
+from ndakit.core import exposure
+from ndakit.core.errors import BuildError, InputError
+from ndakit.load import timezone
+from ndakit.model import Profile, package_plan
+from ndakit.render import firewall, pair
+from ndakit.render.engines import haproxy
+from ndakit.render.engines import ipvs as engines_ipvs
+from ndakit.render.filters import FILTERS, is_word, plain
+from ndakit.render.node import NodeView
+from ndakit.render.template_cache import CompiledTemplates
+
+ROOTFS = "rootfs"
+SUFFIX = ".j2"
+MODE_FILE, MODE_PROGRAM, MODE_PRIVATE = 0o644, 0o755, 0o600
+
+MODES: tuple[tuple[str, int], ...] = (
+    ("/etc/dropbear/", MODE_PRIVATE),
+    ("/etc/ndakit/private/", MODE_PRIVATE),
+    ("/etc/init.d/", MODE_PROGRAM),
+    ("/etc/hotplug.d/", MODE_FILE),
+    ("/etc/rc.button/", MODE_PROGRAM),
+    ("/lib/netifd/", MODE_PROGRAM),
+    ("/www/cgi-bin/", MODE_PROGRAM),
+    ("/usr/libexec/", MODE_PROGRAM),
+    ("/usr/bin/", MODE_PROGRAM),
+    ("/usr/sbin/", MODE_PROGRAM),
+)
+"""Folder on the node → mode of the files in it; all others 0644. dropbear refuses keys that others may write, OpenWrt
+enables init scripts without looking at their mode but cannot run them without the x bit (openwrt.md)."""
+
+READ_BY_SHELLS = (
+    "/etc/rc.local", "/etc/uci-defaults/", "/etc/hotplug.d/", "/etc/profile", "/etc/profile.d/", "/etc/shinit",
+    "/etc/keepalived.user", "/etc/firewall.user", "/etc/udhcpc.user", "/lib/functions/", "/lib/functions.sh",
+    "/lib/preinit/", "/lib/upgrade/",
+)  # fmt: skip
+"""Scripts that a shell of OpenWrt's reads (`.`, or `sh FILE`) and nobody executes: they need no x bit, whatever their
+first line says (base-files: rc.d/done, uci_apply_defaults, hotplug-call, preinit)."""
+SSH_SERVER = "/etc/dropbear/"
+SYSUPGRADE = "/etc/sysupgrade.conf"
+KEPT_ANYWAY = ("/etc/config/", "/etc/sysctl.conf", SYSUPGRADE, "/etc/rc.local", "/etc/dropbear/", "/etc/profile",
+               "/etc/shinit")  # fmt: skip
+"""What an upgrade that keeps the configuration keeps by itself (base-files' lists, openwrt.md, 8)."""
+BROUGHT = ("/etc/uci-defaults/", "/lib/upgrade/", "/lib/preinit/")
+"""What is of use only in the image it came with: run once and deleted, or part of the upgrade itself."""
+
+_FILTERS_GONE = ("safe", "escape", "e", "forceescape", "tojson", "urlize", "xmlattr", "striptags", "default", "d")
+"""Filters of the template engine that would pass text through unseen, or hide that a value is missing."""
+
+
+class NodeUnknown(InputError):
+    """The profile has no such node."""
+
+
+class TemplateBroken(BuildError):
+    """A template cannot be rendered."""
+
+
+class TemplateKept(BuildError):
+    """A template, or a file that is taken as it is, looks as if it were kept from others."""
+
+
+class TemplateConflict(BuildError):
+    """Two sources for one file."""
+
+
+@dataclass(frozen=True)
+class RenderedFile:
+    """One file of the tree: where it goes, what is in it, its mode, and the template it came from."""
+
+    path: str
+    content: bytes
+    mode: int
+    source: str
+
+    @property
+    def text(self) -> str:
+        """The content as text."""
+        return self.content.decode("utf-8", errors="replace")
+
+
+class Tree(Mapping[str, RenderedFile]):
+    """The files of one node by their path there, sorted; cannot be changed."""
+
+    def __init__(self, files: Sequence[RenderedFile]) -> None:
+        self._files = {f.path: f for f in sorted(files, key=lambda f: f.path)}
+        if len(self._files) != len(files):
+            raise ValueError("two files with one path")
+
+    def __getitem__(self, path: str) -> RenderedFile:
+        return self._files[path]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._files)
+
+    def __len__(self) -> int:
+        return len(self._files)
+
+    @functools.cached_property
+    def digest(self) -> str:
+        """SHA-256 over path, mode and content hash of every file, as canonical JSON."""
+        facts = [[f.path, f"{f.mode:04o}", hashlib.sha256(f.content).hexdigest()] for f in self.values()]
+        return hashlib.sha256(json.dumps(facts, separators=(",", ":")).encode()).hexdigest()
+
+
+def render(profile: Profile, node: str, templates: Sequence[Path]) -> Tree:
+    """The files of one node. `templates` are folders, searched in order; the profile has passed the cross-checks.
+
+    Raises NodeUnknown, an ErrorGroup of PackagesContradict, UnknownTimezone, TemplateBroken, TemplateConflict.
+    """
+    if node not in profile.nodes:
+        raise NodeUnknown(
+            f"profile '{profile.name}' has no node '{node}'",
+            where=f"profile {profile.name}, nodes",
+            fix=f"take one of {', '.join(profile.nodes)}",
+        )
+    found = _sources(tuple(Path(t) for t in templates))
+    view = NodeView(profile, node)
+    balancer, ipvs = haproxy.haproxy(view), engines_ipvs.ipvs(view)
+    context = {
+        "profile": profile,
+        "node": view,
+        "release": profile.release,
+        "haproxy": balancer,
+        "pair": pair.pair(view),
+        "ipvs": ipvs,
+        "packages": package_plan.plan(profile, node),
+        "firewall": firewall.firewall(view),
+        "timezone": timezone.posix(profile.system.timezone, where=f"profile {profile.name}, system.timezone"),
+    }
+    files = []
+    for path, source in found.items():
+        content = _content(source, f"{profile.name}, node {node}", context) if path != SYSUPGRADE else None
+        if content is not None:
+            files.append(RenderedFile(path, content, mode_of(path), source.name))
+    own = [(path, content, page) for path, (page, content) in balancer.sorry_pages.items()]
+    own += [(script.path, script.content, script.source) for script in ipvs.scripts]
+    for path, content, written in own:
+        if path in found:
+            raise TemplateConflict(
+                f"{path} is made from the profile's file {written}, and there is a template for it too",
+                where=found[path].name,
+                fix="remove or rename the template",
+            )
+        files.append(RenderedFile(path, content, mode_of(path), written))
+    if SYSUPGRADE in found:  # last, for it lists all the others
+        source = found[SYSUPGRADE]
+        _refuse_unlistable(files)
+        listed = {"kept": kept(f.path for f in files)}
+        content = _content(source, f"{profile.name}, node {node}", context | listed)
+        if content is not None:
+            files.append(RenderedFile(SYSUPGRADE, content, mode_of(SYSUPGRADE), source.name))
+    return Tree(files)
+
+
+def kept(paths: Iterable[str]) -> tuple[str, ...]:
+    """The files of a tree that an upgrade must be told to keep, sorted."""
+    return tuple(sorted(p for p in paths if not within(p, KEPT_ANYWAY + BROUGHT)))
+
+
+def _refuse_unlistable(files: Iterable[RenderedFile]) -> None:
+    """Raise TemplateBroken for a file that must be in the list of an upgrade and whose path cannot stand there: the
+    shell of sysupgrade takes a blank for the end of a path, and `*` for any name."""
+    for file in files:
+        if file.path in kept([file.path]) and not is_word(file.path):
+            raise TemplateBroken(
+                f"the path {file.path!r} cannot be written into {SYSUPGRADE}, which lists what an upgrade keeps",
+                where=file.source,
+                fix="rename the file: letters, digits and . _ - in its name and folders",
+            )
+
+
+def within(path: str, places: Iterable[str]) -> bool:
+    """True if a path is one of the places, or below one of them that is a folder (`/etc/config/`)."""
+    return any(path == place or (place.endswith("/") and path.startswith(place)) for place in places)
+
+
+def single(templates: Sequence[Path], name: str, subject: str, context: Mapping[str, Any]) -> RenderedFile:
+    """One file that is not part of a node: template `name` (`servers/linux.sh.j2`) of the first folder that has it.
+
+    `subject` says in its header what it is for. Raises TemplateBroken.
+    """
+    for folder in templates:
+        file = folder / name
+        if file.is_file():
+            facts = file.stat()
+            _refuse_kept(file, facts, f"/{name.removesuffix(SUFFIX)}", folder)
+            source = _Source(f"{folder.name}/{name}", file, True, (facts.st_mtime_ns, facts.st_size))
+            content = _content(source, subject, context)
+            if content is not None:
+                return RenderedFile(name.removesuffix(SUFFIX), content, MODE_PROGRAM, source.name)
+    raise TemplateBroken(
+        "there is no such template", where=name, fix=f"put it into {' or '.join(str(t) for t in templates)}"
+    )
+
+
+def mode_of(path: str) -> int:
+    """The mode of a file by its place on the node."""
+    return next((mode for folder, mode in MODES if path.startswith(folder)), MODE_FILE)
+
+
+@dataclass(frozen=True)
+class _Source:
+    """A template or static file: its name for people, its content, whether it is a template."""
+
+    name: str
+    file: Path
+    is_template: bool
+    stamp: tuple[int, int]
+
+
+def _sources(folders: tuple[Path, ...]) -> dict[str, _Source]:
+    """Path on the node → source; the first folder that has a path wins."""
+    found: dict[str, _Source] = {}
+    for folder in folders:
+        here: dict[str, _Source] = {}
+        root = folder / ROOTFS
+        for file in sorted(root.rglob("*")) if root.is_dir() else ():
+            if not file.is_file() or file.name.startswith(".") or file.name.endswith("~"):
+                continue
+            relative = file.relative_to(root).as_posix()
+            path = f"/{relative.removesuffix(SUFFIX)}"
+            facts = file.stat()
+            _refuse_kept(file, facts, path, folder)
+            source = _Source(
+                f"{folder.name}/{ROOTFS}/{relative}",
+                file,
+                relative.endswith(SUFFIX),
+                (facts.st_mtime_ns, facts.st_size),
+            )
+            if path in here:
+                raise TemplateConflict(
+                    f"two sources for {path}",
+                    where=f"{here[path].name} and {source.name}",
+                    fix="remove one of the two",
+                )
+            here[path] = source
+        found = here | found
+    return found
+
+
+def _refuse_kept(file: Path, facts: os.stat_result, path: str, folder: Path) -> None:
+    """Raise TemplateKept for a file that would be seen by others in the image, and looks as if it should not be."""
+    try:
+        if file.is_symlink():
+            exposure.place(file, folder.parent)
+        if mode_of(path) & stat.S_IROTH:
+            exposure.refuse_mode(facts.st_mode, folder)
+        if path.startswith(SSH_SERVER) and path.endswith("_host_key"):
+            raise exposure.KeptFromOthers("is a private key, that of the SSH server")
+        if (mode_of(path) & stat.S_IROTH or path.startswith(SSH_SERVER)) and _holds_key(
+            file, (facts.st_mtime_ns, facts.st_size)
+        ):
+            raise exposure.KeptFromOthers("holds a private key")
+    except exposure.KeptFromOthers as cause:
+        name = f"{folder.name}/{file.relative_to(folder).as_posix()}"
+        raise TemplateKept(
+            f"the template {name} {cause}, and {path} could be in the image",
+            where=name,
+            fix=_fix_of_kept(cause, file, path, folder),
+        ) from None
+
+
+def _fix_of_kept(cause: exposure.KeptFromOthers, file: Path, path: str, folder: Path) -> str:
+    if "private key" not in str(cause):
+        return exposure.fix(cause, str(file), f"{folder.name}/")
+    if path.startswith(SSH_SERVER):
+        return "remove it: every node makes host keys of its own at its first start, and keeps them over upgrades"
+    return (
+        f"remove it; or, if the node needs it: move it to {folder.name}/{ROOTFS}/etc/ndakit/private/, which only "
+        "root reads there (whoever has the image can read it)"
+    )
+
+
+@functools.lru_cache(maxsize=1024)
+def _holds_key(file: Path, stamp: tuple[int, int]) -> bool:
+    """True if a private key is in the file, as it was with this stamp."""
+    return exposure.private_key(file.read_bytes(), program=True)
+
+
+def _content(source: _Source, subject: str, context: Mapping[str, Any]) -> bytes | None:
+    """What becomes of one source; None if it does not apply to this node. `subject`: what the file is for."""
+    if not source.is_template:
+        return source.file.read_bytes()
+    header = f"made by ndakit for {subject}, from {source.name}: change the profile, not this file"
+    try:
+        template = _template(source)
+        rendered: str = template.render({**context, "header": header})
+        return rendered.encode()
+    except _NotHere:
+        return None
+    except TemplateSyntaxError as cause:
+        raise _broken(source, cause.lineno, str(cause.message)) from cause
+    except (TemplateError, ValueError, TypeError, AttributeError, KeyError) as cause:
+        raise _broken(source, _line_in(source, cause), f"{type(cause).__name__}: {cause}") from cause
+
+
+def _broken(source: _Source, line: int, message: str) -> TemplateBroken:
+    return TemplateBroken(
+        f"the template cannot be rendered: {message}",
+        where=f"{source.name}:{line}" if line else source.name,
+        fix="mend that line of the template; every value in it goes through the filter of its syntax",
+    )
+
+
+def _line_in(source: _Source, cause: BaseException) -> int:
+    """The template's line from the traceback (the engine maps its frames to the template)."""
+    line, frame = 0, cause.__traceback__
+    while frame is not None:
+        if frame.tb_frame.f_code.co_filename == str(source.file):
+            line = frame.tb_lineno
+        frame = frame.tb_next
+    return line
+
+
+class _NotHere(Exception):
+    """Not an error: the file does not apply to the node."""
+
+
+class OnlyIf(Extension):
+    """`{% only_if expression %}`: the file exists only on nodes for which the expression is true."""
+
+    tags = {"only_if"}  # noqa: RUF012  # the type is jinja2's
+
+    def parse(self, parser: Parser) -> nodes.Node:
+        """Turn the tag into a call of `_check`."""
+        line = next(parser.stream).lineno
+        call = self.call_method("_check", [parser.parse_expression()])
+        return nodes.ExprStmt(call).set_lineno(line)
+
+    def _check(self, applies: object) -> str:
+        if not applies:
+            raise _NotHere
+        return ""
+
+
+class _Loader(BaseLoader):
+    """Templates are given by their file's path; the stamp makes a changed file a new template."""
+
+    def get_source(self, environment: Environment, template: str) -> tuple[str, str, Any]:
+        """The text of a template file."""
+        name, _, _stamp = template.rpartition("@")
+        try:
+            return Path(name).read_text(encoding="utf-8"), name, lambda: True
+        except (OSError, UnicodeDecodeError) as cause:
+            raise TemplateNotFound(name, f"cannot be read: {cause}") from cause
+
+
+@functools.cache
+def _environment() -> Environment:
+    environment = Environment(
+        loader=_Loader(),
+        bytecode_cache=CompiledTemplates(),
+        undefined=StrictUndefined,
+        finalize=plain,
+        autoescape=False,  # no HTML here: `plain` sees to it that every value went through a filter
+        extensions=[OnlyIf],
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+        cache_size=-1,
+    )
+    for name in _FILTERS_GONE:
+        del environment.filters[name]
+    environment.filters.update(FILTERS)
+    return environment
+
+
+def _template(source: _Source) -> Any:
+    return _environment().get_template(f"{source.file}@{source.stamp[0]}.{source.stamp[1]}")

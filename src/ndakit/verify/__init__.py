@@ -1,0 +1,1 @@
+"""What is claimed of a pair, trying it, and the report."""

@@ -1,0 +1,76 @@
+"""What a claim and its outcome are, and the small questions that several claims ask of the model."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from ndakit.lab.clients import Front
+from ndakit.lab.network import LabNetwork
+from ndakit.lab.plan import Seat
+from ndakit.model import Address, Endpoint, Profile
+
+SLACK_S = 2.0
+"""Beyond the time that checks take to see a server die or return: emulation, and asking the nodes."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What came of a claim: does it hold, its figure for people, more words if not, and values for scripts."""
+
+    ok: bool
+    figure: str
+    detail: str = ""
+    values: dict[str, float | int | str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Claim:
+    """One statement about the pair. `name` is group/subject; `text` a sentence; `try_it` finds out."""
+
+    name: str
+    text: str
+    try_it: Callable[[LabNetwork], Outcome]
+    needs: tuple[str, ...] = ()
+    """Claims that have to be tried, and hold, before this one."""
+    thorough: bool = False
+    """Left out where one only wants to be shown the whole (demo)."""
+    beside: bool = False
+    """It only looks, so that the claims next to it that only look too may be tried at the same time."""
+    again: Callable[[LabNetwork], None] = LabNetwork.put_back
+    """Brings the lab, after a try that failed, back into the state in which the claim can be tried once more."""
+
+
+@dataclass(frozen=True)
+class LeftOut:
+    """Something that a profile says and that is not tried, and why."""
+
+    name: str
+    reason: str
+
+
+def targets(profile: Profile, service: str) -> list[tuple[Endpoint, int]]:
+    """A service's endpoints with the ports that are tried: both ends of every range."""
+    return [(e, p) for e in profile.endpoints(service) for low, high in e.ports for p in dict.fromkeys((low, high))]
+
+
+def first_front(profile: Profile, service: str) -> Front:
+    """A service's first address and port."""
+    return Front(service, *targets(profile, service)[0])
+
+
+def front(profile: Profile, pool: str) -> Front | None:
+    """A service in front of a pool, with an address and port to try."""
+    return next((first_front(profile, name) for name, s in profile.services.items() if s.pool == pool), None)
+
+
+def reachable_addresses(lab: LabNetwork, node: str, seat: Seat) -> list[Address]:
+    """The node's own addresses in the network in which a host of the lab sits."""
+    own = lab.profile.nodes[node].addresses.get(lab.plan.hosts[seat.host].network, ())
+    return [a for a in own if seat.address(a.version) is not None]
+
+
+def share_text(shares: dict[str, int]) -> str:
+    """`web1 67 %, web2 33 %`."""
+    total = sum(shares.values()) or 1
+    return ", ".join(f"{n} {100 * c / total:.0f} %" for n, c in sorted(shares.items())) or "no answer"

@@ -1,0 +1,149 @@
+"""Which server gets how much, by the pool's way of choosing: what a client must see, and how to ask so that it shows.
+
+HAProxy's ways are held against a real HAProxy (tests/test_haproxy_live.py), IPVS's against the kernel
+(tests/test_schedulers_vm.py).
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections import Counter
+from collections.abc import Mapping
+
+from ndakit.lab.clients import Front, LoadResult
+from ndakit.lab.network import LabNetwork
+from ndakit.model import Pool, Profile
+
+# Ways to choose are named here by the engines' own words (model/engines.py).
+TOLERANCE = 0.05
+"""Round robin is exact but for the checks' and retries' requests: five points."""
+STICKY = frozenset({"source", "first", "uri", "sh", "dh", "lblc", "fo", "ovf", "mh"})
+"""Ways to choose that send one client, asking one address for one path, to one server. Not lblcr: an address that was
+once too much for one server has several."""
+HEAVIEST = frozenset({"fo", "ovf"})
+"""Those of them that send whoever comes first to the server with the most weight."""
+IN_TURN = frozenset({"roundrobin", "rr", "wrr"})
+EVENLY = frozenset({"rr", "leastconn"})
+"""Those that look at no weight. While all servers are idle HAProxy's leastconn takes them in turn (lb_fwlc.c)."""
+BY_LOAD = frozenset({"leastconn", "random", "wlc"})
+"""Ways to choose that come near the weights when requests come one after the other. Others (sed, nq, lc) need not."""
+RING_POINTS = 16
+"""So many points has a server of weight 1 on the ring of HAProxy's `random`; how much of the ring belongs to them is
+chance itself, once for all (lb_chash.c, BE_WEIGHT_SCALE)."""
+CERTAINTY = 4.0
+"""Standard deviations within which chance stays."""
+AT_ONCE = 24
+"""Connections that are held at once, or a few more, so that every weight gets its whole share."""
+AT_ONCE_TOLERANCE = 2.0
+"""Connections beside the exact share: one for rounding, one for a request of somebody else."""
+AT_ONCE_TIMEOUT_S = 10.0
+_BUSY = {"http": b"GET /lab-stream?5000 HTTP/1.1\r\nHost: lab\r\n\r\n", "tcp": b"hello\n"}
+"""What the lab's servers are told, so that a connection counts as busy: an answer over HTTP that never ends; a
+connection of tcp does so by being there."""
+
+
+def share_errors(profile: Profile, service: str, result: LoadResult) -> list[str]:
+    """What is wrong with the shares of one client's requests that came one after the other."""
+    name = profile.services[service].pool
+    pool, engine = profile.pools[name], profile.services[service].carried_by
+    word = engine.balance[pool.balance]
+    answered = sum(result.shares.values())
+    weights = {n: s.weight for n, s in pool.servers.items()}
+    strangers = set(result.shares) - set(weights)
+    if not answered or strangers:
+        return [f"answered by {', '.join(sorted(strangers))}, which is not in pool {name}"] if strangers else []
+    if drained := sorted(n for n in result.shares if not weights[n]):
+        return [f"{', '.join(drained)} answered, and has weight 0"]
+    if word in HEAVIEST and (heaviest := max(weights.values())) > max(weights[n] for n in result.shares):
+        return [f"{', '.join(sorted(result.shares))} answered, and not a server of weight {heaviest}"]
+    if profile.persistence(service) is not None or word in STICKY:
+        if len(result.shares) > 1:
+            why = "persistence" if profile.persistence(service) is not None else f"balance {pool.balance}"
+            return [f"{why} spread one client over {len(result.shares)} servers"]
+        first = next(n for n, w in weights.items() if w)
+        if word == "first" and first not in result.shares:
+            return [f"{', '.join(result.shares)} answered, and {first} comes first"]
+        return []
+    if engine.counts_ended and any(s.max_connections for s in pool.servers.values()):
+        return []  # finished connections count as well, so that a server may be full by now
+    if word in EVENLY:
+        weights = {n: int(w > 0) for n, w in weights.items()}
+    wrong = []
+    for server, weight in weights.items() if word in IN_TURN | BY_LOAD else ():
+        share, wanted = result.shares.get(server, 0) / answered, weight / sum(weights.values())
+        if abs(share - wanted) > _tolerance(pool, word, wanted, answered):
+            wrong.append(f"{server} got {share:.0%} instead of {wanted:.0%}")
+        elif wanted and not share:
+            wrong.append(f"{server} got nothing instead of {wanted:.0%}")
+    return wrong
+
+
+def _tolerance(pool: Pool, word: str, wanted: float, answered: int) -> float:
+    """How far a share may be from the wanted one."""
+    if word in IN_TURN:
+        return TOLERANCE
+    if word != "random":
+        return 4 * TOLERANCE
+    ring, drawn = 1 / (RING_POINTS * pool.total_weight + 1), 1 / answered
+    return CERTAINTY * math.sqrt(wanted * (1 - wanted) * (ring + drawn))
+
+
+def shows_at_once(lab: LabNetwork, service: str, port: int) -> bool:
+    """True if a service's servers are chosen by weights that only connections held at once can show: leastconn of
+    HAProxy, with servers on which the lab can keep a connection busy, none of them limited."""
+    found = lab.profile.services[service]
+    pool = lab.profile.pools[found.pool]
+    weights = {s.weight for s in pool.servers.values()} - {0}
+    return (
+        found.carried_by.balance[pool.balance] == "leastconn"
+        and len(weights) > 1
+        and lab.profile.persistence(service) is None
+        and not any(s.max_connections for s in pool.servers.values())
+        and (found.limits is None or found.limits.connections is None or found.limits.connections.count > 2 * AT_ONCE)
+        and lab.speaks(service, port) in _BUSY
+    )
+
+
+def hold_at_once(lab: LabNetwork, ahead: Front) -> dict[str, int]:
+    """Open connections on which a server goes on answering, one after the other, and who has how many of them at the
+    end; nobody is `nobody`."""
+    name = lab.profile.services[ahead.service].pool
+    pool = lab.profile.pools[name]
+    labels = {lab.servers[name, s].label: s for s in pool.servers if (name, s) in lab.servers}
+    seat, address = lab.client_for(ahead.endpoint, ahead.service), ahead.endpoint.address
+    host, source = lab.hosts[seat.host], seat.address(address.version) or ""
+    payload = _BUSY[lab.speaks(ahead.service, ahead.port)]
+    held, found = [], Counter[str]()
+    try:
+        for _ in range(_how_many(pool)):
+            call = host.call(address, ahead.port, payload=payload, source=source)
+            held.append(call)
+            end_s = time.monotonic() + AT_ONCE_TIMEOUT_S
+            while not (heard := call.heard()).heard and not heard.error and time.monotonic() < end_s:
+                time.sleep(0.02)
+            words = heard.first.replace("\r", "").replace("\n", " ").split(" ")
+            found[next((labels[w] for w in words if w in labels), "nobody")] += 1
+    finally:
+        for call in held:
+            call.close(reset=True)
+    return dict(found)
+
+
+def _how_many(pool: Pool) -> int:
+    """Connections to hold: about as many as `AT_ONCE`, so that every weight gets whole ones."""
+    return math.ceil(AT_ONCE / pool.total_weight) * pool.total_weight if pool.total_weight <= 2 * AT_ONCE else AT_ONCE
+
+
+def at_once_errors(profile: Profile, service: str, found: Mapping[str, int]) -> list[str]:
+    """What is wrong with the shares of connections that were there at once."""
+    pool = profile.pools[profile.services[service].pool]
+    total = sum(found.values())
+    wrong = []
+    for server, facts in pool.servers.items():
+        wanted = total * facts.weight / pool.total_weight
+        if abs(found.get(server, 0) - wanted) > AT_ONCE_TOLERANCE:
+            wrong.append(f"{server} has {found.get(server, 0)} of {total} connections at once, not {wanted:.0f}")
+    if found.get("nobody"):
+        wrong.append(f"{found['nobody']} of {total} connections at once were not answered")
+    return wrong
