@@ -127,7 +127,7 @@ def test_a_disk_that_refuses_is_a_machine_error_and_changes_nothing(
     assert content(tmp_path / "lb1") == {"etc/a": "1"}
 
 
-@pytest.mark.parametrize("stage", ["_fill", "_swap"])
+@pytest.mark.parametrize("stage", ["_fill", "swap_folder"])
 def test_a_killed_run_leaves_the_old_tree_and_trips_nobody(tmp_path: Path, stage: str) -> None:
     folder = tmp_path / "lb1"
     write(tree(a="1"), folder)

@@ -15,6 +15,9 @@ from pathlib import Path
 
 import pytest
 
+from ndakit.load import load
+from ndakit.core.workspace import Workspace
+
 ROOT = Path(__file__).resolve().parents[1]
 
 
@@ -90,6 +93,17 @@ def test_check_of_a_wrong_profile_shows_every_mistake_and_is_exit_2(workspace: P
     assert done.stderr.count("error:") >= 2
     assert "did you mean 'port'?" in done.stderr
     assert "profiles/bakery.yaml:9" in done.stderr
+
+
+def test_check_goes_on_after_a_node_with_lint_findings(workspace: Path) -> None:
+    """The template's fault is on the first node and, another one, on the second; both are told in one run."""
+    path = workspace / "templates" / "rootfs" / "etc" / "config" / "mine.j2"
+    path.parent.mkdir(parents=True)
+    names = list(load.load(Workspace(workspace), "apache-pair").profile.nodes)
+    path.write_text("# {{ header | comment }}\nconfig thing 'of'\n\toptoin {{ node.name | uci }} '1'\n")
+    done = inv(workspace, "check", "apache-pair")
+    assert done.returncode == 4
+    assert [name for name in names if f"{name}:/etc/config/mine" in done.stderr] == names
 
 
 def test_check_json_is_for_scripts(workspace: Path) -> None:

@@ -114,8 +114,13 @@ def check_profile(workspace: Workspace, profile: str, *, as_json: bool, daemons:
         errors += _package_errors(workspace, loaded)
         found = loaded.profile
         for node in loaded.profile.nodes:
-            tree = rendered(workspace, loaded, node)
-            asked = _ask_daemons(tree, errors, found.release, download=daemons)
+            try:
+                tree = rendered(workspace, loaded, node)
+            except ErrorGroup as group:
+                told = {e.text() for e in errors}  # a fault of a template is on every node
+                errors += [e for e in group.errors if e.text() not in told]
+            else:
+                asked = _ask_daemons(tree, errors, found.release, download=daemons)
     except ErrorGroup as group:
         errors += group.errors
     except NdakitError as error:

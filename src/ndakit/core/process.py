@@ -57,6 +57,17 @@ def go_on() -> None:
         raise Halted
 
 
+def ending(returncode: int) -> str:
+    """How a program ended, as the end of a sentence; `returncode` as of a Popen: negative if a signal ended it."""
+    if returncode >= 0:
+        return f"ended with exit code {returncode}"
+    try:
+        name = signal.Signals(-returncode).name
+    except ValueError:
+        name = f"signal {-returncode}"
+    return f"was ended by {name}" + (" (often: the machine had no memory left)" if name == "SIGKILL" else "")
+
+
 class ToolMissing(MachineError):
     """A program that is needed is not installed."""
 
@@ -76,7 +87,7 @@ class ProcessFailed(BuildError):
     def __init__(self, done: Done, *, log: Path | None = None, fix: str = "") -> None:
         tail = "\n".join(f"         | {line}" for line in done.tail())
         super().__init__(
-            f"{Path(done.argv[0]).name} ended with exit code {done.returncode}" + (f"\n{tail}" if tail else ""),
+            f"{Path(done.argv[0]).name} {ending(done.returncode)}" + (f"\n{tail}" if tail else ""),
             where=f"command: {done.command()}" + (f" (log: {log})" if log else ""),
             fix=fix or "run the command by hand to see the failure alone; its last lines are above",
         )
@@ -204,14 +215,12 @@ def _follow(
     import selectors
 
     assert child.stdout is not None
-    if stdin is not None:
-        assert child.stdin is not None
-        child.stdin.write(stdin)
-        child.stdin.close()
     end_s = time.monotonic() + timeout_s
     collected = bytearray()
     shown = 0
     with contextlib.ExitStack() as stack:
+        if stdin is not None:
+            stack.enter_context(_feeding(child, stdin))
         sink: IO[bytes] | None = stack.enter_context(log.open("ab")) if log is not None else None
         selector = stack.enter_context(selectors.DefaultSelector())
         selector.register(child.stdout, selectors.EVENT_READ)
@@ -238,6 +247,30 @@ def _follow(
     except subprocess.TimeoutExpired as cause:
         raise ProcessTimeout(words, timeout_s, log=log) from cause
     return collected.decode(errors="replace")
+
+
+@contextlib.contextmanager
+def _feeding(child: subprocess.Popen[bytes], stdin: bytes) -> Iterator[None]:
+    """While the block lasts, a thread writes the child's input. A child that says much before it has read all of it
+    would otherwise wait for us while we wait for it, past every time-out."""
+    source = child.stdin
+    assert source is not None
+
+    def write() -> None:
+        with contextlib.suppress(OSError, ValueError):  # it ended, or was ended, without reading everything
+            source.write(stdin)
+        with contextlib.suppress(OSError, ValueError):
+            source.close()
+
+    writer = threading.Thread(target=write, name="input", daemon=True)
+    writer.start()
+    try:
+        yield
+    except BaseException:
+        end_group(child.pid, child)  # the pipe's reader is gone, so that the writer ends as well
+        raise
+    finally:
+        writer.join(_POLITE_S)
 
 
 class Child:

@@ -217,7 +217,7 @@ class ImageBuilderFailed(BuildError):
     def __init__(self, command: str, returncode: int, tail: Sequence[str], log: Path) -> None:
         said = "\n".join(f"         | {line}" for line in tail)
         super().__init__(
-            f"the ImageBuilder ended with exit code {returncode}" + (f"\n{said}" if said else ""),
+            f"the ImageBuilder {process.ending(returncode)}" + (f"\n{said}" if said else ""),
             where=f"log: {log} (command: {command})",
             fix="read the log from its first error on: the last lines are often only the echo of it",
         )

@@ -162,7 +162,7 @@ class ImageBuilder:
         done = self._make(["make", "info"], QUERY_TIMEOUT_S)
         found = output.info(done.stdout)
         if done.returncode != 0 or not found.devices:
-            detail = f"`make info` ended with {done.returncode} and lists {len(found.devices)} devices"
+            detail = f"`make info` {process.ending(done.returncode)} and lists {len(found.devices)} devices"
             raise ImageBuilderBroken(self._origin, detail)
         if self._memory:
             self._memory.remember("info", done.stdout)

@@ -238,7 +238,7 @@ def _keepalived(tree: Tree, root: Path) -> Iterator[DaemonRefuses]:
     said = [line for line in (done.stdout + done.stderr).splitlines() if line.strip()]
     if done.returncode == 0 and not said:
         return
-    for line in said or [f"exit code {done.returncode}"]:
+    for line in said or [process.ending(done.returncode)]:
         match = _KEEPALIVED_MESSAGE.search(line)
         path, number, text = (match["file"], int(match["line"]), match["text"]) if match else (KEEPALIVED, 0, line)
         yield DaemonRefuses("keepalived", text.strip(), path, number, _source(tree, path))

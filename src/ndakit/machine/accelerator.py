@@ -179,7 +179,7 @@ def _try(qemu: Qemu, accelerator: Accelerator, time_limit_s: float) -> str | Non
             if child.returncode == _WORKED:
                 return None
             said = _TROUBLE.search(log.read_text(errors="replace"))
-            return f"QEMU says '{said[0].strip()[:120]}'" if said else f"QEMU ended with exit code {child.returncode}"
+            return f"QEMU says '{said[0].strip()[:120]}'" if said else f"QEMU {process.ending(child.stop())}"
         finally:
             child.stop()
 

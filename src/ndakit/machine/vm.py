@@ -33,7 +33,7 @@ class VmNotStarted(VerifyError):
     """QEMU ended, or did not answer, before the machine existed."""
 
     def __init__(self, name: str, returncode: int | None, command: str, log: Path, said: str) -> None:
-        ended = f"QEMU ended with exit code {returncode}" if returncode is not None else "QEMU did not answer"
+        ended = f"QEMU {process.ending(returncode)}" if returncode is not None else "QEMU did not answer"
         lines = "".join(f"\n         | {line}" for line in said.splitlines())
         super().__init__(
             f"the machine {name} did not start: {ended}{lines}",
@@ -239,7 +239,7 @@ class Vm:
             code = child.wait(2.0)  # its sockets close a moment before it has ended
             if code is not None:
                 said = child.log_tail(1).strip() or "it said nothing"
-                return "switched off" if code == 0 else f"QEMU ended with exit code {code}: {said}"
+                return "switched off" if code == 0 else f"QEMU {process.ending(code)}: {said}"
         words = [f"QEMU {state}, {self.accelerator.name}"]
         if state == "internal-error" and self.accelerator.name == "kvm":
             accelerators.distrust_kvm(f"{self.spec.name} stopped with an internal error of KVM", program=self._program)

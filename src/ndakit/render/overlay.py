@@ -9,21 +9,16 @@ What is in the files is render's business, whether it is right is lint's.
 from __future__ import annotations
 
 import contextlib
-import ctypes
-import errno
-import os
 import stat
 from dataclasses import dataclass
 from pathlib import Path
 
 from ndakit.core.errors import InputError, MachineError
-from ndakit.core.workspace import scratch_folder, write_atomic
+from ndakit.core.workspace import scratch_folder, swap_folder, write_atomic
 from ndakit.render.render import Tree
 
 MODE_FOLDER = 0o755
 _SCRATCH = ".ndakit-scratch"
-_RENAME_EXCHANGE = 2
-_AT_FDCWD = -100
 
 
 class OverlayForeign(InputError):
@@ -69,7 +64,7 @@ def write(tree: Tree, folder: Path) -> Written:
         with scratch_folder(base, folder.name) as scratch:
             new = scratch / "new"
             _fill(new, after)
-            _swap(new, folder)
+            swap_folder(new, folder)
         with contextlib.suppress(OSError):
             base.rmdir()
     except OSError as cause:
@@ -126,24 +121,3 @@ def _fill(folder: Path, files: dict[str, tuple[int, bytes]]) -> None:
         target = folder / path
         target.write_bytes(content)
         target.chmod(mode)
-
-
-def _swap(new: Path, folder: Path) -> None:
-    """Put `new` in the place of `folder`; the old one ends up in the place of `new`."""
-    if not folder.exists():
-        new.rename(folder)
-        return
-    libc = ctypes.CDLL(None, use_errno=True)
-    done = libc.renameat2(_AT_FDCWD, os.fsencode(new), _AT_FDCWD, os.fsencode(folder), _RENAME_EXCHANGE)
-    if done == 0:
-        return
-    if ctypes.get_errno() not in (errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP):
-        raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()), str(folder))
-    # A file system without exchange: two steps, the old tree out of the way first.
-    old = new.parent / "old"
-    folder.rename(old)
-    try:
-        new.rename(folder)
-    except OSError:
-        old.rename(folder)
-        raise

@@ -13,6 +13,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, Self, Unpack
 
+from ndakit.core import process
 from ndakit.core.deadline import Deadline
 from ndakit.core.errors import VerifyError
 from ndakit.lab.host import request
@@ -28,7 +29,7 @@ class LabCommandFailed(VerifyError):
     """A program in a lab host ended with a failure."""
 
     def __init__(self, host: str, ran: Ran) -> None:
-        ended = "did not end in its time" if ran.timed_out else f"ended with exit code {ran.returncode}"
+        ended = "did not end in its time" if ran.timed_out else process.ending(ran.returncode)
         super().__init__(
             f"{ran.argv[0]} {ended}: {(ran.stderr or ran.stdout).strip()[-300:]}",
             where=f"host {host}, command: {' '.join(ran.argv)}",
