@@ -15,8 +15,8 @@ from pathlib import Path
 
 import pytest
 
-from ndakit.load import load
 from ndakit.core.workspace import Workspace
+from ndakit.load import load
 
 ROOT = Path(__file__).resolve().parents[1]
 
