@@ -205,7 +205,7 @@ def _ask_daemons(tree: Tree, errors: list[NdakitError], release: Release, *, dow
         version += " here)" if download else " in the cache; --daemons looks for it)"
     elif (major, minor) > release.haproxy:
         version += f" ({its}, an older one)"
-    words = [version if who == "haproxy" else who for who in real_daemons.asked(tree)]
+    words = [{"haproxy": version}.get(who, who) for who in real_daemons.asked(tree)]
     return f"{', '.join(words[:-1])}{' and ' if words[1:] else ''}{words[-1]} accept what they get"
 
 

@@ -123,11 +123,6 @@ class Release:
         return self.branch < (21, 2)
 
     @property
-    def haproxy_random(self) -> bool:
-        """True if its HAProxy knows `balance random`: new in 1.9 (18.06 has 1.8, 19.07 has 2.0)."""
-        return self.branch >= (19, 7)
-
-    @property
     def haproxy_ipv6_masks(self) -> bool:
         """True if its HAProxy masks IPv6 addresses (`ipmask` with two masks, new in 1.9; 18.06 has 1.8)."""
         return self.branch >= (19, 7)
@@ -161,12 +156,6 @@ class Release:
         return self.branch >= (19, 7)
 
     @property
-    def ipvs(self) -> bool:
-        """True if the kernel can balance: 18.06 has neither kmod-nf-ipvs nor ipvsadm, and its keepalived is built
-        without LVS (packages.md of the project's reference, A.1)."""
-        return self.branch >= (19, 7)
-
-    @property
     def keepalived_ping_udp(self) -> bool:
         """True if keepalived has PING_CHECK and UDP_CHECK with payloads (2.2.0; 19.07 has 2.0, 21.02 has 2.2)."""
         return self.branch >= (21, 2)
@@ -176,11 +165,6 @@ class Release:
         """True if keepalived can refuse unicast adverts that came through a router (`unicast_peer`: min_ttl and
         max_ttl, new in 2.1.0; 19.07 has 2.0.18, 21.02 has 2.2). Before, the firewall has to look at the TTL."""
         return self.branch >= (21, 2)
-
-    @property
-    def ipvs_schedulers(self) -> frozenset[str]:
-        """The schedulers in kmod-nf-ipvs: the kernel's, without mh and twos (openwrt.md, 6)."""
-        return frozenset(("rr", "wrr", "lc", "wlc", "lblc", "lblcr", "dh", "sh", "sed", "nq", "fo", "ovf"))
 
     @property
     def track_script_in_group(self) -> bool:

@@ -281,11 +281,16 @@ def _scripts(subject: Subject, root: Block) -> Iterator[LintFinding]:
     scripts = {b.name for b in root.inner("vrrp_script")}
     for instance in root.inner("vrrp_instance"):
         tracked = {line.words[0] for b in instance.inner("track_script") for line in b.lines}
-        if "haproxy" not in tracked and subject.profile.haproxy_services:
+        if not tracked.issuperset(_watching(subject)):
             what = f"instance {instance.name} keeps its VIPs when HAProxy is gone"
             yield subject.finding("keepalived-script", KEEPALIVED, instance.number, what)
         for name in sorted(tracked - scripts):
             yield subject.finding("keepalived-script", KEEPALIVED, instance.number, f"no vrrp_script '{name}'")
+
+
+def _watching(subject: Subject) -> set[str]:
+    """The scripts that every instance must track: one that asks whether HAProxy runs, where it carries something."""
+    return {"haproxy"} if subject.profile.haproxy_services else set()
 
 
 def _instances(subject: Subject, root: Block) -> Iterator[LintFinding]:

@@ -12,8 +12,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Literal
 
-from ndakit.core.release import OLDEST
+from ndakit.core.release import OLDEST, Release
 
 Branch = tuple[int, int]
 """A release branch of OpenWrt: (24, 10)."""
@@ -29,6 +30,32 @@ class Topology:
     """The first release whose engine can do it."""
 
 
+Feature = Literal["timeouts", "limits", "retries", "slow_start_s", "sorry.page", "quorum", "resume_below"]
+"""Keys of services, pools and servers that not every engine carries."""
+
+
+@dataclass(frozen=True)
+class Refused:
+    """What an engine does not carry: the error's code, why it is one, and what to write instead.
+
+    `why` and `fix` may name {service}, {topology}, {pool} and {server}. {or_topology} becomes `, or topology: proxy`
+    where another engine could carry the service with it, {or_write} the same with `write`; else both are empty.
+    """
+
+    code: str
+    why: str
+    fix: str
+
+
+@dataclass(frozen=True)
+class Later:
+    """What came with a later release than the engine itself, and what to write instead before it."""
+
+    since: Branch | None
+    """None: no release has it yet."""
+    instead: str
+
+
 @dataclass(frozen=True)
 class Engine:
     """A program that carries services, or several that do so together."""
@@ -39,8 +66,10 @@ class Engine:
     """As messages write it."""
     topologies: Mapping[str, Topology]
     """The values of `topology` that it carries."""
-    protocols: tuple[str, ...]
-    """The values of `protocol` that it carries."""
+    protocols: Mapping[str, Refused | None]
+    """Every value of `protocol`: None if it carries it, else why not."""
+    features: Mapping[Feature, Refused | None]
+    """Every feature: None if it carries it, else why not."""
     balance: Mapping[str, str]
     """Word in the profile → its own word, for each way to choose a server that it has."""
     persistence: tuple[str, ...]
@@ -59,23 +88,62 @@ class Engine:
     """Ports of one service at most; None: any range."""
     marked_services_max: int | None = None
     """Services with several ports at most: each takes a firewall mark. None: no marks are needed."""
-    balance_since: Mapping[str, Branch] = field(default_factory=dict[str, Branch])
+    balance_since: Mapping[str, Later] = field(default_factory=dict[str, Later])
     """Own words that came with a later release than the engine itself."""
     weightless: frozenset[str] = frozenset()
     """Own words for ways to choose that look at no weight but 0."""
     one_server: frozenset[str] = frozenset()
     """Own words for ways to choose that send all connections of a client, or of a VIP, to one server."""
+    refuses: frozenset[str] = frozenset()
+    """Those of them that refuse clients, and choose no other server, while their server is full or drained."""
     counts_ended: bool = False
     """True if connections of a server that have ended go on counting against its `max_connections` for a while."""
+
+    def is_in(self, release: Release) -> bool:
+        """True if a release has it."""
+        return release.branch >= self.since
+
+    def speaks(self, protocol: str) -> bool:
+        """True if it carries a protocol."""
+        return protocol in self.protocols and self.protocols[protocol] is None
+
+    def carries(self, feature: Feature) -> bool:
+        """True if it carries a feature."""
+        return self.features[feature] is None
 
 
 HAPROXY = Engine(
     name="haproxy",
     title="HAProxy",
     topologies={"proxy": Topology(shows_client=False)},
-    protocols=("http", "tcp"),
+    protocols={
+        "http": None,
+        "tcp": None,
+        "udp": Refused(
+            "udp-needs-kernel",
+            "service {service} is udp, which HAProxy does not carry",
+            "write topology: nat, dr or tun, or protocol: tcp",
+        ),
+    },
+    features={
+        "timeouts": None,
+        "limits": None,
+        "retries": None,
+        "slow_start_s": None,
+        "sorry.page": None,
+        "quorum": Refused(
+            "quorum-needs-kernel",
+            "pool {pool} has a quorum, which HAProxy, behind service {service}, has not",
+            "delete it, or write a pool of its own for the service",
+        ),
+        "resume_below": Refused(
+            "resume-needs-kernel",
+            "server {server} has resume_below, which HAProxy, behind service {service}, has not: it queues",
+            "delete it",
+        ),
+    },
     balance={word: word for word in ("roundrobin", "leastconn", "source", "first", "uri", "random")},
-    balance_since={"random": (19, 7)},  # new in HAProxy 1.9; 18.06 has 1.8
+    balance_since={"random": Later((19, 7), "leastconn")},  # new in HAProxy 1.9; 18.06 has 1.8
     persistence=("source",),
     service="haproxy",
     opens_sockets=True,
@@ -89,7 +157,45 @@ IPVS = Engine(
     name="ipvs",
     title="IPVS",
     topologies={name: Topology(shows_client=True) for name in ("nat", "dr", "tun")},
-    protocols=("tcp", "udp"),
+    protocols={
+        "http": Refused(
+            "http-needs-proxy",
+            "service {service} is {topology}, and the kernel reads no http",
+            "write protocol: tcp{or_topology}",
+        ),
+        "tcp": None,
+        "udp": None,
+    },
+    features={
+        "timeouts": Refused(
+            "timeouts-need-proxy",
+            "service {service} is {topology}, and timeouts are HAProxy's",
+            "delete timeouts{or_write}",
+        ),
+        "limits": Refused(
+            "limits-need-proxy",
+            "service {service} is {topology}, and the limits of a service are HAProxy's",
+            "state max_connections for the servers instead{or_write}",
+        ),
+        "retries": Refused(
+            "retries-need-proxy",
+            "pool {pool} states retries, and behind service {service} ({topology}) the client itself connects",
+            "delete it, or write a pool of its own for the service",
+        ),
+        "slow_start_s": Refused(
+            "slow-start-needs-proxy",
+            "pool {pool} has a slow start, and IPVS, behind service {service}, has none: a server that returns gets "
+            "its full share at once",
+            "delete it; roundrobin (wrr) floods a returning server less than leastconn",
+        ),
+        "sorry.page": Refused(
+            "sorry-page-needs-proxy",
+            "pool {pool} has a sorry page, and IPVS, behind service {service}, shows none",
+            "write sorry: {{pool: …}} with a server that shows it{or_topology}",
+        ),
+        "quorum": None,
+        "resume_below": None,
+    },
     balance={
         "roundrobin": "wrr",
         "leastconn": "wlc",
@@ -100,7 +206,7 @@ IPVS = Engine(
         "shortest-delay": "sed",
         **{word: word for word in _OWN_SCHEDULERS},
     },
-    balance_since={"mh": (99, 99)},  # no release's kmod-nf-ipvs has it (openwrt.md, 6)
+    balance_since={"mh": Later(None, "source")},  # no release's kmod-nf-ipvs has it (openwrt.md, 6)
     persistence=("source",),
     service="keepalived",
     opens_sockets=False,
@@ -114,6 +220,7 @@ IPVS = Engine(
     marked_services_max=255,  # eight bits of a packet's mark (view_firewall.MARK_MASK), without 0
     weightless=frozenset({"rr", "lc", "dh"}),
     one_server=frozenset({"sh", "dh", "lblc", "lblcr", "mh"}),
+    refuses=frozenset({"dh"}),
     counts_ended=True,
 )
 

@@ -309,9 +309,9 @@ class Service(Model):
     @classmethod
     def _tunnel_of_http(cls, value: Timeouts, info: ValidationInfo) -> Timeouts:
         # HAProxy's tunnel time-out overrules the other two, so a tcp service has one only where it is stated.
-        protocol, topology = info.data.get("protocol"), info.data.get("topology")
-        spoken = topology is not None and protocol in carrier(topology).protocols
-        if protocol == "http" and spoken and value.tunnel_s is None:
+        topology = info.data.get("topology")
+        http = info.data.get("protocol") == "http" and topology is not None and carrier(topology).speaks("http")
+        if http and value.tunnel_s is None:
             return value.model_copy(update={"tunnel_s": TUNNEL_S})
         return value
 
@@ -343,7 +343,7 @@ class Service(Model):
     @property
     def proxiable(self) -> bool:
         """True if HAProxy could carry it as well."""
-        return self.transport in HAPROXY.protocols and self.port_count <= (HAPROXY.ports_max or self.port_count)
+        return HAPROXY.speaks(self.transport) and self.port_count <= (HAPROXY.ports_max or self.port_count)
 
     @property
     def several(self) -> bool:

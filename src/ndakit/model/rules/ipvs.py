@@ -14,10 +14,10 @@ from ndakit.core.mistakes import KeyPath
 from ndakit.core.release import since
 from ndakit.model.base import Address
 from ndakit.model.checks.base import PROXY_CHECKS
-from ndakit.model.engines import HAPROXY, IPVS
+from ndakit.model.engines import ENGINES, IPVS, Engine, Feature, Refused
 from ndakit.model.profile import Profile
 from ndakit.model.rules.findings import Finding, error, warning
-from ndakit.model.traffic import Service, Timeouts
+from ndakit.model.traffic import RETRIES, Pool, Service, Timeouts
 
 RELEASE: KeyPath = ("release",)
 _NOT_IN_KEEPALIVED = re.compile(r"\$|~[A-Z]")
@@ -42,73 +42,116 @@ def _topology(service: str) -> KeyPath:
 
 
 def protocols(profile: Profile) -> Iterator[Finding]:
-    """What the engine of a topology does not speak, or does not have."""
+    """Protocols that the engine of a service's topology does not speak."""
     for name, service in profile.services.items():
-        at: KeyPath = ("services", name, "protocol")
-        if service.protocol == "http" and service.protocol not in service.carried_by.protocols:
-            yield error(
-                "http-needs-proxy", f"service {name} is {service.topology}, and the kernel reads no http", at,
-                "write protocol: tcp" + (", or topology: proxy" if service.proxiable else ""), other=_topology(name),
-            )  # fmt: skip
-        if service.protocol == "udp" and service.protocol not in service.carried_by.protocols:
-            yield error(
-                "udp-needs-kernel", f"service {name} is udp, which HAProxy does not carry", at,
-                "write topology: nat, dr or tun, or protocol: tcp", other=_topology(name),
-            )  # fmt: skip
-        if name in profile.ipvs_services and service.timeouts != Timeouts():
-            yield error(
-                "timeouts-need-proxy", f"service {name} is {service.topology}, and timeouts are HAProxy's",
-                ("services", name, "timeouts"),
-                "delete timeouts" + (", or write topology: proxy" if service.proxiable else ""), other=_topology(name),
-            )  # fmt: skip
+        refused = service.carried_by.protocols[service.protocol]
+        if refused is not None:
+            yield _refusal(profile, refused, ("services", name, "protocol"), name)
+
+
+def features(profile: Profile) -> Iterator[Finding]:
+    """Keys of services, pools and servers that an engine does not carry."""
+    for name, service in profile.services.items():
+        for feature in _features_of_service(service):
+            refused = service.carried_by.features[feature]
+            if refused is not None:
+                yield _refusal(profile, refused, ("services", name, feature), name)
+    for name, pool in profile.pools.items():
+        for feature, keys in _features_of_pool(pool):
+            # An engine without sorry pages has no pages of sorry pools either, which is told at the pool before.
+            users = [
+                s for s in profile.services_of(name) if feature != "sorry.page" or profile.services[s].pool == name
+            ]
+            for engine in ENGINES:
+                refused = engine.features[feature]
+                user = next((s for s in users if profile.services[s].carried_by is engine), None)
+                if refused is not None and user is not None:
+                    yield _refusal(profile, refused, ("pools", name, *keys), user, pool=name)
+
+
+def _features_of_service(service: Service) -> Iterator[Feature]:
+    if service.timeouts != Timeouts():
+        yield "timeouts"
+    if service.limits is not None:
+        yield "limits"
+
+
+def _features_of_pool(pool: Pool) -> Iterator[tuple[Feature, KeyPath]]:
+    """The features that a pool and its servers ask for, each with its place in the pool."""
+    if pool.retries != RETRIES:
+        yield "retries", ("retries",)
+    if pool.slow_start_s is not None:
+        yield "slow_start_s", ("slow_start_s",)
+    if pool.quorum is not None:
+        yield "quorum", ("quorum",)
+    if pool.sorry is not None and pool.sorry.page is not None:
+        yield "sorry.page", ("sorry", "page")
+    for name, server in pool.servers.items():
+        if server.resume_below is not None:
+            yield "resume_below", ("servers", name, "resume_below")
+
+
+def _refusal(profile: Profile, refused: Refused, at: KeyPath, user: str, *, pool: str = "") -> Finding:
+    """What an engine does not carry as an error. `user` is the service that asks for it, `pool` its pool."""
+    service = profile.services[user]
+    facts = {"service": user, "topology": service.topology, "pool": pool, "server": at[-2] if len(at) > 1 else ""}
+    facts["or_topology"] = ", or topology: proxy" if service.proxiable else ""
+    facts["or_write"] = ", or write topology: proxy" if service.proxiable else ""
+    return error(
+        refused.code, refused.why.format(**facts), at, refused.fix.format(**facts), other=_topology(user),
+        also=(("services", user),) if pool else (),
+    )  # fmt: skip
 
 
 def balance(profile: Profile) -> Iterator[Finding]:
     """Ways to choose a server that an engine, or the release, does not have."""
     for name, pool in profile.pools.items():
         at: KeyPath = ("pools", name, "balance")
-        for user in profile.ipvs_services_of(name):
-            if pool.balance not in IPVS.balance:
+        for user in profile.services_of(name):
+            engine = profile.services[user].carried_by
+            if pool.balance not in engine.balance:
+                has = next(e.title for e in ENGINES if pool.balance in e.balance)
                 yield error(
-                    "balance-needs-proxy",
-                    f"pool {name} balances by {pool.balance}, which HAProxy does and IPVS, behind service {user}, "
-                    "does not",
+                    "balance-of-engine",
+                    f"pool {name} balances by {pool.balance}, which {has} does and {engine.title}, behind service "
+                    f"{user}, does not",
                     at, "write roundrobin, leastconn or source, or a pool of its own for the service",
-                    other=_topology(user),
+                    other=_topology(user), also=(("services", user),),
                 )  # fmt: skip
-        for user in profile.haproxy_services_of(name):
-            if pool.balance not in HAPROXY.balance:
-                yield error(
-                    "balance-needs-kernel",
-                    f"pool {name} balances by {pool.balance}, which IPVS does and HAProxy, behind service {user}, "
-                    "does not",
-                    at, "write roundrobin, leastconn or source, or a pool of its own for the service",
-                    other=("services", user), also=(_topology(user),),
-                )  # fmt: skip
-        scheduler = IPVS.balance.get(pool.balance)
-        if profile.ipvs_services_of(name) and scheduler is not None:
-            if scheduler not in profile.release.ipvs_schedulers:
-                yield error(
-                    "scheduler-of-release", f"pool {name} balances by {pool.balance}, and OpenWrt {profile.release} "
-                    "has no such scheduler", at, "write source (sh) instead", other=RELEASE,
-                )  # fmt: skip
-            left_out = next((n for n, s in pool.servers.items() if not s.weight or s.max_connections is not None), None)
-            if scheduler == "dh" and left_out is not None:
-                why = "is full" if pool.servers[left_out].weight else "has weight 0"
-                yield warning(
-                    "destination-refuses",
-                    f"pool {name} balances by {pool.balance}, which sends whole VIPs to one server each, and to no "
-                    f"other while {left_out} {why}: its clients are refused",
-                    at, "write locality (lblc), or leave weight 0 and max_connections out",
-                    other=("pools", name, "servers", left_out),
-                )  # fmt: skip
-            weights = {s.weight for s in pool.servers.values()} - {0}
-            if scheduler in IPVS.weightless and len(weights) > 1:
-                yield warning(
-                    "weights-ignored", f"pool {name} balances by {pool.balance}, which looks at no weights", at,
-                    "write roundrobin (wrr) or leastconn (wlc), or leave the weights out",
-                    other=("pools", name, "servers"),
-                )  # fmt: skip
+        for engine in ENGINES:
+            if profile.carried_services_of(engine, name) and pool.balance in engine.balance:
+                yield from _balance_of_engine(profile, name, engine)
+
+
+def _balance_of_engine(profile: Profile, name: str, engine: Engine) -> Iterator[Finding]:
+    """What follows from an engine's way to choose a server of a pool."""
+    pool, at = profile.pools[name], ("pools", name, "balance")
+    word = engine.balance[pool.balance]
+    later = engine.balance_since.get(word)
+    if later is not None and (later.since is None or profile.release.branch < later.since):
+        use = f", or use release {since(*later.since)}" if later.since is not None else ""
+        yield error(
+            "balance-of-release",
+            f"pool {name} balances by {pool.balance}, and the {engine.title} of OpenWrt {profile.release} does not "
+            "know that",
+            at, f"write balance: {later.instead}{use}", other=RELEASE,
+        )  # fmt: skip
+    left_out = next((n for n, s in pool.servers.items() if not s.weight or s.max_connections is not None), None)
+    if word in engine.refuses and left_out is not None:
+        why = "is full" if pool.servers[left_out].weight else "has weight 0"
+        yield warning(
+            "destination-refuses",
+            f"pool {name} balances by {pool.balance}, which sends whole VIPs to one server each, and to no "
+            f"other while {left_out} {why}: its clients are refused",
+            at, "write locality (lblc), or leave weight 0 and max_connections out",
+            other=("pools", name, "servers", left_out),
+        )  # fmt: skip
+    if word in engine.weightless and len({s.weight for s in pool.servers.values()} - {0}) > 1:
+        yield warning(
+            "weights-ignored", f"pool {name} balances by {pool.balance}, which looks at no weights", at,
+            "write roundrobin (wrr) or leastconn (wlc), or leave the weights out",
+            other=("pools", name, "servers"),
+        )  # fmt: skip
 
 
 def checks_of_engine(profile: Profile) -> Iterator[Finding]:
@@ -204,7 +247,7 @@ def checks_of_release(profile: Profile) -> Iterator[Finding]:
     release = profile.release
     for name, pool in profile.pools.items():
         check, at = pool.check, ("pools", name, "check")
-        if not profile.ipvs_services_of(name) or not release.ipvs:
+        if not profile.ipvs_services_of(name) or not IPVS.is_in(release):
             continue
         if check.type in ("ping", "udp") and not release.keepalived_ping_udp:
             yield error(
@@ -214,25 +257,9 @@ def checks_of_release(profile: Profile) -> Iterator[Finding]:
             )  # fmt: skip
 
 
-def pools_of_engine(profile: Profile) -> Iterator[Finding]:
-    """Keys of pools and servers that an engine does not have."""
+def quorums(profile: Profile) -> Iterator[Finding]:
+    """Quorums that say nothing."""
     for name, pool in profile.pools.items():
-        proxied, balanced = profile.haproxy_services_of(name), profile.ipvs_services_of(name)
-        if balanced and pool.slow_start_s is not None:
-            yield error(
-                "slow-start-needs-proxy", f"pool {name} has a slow start, and IPVS, behind service {balanced[0]}, "
-                "has none: "
-                "a server that returns gets its full share at once",
-                ("pools", name, "slow_start_s"), "delete it; roundrobin (wrr) floods a returning server less than "
-                "leastconn",
-                other=_topology(balanced[0]),
-            )  # fmt: skip
-        if proxied and pool.quorum is not None:
-            yield error(
-                "quorum-needs-kernel", f"pool {name} has a quorum, which HAProxy, behind service {proxied[0]}, has not",
-                ("pools", name, "quorum"), "delete it, or write a pool of its own for the service",
-                other=("services", proxied[0]), also=(_topology(proxied[0]),),
-            )  # fmt: skip
         if pool.quorum is not None and pool.quorum > pool.total_weight:
             yield error(
                 "quorum-too-high", f"pool {name}'s quorum of {pool.quorum} is more than all its weights, "
@@ -244,31 +271,14 @@ def pools_of_engine(profile: Profile) -> Iterator[Finding]:
                 "quorum-without-sorry", f"pool {name} has a quorum, and no sorry server to take over below it",
                 ("pools", name, "quorum"), "add sorry: {pool: …}, or delete quorum", also=(("pools", name, "sorry"),),
             )  # fmt: skip
-        for server, facts in pool.servers.items():
-            if proxied and facts.resume_below is not None:
-                yield error(
-                    "resume-needs-kernel",
-                    f"server {server} has resume_below, which HAProxy, behind service {proxied[0]}, has not: it queues",
-                    ("pools", name, "servers", server, "resume_below"), "delete it",
-                    other=("services", proxied[0]), also=(_topology(proxied[0]),),
-                )  # fmt: skip
 
 
 def sorry_servers(profile: Profile) -> Iterator[Finding]:
-    """IPVS has room for one sorry server, and shows no page."""
+    """IPVS has room for one sorry server."""
     for name, service in complete_ipvs_services(profile):
         pool = profile.pools[service.pool]
         at: KeyPath = ("pools", service.pool, "sorry")
         if pool.sorry is None:
-            continue
-        if pool.sorry.page is not None:
-            yield error(
-                "sorry-page-needs-proxy", f"pool {service.pool} has a sorry page, and IPVS, behind service {name}, "
-                "shows none",
-                (*at, "page"), "write sorry: {pool: …} with a server that shows it"
-                + (", or topology: proxy" if service.proxiable else ""),
-                other=_topology(name),
-            )  # fmt: skip
             continue
         other = profile.pools.get(pool.sorry.pool or "")
         if other is None:
@@ -295,9 +305,9 @@ def persistence(profile: Profile) -> Iterator[Finding]:
     """Masks that the release's HAProxy does not have."""
     if profile.release.haproxy_ipv6_masks:
         return
-    for name, service in profile.services.items():
-        found = profile.persistence(name)
-        if found is not None and name in profile.haproxy_services and found.netmask_ipv6 != 128:
+    for name in profile.haproxy_services:
+        service, found = profile.services[name], profile.persistence(name)
+        if found is not None and found.netmask_ipv6 != 128:
             holder: KeyPath = ("services", name) if service.persistence is not None else ("pools", service.pool)
             yield error(
                 "netmask-of-release", f"service {name} counts {found.netmask_ipv6} bits of an IPv6 address, and the "
@@ -346,11 +356,12 @@ def returning(profile: Profile) -> Iterator[Finding]:
 
 RULES: tuple[Callable[[Profile], Iterator[Finding]], ...] = (
     protocols,
+    features,
     balance,
     checks_of_engine,
     closed_ports,
     checks_of_release,
-    pools_of_engine,
+    quorums,
     sorry_servers,
     persistence,
     ports_together,

@@ -7,33 +7,11 @@ from collections.abc import Callable, Iterator
 from ndakit.core.mistakes import KeyPath
 from ndakit.model.capacity import capacity_of
 from ndakit.model.profile import Profile
-from ndakit.model.rules.findings import Finding, error, warning
-from ndakit.model.traffic import RETRIES, Pool
+from ndakit.model.rules.findings import Finding, warning
+from ndakit.model.traffic import Pool
 
 SLOW_DETECTION_S = 60.0
 """A dead server that stays in its pool for longer is worth a word; the defaults need at most 18 s."""
-
-
-def engines(profile: Profile) -> Iterator[Finding]:
-    """Keys that only HAProxy can carry, where the kernel balances."""
-    for name, service in profile.services.items():
-        topology: KeyPath = ("services", name, "topology")
-        if name in profile.ipvs_services and service.limits is not None:
-            yield error(
-                "limits-need-proxy", f"service {name} is {service.topology}, and the limits of a service are HAProxy's",
-                ("services", name, "limits"), "state max_connections for the servers instead"
-                + (", or write topology: proxy" if service.proxiable else ""),
-                other=topology,
-            )  # fmt: skip
-        pool = profile.pools.get(service.pool)
-        if name in profile.ipvs_services and pool is not None and pool.retries != RETRIES:
-            yield error(
-                "retries-need-proxy",
-                f"pool {service.pool} states retries, and behind service {name} ({service.topology}) the client itself "
-                "connects",
-                ("pools", service.pool, "retries"), "delete it, or write a pool of its own for the service",
-                other=topology,
-            )  # fmt: skip
 
 
 def timeouts(profile: Profile) -> Iterator[Finding]:
@@ -125,4 +103,4 @@ def limits(profile: Profile) -> Iterator[Finding]:
         )  # fmt: skip
 
 
-RULES: tuple[Callable[[Profile], Iterator[Finding]], ...] = (engines, timeouts, detection, first, limits)
+RULES: tuple[Callable[[Profile], Iterator[Finding]], ...] = (timeouts, detection, first, limits)

@@ -119,19 +119,6 @@ def topologies(profile: Profile) -> Iterator[Finding]:
             )  # fmt: skip
 
 
-def balance(profile: Profile) -> Iterator[Finding]:
-    """Ways to choose a server that the release's HAProxy does not know."""
-    if profile.release.haproxy_random:
-        return
-    for name, pool in profile.pools.items():
-        if pool.balance == "random":
-            yield error(
-                "balance-of-release", f"pool {name} is balanced by random, and the HAProxy of OpenWrt "
-                f"{profile.release} (1.8) does not know that",
-                ("pools", name, "balance"), f"write balance: leastconn, or use release {since(19, 7)}", other=RELEASE,
-            )  # fmt: skip
-
-
 def images(profile: Profile) -> Iterator[Finding]:
     """Images and targets that the release does not have."""
     release = profile.release
@@ -170,5 +157,5 @@ def connections(profile: Profile) -> Iterator[Finding]:
 
 RULES: tuple[Callable[[Profile], Iterator[Finding]], ...] = (
     known,
-    ssh_keys, links, egress, topologies, balance, connections, images,
+    ssh_keys, links, egress, topologies, connections, images,
 )  # fmt: skip
