@@ -292,21 +292,78 @@ def test_a_damaged_package_is_refused_when_it_is_asked_for(tmp_path: Path) -> No
 
 
 def test_a_package_that_no_release_has_is_named_with_the_two_ways_out(tmp_path: Path) -> None:
-    workspace = asking(tmp_path, "pound: add, firewall: add")
+    workspace = asking(tmp_path, "varnish: add, firewall: add")
     error = refused(workspace)
     assert isinstance(error, ErrorGroup)
     lacking = {e.what: e for e in error.errors}
-    pound = lacking["OpenWrt 24.10.8 has no package pound"]
-    assert pound.fix.startswith("use haproxy or stunnel")
-    assert "put an .ipk of it for this device into packages/" in pound.fix
-    assert pound.where == "profiles/bakery.yaml:3:43, image.packages.pound"
+    varnish = lacking["OpenWrt 24.10.8 has no package varnish"]
+    assert varnish.fix.startswith("use HAProxy's cache")
+    assert "put an .ipk of it for this device into packages/" in varnish.fix
+    assert varnish.where == "profiles/bakery.yaml:3:45, image.packages.varnish"
     assert lacking["OpenWrt 24.10.8 has no package firewall"].fix.startswith("use firewall4; or")
 
 
 def test_a_package_file_makes_up_for_what_the_release_lacks(tmp_path: Path) -> None:
+    workspace = asking(tmp_path, "varnish: add")
+    ready(tmp_path / "packages", "varnish", "x86_64")
+    assert [one.name for one in chosen(workspace)] == ["varnish"]
+
+
+# -- what OpenWrt's SDK builds -----------------------------------------------------------------------------------------
+
+
+def test_a_program_that_nobody_has_built_yet_is_named_with_the_steps_of_its_guide(tmp_path: Path) -> None:
+    error = refused(asking(tmp_path, "pound: add"))
+    assert (error.code, error.exit_code) == ("package-not-built", 2)
+    assert error.where == "profiles/bakery.yaml:3:43, image.packages.pound"
+    assert error.what.endswith("packages/ has no pound_*_x86_64.ipk that was built for it")
+    guide = (LAB.parent / "docs/pound.md").read_text()
+    steps = ["./scripts/feeds update base && ./scripts/feeds install openssl", "make defconfig",
+             "make package/pound/compile", "bin/packages/x86_64/base/pound_*_x86_64.ipk"]  # fmt: skip
+    places = [error.fix.find(step) for step in steps]
+    assert min(places) > 0 and places == sorted(places), error.fix
+    for step in (*steps[0].split(" && "), *steps[1:]):
+        assert step in guide
+    assert f"cp -r {tmp_path}/shipped/packages/pound package/" in error.fix
+    assert (LAB.parent / "packages/pound/Makefile").is_file()
+
+
+def test_a_release_with_apk_is_told_of_an_apk(tmp_path: Path) -> None:
+    error = refused(asking(tmp_path, "pound: add", release="25.12.5"))
+    assert "pound-*.apk" in error.what
+    assert "bin/packages/x86_64/base/pound-*.apk into packages/" in error.fix
+
+
+def test_following_that_advice_makes_the_program_a_package_of_the_image(tmp_path: Path) -> None:
     workspace = asking(tmp_path, "pound: add")
     ready(tmp_path / "packages", "pound", "x86_64")
     assert [one.name for one in chosen(workspace)] == ["pound"]
+    assert feed.unbuilt(workspace, load.load(workspace, "bakery"), "lb1") == ()
+
+
+def test_the_result_may_lie_beside_the_recipe_where_ndakit_is_the_workspace(tmp_path: Path) -> None:
+    workspace = asking(tmp_path, "pound: add")
+    shutil.copytree(LAB.parent / "packages/pound", tmp_path / "packages/pound")
+    own = Workspace(workspace.root, shipped=workspace.root)
+    assert refused(own).code == "package-not-built"
+    ready(tmp_path / "packages", "pound", "x86_64")
+    assert [one.name for one in chosen(own)] == ["pound"]
+
+
+def test_what_was_built_for_another_device_is_named_as_such(tmp_path: Path) -> None:
+    workspace = asking(tmp_path, "pound: add")
+    ready(tmp_path / "packages", "pound", "arm_xscale")
+    error = refused(workspace)
+    assert error.what == "package pound is here for arm_xscale only, and x86-64 needs x86_64"
+
+
+def test_the_lab_has_the_program_from_debian_and_takes_none_that_was_built_for_openwrt(tmp_path: Path) -> None:
+    workspace = asking(tmp_path, "pound: add")
+    loaded = load.load(workspace, "bakery")
+    assert feed.choose(workspace, loaded, "lb1", lab=True) == ()
+    ready(tmp_path / "packages", "pound", "x86_64")
+    assert feed.choose(workspace, loaded, "lb1", lab=True) == ()
+    assert not feed.unbuilt(workspace, loaded, "lb1")
 
 
 # -- into an ImageBuilder ----------------------------------------------------------------------------------------------

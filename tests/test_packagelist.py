@@ -32,13 +32,24 @@ def check(found: Workspace) -> int:
 def test_check_names_a_package_that_the_release_lacks_with_its_line(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert check(workspace(tmp_path, "pound: add")) == 2
+    assert check(workspace(tmp_path, "varnish: add")) == 2
     (error,) = json.loads(capsys.readouterr().out)["errors"]
-    assert (error["code"], error["line"], error["key"]) == ("package-lacking", 3, "image.packages.pound")
+    assert (error["code"], error["line"], error["key"]) == ("package-lacking", 3, "image.packages.varnish")
+
+
+def test_check_warns_of_a_program_that_has_to_be_built_first(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    found = workspace(tmp_path, "pound: add")
+    assert check(found) == 0  # the lab has it: all else can be tried
+    (warning,) = json.loads(capsys.readouterr().out)["warnings"]
+    assert (warning["code"], warning["where"]["line"]) == ("package-not-built", 3)
+    (row,) = [r for r in packagelist.rows(found, load.load(found, "bakery")) if r["package"] == "pound"]
+    assert row["source"] == "not here yet: docs/pound.md"
 
 
 def test_check_names_what_is_wrong_with_a_package_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    found = workspace(tmp_path, "clock: add, pound: add")
+    found = workspace(tmp_path, "clock: add, varnish: add")
     feeds.folder(tmp_path / "packages", "clock", ("PKG_LICENSE:=", "PKG_SOURCE:=x\nPKG_LICENSE:="))
     assert check(found) == 2
     codes = {error["code"] for error in json.loads(capsys.readouterr().out)["errors"]}

@@ -133,7 +133,8 @@ def test_an_unknown_package_fails_as_apk_fails(tmp_path: Path) -> None:
 def test_what_a_release_does_not_have_is_unknown_there(tmp_path: Path) -> None:
     assert _make(_folder(tmp_path / "a", "21.02.7"), "manifest", "PACKAGES=kmod-nft-tproxy").returncode == 2
     assert _make(_folder(tmp_path / "b", "22.03.7"), "manifest", "PACKAGES=kmod-nft-tproxy").returncode == 0
-    assert _make(_folder(tmp_path / "c", "24.10.8"), "manifest", "PACKAGES=pound").returncode == 2
+    assert _make(_folder(tmp_path / "c", "24.10.8"), "manifest", "PACKAGES=varnish").returncode == 2
+    assert _make(_folder(tmp_path / "d", "18.06.9"), "manifest", "PACKAGES=pound").returncode == 2
 
 
 def test_conflicting_packages_are_refused(tmp_path: Path) -> None:

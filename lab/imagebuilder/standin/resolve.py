@@ -29,6 +29,7 @@ class Package:
     base: tuple[str, ...] = ()
     depends: tuple[str, ...] = ()
     conflicts: tuple[str, ...] = ()
+    users: tuple[str, ...] = ()
     nothing: str = ""
     archive: Path | None = None
     """The package file, for one of the ImageBuilder's own packages/ folder; it has a version and a digest, too."""

@@ -176,6 +176,7 @@ def _install(
         variant = lab / "base/packages" / f"{folder}.{'fw4' if family.fw4 else 'fw3'}"
         if variant.is_dir():
             _lay(variant, root)
+    _users(root, [user for package in packages for user in package.users])
     for package in packages:
         if package.archive is not None:
             local.lay(package, root)
@@ -185,6 +186,20 @@ def _install(
     _write(root / "usr/lib/lab/installed", "".join(f"{p.name}\n" for p in packages if not p.hidden))
     _write(root / "usr/lib/lab/absent", "".join(f"{p.name}\n" for p in packages if p.absent))
     _write(root / "usr/lib/lab/conffiles", _conffiles(root, lab, packages))
+
+
+def _users(root: Path, users: Sequence[str]) -> None:
+    """Add the accounts of packages, as base-files' functions.sh does for USERID (add_group_and_user)."""
+    for name, number in (user.split("=") for user in users):
+        for file, line in (
+            ("passwd", f"{name}:x:{number}:{number}:{name}:/var/run/{name}:/bin/false\n"),
+            ("group", f"{name}:x:{number}:\n"),
+            ("shadow", f"{name}:x:0:0:99999:7:::\n"),
+        ):
+            place = root / "etc" / file
+            mode = place.stat().st_mode & 0o777
+            _write(place, place.read_text() + line)
+            place.chmod(mode)
 
 
 def _conffiles(root: Path, lab: Path, packages: Sequence[Package]) -> str:

@@ -100,7 +100,7 @@ def plan(workspace: Workspace, loaded: Loaded, node: str, builder: Builder, *, l
     Raises what rendering and choosing packages raise; writes nothing and runs nothing.
     """
     tree = render.render(loaded.profile, node, workspace.templates)
-    local = feed.choose(workspace, loaded, node)
+    local = feed.choose(workspace, loaded, node, lab=builder.kind == "lab")
     inputs = _inputs(loaded, node, builder, tree, local)
     sources = _sources(workspace, loaded, tree)
     folder = artifacts.folder_of(workspace, loaded.profile.name, node)

@@ -18,12 +18,12 @@ def rows(workspace: Workspace, loaded: Loaded) -> list[dict[str, Any]]:
     """
     node = next(iter(loaded.profile.nodes))
     plan = package_plan.plan(loaded.profile, node)
-    local = {one.name: one for one in feed.choose(workspace, loaded, node)}
+    local = {one.name: one for one in feed.choose(workspace, loaded, node, complete=False)}
     found = [
         {
             "package": name,
             "change": "add",
-            "source": local[name].shown if name in local else "OpenWrt",
+            "source": local[name].shown if name in local else _elsewhere(name),
             "version": local[name].version if name in local else None,
             "why": plan.add.get(name) or _needed_by(name, local),
         }
@@ -34,6 +34,11 @@ def rows(workspace: Workspace, loaded: Loaded) -> list[dict[str, Any]]:
         for name, why in plan.remove.items()
     ]
     return sorted(found, key=lambda row: str(row["package"]))
+
+
+def _elsewhere(name: str) -> str:
+    recipe = package_plan.RECIPES.get(name)
+    return "OpenWrt" if recipe is None else f"not here yet: {recipe.guide}"
 
 
 def _needed_by(name: str, local: dict[str, feed.Local]) -> str:

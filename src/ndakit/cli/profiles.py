@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ndakit.core import terminal
-from ndakit.core.errors import ErrorGroup, InputError, MachineError, NdakitError
+from ndakit.core.errors import ErrorGroup, InputError, Location, MachineError, NdakitError
 from ndakit.core.mistakes import ProfileWarning
 from ndakit.core.process import ProcessFailed
 from ndakit.core.release import Release
@@ -112,6 +112,7 @@ def check_profile(workspace: Workspace, profile: str, *, as_json: bool, daemons:
         warnings += loaded.warnings
         warnings += _beside_the_others(workspace, loaded)
         errors += _package_errors(workspace, loaded)
+        warnings += _packages_to_build(workspace, loaded)
         found = loaded.profile
         for node in loaded.profile.nodes:
             try:
@@ -152,12 +153,22 @@ def _package_errors(workspace: Workspace, loaded: Loaded) -> list[NdakitError]:
     from ndakit.packages import feed
 
     try:
-        feed.choose(workspace, loaded, next(iter(loaded.profile.nodes)))
+        feed.choose(workspace, loaded, next(iter(loaded.profile.nodes)), complete=False)
     except ErrorGroup as group:
         return list(group.errors)
     except NdakitError as error:
         return [error]
     return []
+
+
+def _packages_to_build(workspace: Workspace, loaded: Loaded) -> list[ProfileWarning]:
+    """Programs without which there is no image to flash. The lab has them, so that all else can be tried before."""
+    from ndakit.packages import feed
+
+    return [
+        ProfileWarning(one.code, one.what, one.location or Location(one.where), one.fix)
+        for one in feed.unbuilt(workspace, loaded, next(iter(loaded.profile.nodes)))
+    ]
 
 
 def _beside_the_others(workspace: Workspace, loaded: Loaded) -> list[ProfileWarning]:

@@ -57,6 +57,19 @@ class Lack:
         return not self.since <= release.branch < self.until
 
 
+@dataclass(frozen=True)
+class Recipe:
+    """A program that no release has and for which ndakit brings what OpenWrt's SDK needs to build it, in packages/NAME."""
+
+    libraries: tuple[str, ...]
+    """Source packages of OpenWrt that the SDK has to have first."""
+    guide: str
+    """The page that says how."""
+
+
+RECIPES: Mapping[str, Recipe] = {"pound": Recipe(("openssl",), "docs/pound.md")}
+"""Programs that are built once by whoever needs them; the lab takes Debian's instead."""
+
 _NEVER = (99, 99)
 LACKS: Mapping[str, Lack] = {
     "acme": Lack("acme-acmesh", until=(25, 12)),

@@ -48,6 +48,10 @@ class PackageLacking(InputError):
     """OpenWrt has no package of this name in the profile's release."""
 
 
+class PackageNotBuilt(InputError):
+    """A program that ndakit brings a recipe for, and nobody has built it for this release and device yet."""
+
+
 class PackageNotTaken(BuildError):
     """The image has another version of a package than the one in packages/."""
 
@@ -66,10 +70,14 @@ class Local:
     architecture: str
 
 
-def choose(workspace: Workspace, loaded: Loaded, node: str) -> tuple[Local, ...]:
+def choose(
+    workspace: Workspace, loaded: Loaded, node: str, *, lab: bool = False, complete: bool = True
+) -> tuple[Local, ...]:
     """The packages of packages/ that a node's image gets, sorted by name.
 
-    Raises what is wrong with them, and PackageLacking for names that the release is known not to have.
+    In the lab, programs that OpenWrt's SDK would have to build come from Debian, whatever packages/ has: what was built
+    for OpenWrt does not run there. Raises what is wrong with the packages, PackageLacking for names that the release is
+    known not to have, and if it has to be complete PackageNotBuilt.
     """
     profile = loaded.profile
     errors: list[NdakitError] = []
@@ -80,6 +88,8 @@ def choose(workspace: Workspace, loaded: Loaded, node: str) -> tuple[Local, ...]
         name = queue.pop(0)
         if name in found or not packages_folder.NAME.fullmatch(name):  # what a package file depends on is not ours
             continue
+        if lab and name in package_plan.RECIPES:
+            continue
         try:
             local = _find(workspace, profile, name)
         except NdakitError as error:
@@ -88,11 +98,55 @@ def choose(workspace: Workspace, loaded: Loaded, node: str) -> tuple[Local, ...]
         if local is not None:
             found[name] = local
             queue += local.depends
+        elif name in package_plan.RECIPES and not complete:
+            continue
+        elif name in package_plan.RECIPES:
+            errors.append(_not_built(workspace, loaded, name, package_plan.RECIPES[name]))
         elif name in asked and (lack := package_plan.lack(profile.release, name)) is not None:
             errors.append(_lacking(loaded, name, lack))
     if errors:
         raise errors[0] if len(errors) == 1 else ErrorGroup(errors)
     return tuple(found[name] for name in sorted(found))
+
+
+def unbuilt(workspace: Workspace, loaded: Loaded, node: str) -> tuple[PackageNotBuilt, ...]:
+    """The programs of a node that somebody has to build in OpenWrt's SDK before there can be an image to flash."""
+    try:
+        choose(workspace, loaded, node)
+    except ErrorGroup as group:
+        return tuple(error for error in group.errors if isinstance(error, PackageNotBuilt))
+    except PackageNotBuilt as error:
+        return (error,)
+    except NdakitError:
+        pass
+    return ()
+
+
+def _not_built(workspace: Workspace, loaded: Loaded, name: str, recipe: package_plan.Recipe) -> PackageNotBuilt:
+    profile = loaded.profile
+    release, target = profile.release, profile.target
+    arch = ARCHITECTURES.get(target, "ARCHITECTURE")
+    form = "apk" if release.family is Family.FW4_APK else "ipk"
+    built = f"{name}-*.apk" if form == "apk" else f"{name}_*_{arch}.ipk"
+    ours = f"{workspace.shipped / 'packages' / name}" if workspace.shipped != workspace.root else f"packages/{name}"
+    steps = (
+        f"./scripts/feeds update base && ./scripts/feeds install {' '.join(recipe.libraries)}",
+        f"cp -r {ours} package/",
+        "make defconfig",
+        f"make package/{name}/compile",
+    )
+    instead = package_plan.LACKS[name].instead
+    return PackageNotBuilt(
+        f"OpenWrt {release} has no package {name}, and packages/ has no {built} that was built for it",
+        where=_asked_at(loaded, name),
+        fix=f"build it once in OpenWrt's SDK {release} for {target} ({recipe.guide}): {'; '.join(steps)}; then put "
+        f"bin/packages/{arch}/base/{built} into packages/; or use {instead}",
+    )
+
+
+def _asked_at(loaded: Loaded, name: str) -> Location:
+    """The place of the profile that asks for a package: image.packages, else the file."""
+    return loaded.origins.get(("image", "packages", name), Location(str(loaded.path)))
 
 
 def _lacking(loaded: Loaded, name: str, lack: package_plan.Lack) -> PackageLacking:
@@ -101,7 +155,7 @@ def _lacking(loaded: Loaded, name: str, lack: package_plan.Lack) -> PackageLacki
     ways = f"put an .{form} of it for this device into packages/"
     return PackageLacking(
         f"OpenWrt {release} has no package {name}",
-        where=loaded.origins.get(("image", "packages", name), Location(str(loaded.path))),
+        where=_asked_at(loaded, name),
         fix=f"use {lack.instead}; or {ways}" if lack.instead else f"{ways}; or take {name} out of image.packages",
     )
 
@@ -112,13 +166,16 @@ def _find(workspace: Workspace, profile: Profile, name: str) -> Local | None:
         shown = folder.name if folder.parent == workspace.root else f"ndakit's {folder.name}"
         ready = list(_ready(folder, shown, profile, name))
         makefile = folder / name / "Makefile"
-        if makefile.is_file() and ready:
+        # A recipe of ours is for the SDK, and what lies beside it is what came of it.
+        is_recipe = name in package_plan.RECIPES and folder == workspace.shipped / folder.name
+        is_folder = makefile.is_file() and not is_recipe
+        if is_folder and ready:
             raise PackageAmbiguous(
                 f"package {name} is there twice: as a folder and as {ready[0].shown.rpartition('/')[2]}",
                 where=f"{shown}/{name}",
                 fix="keep one of them",
             )
-        if makefile.is_file():
+        if is_folder:
             for path in (folder / name, makefile):
                 _refuse_elsewhere(path, folder, f"{shown}/{name}")
             package = packages_folder.read(folder / name, f"{shown}/{name}")
@@ -162,7 +219,7 @@ def _ready(folder: Path, shown: str, profile: Profile, name: str) -> Iterator[Lo
             fix=f"put the package for {wanted} beside it, or take it away",
         )
     others = [p for p in sorted(folder.glob(f"{name}[-_]*{other}")) if _name_in(p) == name] if not fitting else []
-    if others and not (folder / name / "Makefile").is_file():
+    if others and (name in package_plan.RECIPES or not (folder / name / "Makefile").is_file()):
         raise PackageFileUnusable(
             f"{others[0].name} is an {other}, and OpenWrt {release} installs {form} files",
             where=f"{shown}/{others[0].name}",
