@@ -59,7 +59,7 @@ class Lack:
 
 @dataclass(frozen=True)
 class Recipe:
-    """A program that no release has and for which ndakit brings what OpenWrt's SDK needs to build it, in packages/NAME."""
+    """A program that no release has, and whose package ndakit brings for OpenWrt's SDK: packages/NAME."""
 
     libraries: tuple[str, ...]
     """Source packages of OpenWrt that the SDK has to have first."""
