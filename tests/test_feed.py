@@ -20,6 +20,7 @@ from ndakit.core.errors import ErrorGroup, NdakitError
 from ndakit.core.release import Release
 from ndakit.core.workspace import Workspace
 from ndakit.load import load
+from ndakit.model import package_plan
 from ndakit.packages import apk, feed, ipk
 from ndakit.packages import folder as packages_folder
 from ndakit.packages.feed import Local
@@ -189,7 +190,8 @@ def asking(root: Path, wishes: str, release: str = "24.10.8", more: str = "") ->
 
 
 def chosen(workspace: Workspace) -> tuple[Local, ...]:
-    return feed.choose(workspace, load.load(workspace, "bakery"), "lb1")
+    loaded = load.load(workspace, "bakery")
+    return feed.choose(workspace, loaded, package_plan.plan(loaded.profile, "lb1"))
 
 
 def refused(workspace: Workspace) -> NdakitError:
@@ -360,9 +362,10 @@ def test_what_was_built_for_another_device_is_named_as_such(tmp_path: Path) -> N
 def test_the_lab_has_the_program_from_debian_and_takes_none_that_was_built_for_openwrt(tmp_path: Path) -> None:
     workspace = asking(tmp_path, "pound: add")
     loaded = load.load(workspace, "bakery")
-    assert feed.choose(workspace, loaded, "lb1", lab=True) == ()
+    packages = package_plan.plan(loaded.profile, "lb1")
+    assert feed.choose(workspace, loaded, packages, lab=True) == ()
     ready(tmp_path / "packages", "pound", "x86_64")
-    assert feed.choose(workspace, loaded, "lb1", lab=True) == ()
+    assert feed.choose(workspace, loaded, packages, lab=True) == ()
     assert not feed.unbuilt(workspace, loaded, "lb1")
 
 

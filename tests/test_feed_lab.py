@@ -9,7 +9,7 @@ import pytest
 
 import feeds
 from imagebuilder_fakes import PROFILE, workspace_folder
-from ndakit.build import pipeline
+from ndakit.build import pipeline, plan
 from ndakit.core.workspace import Workspace
 from ndakit.imagebuilder import failures, sources
 from ndakit.load import load
@@ -47,9 +47,9 @@ def test_a_package_folder_comes_into_the_image(release: str, version: str, tmp_p
     assert f"{found['etc/clock.conf'].mode:o}" == "600"
     assert found["etc/rc.d/S99clock"].linkname == "../init.d/clock"
     workspace, loaded, builder = parts(root)
-    assert pipeline.plan(workspace, loaded, "lb1", builder).up_to_date
+    assert plan.plan(workspace, loaded, ["lb1"], builder)[0].up_to_date
     (root / "packages/clock/files/tell").write_text("#!/bin/sh\ndate -u\n")
-    assert pipeline.plan(workspace, loaded, "lb1", builder).reasons == ("package clock of packages/ changed",)
+    assert plan.plan(workspace, loaded, ["lb1"], builder)[0].reasons == ("package clock of packages/ changed",)
 
 
 @pytest.mark.parametrize("release", ["24.10.8", "25.12.5"])

@@ -18,7 +18,7 @@ from typing import BinaryIO, cast
 import pytest
 
 from imagebuilder_fakes import PROFILE, driver, fake, request, workspace_folder
-from ndakit.build import pipeline
+from ndakit.build import pipeline, plan
 from ndakit.cli import boot
 from ndakit.core import process
 from ndakit.core.workspace import Workspace
@@ -306,8 +306,8 @@ def test_another_format_makes_an_image_stale_and_is_named(tmp_path: Path, monkey
     profile = tmp_path / "ws/profiles/bakery.yaml"
     profile.write_text(profile.read_text().replace("formats: img", "formats: [img, vdi]"))
     loaded = load.load(workspace, "bakery")
-    plan = pipeline.plan(workspace, loaded, "lb1", sources.OpenWrtBuilder(tmp_path / "ib"))
-    assert "image.formats: img → img vdi" in plan.reasons
+    (planned,) = plan.plan(workspace, loaded, ["lb1"], sources.OpenWrtBuilder(tmp_path / "ib"))
+    assert "image.formats: img → img vdi" in planned.reasons
 
 
 def test_instructions_that_would_read_differently_make_an_image_stale(
@@ -316,12 +316,12 @@ def test_instructions_that_would_read_differently_make_an_image_stale(
     build(tmp_path, "img", monkeypatch)
     workspace = Workspace.at(tmp_path / "ws")
     builder = sources.OpenWrtBuilder(tmp_path / "ib")
-    assert pipeline.plan(workspace, load.load(workspace, "bakery"), "lb1", builder).up_to_date
+    assert plan.plan(workspace, load.load(workspace, "bakery"), ["lb1"], builder)[0].up_to_date
     own = tmp_path / "ws/templates/beside/FLASH.md.j2"
     own.parent.mkdir(parents=True)
     own.write_text("{{ header | comment }}: ask the network team\n")
-    plan = pipeline.plan(workspace, load.load(workspace, "bakery"), "lb1", builder)
-    assert plan.reasons == ("FLASH.md would read differently now",)
+    (planned,) = plan.plan(workspace, load.load(workspace, "bakery"), ["lb1"], builder)
+    assert planned.reasons == ("FLASH.md would read differently now",)
 
 
 @pytest.mark.parametrize(

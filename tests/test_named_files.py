@@ -17,6 +17,7 @@ from ndakit.core import exposure
 from ndakit.core.errors import NdakitError
 from ndakit.core.workspace import Workspace
 from ndakit.load import load
+from ndakit.model import package_plan
 from ndakit.packages import feed
 from ndakit.render import render
 
@@ -385,7 +386,8 @@ def package(place: Place, folder: str = "packages/clock", mode: int = 0o644) -> 
 def chosen(place: Place) -> list[str]:
     place.put("profiles/bakery.yaml", PROFILE.replace("{rootfs_mib: 64}", "{packages: {clock: add}}"))
     workspace = Workspace.at(place.root)
-    return [one.name for one in feed.choose(workspace, load.load(workspace, "bakery"), "lb1")]
+    loaded = load.load(workspace, "bakery")
+    return [one.name for one in feed.choose(workspace, loaded, package_plan.plan(loaded.profile, "lb1"))]
 
 
 def test_a_package_in_the_workspace_is_taken(place: Place) -> None:

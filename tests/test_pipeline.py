@@ -16,7 +16,7 @@ from typing import NamedTuple
 import pytest
 
 from imagebuilder_fakes import PROFILE, fake, workspace_folder
-from ndakit.build import pipeline
+from ndakit.build import pipeline, plan
 from ndakit.build import reasons as build_reasons
 from ndakit.core.errors import BuildError, ErrorGroup, NdakitError
 from ndakit.core.events import Event, Line, Planned, StepDone, StepStarted, Waiting, Warned
@@ -25,6 +25,7 @@ from ndakit.image.artifacts import Artifact, folder_of
 from ndakit.imagebuilder import failures, request, sources
 from ndakit.imagebuilder.imagebuilder import ImageBuilderBroken
 from ndakit.load import load
+from ndakit.model import Profile, package_plan
 
 pytestmark = pytest.mark.images
 
@@ -50,7 +51,7 @@ class Place(NamedTuple):
 
     def reasons(self, node: str = "lb1") -> tuple[str, ...]:
         builder = sources.OpenWrtBuilder(self.folder)
-        return pipeline.plan(self.workspace, load.load(self.workspace, "bakery"), node, builder).reasons
+        return plan.plan(self.workspace, load.load(self.workspace, "bakery"), [node], builder)[0].reasons
 
     def edit(self, old: str, new: str) -> None:
         text = self.profile.read_text()
@@ -71,6 +72,19 @@ def place(tmp_path: Path) -> Place:
 def set_mode(place: Place, mode: str) -> None:
     text = (place.folder / "fake.json").read_text()
     (place.folder / "fake.json").write_text(text.replace('"mode": ""', f'"mode": "{mode}"'))
+
+
+def test_a_nodes_package_plan_is_computed_once_in_a_build(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    counted: list[str] = []
+    compute = package_plan.plan
+
+    def count(profile: Profile, node: str) -> package_plan.PackagePlan:
+        counted.append(node)
+        return compute(profile, node)
+
+    monkeypatch.setattr(package_plan, "plan", count)
+    place.build("lb1")
+    assert counted == ["lb1"]
 
 
 def test_a_build_makes_every_node_and_a_second_one_runs_nothing(place: Place) -> None:

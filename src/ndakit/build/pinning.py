@@ -15,26 +15,25 @@ from ndakit.load.loaded import Loaded
 _SHOWN = 3
 
 
-def stale(loaded: Loaded, kind: str, record: Record, *, locked: bool) -> list[str]:
-    """Why an image of a kind of builder is stale because of the lock file; usually nothing. Raises LockBroken.
+def stale(pins: lockfile.Node | None, kind: str, record: Record, *, locked: bool) -> list[str]:
+    """Why an image of a kind of builder is stale because of the lock file; usually nothing.
 
     Other versions than pinned count if that lock file is news to the image, or if they are demanded (`locked`); else
     every build would make it again where the pinned versions cannot be had any more.
     """
-    pins = lockfile.read(lockfile.path_of(loaded)).node(kind, record.node)
     if pins is None or record.builder != kind or (not locked and record.lock.get("pins") == pins.digest):
         return []
     differ = lockfile.version_differences(record.node, record.packages, pins.packages)
     return [f"the lock file pins other versions: {_short(differ)}"] if differ else []
 
 
-def require(loaded: Loaded, builder: Builder, asked: Mapping[str, str]) -> None:
+def require(loaded: Loaded, builder: Builder, lock: lockfile.Lock, asked: Mapping[str, str]) -> None:
     """Refuse at once what can be known to drift before anything is made; `asked` is node → packages asked for.
 
-    Raises LockMissing, LockDrift, LockBroken.
+    Raises LockMissing, LockDrift.
     """
     profile, path = loaded.profile, lockfile.path_of(loaded)
-    section = lockfile.read(path).sections.get(builder.kind)
+    section = lock.sections.get(builder.kind)
     if section is None:
         raise lockfile.LockMissing(path, profile.name, builder.kind, loaded.called)
     source = builder.provenance(profile)
@@ -50,11 +49,10 @@ def require(loaded: Loaded, builder: Builder, asked: Mapping[str, str]) -> None:
 
 
 def compare(
-    loaded: Loaded, builder: Builder, node: str, packages: Mapping[str, str], *, locked: bool
+    loaded: Loaded, node: str, pins: lockfile.Node | None, packages: Mapping[str, str], *, locked: bool
 ) -> tuple[dict[str, str], tuple[str, ...]]:
     """What the record says of the lock file, and warnings. Raises LockDrift for other versions if they are demanded."""
     path = lockfile.path_of(loaded)
-    pins = lockfile.read(path).node(builder.kind, node)
     if pins is None:
         return {"state": "nothing is pinned"}, ()
     differ = lockfile.version_differences(node, pins.packages, packages)

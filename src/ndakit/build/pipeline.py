@@ -1,14 +1,14 @@
-"""From a loaded profile to built images: what is stale and why, and the one way to make it new.
+"""From a loaded profile to built images: the one way to make new what is stale.
 
-Owns the order of the steps (render, lint, overlay, image, artifact), what an image is made of (its inputs), and that
-nothing half-made is ever left. Runs no program itself and prints nothing: progress goes to the caller as events.
+Owns the order of the steps (lint, overlay, image, artifact), and that nothing half-made is ever left. What is stale,
+and what an image is made of, `plan` decides. Runs no program itself and prints nothing: progress goes to the caller as
+events.
 """
 
 from __future__ import annotations
 
 import contextlib
 import errno
-import hashlib
 import platform
 import shutil
 import time
@@ -16,27 +16,24 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
 
 from ndakit import __version__
 from ndakit.build import pinning
-from ndakit.build import reasons as build_reasons
+from ndakit.build.plan import Plan, plan, request
 from ndakit.core.errors import ErrorGroup, MachineError
 from ndakit.core.events import Events, Line, Planned, StepDone, StepStarted, Waiting, Warned, ignore
-from ndakit.core.workspace import Workspace, file_sha256, make_folder
+from ndakit.core.workspace import Workspace, make_folder
 from ndakit.image import artifacts, sbom, sidecars
 from ndakit.image import formats as image_formats
 from ndakit.image.artifacts import Artifact, ImageFile, Record
 from ndakit.imagebuilder import request as imagebuilder_request
 from ndakit.imagebuilder.failures import DiskFull
 from ndakit.imagebuilder.imagebuilder import Built, BuiltImage, ImageBuilder
-from ndakit.imagebuilder.request import ImageRequest
 from ndakit.imagebuilder.sources import Builder, Job
 from ndakit.lint import lint
 from ndakit.load.load import Loaded
-from ndakit.model import package_plan
 from ndakit.packages import feed
-from ndakit.render import overlay, render
+from ndakit.render import overlay
 
 _MIB = 1024 * 1024
 
@@ -64,25 +61,6 @@ class WorkspaceUnwritable(MachineError):
 
 
 @dataclass(frozen=True)
-class Plan:
-    """What building one node would do. `reasons` says why its image is made; empty if it is up to date."""
-
-    node: str
-    up_to_date: bool
-    reasons: tuple[str, ...]
-    inputs: Mapping[str, Any]
-    sources: Mapping[str, str]
-    tree: render.Tree
-    local: tuple[feed.Local, ...]
-    """Packages of packages/ that the image gets."""
-
-    @property
-    def image_id(self) -> str:
-        """The id that the image has, or will have."""
-        return artifacts.identity(self.inputs)
-
-
-@dataclass(frozen=True)
 class BuildResult:
     """What came of one node: its image, and whether it was made now (`reasons`) or was there already."""
 
@@ -91,32 +69,6 @@ class BuildResult:
     artifact: Artifact
     reasons: tuple[str, ...]
     elapsed_s: float
-
-
-def plan(workspace: Workspace, loaded: Loaded, node: str, builder: Builder, *, locked: bool = False) -> Plan:
-    """Compare what an image of this node would be made of with what the one on disk was made of.
-
-    With `locked`, other package versions than the lock file pins make it stale too.
-    Raises what rendering and choosing packages raise; writes nothing and runs nothing.
-    """
-    tree = render.render(loaded.profile, node, workspace.templates)
-    local = feed.choose(workspace, loaded, node, lab=builder.kind == "lab")
-    inputs = _inputs(loaded, node, builder, tree, local)
-    sources = _sources(workspace, loaded, tree)
-    folder = artifacts.folder_of(workspace, loaded.profile.name, node)
-    try:
-        there = Artifact.load(folder)
-    except artifacts.ImageNotBuilt:
-        reasons = ["there is no image yet"]
-    except artifacts.RecordBroken as cause:
-        reasons = [cause.what]
-    else:
-        reasons = [error.what for error in there.suspicious()]
-        if there.record.id != artifacts.identity(inputs):
-            reasons += build_reasons.changes(there.record, inputs, sources) or ["what the image is made of changed"]
-        reasons += pinning.stale(loaded, builder.kind, there.record, locked=locked)
-        reasons = reasons or sidecars.outdated(loaded.profile, node, there, workspace.templates)
-    return Plan(node, not reasons, tuple(reasons), inputs, sources, tree, local)
 
 
 def build(
@@ -138,9 +90,7 @@ def build(
     name = loaded.profile.name
     with _disk_errors(workspace), workspace.writing(name, on_wait=lambda who: events(Waiting(who))):
         chosen = nodes or tuple(loaded.profile.nodes)
-        plans = [plan(workspace, loaded, node, builder, locked=locked) for node in chosen]
-        if locked:
-            pinning.require(loaded, builder, {one.node: str(one.inputs["packages"]) for one in plans})
+        plans = plan(workspace, loaded, chosen, builder, locked=locked)
         stale = [p for p in plans if not p.up_to_date]
         for one in plans:
             events(Planned(one.node, one.up_to_date, one.reasons))
@@ -150,69 +100,6 @@ def build(
         if stale:
             _prepare(workspace, loaded, builder)
         return tuple(_result(workspace, loaded, one, builder, events, locked) for one in plans)
-
-
-def request(loaded: Loaded, node: str, files: Path) -> ImageRequest:
-    """The image of a node as an ImageBuilder is asked for it. Raises what planning the packages raises."""
-    profile = loaded.profile
-    wanted = package_plan.plan(profile, node)
-    return ImageRequest(
-        device=profile.imagebuilder_device,
-        target=profile.target,
-        add=tuple(wanted.add),
-        remove=tuple(wanted.remove),
-        files=files,
-        extra_name=profile.hostname(node),
-        rootfs_mib=profile.image.rootfs_mib,
-        filesystem=profile.image.filesystem,
-        firmware=profile.image.firmware,
-        archive="rootfs" in profile.image.formats,
-    )
-
-
-def _inputs(
-    loaded: Loaded, node: str, builder: Builder, tree: render.Tree, local: Sequence[feed.Local]
-) -> dict[str, Any]:
-    """Everything that decides an image, and nothing else: no time, no path, no user."""
-    profile = loaded.profile
-    asked = request(loaded, node, Path("files"))
-    return {
-        "format": artifacts.RECORD_FORMAT,
-        "release": str(profile.release),
-        "target": profile.target,
-        "device": asked.device,
-        "builder": builder.kind,
-        "fingerprint": builder.fingerprint(profile),
-        "packages": asked.packages,
-        **({"local_packages": {one.name: f"{one.version} {one.digest}" for one in local}} if local else {}),
-        "extra_name": asked.extra_name,
-        "image": {
-            "filesystem": asked.filesystem,
-            "firmware": asked.firmware,
-            "rootfs_mib": asked.rootfs_mib,
-            "formats": " ".join(profile.image.formats),
-        },
-        "disks": {name: image_formats.OPTIONS[name] for name in image_formats.wanted(profile.image.formats)},
-        "settings": imagebuilder_request.wanted_knobs(asked),
-        "files": {path: f"{f.mode:04o} {hashlib.sha256(f.content).hexdigest()}" for path, f in tree.items()},
-    }
-
-
-def _sources(workspace: Workspace, loaded: Loaded, tree: render.Tree) -> dict[str, str]:
-    """Hashes of the files that the tree was made from, by their names in the workspace; for explaining changes only."""
-    found: dict[str, str] = {}
-    for file in tree.values():
-        for folder in workspace.templates:
-            path = folder.parent / file.source
-            if path.is_file():
-                found[file.source] = file_sha256(path)
-                break
-    for source in loaded.sources:
-        with contextlib.suppress(OSError):
-            inside = source.is_relative_to(workspace.root)
-            name = source.relative_to(workspace.root).as_posix() if inside else source.name
-            found[name] = file_sha256(source)
-    return found
 
 
 def _prepare(workspace: Workspace, loaded: Loaded, builder: Builder) -> None:
@@ -259,10 +146,10 @@ def _make(
             driver = stack.enter_context(builder.provide(job))
             feed.deliver(one.local, driver.root, profile.release)
         with _step(events, "image", node, f"building OpenWrt {profile.release} for {profile.hostname(node)}") as done:
-            built = driver.image(request(loaded, node, files), bin_dir)
+            built = driver.image(request(loaded, node, one.packages, files), bin_dir)
             feed.prove(one.local, built.packages)
             done.append(_sizes(built.images))
-        lock, warnings = pinning.compare(loaded, builder, node, built.packages, locked=locked)
+        lock, warnings = pinning.compare(loaded, node, one.pins, built.packages, locked=locked)
         built = replace(built, warnings=(*built.warnings, *warnings))
         built = _in_formats(built, profile.image.formats, node, events)
         record = _record(workspace, loaded, one, builder, built, driver, lock, time.monotonic() - started_s)

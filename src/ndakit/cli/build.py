@@ -12,7 +12,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from ndakit.build import fleet, lockfile, pinning, pipeline
+from ndakit.build import fleet, lockfile, pipeline
+from ndakit.build import plan as build_plan
 from ndakit.build.fleet import Outcome
 from ndakit.build.pipeline import BuildResult
 from ndakit.cli import fleet_progress
@@ -214,9 +215,7 @@ def _planned(workspace: Workspace, name: str, node: str | None, wish: Wish) -> l
             raise
         reasons = ["its ImageBuilder is not in the cache yet"]
         return [_plan_facts(loaded, one, up_to_date=False, reasons=reasons, id=None) for one in nodes]
-    plans = [pipeline.plan(workspace, loaded, one, builder, locked=wish.locked) for one in nodes]
-    if wish.locked:
-        pinning.require(loaded, builder, {one.node: str(one.inputs["packages"]) for one in plans})
+    plans = build_plan.plan(workspace, loaded, nodes, builder, locked=wish.locked)
     return [
         _plan_facts(loaded, one.node, up_to_date=one.up_to_date, reasons=list(one.reasons), id=one.image_id)
         for one in plans

@@ -18,7 +18,7 @@ def rows(workspace: Workspace, loaded: Loaded) -> list[dict[str, Any]]:
     """
     node = next(iter(loaded.profile.nodes))
     plan = package_plan.plan(loaded.profile, node)
-    local = {one.name: one for one in feed.choose(workspace, loaded, node, complete=False)}
+    local = {one.name: one for one in feed.choose(workspace, loaded, plan, complete=False)}
     found = [
         {
             "package": name,

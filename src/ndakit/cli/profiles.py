@@ -150,10 +150,12 @@ def check_profile(workspace: Workspace, profile: str, *, as_json: bool, daemons:
 
 def _package_errors(workspace: Workspace, loaded: Loaded) -> list[NdakitError]:
     """What is wrong with the packages that the profile asks for, as far as it is known without an ImageBuilder."""
+    from ndakit.model import package_plan
     from ndakit.packages import feed
 
     try:
-        feed.choose(workspace, loaded, next(iter(loaded.profile.nodes)), complete=False)
+        packages = package_plan.plan(loaded.profile, next(iter(loaded.profile.nodes)))
+        feed.choose(workspace, loaded, packages, complete=False)
     except ErrorGroup as group:
         return list(group.errors)
     except NdakitError as error:

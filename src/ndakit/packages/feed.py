@@ -21,6 +21,7 @@ from ndakit.core.workspace import Workspace, file_sha256, scratch_folder, write_
 from ndakit.imagebuilder import output
 from ndakit.load.loaded import Loaded
 from ndakit.model import Profile, package_plan
+from ndakit.model.package_plan import PackagePlan
 from ndakit.packages import apk, ipk
 from ndakit.packages import folder as packages_folder
 from ndakit.packages.folder import Package
@@ -71,9 +72,9 @@ class Local:
 
 
 def choose(
-    workspace: Workspace, loaded: Loaded, node: str, *, lab: bool = False, complete: bool = True
+    workspace: Workspace, loaded: Loaded, packages: PackagePlan, *, lab: bool = False, complete: bool = True
 ) -> tuple[Local, ...]:
-    """The packages of packages/ that a node's image gets, sorted by name.
+    """The packages of packages/ that an image with this plan gets, sorted by name.
 
     In the lab, programs that OpenWrt's SDK would have to build come from Debian, whatever packages/ has: what was built
     for OpenWrt does not run there. Raises what is wrong with the packages, PackageLacking for names that the release is
@@ -82,7 +83,7 @@ def choose(
     profile = loaded.profile
     errors: list[NdakitError] = []
     found: dict[str, Local] = {}
-    queue = list(package_plan.plan(profile, node).add)
+    queue = list(packages.add)
     asked = set(queue)
     while queue:
         name = queue.pop(0)
@@ -112,7 +113,7 @@ def choose(
 def unbuilt(workspace: Workspace, loaded: Loaded, node: str) -> tuple[PackageNotBuilt, ...]:
     """The programs of a node that somebody has to build in OpenWrt's SDK before there can be an image to flash."""
     try:
-        choose(workspace, loaded, node)
+        choose(workspace, loaded, package_plan.plan(loaded.profile, node))
     except ErrorGroup as group:
         return tuple(error for error in group.errors if isinstance(error, PackageNotBuilt))
     except PackageNotBuilt as error:

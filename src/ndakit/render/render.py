@@ -128,8 +128,12 @@ class Tree(Mapping[str, RenderedFile]):
         return hashlib.sha256(json.dumps(facts, separators=(",", ":")).encode()).hexdigest()
 
 
-def render(profile: Profile, node: str, templates: Sequence[Path]) -> Tree:
+def render(
+    profile: Profile, node: str, templates: Sequence[Path], packages: package_plan.PackagePlan | None = None
+) -> Tree:
     """The files of one node. `templates` are folders, searched in order; the profile has passed the cross-checks.
+
+    `packages` is the node's package plan where the caller has it; otherwise it is computed here.
 
     Raises NodeUnknown, an ErrorGroup of PackagesContradict, UnknownTimezone, TemplateBroken, TemplateConflict.
     """
@@ -149,7 +153,7 @@ def render(profile: Profile, node: str, templates: Sequence[Path]) -> Tree:
         "haproxy": balancer,
         "pair": pair.pair(view),
         "ipvs": ipvs,
-        "packages": package_plan.plan(profile, node),
+        "packages": packages or package_plan.plan(profile, node),
         "firewall": firewall.firewall(view),
         "timezone": timezone.posix(profile.system.timezone, where=f"profile {profile.name}, system.timezone"),
     }

@@ -17,7 +17,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from ndakit.build import pipeline
+from ndakit.build import plan
 from ndakit.cli.bench.figures import Add, Figure
 from ndakit.core import process
 from ndakit.core.workspace import Workspace
@@ -25,7 +25,7 @@ from ndakit.imagebuilder import cache, sources
 from ndakit.imagebuilder import request as imagebuilder_request
 from ndakit.imagebuilder.request import ImageRequest
 from ndakit.load import load
-from ndakit.model import Profile
+from ndakit.model import Profile, package_plan
 from ndakit.render import overlay, render
 
 ROUNDS = 5
@@ -82,7 +82,7 @@ def bench(private: Workspace, profile_name: str, add: Add, *, rounds: int = ROUN
     files = folder / "files"
     overlay.write(render.render(profile, node, private.templates), files)
     fingerprint = builder.fingerprint(profile)
-    request = pipeline.request(loaded, node, files)
+    request = plan.request(loaded, node, package_plan.plan(profile, node), files)
     run = _Bench(profile, builder, request, folder, cache.folder_of(fingerprint), folder / "shipped")
     run.driven("warm", keep=False)  # fills the package cache, and is not counted
     first, bare, second, shipped = [], [], [], []

@@ -1,0 +1,163 @@
+"""What building a profile's images would do, before anything is done: what each is made of, what is stale and why.
+
+Owns what decides an image (its inputs). The packages and the pins of a node are computed here, once, and carried by its
+plan; `pipeline` does what a plan says, and computes neither. Runs nothing and writes nothing.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ndakit.build import lockfile, pinning
+from ndakit.build import reasons as build_reasons
+from ndakit.core.workspace import Workspace, file_sha256
+from ndakit.image import artifacts, sidecars
+from ndakit.image import formats as image_formats
+from ndakit.image.artifacts import Artifact
+from ndakit.imagebuilder import request as imagebuilder_request
+from ndakit.imagebuilder.request import ImageRequest
+from ndakit.imagebuilder.sources import Builder
+from ndakit.load.load import Loaded
+from ndakit.model import package_plan
+from ndakit.model.package_plan import PackagePlan
+from ndakit.packages import feed
+from ndakit.render import render
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What building one node would do. `reasons` says why its image is made; empty if it is up to date."""
+
+    node: str
+    reasons: tuple[str, ...]
+    inputs: Mapping[str, Any]
+    sources: Mapping[str, str]
+    tree: render.Tree
+    packages: PackagePlan
+    """What the image gets and loses beside its device's own packages."""
+    local: tuple[feed.Local, ...]
+    """Packages of packages/ that the image gets."""
+    pins: lockfile.Node | None
+    """What the lock file pins for this node and kind of builder."""
+
+    @property
+    def up_to_date(self) -> bool:
+        """True if the image on disk is what a build would make."""
+        return not self.reasons
+
+    @property
+    def image_id(self) -> str:
+        """The id that the image has, or will have."""
+        return artifacts.identity(self.inputs)
+
+
+def plan(
+    workspace: Workspace, loaded: Loaded, nodes: Sequence[str], builder: Builder, *, locked: bool = False
+) -> tuple[Plan, ...]:
+    """Compare what the images of these nodes would be made of with what the ones on disk were made of.
+
+    With `locked`, other package versions than the lock file pins make an image stale too, and what cannot be as pinned
+    is refused. Raises what rendering and choosing packages raise, LockBroken, and with `locked` LockMissing and
+    LockDrift; writes nothing and runs nothing.
+    """
+    lock = lockfile.read(lockfile.path_of(loaded))
+    plans = tuple(_plan(workspace, loaded, node, builder, lock.node(builder.kind, node), locked) for node in nodes)
+    if locked:
+        pinning.require(loaded, builder, lock, {one.node: str(one.inputs["packages"]) for one in plans})
+    return plans
+
+
+def _plan(
+    workspace: Workspace, loaded: Loaded, node: str, builder: Builder, pins: lockfile.Node | None, locked: bool
+) -> Plan:
+    packages = package_plan.plan(loaded.profile, node)
+    tree = render.render(loaded.profile, node, workspace.templates, packages)
+    local = feed.choose(workspace, loaded, packages, lab=builder.kind == "lab")
+    inputs = _inputs(loaded, node, builder, tree, packages, local)
+    sources = _sources(workspace, loaded, tree)
+    folder = artifacts.folder_of(workspace, loaded.profile.name, node)
+    try:
+        there = Artifact.load(folder)
+    except artifacts.ImageNotBuilt:
+        reasons = ["there is no image yet"]
+    except artifacts.RecordBroken as cause:
+        reasons = [cause.what]
+    else:
+        reasons = [error.what for error in there.suspicious()]
+        if there.record.id != artifacts.identity(inputs):
+            reasons += build_reasons.changes(there.record, inputs, sources) or ["what the image is made of changed"]
+        reasons += pinning.stale(pins, builder.kind, there.record, locked=locked)
+        reasons = reasons or sidecars.outdated(loaded.profile, node, there, workspace.templates)
+    return Plan(node, tuple(reasons), inputs, sources, tree, packages, local, pins)
+
+
+def request(loaded: Loaded, node: str, packages: PackagePlan, files: Path) -> ImageRequest:
+    """The image of a node with these packages as an ImageBuilder is asked for it."""
+    profile = loaded.profile
+    return ImageRequest(
+        device=profile.imagebuilder_device,
+        target=profile.target,
+        add=tuple(packages.add),
+        remove=tuple(packages.remove),
+        files=files,
+        extra_name=profile.hostname(node),
+        rootfs_mib=profile.image.rootfs_mib,
+        filesystem=profile.image.filesystem,
+        firmware=profile.image.firmware,
+        archive="rootfs" in profile.image.formats,
+    )
+
+
+def _inputs(
+    loaded: Loaded,
+    node: str,
+    builder: Builder,
+    tree: render.Tree,
+    packages: PackagePlan,
+    local: Sequence[feed.Local],
+) -> dict[str, Any]:
+    """Everything that decides an image, and nothing else: no time, no path, no user."""
+    profile = loaded.profile
+    asked = request(loaded, node, packages, Path("files"))
+    return {
+        "format": artifacts.RECORD_FORMAT,
+        "release": str(profile.release),
+        "target": profile.target,
+        "device": asked.device,
+        "builder": builder.kind,
+        "fingerprint": builder.fingerprint(profile),
+        "packages": asked.packages,
+        **({"local_packages": {one.name: f"{one.version} {one.digest}" for one in local}} if local else {}),
+        "extra_name": asked.extra_name,
+        "image": {
+            "filesystem": asked.filesystem,
+            "firmware": asked.firmware,
+            "rootfs_mib": asked.rootfs_mib,
+            "formats": " ".join(profile.image.formats),
+        },
+        "disks": {name: image_formats.OPTIONS[name] for name in image_formats.wanted(profile.image.formats)},
+        "settings": imagebuilder_request.wanted_knobs(asked),
+        "files": {path: f"{f.mode:04o} {hashlib.sha256(f.content).hexdigest()}" for path, f in tree.items()},
+    }
+
+
+def _sources(workspace: Workspace, loaded: Loaded, tree: render.Tree) -> dict[str, str]:
+    """Hashes of the files that the tree was made from, by their names in the workspace; for explaining changes only."""
+    found: dict[str, str] = {}
+    for file in tree.values():
+        for folder in workspace.templates:
+            path = folder.parent / file.source
+            if path.is_file():
+                found[file.source] = file_sha256(path)
+                break
+    for source in loaded.sources:
+        with contextlib.suppress(OSError):
+            inside = source.is_relative_to(workspace.root)
+            name = source.relative_to(workspace.root).as_posix() if inside else source.name
+            found[name] = file_sha256(source)
+    return found
