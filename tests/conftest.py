@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import os
 import signal
+from collections.abc import Generator
 from pathlib import Path
 
 import labrig
 import pytest
 
 import spending
+import turns
+from pairs import Pair
 
 # A shell script starts what it puts behind `&` with SIGINT ignored, and children inherit that: tests that send Ctrl-C
 # to programs would wait for an end that never comes.
@@ -20,9 +23,46 @@ for setting in [name for name in os.environ if name.startswith("PYTHON")]:
     del os.environ[setting]
 
 
+TURNS = pytest.StashKey[turns.Turns]()
+TRIED_AGAIN = "tried again"
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object]:
+    """Tests that measure times in machines take turns, with what they make and end."""
+    if not (item.get_closest_marker("timed") or item.get_closest_marker("alone")):
+        return (yield)
+    mine = item.config.stash.get(TURNS, None)
+    if mine is None:
+        # Each process of a run has a folder of its own within the run's.
+        own = item.config._tmp_path_factory.getbasetemp()  # type: ignore[attr-defined]  # as its fixture is made
+        folder = own.parent if hasattr(item.config, "workerinput") else own
+        mine = item.config.stash[TURNS] = turns.Turns(folder / "turns")
+    with mine.by_itself() if item.get_closest_marker("alone") else mine.beside():
+        return (yield)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> bool | None:
+    """Tests of a lab that measure times are judged as `turns` says; all others as usual."""
+    pair = next((value for value in pyfuncitem.funcargs.values() if isinstance(value, Pair)), None)
+    if pair is None or pyfuncitem.get_closest_marker("timed") is None:
+        return None
+    words = {name: pyfuncitem.funcargs[name] for name in pyfuncitem._fixtureinfo.argnames}
+    pair.begin()
+    again = turns.judge(lambda: pyfuncitem.obj(**words), pair.lab.pace, pair.again, pyfuncitem.config.stash[TURNS])
+    pyfuncitem.user_properties += [(TRIED_AGAIN, why) for why in again]
+    return True
+
+
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    """Say where the time went; of a run that took none, nothing."""
+    """Say where the time went, of a run that took none nothing; and which tests were tried again, and why."""
     reports = [r for kind in terminalreporter.stats.values() for r in kind if isinstance(r, pytest.TestReport)]
+    told = [(r.nodeid, why) for r in reports for name, why in r.user_properties if name == TRIED_AGAIN]
+    if told := list(dict.fromkeys(told)):
+        terminalreporter.section("tried again by themselves, for others had disturbed them")
+        for name, why in told:
+            terminalreporter.write_line(f"{name}: {why}")
     found = spending.by_module(reports)
     if sum(spent.total_s for spent in found.values()) >= spending.TOLD_FROM_S:
         terminalreporter.section("where the time went (seconds of all workers together)")

@@ -29,10 +29,22 @@ class Pair:
     lab: LabNetwork
     claims: dict[str, Claim]
     workspace: Workspace
+    _tried: str = ""
+    """The claim that the test at work tried last."""
 
     def outcome(self, name: str) -> Outcome:
         """Try one claim."""
+        self._tried = name
         return self.claims[name].try_it(self.lab)
+
+    def begin(self) -> None:
+        """A test begins."""
+        self._tried = ""
+
+    def again(self) -> None:
+        """Bring the lab back to where a test began that failed: as the claim that it tried says, if it tried one."""
+        claim = self.claims.get(self._tried)
+        (claim.again if claim else LabNetwork.put_back)(self.lab)
 
 
 def new_key(folder: Path) -> tuple[str, str]:

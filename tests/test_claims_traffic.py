@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from ipaddress import IPv4Address
 from itertools import cycle
 from types import SimpleNamespace
 from typing import Any, cast
@@ -11,8 +12,10 @@ import pytest
 
 import goldens
 from ndakit.core.release import Release
+from ndakit.lab.clients import LabPeople
+from ndakit.lab.host import Host
 from ndakit.lab.network import LabNetwork
-from ndakit.lab.plan import plan
+from ndakit.lab.plan import Seat, plan
 from ndakit.model import Profile
 from ndakit.render.claimed_headers import CLAIMS, ClaimGroup
 from ndakit.verify.claims import shares, traffic
@@ -85,6 +88,35 @@ def test_forged_values_of_what_we_set_are_found_out() -> None:
     outcome = asked(x__forwarded__for="192.0.2.66", x__forwarded__proto="https")
     assert "X-Forwarded-For is '192.0.2.66', the client is 203.0.113.9" in outcome.detail
     assert "X-Forwarded-Proto is 'https'" in outcome.detail
+
+
+# -- requests that nobody answers ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("protocol", ["http", "tcp"])
+@pytest.mark.parametrize(("error", "asked"), [("time-out", 5), ("refused", 60)])
+def test_a_claim_does_not_wait_for_requests_that_time_out_once_it_has_failed(
+    protocol: str, error: str, asked: int
+) -> None:
+    """One of two servers keeps silent, or refuses: each second request fails."""
+    profile = weighted(1, 1, balance="roundrobin", protocol=protocol)
+    people = LabPeople(profile, plan(profile), None, lambda text: None)
+    answers = cycle([(True, "w0", ""), (False, "", error)])
+    tries = (SimpleNamespace(ok=ok, server=w, status=200 if ok else 0, error=why, body=w) for ok, w, why in answers)
+    made: list[object] = []
+
+    def one(*args: object, **words: object) -> Any:
+        made.append(next(tries))
+        return made[-1]
+
+    def load(url: str, requests: int, **words: object) -> Any:
+        return SimpleNamespace(tries=[one() for _ in range(requests)])
+
+    people.hosts["client"] = cast(Host, SimpleNamespace(load=load, ask=one))
+    found = people.load(cast(Seat, SEAT), IPv4Address("192.168.0.10"), 80, "web", 60)
+    assert found.total == len(made)
+    assert asked - 1 <= found.total <= asked
+    assert (found.failures, found.first_error) == (found.total // 2, error)
 
 
 # -- connections at once -----------------------------------------------------------------------------------------------

@@ -10,7 +10,7 @@ import pytest
 from ndakit.verify.claims import connection_sync
 from pairs import Pair, new_key, running
 
-pytestmark = [pytest.mark.vm, pytest.mark.alone]
+pytestmark = [pytest.mark.vm, pytest.mark.timed]
 
 PROFILE = """\
 name: handover
@@ -85,16 +85,20 @@ def test_the_claim_holds(pair: Pair, name: str) -> None:
 def test_a_rule_that_is_gone_is_found(pair: Pair) -> None:
     pair.lab.run("lb1", "nft -a list chain inet fw4 input_lan | sed -n 's/.*allow-agent.*handle //p' "
                  "| while read n; do nft delete rule inet fw4 input_lan handle $n; done")  # fmt: skip
-    outcome = pair.outcome("firewall/lan")
-    pair.lab.run("lb1", "/etc/init.d/firewall reload")
+    try:
+        outcome = pair.outcome("firewall/lan")
+    finally:
+        pair.lab.run("lb1", "/etc/init.d/firewall reload")
     assert not outcome.ok
     assert "5666 filtered, the profile says let in" in outcome.detail
 
 
 def test_udp_that_is_let_in_is_found_although_nobody_answers(pair: Pair) -> None:
     pair.lab.run("lb2", "nft insert rule inet fw4 input_lan udp dport 3780 accept")
-    outcome = pair.outcome("firewall/lan")
-    pair.lab.run("lb2", "/etc/init.d/firewall reload")
+    try:
+        outcome = pair.outcome("firewall/lan")
+    finally:
+        pair.lab.run("lb2", "/etc/init.d/firewall reload")
     assert not outcome.ok
     # conntrackd listens there, and says nothing; it does not on IPv6, so that the kernel refuses.
     assert "client-lan finds 192.168.0.12:3780/udp let in, the profile says shut" in outcome.detail
@@ -124,9 +128,11 @@ def test_what_the_next_master_was_not_told_is_lost(pair: Pair, monkeypatch: pyte
     monkeypatch.setattr(connection_sync, "RETRANSMIT_S", 1.0)  # nothing will come, so why wait for it
     # HAProxy starts anew, so that it knows nothing of before.
     lab.run("lb2", f"/etc/init.d/conntrackd stop; echo '{DEAF}' | nft -f -; /etc/init.d/haproxy restart")
-    lab.settle()
-    outcome = pair.outcome("failover/connections")
-    lab.run("lb2", "/etc/init.d/conntrackd start; nft delete table inet deaf")
+    try:
+        lab.settle()
+        outcome = pair.outcome("failover/connections")
+    finally:
+        lab.run("lb2", "/etc/init.d/conntrackd start; nft delete table inet deaf")
     assert not outcome.ok
     assert "when lb2 became master, 12 of 12 connections died: " in outcome.detail
     assert "when lb2 became master, 203.0.113." in outcome.detail
@@ -148,8 +154,10 @@ def test_a_node_that_alone_sees_no_server_gives_the_vips_away_and_takes_them_bac
     assert pair.lab.master() == "lb1"
     drop = "nft add table inet broken && nft 'add chain inet broken out { type filter hook output priority 0; }' && "
     pair.lab.run("lb1", drop + "nft add rule inet broken out ip daddr 192.168.0.21 drop")
-    assert pair.lab.wait_other_master("lb1", timeout_s=40) == "lb2"
-    pair.lab.run("lb1", "nft delete table inet broken")
+    try:
+        assert pair.lab.wait_other_master("lb1", timeout_s=40) == "lb2"
+    finally:
+        pair.lab.run("lb1", "nft delete table inet broken")
     assert pair.lab.wait_master(lambda m: m == "lb1", timeout_s=40) == "lb1"
 
 

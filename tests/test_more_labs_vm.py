@@ -11,7 +11,7 @@ import pytest
 from ndakit.verify.claims import bonding
 from pairs import Pair, running
 
-pytestmark = [pytest.mark.vm, pytest.mark.alone]
+pytestmark = [pytest.mark.vm, pytest.mark.timed]
 
 KEY = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIAABAgMEBQYHCAkKCwwNDg8QERITFBUWFxgZGhscHR4f admin"
 
@@ -133,11 +133,13 @@ def test_a_node_that_believes_adverts_from_beyond_a_router_is_found_out(
         lab.order(
             node, f"cp {conf} /tmp/good.conf; {edit}; ! cmp -s {conf} /tmp/good.conf; /etc/init.d/keepalived reload"
         )
-    lab.settle()
-    outcome = dual.outcome("vrrp/forged")
-    for node in ("a", "b"):
-        lab.run(node, f"cp /tmp/good.conf {conf}; /etc/init.d/keepalived reload")
-    lab.settle()
+    try:
+        lab.settle()
+        outcome = dual.outcome("vrrp/forged")
+    finally:
+        for node in ("a", "b"):
+            lab.run(node, f"cp /tmp/good.conf {conf}; /etc/init.d/keepalived reload")
+        lab.settle()
     assert not outcome.ok, outcome.figure
     assert outcome.detail in (f"{node} gave the VIPs of {instance} up" for node in ("a", "b"))
 
@@ -152,12 +154,14 @@ def test_a_switch_that_does_not_speak_lacp_is_found_out(dual: Pair) -> None:
     lab = dual.lab
     for node in ("a", "b"):
         lab.cable_up(node, "bond-lan", "none")
-    time.sleep(8)  # after 3 s without a word the partner is doubted, after 3 s more forgotten (IEEE 802.1AX, 6.4.12)
-    outcome = dual.outcome("bond/lan")
-    for node in ("a", "b"):
-        lab.cable_up(node, "bond-lan", "one")
-    time.sleep(5)
-    lab.settle()
+    try:
+        time.sleep(8)  # after 3 s without a word the partner is doubted, after 3 s more forgotten (802.1AX, 6.4.12)
+        outcome = dual.outcome("bond/lan")
+    finally:
+        for node in ("a", "b"):
+            lab.cable_up(node, "bond-lan", "one")
+        time.sleep(5)
+        lab.settle()
     assert not outcome.ok
     assert "as its LACP partner, not the switch" in outcome.detail and "over one card only" in outcome.detail
 
@@ -171,9 +175,11 @@ def test_no_node_takes_what_a_router_advertises(dual: Pair) -> None:
 def test_the_master_without_preemption_is_whoever_took_over(dual: Pair) -> None:
     master = dual.lab.master()
     dual.lab.run(master, "/etc/init.d/keepalived stop")
-    other = dual.lab.wait_other_master(master, timeout_s=10)
-    dual.lab.run(master, "/etc/init.d/keepalived start")
-    dual.lab.settle()
+    try:
+        other = dual.lab.wait_other_master(master, timeout_s=10)
+    finally:
+        dual.lab.run(master, "/etc/init.d/keepalived start")
+        dual.lab.settle()
     assert other not in ("", master)
     assert dual.lab.master() == other
 

@@ -8,7 +8,7 @@ import pytest
 
 from pairs import Pair, running
 
-pytestmark = [pytest.mark.vm, pytest.mark.alone]
+pytestmark = [pytest.mark.vm, pytest.mark.timed]
 
 KEY = (
     "ssh-rsa AAAAB3NzaC1yc2EAAAADAQABAAABAQCNq6vM0qLxcTCDn34ZUe3C97FF4nKEieBF4A2neHevAoKNRtxZExq+7DDWYA5s3qkZOsO3p3SwLK"
@@ -55,10 +55,12 @@ def test_a_firewall_that_does_not_look_at_the_ttl_is_found_out(old: Pair, progra
     lab.settle()
     for node in ("lb1", "lb2"):
         lab.order(node, f"{program} -w -I INPUT -p 112 -j ACCEPT")
-    outcome = old.outcome("vrrp/forged")
-    for node in ("lb1", "lb2"):
-        lab.run(node, f"{program} -w -D INPUT -p 112 -j ACCEPT")
-    lab.settle()
+    try:
+        outcome = old.outcome("vrrp/forged")
+    finally:
+        for node in ("lb1", "lb2"):
+            lab.run(node, f"{program} -w -D INPUT -p 112 -j ACCEPT")
+        lab.settle()
     assert not outcome.ok, outcome.figure
     assert outcome.detail in (f"{node} gave the VIPs of {instance} up" for node in ("lb1", "lb2"))
 

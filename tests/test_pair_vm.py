@@ -11,7 +11,7 @@ import pytest
 from ndakit.core.deadline import Deadline
 from pairs import Pair, new_key, running
 
-pytestmark = [pytest.mark.vm, pytest.mark.alone]
+pytestmark = [pytest.mark.vm, pytest.mark.timed]
 
 PROFILE = """\
 name: pair
@@ -155,7 +155,7 @@ def test_password_logins_are_found_out(pair: Pair) -> None:
     off = "uci set dropbear.@dropbear[0].{0}=off; uci set dropbear.@dropbear[0].{1}=off; uci commit dropbear"
     words = ("PasswordAuth", "RootPasswordAuth")
     opening = off.format(*words).replace("off;", "on;")
-    restart = "; /etc/init.d/dropbear restart; sleep 2"
+    restart = "; " + renewed("dropbear", "restart", stay=0)
     with broken(pair, "lb2", opening + restart, off.format(*words) + restart):
         assert_fails(pair, "ssh/lb2", "not just publickey")
 
@@ -172,12 +172,25 @@ def test_a_server_out_of_the_pool_is_a_wrong_share(pair: Pair) -> None:
     assert pair.lab.wait_server("apache", "web2", up=True, timeout_s=10) is not None
 
 
+def renewed(program: str, action: str, *, stay: int) -> str:
+    """Shell text: have an init script act, and wait until other processes of its program have taken over. `stay`: how
+    many of the old ones do not end."""
+    return (
+        f'old=" $(pidof {program}) "; /etc/init.d/{program} {action}; i=0; until [ $i -ge 50 ]; do i=$((i+1)); '
+        f"sleep 0.1; new=0; kept=0; for one in $(pidof {program}); do "
+        'case $old in *" $one "*) kept=$((kept+1));; *) new=$((new+1));; esac; done; '
+        f"[ $new = 0 ] || [ $kept != {stay} ] || break; done"
+    )
+
+
+HAPROXY_ANEW = renewed("haproxy", "reload", stay=1)
+"""HAProxy's master reads the file, its new worker takes over, and its old one ends."""
+MEND_HAPROXY = f"cp /tmp/good.cfg /etc/haproxy.cfg; {HAPROXY_ANEW}"
+
+
 def haproxy(script: str) -> str:
     """Edit HAProxy's configuration and have it read again; the copy beside it is for mending."""
-    return f"cp /etc/haproxy.cfg /tmp/good.cfg; {script}; /etc/init.d/haproxy reload; sleep 2"
-
-
-MEND_HAPROXY = "cp /tmp/good.cfg /etc/haproxy.cfg; /etc/init.d/haproxy reload; sleep 3"
+    return f"cp /etc/haproxy.cfg /tmp/good.cfg; {script}; {HAPROXY_ANEW}"
 
 
 def on_master(pair: Pair, script: str) -> contextlib.AbstractContextManager[None]:

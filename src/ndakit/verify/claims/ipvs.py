@@ -51,7 +51,7 @@ def way_back(lab: LabNetwork, name: str) -> Outcome:
             lab.hosts[seat.host].run(["ip", "neigh", "flush", "to", str(endpoint.address)], check=False)
             result = lab.load(seat, endpoint.address, port, service.pool, REQUESTS, service.transport)
         if result.failures:
-            wrong.append(f"{result.failures} of {REQUESTS} requests to {at} failed")
+            wrong.append(f"{result.failures} of {result.total} requests to {at} failed")
         through, past = watch.counts["balancer"], watch.counts["others"]
         total.update(watch.counts)
         if service.topology == "nat" and (past or not through):
@@ -96,7 +96,7 @@ def persistence(lab: LabNetwork, name: str) -> Outcome:
         result = lab.load(seat, endpoint.address, port, service.pool, REQUESTS, service.transport)
         kept = ", ".join(result.shares)
         if result.failures or len(result.shares) != 1:
-            wrong.append(f"{REQUESTS} connections to {at} were answered by {kept or 'nobody'}")
+            wrong.append(f"{result.total} connections to {at} were answered by {kept or 'nobody'}")
     return Outcome(not wrong, f"{REQUESTS} connections, all answered by {kept}", "; ".join(wrong))
 
 

@@ -78,9 +78,9 @@ def drained(lab: LabNetwork, name: str) -> Outcome:
         held.close()
     wrong = []
     if server in result.shares:
-        wrong.append(f"{server} was drained, and got {result.shares[server]} of {REQUESTS} new connections")
+        wrong.append(f"{server} was drained, and got {result.shares[server]} of {result.total} new connections")
     if result.failures:
-        wrong.append(f"while {server} was drained, {result.failures} of {REQUESTS} failed ({result.first_error})")
+        wrong.append(f"while {server} was drained, {result.failures} of {result.total} failed ({result.first_error})")
     if names.get(after.server) != server:
         wrong.append(f"the connection that {server} had did not go on: {after.error or after.server}")
     figure = (
