@@ -51,6 +51,12 @@ def failing(times: int, error: type[BaseException] = AssertionError) -> tuple[Ca
     return test, calls
 
 
+@pytest.mark.parametrize("address", ["2001:db8::1"])
+def test_a_test_about_an_ipv6_address_is_run_where_its_module_is(address: str, request: pytest.FixtureRequest) -> None:
+    scope = request.node.nodeid.rpartition("::")[0]  # as pytest-xdist's loadscope takes it
+    assert scope == "tests/test_turns.py"
+
+
 def nothing() -> None:
     """What brings a lab back that needs nothing."""
 
