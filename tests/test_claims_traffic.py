@@ -18,7 +18,7 @@ from ndakit.lab.network import LabNetwork
 from ndakit.lab.plan import Seat, plan
 from ndakit.model import Profile
 from ndakit.render.claimed_headers import CLAIMS, ClaimGroup
-from ndakit.verify.claims import shares, traffic
+from ndakit.verify.claims import haproxy, shares
 from ndakit.verify.claims.base import Outcome, first_front
 
 SEAT = SimpleNamespace(host="client", address=lambda version: "203.0.113.9")
@@ -44,12 +44,12 @@ def asked(release: str = "24.10.8", status: int = 200, **arrives: Any) -> Outcom
     }
 
     def get(*args: object, headers: dict[str, str]) -> Any:
-        code = status if headers is traffic.DISGUISED else 200
+        code = status if headers is haproxy.DISGUISED else 200
         return SimpleNamespace(status=code, seen_header=lambda name: seen.get(name.lower()) if code == 200 else None)
 
     profile = weighted(1, 1).model_copy(update={"release": Release.parse(release)})
     lab = SimpleNamespace(profile=profile, client_for=lambda endpoint: SEAT, get=get)
-    return traffic.client_address(cast(LabNetwork, lab), "web")
+    return haproxy.client_address(cast(LabNetwork, lab), "web")
 
 
 def test_a_client_that_is_who_it_is_holds() -> None:
@@ -59,8 +59,8 @@ def test_a_client_that_is_who_it_is_holds() -> None:
 
 @pytest.mark.parametrize("group", CLAIMS.groups, ids=lambda g: g.about)
 def test_the_forged_headers_hold_one_of_each_group_and_no_other(group: ClaimGroup) -> None:
-    assert set(group.names) & traffic.FORGED.keys()
-    assert traffic.FORGED.keys() - set(CLAIMS.names) == {"Connection"}
+    assert set(group.names) & haproxy.FORGED.keys()
+    assert haproxy.FORGED.keys() - set(CLAIMS.names) == {"Connection"}
 
 
 def test_a_disguised_header_is_refused_where_haproxy_has_no_patterns_and_gone_where_it_has() -> None:
@@ -74,8 +74,8 @@ def test_a_disguised_header_is_refused_where_haproxy_has_no_patterns_and_gone_wh
     ("header", "value"),
     [
         (h.lower().replace("-", "__"), v)
-        for h, v in (traffic.FORGED | traffic.DISGUISED).items()
-        if h not in traffic.SET_BY_US
+        for h, v in (haproxy.FORGED | haproxy.DISGUISED).items()
+        if h not in haproxy.SET_BY_US
     ],
 )
 def test_each_forged_header_that_arrives_is_found_out(header: str, value: str) -> None:

@@ -110,7 +110,7 @@ def test_a_finding_names_rule_file_line_and_fix() -> None:
 def test_every_rule_of_the_source_is_shown_failing() -> None:
     import re
 
-    modules = ("lint", "uci", "firewall", "nftables", "admin", "daemons", "pair", "ipvs")  # fmt: skip
+    modules = ("lint", "uci", "firewall", "nftables", "admin", "haproxy", "keepalived", "system", "pair", "ipvs")
     source = "".join((goldens.ROOT / "src/ndakit/lint" / f"{m}.py").read_text() for m in modules)
     stated = set(re.findall(r'finding\(\s*"([a-z-]+)"', source))
     shown = {c["rule"] for c in CASES} | {"uci-missing", "place", "mode", "encoding"}

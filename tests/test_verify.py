@@ -25,6 +25,7 @@ from ndakit.lab.plan import plan
 from ndakit.load import load
 from ndakit.machine.vm import Vm
 from ndakit.model import Profile
+from ndakit.model.engines import HAPROXY
 from ndakit.node.facts import (
     NodeFacts,
     OutputNotUnderstood,
@@ -350,18 +351,18 @@ def test_an_answer_from_outside_the_pool_is_named(pair: Profile) -> None:
 
 @pytest.mark.parametrize("balance", ["source", "uri", "sh"])
 def test_one_client_stays_on_one_server_where_the_balance_says_so(pair: Profile, balance: str) -> None:
-    pool = pair.pools["apache"].model_copy(update={"balance": balance})
-    profile = pair.model_copy(update={"pools": {"apache": pool}})
+    profile = balanced(pair, balance)
     assert share_errors(profile, "www", shares(web2=60)) == []
     assert "spread one client over 2 servers" in share_errors(profile, "www", shares(web1=30, web2=30))[0]
 
 
 def balanced(profile: Profile, balance: str, **weights: int) -> Profile:
-    """A pool of the kernel's, with other weights."""
-    pool = profile.pools["apache"]
-    servers = {n: s.model_copy(update={"weight": weights[n]}) for n, s in pool.servers.items() if n in weights}
+    """The pool with another balance and other weights, behind a topology whose engine has this balance."""
+    pool, topology = profile.pools["apache"], "proxy" if balance in HAPROXY.balance else "nat"
+    servers = {n: s.model_copy(update={"weight": weights.get(n, s.weight)}) for n, s in pool.servers.items()}
     changed = pool.model_copy(update={"balance": balance, "servers": servers})
-    return profile.model_copy(update={"pools": {"apache": changed}})
+    services = {"www": profile.services["www"].model_copy(update={"topology": topology})}
+    return profile.model_copy(update={"pools": {"apache": changed}, "services": services})
 
 
 @pytest.mark.parametrize("balance", ["wrr", "sh", "lc", "nq"])
@@ -373,8 +374,6 @@ def test_a_drained_server_that_answers_is_named(pair: Profile, balance: str) -> 
 
 def test_shares_are_not_judged_where_the_kernel_may_think_a_server_full(pair: Profile) -> None:
     kernel = balanced(pair, "rr", web1=1, web2=1)
-    services = {"www": kernel.services["www"].model_copy(update={"topology": "nat"})}
-    kernel = kernel.model_copy(update={"services": services})
     assert share_errors(kernel, "www", shares(web1=4, web2=56)) != []
     limited = kernel.pools["apache"].servers["web1"].model_copy(update={"max_connections": 4})
     kernel.pools["apache"].servers["web1"] = limited

@@ -1,6 +1,7 @@
 """Plain readers of haproxy.cfg and keepalived.conf: words with their lines, nothing understood.
 
-They share no code with filters and templates. What the words mean is lint_daemons' and validators' business.
+They share no code with filters and templates. What the words mean is the business of `haproxy`,
+`keepalived` and `real_daemons`.
 """
 
 from __future__ import annotations
@@ -9,6 +10,8 @@ import shlex
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
+HAPROXY, KEEPALIVED = "/etc/haproxy.cfg", "/etc/keepalived/keepalived.conf"
+"""Where the two lie on a node."""
 _HAPROXY_SECTIONS = {"global", "defaults", "frontend", "backend", "listen", "peers", "userlist", "resolvers", "cache"}
 
 

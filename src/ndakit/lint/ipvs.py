@@ -94,7 +94,7 @@ def rules(subject: Subject) -> Iterator[LintFinding]:
     try:
         blocks = keepalived(file.text).inner("virtual_server")
     except TextError:
-        return  # lint_daemons says so
+        return  # lint/keepalived says so
     found = _Rules(subject)
     yield from _virtual_servers(subject, blocks, found)
     yield from _services(subject, blocks, found)

@@ -2,9 +2,8 @@
 
 Works on the rendered text alone, read by readers that share no code with templates and filters; expectations come from
 the profile. Every rule stands for a failure that was measured (verified-fragments of the project's reference) and has a
-test that shows it failing. This module owns the rules about files as such, and the order; the others are in lint_uci,
-lint_firewall, lint_nftables, lint_admin, lint_daemons, lint_pair and lint_ipvs. What the real daemons say is
-validators' business.
+test that shows it failing. This module owns the rules about files as such, and the order; each engine and each other
+program has its own in the module of its name. What the real daemons say is the business of `real_daemons`.
 """
 
 from __future__ import annotations
@@ -13,7 +12,7 @@ import re
 from collections.abc import Iterator
 
 from ndakit.core.errors import NdakitError
-from ndakit.lint import admin, daemons, firewall, ipvs, nftables, pair, uci
+from ndakit.lint import admin, firewall, haproxy, ipvs, keepalived, nftables, pair, system, uci
 from ndakit.lint.subject import LintFinding, Subject
 from ndakit.model import Profile
 from ndakit.render.render import READ_BY_SHELLS, Tree, mode_of, within
@@ -36,7 +35,9 @@ def lint(tree: Tree, profile: Profile, node: str) -> list[NdakitError]:
         firewall.rules,
         nftables.rules,
         admin.rules,
-        daemons.rules,
+        haproxy.rules,
+        keepalived.rules,
+        system.rules,
         pair.rules,
         ipvs.rules,
     ):

@@ -1,6 +1,6 @@
 """Lint of what makes two nodes a pair: what they tell each other, which pools decide, and what is shut by name.
 
-Reads conntrackd.conf, keepalived.conf, haproxy.cfg and the firewall; what VRRP itself needs is in lint_daemons and
+Reads conntrackd.conf, keepalived.conf, haproxy.cfg and the firewall; what VRRP itself needs is in `keepalived` and
 lint_firewall.
 """
 
@@ -11,8 +11,7 @@ from collections.abc import Iterator
 from ipaddress import ip_address, ip_network
 
 from ndakit.core.uci import Section
-from ndakit.lint.config_text import Block, TextError, haproxy, keepalived
-from ndakit.lint.daemons import HAPROXY, KEEPALIVED
+from ndakit.lint.config_text import HAPROXY, KEEPALIVED, Block, TextError, haproxy, keepalived
 from ndakit.lint.firewall import FIREWALL
 from ndakit.lint.subject import LintFinding, Subject
 from ndakit.model.links import watched
@@ -302,7 +301,7 @@ def _answered(subject: Subject, answers: str) -> Iterator[LintFinding]:
 
 
 def _vrrp(subject: Subject) -> Block:
-    """keepalived.conf; empty if it is not there or cannot be read (lint_daemons says so)."""
+    """keepalived.conf; empty if it is not there or cannot be read (`keepalived` says so)."""
     try:
         return keepalived(subject.tree[KEEPALIVED].text) if KEEPALIVED in subject.tree else Block((), 0)
     except TextError:

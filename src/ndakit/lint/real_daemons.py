@@ -21,6 +21,7 @@ from ndakit.core import process
 from ndakit.core.errors import BuildError, Location, MachineError, NdakitError
 from ndakit.core.workspace import Workspace, scratch_folder
 from ndakit.lint import config_text
+from ndakit.lint.config_text import HAPROXY, KEEPALIVED
 from ndakit.lint.subject import mend
 from ndakit.render.render import Tree
 
@@ -31,7 +32,6 @@ _NEWER, _NEWER_SUITES = "newer", "testing unstable"
 _INIT = "/etc/init.d/"
 _TIMEOUT_S = 60.0
 _DOWNLOAD_TIMEOUT_S = 600.0
-HAPROXY, KEEPALIVED = "/etc/haproxy.cfg", "/etc/keepalived/keepalived.conf"
 CONNTRACKD = "/etc/conntrackd/conntrackd.conf"
 _HAPROXY_MESSAGE = re.compile(
     r"\[(?:ALERT|WARNING)\]\s*\(\d+\) : config : (?:parsing \[(?P<file>[^:\]]+):(?P<line>\d+)\]\s*: )?(?P<text>.*)"

@@ -416,7 +416,7 @@ class Profile(Model):
     @property
     def marked_services(self) -> tuple[str, ...]:
         """The services with several ports that the kernel balances: each wants a firewall mark of its own, and there
-        are MARKS_MAX of them (check_traffic)."""
+        are MARKS_MAX of them (rules/traffic)."""
         return tuple(n for n in self.ipvs_services if self.services[n].several)
 
     def detection_s(self, pool: str) -> float:

@@ -1,13 +1,9 @@
 """Rules over several objects of a profile, as findings; no I/O, nothing is raised.
 
-Each finding names the two places that disagree. The rules live in `check_addresses` (who has which address where),
-`check_routes` (routes that hide others), `check_host` (cards, VRRP, time), `check_access` (who gets in), `check_device`
-(what the device lacks), `check_traffic` (pools and services), `check_release` (what the release cannot do),
-`check_packages` (what is to be left out although it is needed), `check_image` (files that platform or device cannot
-use), `check_capacity` (does the expected load fit), `check_guard` (the profile's own firewall rules) and `check_pair`
-(what the nodes tell each other), `check_ipvs` (what only one of HAProxy and IPVS can do), `check_replies` (the way of
-answers), `check_listeners` (who else has a port) and `check_proxy` (what HAProxy's keys mean). Rules within one object
-are validators of its class; rules across profiles are in `neighbours`.
+Each finding names the two places that disagree. A module's name says what its rules are about; `engines` holds what the
+engine of a service does not carry, `ipvs` and `proxy` what follows where IPVS or HAProxy carries it, `reply_paths`
+the way of answers. Rules within one object are validators of its class; rules across profiles are in
+`load/workspace_checks`.
 """
 
 from __future__ import annotations
@@ -20,6 +16,7 @@ from ndakit.model.rules import (
     addresses,
     capacity,
     device,
+    engines,
     firewall,
     host,
     image,
@@ -40,7 +37,7 @@ __all__ = ["Finding", "findings"]
 RULES = (
     *addresses.RULES, *routes.RULES, *host.RULES, *access.RULES, *device.RULES,
     *traffic.RULES, *release.RULES, *packages.RULES, *image.RULES, *capacity.RULES,
-    *firewall.RULES, *pair.RULES, *ipvs.RULES, *reply_paths.RULES,
+    *firewall.RULES, *pair.RULES, *engines.RULES, *ipvs.RULES, *reply_paths.RULES,
     *listeners.RULES, *proxy.RULES,
 )  # fmt: skip
 

@@ -1,7 +1,6 @@
-"""Cross-checks: services that the kernel balances (topology nat, dr, tun), and what only one of the engines can do.
+"""Cross-checks: services that the kernel balances (topology nat, dr, tun), and the checks that their pools can have.
 
-How packets and answers travel with each topology is in `check_replies`; here is what IPVS and keepalived cannot do, or
-HAProxy cannot, each with the service that asks for it and the place that says so.
+How packets and answers travel with each topology is in `reply_paths`; what IPVS does not carry at all in `engines`.
 """
 
 from __future__ import annotations
@@ -14,12 +13,12 @@ from ndakit.core.mistakes import KeyPath
 from ndakit.core.release import since
 from ndakit.model.base import Address
 from ndakit.model.checks.base import PROXY_CHECKS
-from ndakit.model.engines import ENGINES, IPVS, Engine, Feature, Refused
+from ndakit.model.engines import IPVS
 from ndakit.model.profile import Profile
+from ndakit.model.rules.engines import RELEASE, topology_of
 from ndakit.model.rules.findings import Finding, error, warning
-from ndakit.model.traffic import RETRIES, Pool, Service, Timeouts
+from ndakit.model.traffic import Service
 
-RELEASE: KeyPath = ("release",)
 _NOT_IN_KEEPALIVED = re.compile(r"\$|~[A-Z]")
 """keepalived.conf replaces these (keepalived.conf(5), "PARAMETER SUBSTITUTION", "~SEQ"), and has no escape for them."""
 UNREACHABLE_PER_S = 1.0
@@ -37,123 +36,6 @@ def complete_ipvs_services(profile: Profile) -> Iterator[tuple[str, Service]]:
             yield name, service
 
 
-def _topology(service: str) -> KeyPath:
-    return ("services", service, "topology")
-
-
-def protocols(profile: Profile) -> Iterator[Finding]:
-    """Protocols that the engine of a service's topology does not speak."""
-    for name, service in profile.services.items():
-        refused = service.carried_by.protocols[service.protocol]
-        if refused is not None:
-            yield _refusal(profile, refused, ("services", name, "protocol"), name)
-
-
-def features(profile: Profile) -> Iterator[Finding]:
-    """Keys of services, pools and servers that an engine does not carry."""
-    for name, service in profile.services.items():
-        for feature in _features_of_service(service):
-            refused = service.carried_by.features[feature]
-            if refused is not None:
-                yield _refusal(profile, refused, ("services", name, feature), name)
-    for name, pool in profile.pools.items():
-        for feature, keys in _features_of_pool(pool):
-            # An engine without sorry pages has no pages of sorry pools either, which is told at the pool before.
-            users = [
-                s for s in profile.services_of(name) if feature != "sorry.page" or profile.services[s].pool == name
-            ]
-            for engine in ENGINES:
-                refused = engine.features[feature]
-                user = next((s for s in users if profile.services[s].carried_by is engine), None)
-                if refused is not None and user is not None:
-                    yield _refusal(profile, refused, ("pools", name, *keys), user, pool=name)
-
-
-def _features_of_service(service: Service) -> Iterator[Feature]:
-    if service.timeouts != Timeouts():
-        yield "timeouts"
-    if service.limits is not None:
-        yield "limits"
-
-
-def _features_of_pool(pool: Pool) -> Iterator[tuple[Feature, KeyPath]]:
-    """The features that a pool and its servers ask for, each with its place in the pool."""
-    if pool.retries != RETRIES:
-        yield "retries", ("retries",)
-    if pool.slow_start_s is not None:
-        yield "slow_start_s", ("slow_start_s",)
-    if pool.quorum is not None:
-        yield "quorum", ("quorum",)
-    if pool.sorry is not None and pool.sorry.page is not None:
-        yield "sorry.page", ("sorry", "page")
-    for name, server in pool.servers.items():
-        if server.resume_below is not None:
-            yield "resume_below", ("servers", name, "resume_below")
-
-
-def _refusal(profile: Profile, refused: Refused, at: KeyPath, user: str, *, pool: str = "") -> Finding:
-    """What an engine does not carry as an error. `user` is the service that asks for it, `pool` its pool."""
-    service = profile.services[user]
-    facts = {"service": user, "topology": service.topology, "pool": pool, "server": at[-2] if len(at) > 1 else ""}
-    facts["or_topology"] = ", or topology: proxy" if service.proxiable else ""
-    facts["or_write"] = ", or write topology: proxy" if service.proxiable else ""
-    return error(
-        refused.code, refused.why.format(**facts), at, refused.fix.format(**facts), other=_topology(user),
-        also=(("services", user),) if pool else (),
-    )  # fmt: skip
-
-
-def balance(profile: Profile) -> Iterator[Finding]:
-    """Ways to choose a server that an engine, or the release, does not have."""
-    for name, pool in profile.pools.items():
-        at: KeyPath = ("pools", name, "balance")
-        for user in profile.services_of(name):
-            engine = profile.services[user].carried_by
-            if pool.balance not in engine.balance:
-                has = next(e.title for e in ENGINES if pool.balance in e.balance)
-                yield error(
-                    "balance-of-engine",
-                    f"pool {name} balances by {pool.balance}, which {has} does and {engine.title}, behind service "
-                    f"{user}, does not",
-                    at, "write roundrobin, leastconn or source, or a pool of its own for the service",
-                    other=_topology(user), also=(("services", user),),
-                )  # fmt: skip
-        for engine in ENGINES:
-            if profile.carried_services_of(engine, name) and pool.balance in engine.balance:
-                yield from _balance_of_engine(profile, name, engine)
-
-
-def _balance_of_engine(profile: Profile, name: str, engine: Engine) -> Iterator[Finding]:
-    """What follows from an engine's way to choose a server of a pool."""
-    pool, at = profile.pools[name], ("pools", name, "balance")
-    word = engine.balance[pool.balance]
-    later = engine.balance_since.get(word)
-    if later is not None and (later.since is None or profile.release.branch < later.since):
-        use = f", or use release {since(*later.since)}" if later.since is not None else ""
-        yield error(
-            "balance-of-release",
-            f"pool {name} balances by {pool.balance}, and the {engine.title} of OpenWrt {profile.release} does not "
-            "know that",
-            at, f"write balance: {later.instead}{use}", other=RELEASE,
-        )  # fmt: skip
-    left_out = next((n for n, s in pool.servers.items() if not s.weight or s.max_connections is not None), None)
-    if word in engine.refuses and left_out is not None:
-        why = "is full" if pool.servers[left_out].weight else "has weight 0"
-        yield warning(
-            "destination-refuses",
-            f"pool {name} balances by {pool.balance}, which sends whole VIPs to one server each, and to no "
-            f"other while {left_out} {why}: its clients are refused",
-            at, "write locality (lblc), or leave weight 0 and max_connections out",
-            other=("pools", name, "servers", left_out),
-        )  # fmt: skip
-    if word in engine.weightless and len({s.weight for s in pool.servers.values()} - {0}) > 1:
-        yield warning(
-            "weights-ignored", f"pool {name} balances by {pool.balance}, which looks at no weights", at,
-            "write roundrobin (wrr) or leastconn (wlc), or leave the weights out",
-            other=("pools", name, "servers"),
-        )  # fmt: skip
-
-
 def checks_of_engine(profile: Profile) -> Iterator[Finding]:
     """Checks that HAProxy or keepalived does not have."""
     for name, pool in profile.pools.items():
@@ -165,7 +47,7 @@ def checks_of_engine(profile: Profile) -> Iterator[Finding]:
                 f"pool {name}'s check is {check.type}, which keepalived has and HAProxy, behind service "
                 f"{proxied[0]}, has not",
                 at, f"write one of {', '.join(PROXY_CHECKS)}, or a pool of its own for the service",
-                other=("services", proxied[0]), also=(_topology(proxied[0]),),
+                other=("services", proxied[0]), also=(topology_of(proxied[0]),),
             )  # fmt: skip
         if proxied and check.expect.digest is not None:
             yield error(
@@ -174,7 +56,7 @@ def checks_of_engine(profile: Profile) -> Iterator[Finding]:
                 f"{proxied[0]}, "
                 "does not",
                 (*at, "expect", "digest"), "state expect: {status: 200}, or a pool of its own for the service",
-                other=("services", proxied[0]), also=(_topology(proxied[0]),),
+                other=("services", proxied[0]), also=(topology_of(proxied[0]),),
             )  # fmt: skip
         if not balanced:
             continue
@@ -185,20 +67,20 @@ def checks_of_engine(profile: Profile) -> Iterator[Finding]:
                 f"pool {name}'s tcp check sends or expects something, and keepalived, behind service {user}, only "
                 "connects",
                 at, "write type: script with a script that does it, or leave send and expect out",
-                other=_topology(user),
+                other=topology_of(user),
             )  # fmt: skip
         if check.good_in_a_row > 1 and check.rise is not None:
             yield error(
                 "rise-of-kernel",
                 f"pool {name}'s check wants {check.rise} good answers in a row, and keepalived, behind service {user}, "
                 "takes a server back after the first",
-                (*at, "rise"), "write rise: 1, or leave it out", other=_topology(user),
+                (*at, "rise"), "write rise: 1, or leave it out", other=topology_of(user),
             )  # fmt: skip
         if check.type in ("http", "https") and _NOT_IN_KEEPALIVED.search(check.request_path):
             yield error(
                 "path-of-keepalived",
                 f"keepalived, behind service {user}, would read $ and ~ in the path {check.path} as something else",
-                (*at, "path"), "write %24 for $ and %7E for ~", other=_topology(user),
+                (*at, "path"), "write %24 for $ and %7E for ~", other=topology_of(user),
             )  # fmt: skip
         # A sorry server of IPVS is not checked, whatever its pool says.
         asked = (s for s in balanced if profile.services[s].pool == name)
@@ -289,7 +171,7 @@ def sorry_servers(profile: Profile) -> Iterator[Finding]:
                 "one-sorry-server",
                 f"IPVS, behind service {name}, has room for one sorry server, and pool {pool.sorry.pool} has "
                 f"{len(other.servers)}",
-                (*at, "pool"), "name a pool with one server", other=(*place, "servers"), also=(_topology(name),),
+                (*at, "pool"), "name a pool with one server", other=(*place, "servers"), also=(topology_of(name),),
             )  # fmt: skip
         if other.sorry is not None:
             yield error(
@@ -297,7 +179,7 @@ def sorry_servers(profile: Profile) -> Iterator[Finding]:
                 f"IPVS, behind service {name}, has room for one sorry server, and pool {pool.sorry.pool} has a "
                 "further one",
                 (*at, "pool"), f"delete pools.{pool.sorry.pool}.sorry, or name a pool without", other=(*place, "sorry"),
-                also=(_topology(name),),
+                also=(topology_of(name),),
             )  # fmt: skip
 
 
@@ -331,7 +213,7 @@ def ports_together(profile: Profile) -> Iterator[Finding]:
                 ("services", name, "port"),
                 f"write persistence: {{type: source}} in the service, or balance: source in pool {service.pool}; if "
                 "its ports have nothing to do with each other, make a service of each",
-                other=("pools", service.pool), also=(("services", name, "persistence"), _topology(name)),
+                other=("pools", service.pool), also=(("services", name, "persistence"), topology_of(name)),
             )  # fmt: skip
 
 
@@ -339,7 +221,7 @@ def returning(profile: Profile) -> Iterator[Finding]:
     """A node that is master again before it knows which servers are well: keepalived puts a server into IPVS when it
     has answered, and asks for the first time somewhen within the interval."""
     settings = profile.vrrp
-    if profile.standalone or not settings.preempt or profile.syncs_ipvs:  # with sync see check_pair.told_in_time
+    if profile.standalone or not settings.preempt or profile.syncs_ipvs:  # with sync see pair.told_in_time
         return
     waits_s = settings.preempt_delay_s + 3 * settings.advert_interval_s
     checked_s = {s.pool: profile.pools[s.pool].check.interval_s for _, s in complete_ipvs_services(profile)}
@@ -355,9 +237,6 @@ def returning(profile: Profile) -> Iterator[Finding]:
 
 
 RULES: tuple[Callable[[Profile], Iterator[Finding]], ...] = (
-    protocols,
-    features,
-    balance,
     checks_of_engine,
     closed_ports,
     checks_of_release,

@@ -19,6 +19,7 @@ from ndakit.verify.claims import (
     faults,
     firewall,
     forged,
+    haproxy,
     ipvs,
     node,
     scheduling,
@@ -90,30 +91,9 @@ def _about_services(profile: Profile) -> Iterator[Claim | LeftOut]:
         yield from _ABOUT_ENGINE[service.carried_by.name](profile, name)
 
 
-def _about_haproxy_service(profile: Profile, name: str) -> Iterator[Claim | LeftOut]:
-    if profile.services[name].protocol == "http":
-        text = f"servers of {name} learn the client's address, and clients cannot forge it"
-        yield Claim(f"client-address/{name}", text, partial(traffic.client_address, name=name))
-
-
-def _about_ipvs_service(profile: Profile, name: str) -> Iterator[Claim | LeftOut]:
-    service = profile.services[name]
-    if service.transport == "tcp":
-        text = f"servers of {name} see the client's own address"
-        yield Claim(f"client-address/{name}", text, partial(ipvs.seen_client, name=name))
-    else:
-        yield LeftOut(f"client-address/{name}", "the lab's servers tell whom they see over tcp and http only")
-    way = "through" if service.topology == "nat" else "past"
-    text = f"answers of {name} ({service.topology}) go {way} the balancers, and nobody else answers for its VIP"
-    yield Claim(f"way-back/{name}", text, partial(ipvs.way_back, name=name))
-    if profile.persistence(name) is not None:
-        text = f"a client of {name} keeps its server"
-        yield Claim(f"persistence/{name}", text, partial(ipvs.persistence, name=name))
-
-
 _ABOUT_ENGINE: Mapping[str, Callable[[Profile, str], Iterator[Claim | LeftOut]]] = {
-    engines.HAPROXY.name: _about_haproxy_service,
-    engines.IPVS.name: _about_ipvs_service,
+    engines.HAPROXY.name: haproxy.about_service,
+    engines.IPVS.name: ipvs.about_service,
 }
 """What is claimed of a service beyond its answers and shares, by its engine."""
 

@@ -7,18 +7,35 @@ import threading
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import partial
 
 from ndakit.lab.frames import arp_answer, decode_segment
 from ndakit.lab.host.request import authority
 from ndakit.lab.network import LabNetwork
 from ndakit.lab.switch import Frame
-from ndakit.model import Endpoint
+from ndakit.model import Endpoint, Profile
 from ndakit.render.servers import ServerSide, servers
-from ndakit.verify.claims.base import Outcome, targets
+from ndakit.verify.claims.base import Claim, LeftOut, Outcome, targets
 
 REQUESTS = 20
 ROUNDS = 3
 """Connections for each server until all have been asked: schedulers that look at load may take one twice in a row."""
+
+
+def about_service(profile: Profile, name: str) -> Iterator[Claim | LeftOut]:
+    """What is claimed of a service that the kernel balances, beyond its answers and shares."""
+    service = profile.services[name]
+    if service.transport == "tcp":
+        text = f"servers of {name} see the client's own address"
+        yield Claim(f"client-address/{name}", text, partial(seen_client, name=name))
+    else:
+        yield LeftOut(f"client-address/{name}", "the lab's servers tell whom they see over tcp and http only")
+    way = "through" if service.topology == "nat" else "past"
+    text = f"answers of {name} ({service.topology}) go {way} the balancers, and nobody else answers for its VIP"
+    yield Claim(f"way-back/{name}", text, partial(way_back, name=name))
+    if profile.persistence(name) is not None:
+        text = f"a client of {name} keeps its server"
+        yield Claim(f"persistence/{name}", text, partial(persistence, name=name))
 
 
 def seen_client(lab: LabNetwork, name: str) -> Outcome:

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
 
 from ndakit.lab.clients import Front
-from ndakit.lab.host.measure import Answer
 from ndakit.lab.host.request import authority
 from ndakit.lab.network import LabNetwork
 from ndakit.model import Endpoint
@@ -72,55 +70,6 @@ def service(lab: LabNetwork, name: str) -> Outcome:
         "; ".join(wrong),
         {"requests": total, **{f"share_{s}": c for s, c in shares.items()}},
     )
-
-
-FORGED = {
-    "X-Forwarded-For": "192.0.2.66", "X-Forwarded-Proto": "https", "X-Forwarded-Host": "forged.invalid",
-    "Forwarded": "for=192.0.2.66", "X-Real-IP": "192.0.2.66", "X-Client-IP": "192.0.2.66",
-    "True-Client-IP": "192.0.2.66", "X-Remote-User": "forged", "X-WebAuth-Role": "Admin", "X-SSL-Cert": "forged",
-    "X-ARR-SSL": "forged", "X-SSL-Client-Verify": "SUCCESS",
-    "X-MS-Client-Principal-Name": "forged", "X-Original-URL": "/forged", "Proxy": "forged.invalid:80",
-    "Connection": "close, X-Forwarded-For",
-}  # fmt: skip
-"""What a client sends that wants to be somebody else: one header or more of each group of claimed_headers."""
-DISGUISED = {"X_Forwarded_For": "192.0.2.66"}
-"""The same with other characters than `-`. A HAProxy that cannot delete headers by a pattern refuses such a request."""
-REFUSED = 403
-SET_BY_US = ("X-Forwarded-For", "X-Forwarded-Proto")
-
-
-def client_address(lab: LabNetwork, name: str) -> Outcome:
-    """X-Forwarded-For and -Proto at the server, and none of the forged headers that were sent along."""
-    wrong: list[str] = []
-    seen = ""
-    for endpoint, port in targets(lab.profile, name):
-        seat = lab.client_for(endpoint)
-        own = str(seat.address(endpoint.address.version))
-        answer = lab.get(seat, endpoint.address, port, headers=FORGED)
-        seen = answer.seen_header("x-forwarded-for") or ""
-        if seen != own:
-            wrong.append(f"X-Forwarded-For is '{seen}', the client is {own}")
-        proto = answer.seen_header("x-forwarded-proto")
-        if proto != "http":
-            wrong.append(f"X-Forwarded-Proto is '{proto}'")
-        wrong += _arrived(answer, FORGED)
-        answer = lab.get(seat, endpoint.address, port, headers=DISGUISED)
-        refuses = not lab.profile.release.haproxy_header_patterns
-        if answer.status != (REFUSED if refuses else 200):
-            wrong.append(f"a request with {', '.join(DISGUISED)} gets status {answer.status}")
-        wrong += _arrived(answer, DISGUISED)
-    return Outcome(not wrong, f"X-Forwarded-For: {seen}", "; ".join(wrong))
-
-
-def _arrived(answer: Answer, forged: Mapping[str, str]) -> list[str]:
-    """Which of a client's own headers a server saw."""
-    found = []
-    for header, value in forged.items():
-        # Of Connection: what is not about our own connection to HAProxy.
-        claim = value.rpartition(", ")[2].lower()
-        if header not in SET_BY_US and claim in (answer.seen_header(header) or "").lower():
-            found.append(f"the client's own {header} reached the server")
-    return found
 
 
 def check(lab: LabNetwork, name: str) -> Outcome:

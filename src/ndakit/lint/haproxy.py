@@ -1,0 +1,183 @@
+"""Lint of haproxy.cfg: what HAProxy accepts and does not do.
+
+Source: verified-fragments 5 of the project's reference; what HAProxy refuses itself is left to `real_daemons`.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from ipaddress import ip_address
+
+from ndakit.lint.config_text import HAPROXY, Line, Proxy, TextError, haproxy
+from ndakit.lint.subject import LintFinding, Subject
+
+HAPROXY_INIT = "/etc/init.d/haproxy"
+_FILE_KEYWORDS = {"errorfile": 2, "crt": 1, "ca-file": 1, "lua-load": 1}
+
+
+def rules(subject: Subject) -> Iterator[LintFinding]:
+    """haproxy.cfg."""
+    file = subject.tree.get(HAPROXY)
+    if not subject.profile.runs_haproxy:
+        if file is not None:
+            yield subject.finding("haproxy", HAPROXY, 0, "this node has nothing for HAProxy to do")
+        return
+    if HAPROXY_INIT not in subject.tree and not subject.profile.release.haproxy_under_procd:
+        what = "missing: the package's own starts HAProxy behind procd's back, and nobody starts it again"
+        yield subject.finding("respawn", HAPROXY_INIT, 0, what)
+    if file is None:
+        yield subject.finding("haproxy", HAPROXY, 0, "missing: HAProxy would start with the package's example")
+        return
+    try:
+        proxies = haproxy(file.text)
+    except TextError as cause:
+        yield subject.finding("haproxy", HAPROXY, cause.line, cause.message)
+        return
+    yield from _names(subject, proxies)
+    yield from _reserve(subject, proxies)
+    yield from _privileges(subject, proxies)
+    backends = {p.name for p in proxies if p.kind in ("backend", "listen")}
+    servers = {f"{p.name}/{line.words[1]}" for p in proxies for line in p.all("server") if len(line.words) > 1}
+    bound: dict[str, int] = {}
+    for proxy in proxies:
+        yield from _peers(subject, proxies, proxy)
+        for line in proxy.lines:
+            yield from _files(subject, line)
+            yield from _references(subject, line, backends, servers)
+        if proxy.kind in ("frontend", "backend", "listen"):
+            yield from _proxy(subject, proxy)
+            yield from _binds(subject, proxy, bound)
+
+
+def _privileges(subject: Subject, proxies: list[Proxy]) -> Iterator[LintFinding]:
+    """What needs root's rights in an HAProxy that gives them up: it refuses to start, and `haproxy -c` does not see it
+    (HAProxy 1.8 to 2.8; from 2.9 on `setcap` keeps the rights)."""
+    settings = [line.words for p in proxies if p.kind == "global" for line in p.lines]
+    user = next((w[1] for w in settings if w[0] in ("user", "uid") and len(w) > 1), "0")
+    kept = subject.profile.release.haproxy >= (2, 9) and any(w[0] == "setcap" for w in settings)
+    if user in ("root", "0") or kept:
+        return
+    for line in (line for p in proxies if p.kind != "global" for line in p.lines):
+        asked = {"usesrc", "set-mark"} & set(line.words)
+        if "source" in line.words and "interface" in line.words:
+            asked.add("source … interface")
+        if asked:
+            what = f"{min(asked)} needs root's rights, and HAProxy gives them up (user {user}): it does not start"
+            yield subject.finding("haproxy-privileges", HAPROXY, line.number, what)
+
+
+def _names(subject: Subject, proxies: list[Proxy]) -> Iterator[LintFinding]:
+    seen: dict[str, Proxy] = {}
+    for proxy in proxies:
+        if proxy.kind in ("frontend", "backend", "listen") and proxy.name in seen:
+            what = (
+                f"{proxy.kind} {proxy.name} has the name of the {seen[proxy.name].kind} in line "
+                f"{seen[proxy.name].number}: HAProxy 3.2 warns, 3.3 does not start"
+            )
+            yield subject.finding("haproxy-name", HAPROXY, proxy.number, what)
+        seen.setdefault(proxy.name, proxy)
+
+
+def _reserve(subject: Subject, proxies: list[Proxy]) -> Iterator[LintFinding]:
+    """HAProxy's own pages answer only while its own limit is not reached: it is above what the services may take."""
+    limits = {p.name: _number(p.first("maxconn")) for p in proxies}
+    own = next((_number(p.first("maxconn")) for p in proxies if p.kind == "global"), None)
+    taken, places = 0, 0
+    for proxy in proxies:
+        if proxy.kind not in ("frontend", "listen"):
+            continue
+        limit = limits[proxy.name]
+        if limit is None:
+            what = f"{proxy.kind} {proxy.name} has no maxconn: HAProxy gives it all there are"
+            yield subject.finding("haproxy-reserve", HAPROXY, proxy.number, what)
+            return
+        places += limit if proxy.name.startswith("_") else 0
+        taken += 0 if proxy.name.startswith("_") else limit
+    text = subject.tree[HAPROXY].text
+    if together := re.search(r"^\ttcp-request connection reject if \{ sc2_conn_cur\(\S+\) gt (\d+) \}$", text, re.M):
+        taken = min(taken, int(together[1]))
+    if own is None or own < taken + places:
+        what = (
+            f"the global maxconn ({own}) is below {taken + places}, what services and HAProxy's own pages take "
+            "together: a flood would silence the statistics and keepalived's question about pools"
+        )
+        yield subject.finding("haproxy-reserve", HAPROXY, 0, what)
+
+
+def _number(line: Line | None) -> int | None:
+    return int(line.words[1]) if line is not None and len(line.words) > 1 and line.words[1].isdigit() else None
+
+
+def _peers(subject: Subject, proxies: list[Proxy], proxy: Proxy) -> Iterator[LintFinding]:
+    if proxy.kind != "peers":
+        return
+    stated = (line.words[1] for p in proxies if p.kind == "global" for line in p.all("localpeer"))
+    own = next(stated, subject.view.hostname)
+    if own not in {line.words[1] for line in proxy.all("peer")}:
+        what = f"this node, {own}, is not among the peers: HAProxy drops the whole section and only warns"
+        yield subject.finding("haproxy-peers", HAPROXY, proxy.number, what)
+
+
+def _files(subject: Subject, line: Line) -> Iterator[LintFinding]:
+    for keyword, offset in _FILE_KEYWORDS.items():
+        if keyword in line.words:
+            at = line.words.index(keyword) + offset
+            path = line.words[at] if at < len(line.words) else ""
+            if path not in subject.tree and not any(p.startswith(f"{path.rstrip('/')}/") for p in subject.tree):
+                what = f"{path or keyword} is not in the tree: HAProxy would not start"
+                yield subject.finding("haproxy-file", HAPROXY, line.number, what)
+
+
+def _references(subject: Subject, line: Line, backends: set[str], servers: set[str]) -> Iterator[LintFinding]:
+    if line.words[0] in ("use_backend", "default_backend") and line.words[1] not in backends:
+        yield subject.finding("haproxy-backend", HAPROXY, line.number, f"no backend '{line.words[1]}'")
+    if line.words[0] == "server" and "track" in line.words:
+        tracked = line.words[line.words.index("track") + 1]
+        if tracked not in servers:
+            yield subject.finding("haproxy-track", HAPROXY, line.number, f"no server '{tracked}' to follow")
+    for word in line.words:
+        if (found := re.match(r"nbsrv\((.*)\)$", word)) and found[1] not in backends:
+            yield subject.finding("haproxy-backend", HAPROXY, line.number, f"no backend '{found[1]}'")
+
+
+def _proxy(subject: Subject, proxy: Proxy) -> Iterator[LintFinding]:
+    if proxy.mode not in ("http", "tcp"):
+        what = f"{proxy.kind} {proxy.name} does not state its mode"
+        yield subject.finding("haproxy-mode", HAPROXY, proxy.number, what)
+    if proxy.mode == "tcp":
+        for line in proxy.lines:
+            if line.words[0] == "cookie" or line.words[:2] in (("option", "httplog"), ("balance", "uri")):
+                what = f"'{' '.join(line.words[:2])}' does nothing in mode tcp, and HAProxy only warns"
+                yield subject.finding("haproxy-mode", HAPROXY, line.number, what)
+    for line in proxy.all("server"):
+        if "check" not in line.words and "track" not in line.words:
+            what = (
+                f"server {line.words[1]} is neither checked nor follows one that is: it would stay in when it is dead"
+            )
+            yield subject.finding("haproxy-check", HAPROXY, line.number, what)
+
+
+def _binds(subject: Subject, proxy: Proxy, bound: dict[str, int]) -> Iterator[LintFinding]:
+    own = set(subject.view.addresses)
+    vips = {a for v in subject.profile.vips.values() for a in v.address}
+    for line in proxy.all("bind"):
+        socket = line.words[1]
+        try:
+            address = ip_address(socket.rpartition(":")[0].strip("[]"))
+        except ValueError:
+            what = f"'{socket}' names no address: it would listen on all of them"
+            yield subject.finding("haproxy-bind", HAPROXY, line.number, what)
+            continue
+        if proxy.name.startswith("_") and address.is_loopback:  # ours, for programs of the node
+            continue
+        if address not in own | vips:
+            what = f"{address} is neither a VIP nor an address of this node"
+            yield subject.finding("haproxy-bind", HAPROXY, line.number, what)
+        if socket in bound:
+            what = f"{socket} is bound in line {bound[socket]} as well: HAProxy takes both and shares at random"
+            yield subject.finding("haproxy-bind", HAPROXY, line.number, what)
+        bound.setdefault(socket, line.number)
+        if proxy.first("stats", "enable") is not None and address not in own:
+            what = f"the statistics page on {address}, which is not the node's own"
+            yield subject.finding("haproxy-statistics", HAPROXY, line.number, what)
