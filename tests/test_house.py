@@ -146,3 +146,19 @@ def test_every_dependency_says_why_it_is_there() -> None:
     section = re.search(r"^dependencies = \[(.*?)^\]", (ROOT / "pyproject.toml").read_text(), re.M | re.S)
     assert section
     assert all("#" in line for line in section[1].splitlines() if line.strip())
+
+
+def wrong_citations(text: str, headings: set[str]) -> list[str]:
+    """Places that name no section of docs/facts.md, or a page that is not in the repository."""
+    flat = re.sub(r"\s*\n\s*(?:# )?", " ", text)
+    cited = re.findall(r"docs/facts\.md(?:, | \()([A-Z][A-Za-z0-9 ]*)", flat)
+    wrong = [name for name in cited if not any(name.startswith(heading) for heading in headings)]
+    return wrong + [word for word in ("openwrt.md", "verified-fragments", "project's reference") if word in flat]
+
+
+def test_facts_that_docstrings_cite_are_in_the_repository() -> None:
+    headings = set(re.findall(r"^## (.+)$", (ROOT / "docs" / "facts.md").read_text(), re.M))
+    assert wrong_citations("as seen (docs/facts.md, Weather); openwrt.md, 5", headings) == ["Weather", "openwrt.md"]
+    assert wrong_citations("as seen (docs/facts.md,\n    Firewall)", headings) == []
+    wrong = {path.name: wrong_citations(path.read_text(), headings) for path in SOURCE.rglob("*.py")}
+    assert {name: words for name, words in wrong.items() if words} == {}

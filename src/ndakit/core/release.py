@@ -1,6 +1,6 @@
 """What differs between OpenWrt releases, as facts to ask for.
 
-Owns the families and the capabilities (openwrt.md of the project's reference, sections 1, 2.3 and 6). Templates and
+Owns the families and the capabilities (docs/facts.md, Releases). Templates and
 cross-checks ask `release.…`; nothing else compares version numbers.
 """
 
@@ -95,8 +95,8 @@ class Release:
 
     @property
     def native_bonding(self) -> bool:
-        """True if netifd makes bonds itself: 22.03, and 21.02 from its point 2 on (packages.md, H); before: package
-        proto-bonding."""
+        """True if netifd makes bonds itself: 22.03, and 21.02 from its point 2 on; before: package proto-bonding
+        (docs/facts.md, Releases)."""
         return self.branch >= (22, 3) or (self.branch == (21, 2) and self.point >= 2)
 
     @property
@@ -136,7 +136,7 @@ class Release:
     def haproxy_connections_max(self) -> int | None:
         """The most connections that its HAProxy takes; None where the build sets no limit. Up to 23.05 the package is
         built with SYSTEM_MAXCONN=165530, and a higher maxconn is lowered with a word that `-q` swallows; HAProxy 3.0,
-        in 24.10, ignores that setting (packages.md, A.2; HAProxy's Makefile)."""
+        in 24.10, ignores that setting (docs/facts.md, Releases; HAProxy's Makefile)."""
         return None if self.branch >= (24, 10) else 165530
 
     @property
@@ -193,7 +193,7 @@ class Release:
         return "Generic" if self.branch < (21, 2) else "generic"
 
     def package_version(self, upstream: str, build: int) -> str:
-        """A package's version: `1.2.3-1`, and `1.2.3-r1` from 24.10 on (openwrt.md, section 10)."""
+        """A package's version: `1.2.3-1`, and `1.2.3-r1` from 24.10 on (docs/facts.md, Releases)."""
         return f"{upstream}-{'r' if self.branch >= (24, 10) else ''}{build}"
 
     def __lt__(self, other: Release) -> bool:

@@ -1,6 +1,6 @@
 """UCI text: quoting a value, and a strict reader of whole files.
 
-The reader follows uci's own grammar (file.c and util.c of openwrt/uci, restated in the project's reference, 4.1) and
+The reader follows uci's own grammar (file.c and util.c of openwrt/uci, restated in docs/facts.md, UCI) and
 shares no code with the quoter, so that one can prove the other. It refuses what uci refuses and, beyond that, what uci
 swallows silently but what we never want to ship: an empty value (uci drops the option), an option stated twice, a
 section stated twice, text outside quotes that is more than a plain word.

@@ -2,7 +2,7 @@
 
 Owns the document and how the packages' own descriptions (licence, CPE) are read from the root that an ImageBuilder put
 together. Which packages an image has is in its record. Formats: https://cyclonedx.org/docs/1.6/json/,
-https://github.com/package-url/purl-spec, openwrt.md 10 (control fields), apk-tools' installed database.
+https://github.com/package-url/purl-spec, docs/facts.md, Packages (control fields), apk-tools' installed database.
 """
 
 from __future__ import annotations

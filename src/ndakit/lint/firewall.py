@@ -1,6 +1,6 @@
 """Lint of /etc/config/firewall: what fw3 and fw4 would drop silently, open too far, or close on the administrator.
 
-Source: verified-fragments 0 and 3 of the project's reference. A fw4 warning is an error here: it drops the option that
+Source: docs/facts.md, Firewall. A fw4 warning is an error here: it drops the option that
 it does not understand and keeps the rule, and one ruleset that nft refuses leaves a booting box open.
 """
 

@@ -1,6 +1,6 @@
 """Lint of what the kernel balances: keepalived's virtual servers, against profile, firewall, modules and kernel values.
 
-keepalived takes every one of these without a word (verified-fragments of the project's reference, 3.5 and 5.1): packets
+keepalived takes every one of these without a word (docs/facts.md, IPVS and the firewall): packets
 that the firewall drops before IPVS sees them, a mark that nobody sets, a scheduler whose module nobody loads, a server
 that nobody checks, answers that nobody forwards.
 """

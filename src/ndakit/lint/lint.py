@@ -1,7 +1,7 @@
 """Lint: what OpenWrt and the daemons would swallow silently in a rendered tree, found before an image is built.
 
 Works on the rendered text alone, read by readers that share no code with templates and filters; expectations come from
-the profile. Every rule stands for a failure that was measured (verified-fragments of the project's reference) and has a
+the profile. Every rule stands for a failure that was measured (docs/facts.md) and has a
 test that shows it failing. This module owns the rules about files as such, and the order; each engine and each other
 program has its own in the module of its name. What the real daemons say is the business of `real_daemons`.
 """

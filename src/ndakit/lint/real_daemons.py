@@ -284,7 +284,7 @@ def interfaces(text: str) -> list[str]:
 
 def _nft(tree: Tree, root: Path) -> Iterator[DaemonRefuses]:
     for path in (p for p in tree if p.endswith(".nft")):
-        # fw4 reads these inside its own table (openwrt.md, 1.3).
+        # fw4 reads these inside its own table (docs/facts.md, Firewall).
         (root / "check.nft").write_text(f'table inet fw4 {{\n\tinclude "{path}"\n}}\n')
         done = _run(root, "nft -c -f /check.nft")
         if done.returncode != 0:

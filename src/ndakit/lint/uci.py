@@ -1,7 +1,7 @@
 """Lint of UCI files: grammar, the closed tables of option names, and what netifd and dropbear swallow silently.
 
 The tables hold what our templates may use, not all that OpenWrt knows: an option that is not here is a typo until
-somebody looked it up and added it. Sources: openwrt.md 5, 7 and verified-fragments 1, 2 of the project's reference.
+somebody looked it up and added it. Sources: docs/facts.md (UCI, Network).
 """
 
 from __future__ import annotations

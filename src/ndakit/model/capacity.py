@@ -16,7 +16,7 @@ from ndakit.model.spans import Spans
 from ndakit.model.sysctl_values import port_range
 
 SMALL_DEVICES = ("dockstar",)
-"""Devices with 128 MiB of memory (openwrt.md, 2.3)."""
+"""Devices with 128 MiB of memory (docs/facts.md, Targets and devices)."""
 
 MEMORY_MIB, SMALL_MEMORY_MIB = 1024, 128
 RATE, SMALL_RATE = 500.0, 50.0

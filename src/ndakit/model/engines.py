@@ -4,7 +4,7 @@ A new engine is one more row here, its view and templates, and a file each among
 modules never ask which engine a service has. They ask `service.carried_by` what it can do, what it calls something, or
 how much it takes; or they take the list of one engine's services from the profile (`ipvs_services_of`). No I/O.
 
-Sources: packages.md of the project's reference (A.1, A.2) for the releases; HAProxy's configuration manual;
+Sources: docs/facts.md (Releases); HAProxy's configuration manual;
 keepalived.conf(5) and ipvsadm(8) for IPVS.
 """
 
@@ -206,7 +206,7 @@ IPVS = Engine(
         "shortest-delay": "sed",
         **{word: word for word in _OWN_SCHEDULERS},
     },
-    balance_since={"mh": Later(None, "source")},  # no release's kmod-nf-ipvs has it (openwrt.md, 6)
+    balance_since={"mh": Later(None, "source")},  # no release's kmod-nf-ipvs has it (docs/facts.md, Releases)
     persistence=("source",),
     service="keepalived",
     opens_sockets=False,

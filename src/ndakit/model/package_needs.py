@@ -2,7 +2,7 @@
 
 One line per need: when, which packages in each family, why. A feature adds its line to NEEDS and nothing else; the list
 for an ImageBuilder is made of it by `ndakit.packages`, and `check_packages` compares it with `image.packages`.
-Names are those of OpenWrt's feeds (openwrt.md of the project's reference, section 6).
+Names are those of OpenWrt's feeds (docs/facts.md, Packages).
 """
 
 from __future__ import annotations

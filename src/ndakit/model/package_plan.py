@@ -104,7 +104,7 @@ LACKS: Mapping[str, Lack] = {
     "telegraf": Lack(since=(21, 2)),
     "varnish": Lack("HAProxy's cache, nginx-ssl or squid", since=_NEVER),
 }
-"""Names that people ask for and that releases do not have, or not any more (openwrt.md, section 6; ASU's table)."""
+"""Names that people ask for and that releases do not have, or not any more (docs/facts.md, Packages; ASU's table)."""
 
 
 def lack(release: Release, name: str) -> Lack | None:

@@ -31,7 +31,7 @@ PRIORITY_STEP = 10
 NODES_MAX = 8
 
 FLASH_TARGETS = ("kirkwood",)
-"""Targets whose devices start from NAND flash (openwrt.md, 2.3)."""
+"""Targets whose devices start from NAND flash (docs/facts.md, Targets and devices)."""
 SYNC_PORT = 3780
 """conntrackd's UDP port (conntrackd.conf(5))."""
 IPVS_SYNC_PORT, IPVS_SYNC_GROUP = 8848, "224.0.0.81"
@@ -48,7 +48,7 @@ DEVICES: Mapping[str, tuple[str, str]] = {
     "armsr-armv8": ("armsr/armv8", "generic"),
     "armsr-armv7": ("armsr/armv7", "generic"),
 }
-"""Device in the profile → (OpenWrt target, ImageBuilder's PROFILE); openwrt.md, 2.3."""
+"""Device in the profile → (OpenWrt target, ImageBuilder's PROFILE); docs/facts.md, Targets and devices."""
 
 
 def _release(value: Any) -> Any:
@@ -401,7 +401,7 @@ class Profile(Model):
         """Service → firewall mark, for those that the kernel balances as one although they have several ports.
 
         From the names alone, so that nodes with images of different age agree; 1 to 255, shifted left by four: the bits
-        below belong to others (verified-fragments of the project's reference, 3.5).
+        below belong to others (TProxy's is the lowest one).
         """
         found: dict[str, int] = {}
         taken: set[int] = set()

@@ -34,7 +34,7 @@ ARCHITECTURES: Mapping[str, str] = {
     "armsr/armv8": "aarch64_generic",
     "armsr/armv7": "arm_cortex-a15_neon-vfpv4",
 }
-"""Target → the architecture of its packages (openwrt.md, 2.3; profiles.json, arch_packages)."""
+"""Target → the architecture of its packages (docs/facts.md, Targets and devices; profiles.json, arch_packages)."""
 
 
 class PackageFileUnusable(InputError):

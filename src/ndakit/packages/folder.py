@@ -2,7 +2,7 @@
 
 Owns the part of OpenWrt's package Makefiles that is understood: scripts and data, nothing to be compiled or downloaded.
 Everything beyond that part is refused with its line, so that what is built here is what OpenWrt's SDK would build.
-Forms: openwrt/openwrt `include/package-pack.mk`, `include/package-defaults.mk`; openwrt.md, section 10.
+Forms: openwrt/openwrt `include/package-pack.mk`, `include/package-defaults.mk`; docs/facts.md (Packages).
 What becomes of the value is the business of `ipk` and `apk`.
 """
 

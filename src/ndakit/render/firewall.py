@@ -1,7 +1,7 @@
 """The firewall's side of a profile: zones, rules and source NAT of one node, each with its reason.
 
 Closed unless stated: every rule here names what it opens, to whom and why. The forms are the measured ones
-(verified-fragments of the project's reference, section 3): numbers only, one family per rule where source and
+(docs/facts.md, Firewall): numbers only, one family per rule where source and
 destination are both stated, nothing empty.
 """
 
@@ -217,7 +217,7 @@ def _services(profile: Profile) -> list[Rule]:
 
 def _replies(profile: Profile) -> list[Rule]:
     """What servers of topology nat answer: IPVS changes its source only after the firewall has seen it, and conntrack
-    knows nothing of its connections (verified-fragments of the project's reference, 3.5)."""
+    knows nothing of its connections (docs/facts.md, IPVS and the firewall)."""
     found: list[Rule] = []
     for name, service in profile.services.items():
         if service.topology != "nat":

@@ -52,7 +52,7 @@ MODES: tuple[tuple[str, int], ...] = (
     ("/usr/sbin/", MODE_PROGRAM),
 )
 """Folder on the node → mode of the files in it; all others 0644. dropbear refuses keys that others may write, OpenWrt
-enables init scripts without looking at their mode but cannot run them without the x bit (openwrt.md)."""
+enables init scripts without looking at their mode but cannot run them without the x bit (docs/facts.md, Packages)."""
 
 READ_BY_SHELLS = (
     "/etc/rc.local", "/etc/uci-defaults/", "/etc/hotplug.d/", "/etc/profile", "/etc/profile.d/", "/etc/shinit",
@@ -65,7 +65,7 @@ SSH_SERVER = "/etc/dropbear/"
 SYSUPGRADE = "/etc/sysupgrade.conf"
 KEPT_ANYWAY = ("/etc/config/", "/etc/sysctl.conf", SYSUPGRADE, "/etc/rc.local", "/etc/dropbear/", "/etc/profile",
                "/etc/shinit")  # fmt: skip
-"""What an upgrade that keeps the configuration keeps by itself (base-files' lists, openwrt.md, 8)."""
+"""What an upgrade that keeps the configuration keeps by itself (base-files' lists, docs/facts.md, Upgrades)."""
 BROUGHT = ("/etc/uci-defaults/", "/lib/upgrade/", "/lib/preinit/")
 """What is of use only in the image it came with: run once and deleted, or part of the upgrade itself."""
 

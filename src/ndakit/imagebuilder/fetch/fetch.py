@@ -2,7 +2,7 @@
 
 Owns the order (list of checksums, its signature, archive, its checksum, unpacking), what a cache entry is, and what is
 said when a release or target does not exist. Nothing that is not vouched for is unpacked or gets an entry. Transport is
-in `download`, signatures in `trust`, unpacking in `archive`. Layout of the mirrors: openwrt.md, 2.
+in `download`, signatures in `trust`, unpacking in `archive`. Layout of the mirrors: docs/facts.md, Mirrors.
 
 The cache has a folder for each release and target, and in it one for each archive, named by the checksum's beginning:
 the archive, `verified.json` (who vouches for it) and `unpacked/`. Each of them appears whole, by renaming.
@@ -324,7 +324,7 @@ def _entry(wanted: _Wanted, listing: str, where: str) -> tuple[str, str]:
     board, _, subtarget = wanted.target.partition("/")
     stems = {f"{wanted.release}-{board}-{subtarget}"}
     if subtarget == "generic":
-        stems.add(f"{wanted.release}-{board}")  # targets without subtargets (openwrt.md, 2.1: kirkwood up to 22.03)
+        stems.add(f"{wanted.release}-{board}")  # without subtargets (docs/facts.md, Mirrors: kirkwood up to 22.03)
     fitting = sorted({entry for entry in found if _name(entry[0]) in stems})
     if len(fitting) == 1:
         return fitting[0]

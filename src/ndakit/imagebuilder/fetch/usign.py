@@ -2,7 +2,7 @@
 
 Owns the two formats and the Ed25519 check (`cryptography` computes it). Which keys are believed is the business of
 `trust`. Format: a comment line, then base64 of 2 bytes `Ed`, 8 bytes key id, and 32 bytes key or 64 bytes signature
-(signify(1), openwrt/usign `main.c`; openwrt.md, 2.2).
+(signify(1), openwrt/usign `main.c`; docs/facts.md, Mirrors).
 """
 
 from __future__ import annotations

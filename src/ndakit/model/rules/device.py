@@ -1,7 +1,8 @@
 """Cross-checks: what the device does not have: disks, a choice of firmware, a second network card, hypervisors.
 
 What its image files are is also checked by `check_image`, which release has it by `check_release`, and what its memory
-holds by `check_capacity`. Sources: openwrt.md, 2.3; openwrt/openwrt `target/linux/kirkwood`, `target/linux/armsr`.
+holds by `check_capacity`. Sources: docs/facts.md (Targets and devices); openwrt/openwrt
+`target/linux/kirkwood`, `target/linux/armsr`.
 """
 
 from __future__ import annotations

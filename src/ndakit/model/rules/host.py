@@ -15,7 +15,7 @@ from ndakit.model.reach import of_documentation
 from ndakit.model.rules.findings import Finding, error, unknown, warning
 
 RESERVED_NETWORKS = ("loopback", "globals")
-"""Sections that OpenWrt's own /etc/config/network has (openwrt.md 4.3): a second type for one name is a parse error."""
+"""Sections of OpenWrt's own /etc/config/network: a second type for one name is a parse error (docs/facts.md, UCI)."""
 
 HOSTNAME_MAX = 63
 

@@ -25,7 +25,7 @@ TAKES: Mapping[Platform, tuple[str, ...]] = {
 }
 """What each platform starts from without a conversion by hand, the best first."""
 DISK_TARGETS = ("x86", "armsr", "armvirt")
-"""OpenWrt targets whose images are disks with partitions (openwrt.md, 2.3)."""
+"""OpenWrt targets whose images are disks with partitions (docs/facts.md, Targets and devices)."""
 
 
 def formats(profile: Profile) -> Iterator[Finding]:

@@ -3,7 +3,7 @@
 nat: answers come back through the balancer, which is the servers' gateway. dr: servers share a network with the
 balancer and answer past it. tun: servers are anywhere, and answer past it. So a server cannot have both kinds with one
 default route, and answers that carry the VIP as their source must not meet the balancer that has it (Linux drops a
-packet from an address of its own; verified-fragments of the project's reference, 3.5).
+packet from an address of its own; docs/facts.md, IPVS and the firewall).
 """
 
 from __future__ import annotations

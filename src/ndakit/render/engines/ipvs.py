@@ -3,7 +3,7 @@
 A service with one port becomes one virtual server for each address; one with several ports becomes one for each
 address family, which takes what the firewall has marked (view_firewall does that). Every node has all of them, so that
 it can take the VIPs over at any time. Which modules they need and which kernel values go with them is said here too;
-text is the template's business. Sources: verified-fragments of the project's reference, 3.5 and 5.1; ipvs-sysctl.rst.
+text is the template's business. Sources: docs/facts.md (IPVS and the firewall); ipvs-sysctl.rst.
 """
 
 from __future__ import annotations
