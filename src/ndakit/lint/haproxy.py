@@ -1,6 +1,6 @@
 """Lint of haproxy.cfg: what HAProxy accepts and does not do.
 
-Source: verified-fragments 5 of the project's reference; what HAProxy refuses itself is left to `real_daemons`.
+Source: docs/facts.md, HAProxy and keepalived; what HAProxy refuses itself is left to `real_daemons`.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Lint of keepalived.conf as far as VRRP goes: what keepalived accepts and does not do.
 
-Source: verified-fragments 5 of the project's reference; what keepalived refuses itself is left to `real_daemons`, its
+Source: docs/facts.md, HAProxy and keepalived; what keepalived refuses itself is left to `real_daemons`, its
 virtual servers to `ipvs`.
 """
 

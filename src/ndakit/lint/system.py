@@ -1,6 +1,6 @@
 """Lint of what belongs to no engine: who starts daemons again, sysctl.conf, sysupgrade.conf.
 
-Source: verified-fragments 5 of the project's reference.
+Source: docs/facts.md, Network.
 """
 
 from __future__ import annotations
