@@ -21,10 +21,11 @@ from ndakit.render.render import Tree, render
 ROOT = Path(__file__).resolve().parents[1]
 TEMPLATES = (ROOT / "templates",)
 GOLDEN = ROOT / "tests" / "golden"
+SHIPPED = ("bakery", "apache-pair", "shop-nat", "mirror-dr", "far-tun", "iis-tproxy", "rtmp-tproxy")
 PROFILES = {
     path.stem: path
     for path in (
-        *(ROOT / "profiles" / f"{n}.yaml" for n in ("bakery", "apache-pair", "shop-nat", "mirror-dr", "far-tun")),
+        *(ROOT / "profiles" / f"{n}.yaml" for n in SHIPPED),
         *sorted((ROOT / "tests" / "profiles").glob("*.yaml")),
     )
 }

@@ -65,6 +65,7 @@ def test_rule_finds_its_mistake(case: dict[str, str]) -> None:
      ("keepalived", "apache-pair", KA), ("keepalived", "apache-pair", KU), ("keepalived-script", "apache-pair", SCRIPT),
      ("ssh-key", "apache-pair", KEYS), ("haproxy-file", "apache-pair", "/etc/ndakit/sorry-apache.http"),
      ("sysctl", "apache-pair", CTL), ("not-kept", "apache-pair", UP), ("respawn", "fw3-1806", "/etc/init.d/haproxy"),
+     ("divert", "iis-tproxy", "/etc/nftables.d/20-tproxy.nft"), ("divert", "tproxy-1806", "/etc/firewall.user"),
      ("vips-watch", "bakery", "/etc/init.d/ndakit-vips"), ("vips-watch", "bakery", "/usr/libexec/ndakit/vips-watch")],
 )  # fmt: skip
 def test_rule_finds_a_missing_file(rule: str, name: str, path: str) -> None:
@@ -110,7 +111,8 @@ def test_a_finding_names_rule_file_line_and_fix() -> None:
 def test_every_rule_of_the_source_is_shown_failing() -> None:
     import re
 
-    modules = ("lint", "uci", "firewall", "nftables", "admin", "haproxy", "keepalived", "system", "pair", "ipvs")
+    modules = ("lint", "uci", "firewall", "nftables", "admin", "haproxy", "keepalived", "system", "pair", "ipvs",
+               "transparent")  # fmt: skip
     source = "".join((goldens.ROOT / "src/ndakit/lint" / f"{m}.py").read_text() for m in modules)
     stated = set(re.findall(r'finding\(\s*"([a-z-]+)"', source))
     shown = {c["rule"] for c in CASES} | {"uci-missing", "place", "mode", "encoding"}

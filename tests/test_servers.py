@@ -172,15 +172,15 @@ GATEWAY = "  lan-gw: {network: lan, address: 192.168.0.1, role: gateway}\n"
 
 @pytest.mark.parametrize(
     ("changes", "code"),
-    [([], "nat-not-on-link"), ([(SERVICE, "behind: {vip: www, port: 8090, topology: tun")], ""),
+    [([], "return-not-on-link"), ([(SERVICE, "behind: {vip: www, port: 8090, topology: tun")], ""),
      ([(SERVICE, "behind: {vip: www, port: 8090, topology: proxy")], ""),
      ([(POOL, "behind: {port: 8090, reply_route: policy, servers")], ""),
-     ([(POOL, "behind: {port: 8090, reply_route: policy, servers"), (GATEWAY, "")], "nat-router-without-gateway"),
+     ([(POOL, "behind: {port: 8090, reply_route: policy, servers"), (GATEWAY, "")], "return-router-without-gateway"),
      ([(POOL, "behind: {port: 8090, reply_route: policy, servers"), (GATEWAY, GATEWAY.replace("}", ", group: other}"))],
-      "nat-other-group"),
+      "return-other-group"),
      # Through the default gateway: nobody there sends answers to us.
      ([(POOL, "behind: {port: 8090, reply_route: policy, servers"), ("10.20.0.31", "198.51.100.31")],
-      "nat-not-on-link")],
+      "return-not-on-link")],
 )  # fmt: skip
 def test_what_the_refusal_of_servers_elsewhere_offers_works(changes: list[tuple[str, str]], code: str) -> None:
     text = OFF_LINK

@@ -150,7 +150,7 @@ POLICY: dict[str, tuple[str, str]] = {
 @pytest.mark.parametrize(("old", "new"), POLICY.values(), ids=POLICY)
 def test_reply_route_policy_says_that_the_answers_have_a_way(old: str, new: str) -> None:
     text = goldens.PROFILES["shop-nat"].read_text().replace(old, new)
-    assert codes(goldens.parse(text)) & {"nat-without-gateway", "answers-cross-balancer"}
+    assert codes(goldens.parse(text)) & {"return-without-gateway", "answers-cross-balancer"}
     text = text.replace("    balance:", "    reply_route: policy\n    balance:")
     assert codes(goldens.parse(text)) == set()
 

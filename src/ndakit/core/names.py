@@ -80,9 +80,12 @@ def frontend_name(service: str) -> str:
     return f"service:{service}"
 
 
-def backend_name(pool: str, service: str | None) -> str:
-    """HAProxy's backend of a pool: its first one (`service` None), else the one that a service uses it by."""
-    return pool if service is None else f"{pool}.{service}"
+def backend_name(pool: str, service: str | None, family: str = "") -> str:
+    """HAProxy's backend of a pool: its first one (`service` None), else the one that a service uses it by; `family`: a
+    second one of that service, for clients of this family."""
+    if service is None:
+        return pool
+    return f"{pool}.{service}.{family}" if family else f"{pool}.{service}"
 
 
 def pool_of_backend(name: str) -> str:

@@ -133,6 +133,11 @@ class Release:
         return self.branch >= (22, 3)
 
     @property
+    def haproxy_keeps_rights(self) -> bool:
+        """True if its HAProxy keeps single rights of root's when it becomes another user (`setcap`, new in 2.9)."""
+        return self.haproxy >= (2, 9)
+
+    @property
     def haproxy_connections_max(self) -> int | None:
         """The most connections that its HAProxy takes; None where the build sets no limit. Up to 23.05 the package is
         built with SYSTEM_MAXCONN=165530, and a higher maxconn is lowered with a word that `-q` swallows; HAProxy 3.0,

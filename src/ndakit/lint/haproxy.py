@@ -51,19 +51,24 @@ def rules(subject: Subject) -> Iterator[LintFinding]:
 
 
 def _privileges(subject: Subject, proxies: list[Proxy]) -> Iterator[LintFinding]:
-    """What needs root's rights in an HAProxy that gives them up: it refuses to start, and `haproxy -c` does not see it
-    (HAProxy 1.8 to 2.8; from 2.9 on `setcap` keeps the rights)."""
+    """What needs root's rights in an HAProxy that gives them up, and `haproxy -c` does not see it: up to 2.8 it refuses
+    to start; from 2.9 on, where `setcap` keeps single rights, it starts and each such connection fails (seen with 2.6
+    and 3.0)."""
     settings = [line.words for p in proxies if p.kind == "global" for line in p.lines]
     user = next((w[1] for w in settings if w[0] in ("user", "uid") and len(w) > 1), "0")
-    kept = subject.profile.release.haproxy >= (2, 9) and any(w[0] == "setcap" for w in settings)
-    if user in ("root", "0") or kept:
+    can = subject.profile.release.haproxy_keeps_rights
+    kept = {right for w in settings if w[0] == "setcap" for word in w[1:] for right in word.split(",") if can}
+    if user in ("root", "0"):
         return
     for line in (line for p in proxies if p.kind != "global" for line in p.lines):
         asked = {"usesrc", "set-mark"} & set(line.words)
         if "source" in line.words and "interface" in line.words:
             asked.add("source … interface")
-        if asked:
-            what = f"{min(asked)} needs root's rights, and HAProxy gives them up (user {user}): it does not start"
+        # capabilities(7): either of the two for a foreign source and a device, the wider one for a mark.
+        enough = {"cap_net_admin"} | ({"cap_net_raw"} if "set-mark" not in asked else set())
+        if asked and not kept & enough:
+            fails = "it starts, and each of these connections fails" if can else "it does not start"
+            what = f"{min(asked)} needs root's rights, and HAProxy gives them up (user {user}): {fails}"
             yield subject.finding("haproxy-privileges", HAPROXY, line.number, what)
 
 

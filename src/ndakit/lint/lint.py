@@ -12,7 +12,7 @@ import re
 from collections.abc import Iterator
 
 from ndakit.core.errors import NdakitError
-from ndakit.lint import admin, firewall, haproxy, ipvs, keepalived, nftables, pair, system, uci
+from ndakit.lint import admin, firewall, haproxy, ipvs, keepalived, nftables, pair, system, transparent, uci
 from ndakit.lint.subject import LintFinding, Subject
 from ndakit.model import Profile
 from ndakit.render.render import READ_BY_SHELLS, Tree, mode_of, within
@@ -40,6 +40,7 @@ def lint(tree: Tree, profile: Profile, node: str) -> list[NdakitError]:
         system.rules,
         pair.rules,
         ipvs.rules,
+        transparent.rules,
     ):
         found.extend(rules(subject))
     return [*sorted(found, key=lambda f: (f.path, f.line, f.rule))]

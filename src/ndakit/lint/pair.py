@@ -183,7 +183,8 @@ def tables(subject: Subject) -> Iterator[LintFinding]:
             yield subject.finding("peers", HAPROXY, line.number, f"'{name}' is the host name of no node")
         for proxy in proxies:
             for line in proxy.all("stick-table"):
-                if line.words[-2:] != ("peers", section.name):
+                # One that only counts connections (no "stick on") is about this node alone.
+                if proxy.first("stick") is not None and line.words[-2:] != ("peers", section.name):
                     what = f"the table of {proxy.name} is not told to the peers"
                     yield subject.finding("peers", HAPROXY, line.number, what)
 

@@ -52,7 +52,7 @@ OPTIONS: Mapping[str, Mapping[str, frozenset[str]]] = {
             | {"limit", "limit_burst", "mark", "set_mark", "set_xmark", "target", "device", "direction"}
         ),
         "nat": frozenset(
-            {"name", "family", "src", "proto", "src_ip", "src_port", "dest_ip", "target", "snat_ip"},
+            {"name", "family", "src", "proto", "src_ip", "src_port", "dest_ip", "dest_port", "target", "snat_ip"},
         ),
         "include": frozenset({"type", "path", "position", "chain", "fw4_compatible", "reload"}),
     },

@@ -213,6 +213,10 @@ VALUES: Mapping[tuple[str, str], str] = {
         (("topology", w) for w in ("haproxy", "http", "l7", "layer7", "reverse-proxy")), "write topology: proxy"
     ),
     **dict.fromkeys(
+        (("topology", w) for w in ("transparent", "transparent-proxy", "usesrc", "snat", "divert")),
+        "write topology: tproxy",
+    ),
+    **dict.fromkeys(
         (("topology", w) for w in ("masq", "masquerading", "ipvs", "lvs", "l4", "layer4", "lvs-nat")),
         "write topology: nat",
     ),

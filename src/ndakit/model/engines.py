@@ -26,6 +26,8 @@ class Topology:
 
     shows_client: bool
     """True if servers see the client's own address in the packets."""
+    returns: bool = False
+    """True if servers that see the client's address must send their answers to it through the balancer."""
     since: Branch = OLDEST
     """The first release whose engine can do it."""
 
@@ -115,7 +117,7 @@ class Engine:
 HAPROXY = Engine(
     name="haproxy",
     title="HAProxy",
-    topologies={"proxy": Topology(shows_client=False)},
+    topologies={"proxy": Topology(shows_client=False), "tproxy": Topology(shows_client=True, returns=True)},
     protocols={
         "http": None,
         "tcp": None,
@@ -156,7 +158,7 @@ _OWN_SCHEDULERS = ("rr", "wrr", "lc", "wlc", "lblc", "lblcr", "dh", "sh", "sed",
 IPVS = Engine(
     name="ipvs",
     title="IPVS",
-    topologies={name: Topology(shows_client=True) for name in ("nat", "dr", "tun")},
+    topologies={name: Topology(shows_client=True, returns=name == "nat") for name in ("nat", "dr", "tun")},
     protocols={
         "http": Refused(
             "http-needs-proxy",

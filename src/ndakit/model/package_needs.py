@@ -47,6 +47,10 @@ def _needs_of(engine: Engine) -> Iterator[Need]:
         yield Need(everywhere(name), lambda profile: engine in profile.running_engines, why)
 
 
+def _transparent(profile: Profile) -> bool:
+    return any(service.transparent for service in profile.services.values())
+
+
 def _firewall_checks_adverts(profile: Profile) -> bool:
     return bool(profile.instances) and profile.vrrp.unicast and not profile.release.keepalived_ttl
 
@@ -68,6 +72,8 @@ NEEDS: tuple[Need, ...] = (
     Need(everywhere("conntrackd", "kmod-nf-conntrack-netlink"), lambda p: p.tracks_connections,
          "the nodes tell each other of the connections that pass through, so that they survive a failover"),
     Need(everywhere("conntrack"), lambda p: p.tracks_connections, "shows those connections"),
+    Need(by_firewall(fw3=("iptables-mod-tproxy",), fw4=("kmod-nft-socket",)), _transparent,
+         "the firewall tells servers' answers that are for HAProxy, though addressed to clients (topology tproxy)"),
     Need(everywhere("kmod-bonding"), _bonds, "several cards as one link"),
     Need(everywhere("kmod-vmxnet3"), lambda p: p.platform == "vmware" and _x86(p),
          "VMware's network card is not in the kernel"),

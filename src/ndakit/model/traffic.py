@@ -73,7 +73,8 @@ class Server(Model):
     planned: ClassVar = {"backup": "servers for the time when the others are down", "resolve": "servers found by DNS"}
 
     address: Addresses
-    """Where it is; the first one stated is used by services of topology proxy."""
+    """Where it is; the first one stated is used by services of topology proxy. The others, tproxy among them, use the
+    address of the client's family."""
     port: Port | None = None
     """Its own port; default: the pool's, else the service's."""
     weight: Annotated[Int, Between(0, 256)] = 1
@@ -132,7 +133,7 @@ class Pool(Model):
     port: Port | None = None
     """The servers' port where they do not state their own; default: the service's."""
     balance: Balance = "roundrobin"
-    """How a server is chosen. By HAProxy (topology proxy): `roundrobin`, `leastconn`, `source`, `first`, `uri`,
+    """How a server is chosen. By HAProxy (proxy, tproxy): `roundrobin`, `leastconn`, `source`, `first`, `uri`,
     `random`. By IPVS (nat, dr, tun): `roundrobin` (wrr), `leastconn` (wlc), `source` (sh), `destination` (dh),
     `locality` (lblc), `locality-replica` (lblcr), `shortest-delay` (sed), or IPVS's own names; what each does is in
     topologies.md."""
@@ -148,13 +149,15 @@ class Pool(Model):
     retries: Annotated[Int, Between(0, 100)] = RETRIES
     """How often a connection to a server that is refused or times out is tried anew, each time with another server;
     with 0 the client gets the error at once. Only connecting is repeated, no request that a server may have got.
-    Topology proxy only: with nat, dr and tun the client itself connects."""
+    Topology proxy and tproxy only: with nat, dr and tun the client itself connects."""
     slow_start_s: Annotated[Number, Between(1, 3600, "s")] | None = None
-    """Seconds over which a server that returns gets its full share again. Topology proxy only: IPVS cannot do that."""
+    """Seconds over which a server that returns gets its full share again. Topology proxy and tproxy only: IPVS cannot
+    do that."""
     reply_route: Literal["default", "policy"] = "default"
     """The way of the servers' answers. `default`: their default route. `policy`: a rule of their own, for these answers
-    only; so that nat works beside another default gateway, and dr and tun beside one that is the balancer. With nat and
-    servers behind a router of a network (`routes`), that router has the rule: `./inv servers` writes it."""
+    only; so that nat and tproxy work beside another default gateway, and dr and tun beside one that is the balancer.
+    With nat, tproxy and servers behind a router of a network (`routes`), that router has the rule: `./inv servers`
+    writes it."""
     servers: Annotated[dict[Name, Server], Field(min_length=1)]
     """The servers by name: an address, or a mapping."""
 
@@ -191,7 +194,7 @@ class ConnectionLimit(Model):
 
 
 class Limits(Model):
-    """What a service takes at most (topology proxy)."""
+    """What a service takes at most (topology proxy and tproxy)."""
 
     planned: ClassVar = {
         "body_kib": "limits of requests",
@@ -271,37 +274,35 @@ class Service(Model):
         "error_pages": "pages for errors",
         "maintenance": "the sorry page at will",
     }
-    planned_values: ClassVar = {
-        "topology": {"tproxy": "servers see the clients' addresses"},
-    }
-
     vip: Annotated[tuple[Name, ...], BeforeValidator(as_list), Field(min_length=1), WithJsonSchema(_NAME_OR_LIST)]
     """The VIP, or a list of them. Whom the firewall lets in follows from the VIP's network: one with a gateway is the
     outside, and everybody may come; one without is inside, and only who comes in through it may."""
     families: Annotated[tuple[FamilyName, ...], AfterValidator(_families)] | None = None
     """`ipv4`, `ipv6`; default: those of the VIP."""
     port: Ports
-    """The port on the VIP: one, a range such as 10000-10100, or a list. Topology proxy takes at most 4096 of them. For
+    """The port on the VIP: one, a range such as 10000-10100, or a list. HAProxy (proxy, tproxy) takes at most 4096. For
     the kernel (nat, dr, tun) any number is one service, such as RTP's 10000-20000; a client has one server for all of
     them only with `persistence`, or if the pool balances by source. No connection helper is loaded: an FTP server must
     name the VIP in its answers to PASV, and its data ports belong into the list. There are at most 255 services with
     several ports there."""
-    topology: Literal["proxy", "nat", "dr", "tun"] = "proxy"
-    """How traffic reaches the servers. `proxy` ends connections in HAProxy and opens its own to the server. The others
-    are balanced by the kernel (IPVS), and servers see the clients' addresses: `nat` rewrites the destination, and
-    answers come back through the balancer, the servers' gateway; `dr` hands packets on unchanged to servers in the same
-    network, which have the VIP on their loopback and answer directly; `tun` does that through an IP tunnel, so that
-    servers can be anywhere. OpenWrt 18.06 has `proxy` only."""
+    topology: Literal["proxy", "tproxy", "nat", "dr", "tun"] = "proxy"
+    """How traffic reaches the servers. `proxy` ends connections in HAProxy and opens its own to the server. `tproxy`
+    does the same with the client's address as the source, so that servers see it; their answers must come back through
+    the balancer, the servers' gateway. The others are balanced by the kernel (IPVS), and servers see the clients'
+    addresses, too: `nat` rewrites the destination, and answers come back through the balancer as with tproxy; `dr`
+    hands packets on unchanged to servers in the same network, which have the VIP on their loopback and answer directly;
+    `tun` does that through an IP tunnel, so that servers can be anywhere. OpenWrt 18.06 has `proxy` and `tproxy`
+    only."""
     protocol: Literal["http", "tcp", "udp"]
-    """What is spoken; always stated. `http` needs topology proxy, `udp` nat, dr or tun."""
+    """What is spoken; always stated. `http` needs topology proxy or tproxy, `udp` nat, dr or tun."""
     hostnames: tuple[HostName, ...] = ()
     """The names clients use; the first is the default Host of the pool's http check."""
     pool: Name
     """Where requests go."""
     timeouts: Annotated[Timeouts, Field(validate_default=True)] = Timeouts()
-    """How long HAProxy waits (topology proxy)."""
+    """How long HAProxy waits (topology proxy and tproxy)."""
     limits: Limits | None = None
-    """What it takes at most (topology proxy)."""
+    """What it takes at most (topology proxy and tproxy)."""
     persistence: Persistence | None = None
     """A client keeps its server; default: the pool's."""
 
@@ -324,6 +325,16 @@ class Service(Model):
     def shows_client(self) -> bool:
         """True if its servers see the client's own address in the packets."""
         return self.carried_by.topologies[self.topology].shows_client
+
+    @property
+    def transparent(self) -> bool:
+        """True if HAProxy connects to the servers from the clients' addresses (tproxy)."""
+        return self.topology == "tproxy"
+
+    @property
+    def returning(self) -> bool:
+        """True if servers see the clients' addresses and their answers must come back through the balancer."""
+        return self.carried_by.topologies[self.topology].returns
 
     @property
     def transport(self) -> Literal["tcp", "udp"]:

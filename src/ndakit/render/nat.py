@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from ipaddress import ip_network
 
 from ndakit.core.names import zone_name
-from ndakit.model import Address, Profile, Service, Subnet
-from ndakit.model.links import exits
+from ndakit.model import Address, Profile, Service, Subnet, transparent
+from ndakit.model.links import exits, network_towards
 
 
 @dataclass(frozen=True)
@@ -23,6 +23,8 @@ class Nat:
     to: str | None
     protocol: str = "all"
     source_ports: str | None = None
+    destination: str | None = None
+    destination_ports: str | None = None
 
 
 @dataclass(frozen=True)
@@ -52,7 +54,7 @@ def ways_out(profile: Profile, node: str) -> tuple[Exit, ...]:
 
 def nats(profile: Profile, ways: tuple[Exit, ...]) -> list[Nat]:
     """Source NAT in the order in which it is tried: the exceptions first."""
-    found: list[Nat] = list(_unbalanced(profile, ways))
+    found: list[Nat] = [*_unbalanced(profile, ways), *_seen(profile, ways)]
     for way in ways:
         zone, family = zone_name(way.through), f"ipv{way.subnet.version}"
         if way.through == way.network:
@@ -103,6 +105,35 @@ def _unbalanced(profile: Profile, ways: tuple[Exit, ...]) -> Iterator[Nat]:
                 None,
                 "tcp",
                 port,
+            )
+
+
+def _seen(profile: Profile, ways: tuple[Exit, ...]) -> Iterator[Nat]:
+    """tproxy: what HAProxy says to servers from clients' addresses keeps those, also where the clients' own way out
+    leads through the servers' network. Not for clients beside servers whose answers would then not come back."""
+    for name in transparent.services(profile):
+        sockets = [
+            (way, address, port)
+            for way in ways
+            for pool in transparent.pools(profile, name)
+            if way.through != way.network or profile.pools[pool].reply_route == "policy"
+            for server in profile.pools[pool].servers.values()
+            if (address := server.address_of(way.subnet.version)) is not None
+            and network_towards(profile, address) == way.through
+            # fw4 takes one, or a range
+            for port in str(profile.server_port(pool, server) or port_text(profile.services[name])).split()
+        ]
+        for number, (way, address, port) in enumerate(sockets, 1):
+            yield Nat(
+                f"clients-{name}-{number}",
+                f"servers of {name} see the clients' own addresses (tproxy)",
+                zone_name(way.through),
+                f"ipv{address.version}",
+                str(ip_network(way.subnet)),
+                None,
+                "tcp",
+                destination=str(address),
+                destination_ports=port,
             )
 
 

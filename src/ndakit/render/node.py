@@ -14,7 +14,7 @@ from ipaddress import IPv4Address, IPv4Interface, IPv6Address, IPv6Interface, ip
 from ndakit.core.errors import InputError
 from ndakit.core.names import instance_name, uci_name
 from ndakit.core.release import Release
-from ndakit.model import Address, Capacity, Profile, capacity_of
+from ndakit.model import Address, Capacity, Profile, capacity_of, transparent
 from ndakit.model import Route as ProfileRoute
 from ndakit.model.capacity import BACKLOG_FLOOR, FILES_DEFAULT
 from ndakit.model.profile import PEERS_PORT, SYNC_PORT
@@ -72,6 +72,27 @@ class Route:
     section_type: str
     interface: str
     route: ProfileRoute
+
+
+@dataclass(frozen=True)
+class Divert:
+    """How answers of servers that are addressed to clients come to the node's own sockets (topology tproxy)."""
+
+    mark: int
+    table: int
+    priority: int
+    versions: tuple[int, ...]
+    """The IP versions in which there are such services."""
+
+    @property
+    def bit(self) -> str:
+        """The mark as nft writes it: `0x1`."""
+        return f"{self.mark:#x}"
+
+    @property
+    def masked(self) -> str:
+        """The mark as rules and iptables write it, with itself as the mask: its other bits are not looked at."""
+        return f"{self.bit}/{self.bit}"
 
 
 @dataclass(frozen=True)
@@ -204,6 +225,13 @@ class NodeView:
             for name, net in self.profile.networks.items()
             for r in net.routes
         )
+
+    @functools.cached_property
+    def divert(self) -> Divert | None:
+        """How answers addressed to clients are taken in; None where no service is tproxy."""
+        versions = transparent.versions(self.profile)
+        made = Divert(transparent.MARK, transparent.TABLE, transparent.RULE_PRIORITY, versions)
+        return made if versions else None
 
     @property
     def addresses(self) -> tuple[Address, ...]:

@@ -29,6 +29,7 @@ from ndakit.model.rules import (
     reply_paths,
     routes,
     traffic,
+    transparent,
 )
 from ndakit.model.rules.findings import Finding
 
@@ -38,7 +39,7 @@ RULES = (
     *addresses.RULES, *routes.RULES, *host.RULES, *access.RULES, *device.RULES,
     *traffic.RULES, *release.RULES, *packages.RULES, *image.RULES, *capacity.RULES,
     *firewall.RULES, *pair.RULES, *engines.RULES, *ipvs.RULES, *reply_paths.RULES,
-    *listeners.RULES, *proxy.RULES,
+    *transparent.RULES, *listeners.RULES, *proxy.RULES,
 )  # fmt: skip
 
 

@@ -1,6 +1,6 @@
-"""Cross-checks: the way of packets and answers with topology nat, dr and tun.
+"""Cross-checks: the way of packets and answers where servers see the clients' addresses (nat, tproxy, dr, tun).
 
-nat: answers come back through the balancer, which is the servers' gateway. dr: servers share a network with the
+nat, tproxy: answers come back through the balancer, which is the servers' gateway. dr: servers share a network with the
 balancer and answer past it. tun: servers are anywhere, and answer past it. So a server cannot have both kinds with one
 default route, and answers that carry the VIP as their source must not meet the balancer that has it (Linux drops a
 packet from an address of its own; docs/facts.md, IPVS and the firewall).
@@ -11,19 +11,31 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 
 from ndakit.core.mistakes import KeyPath
+from ndakit.model import transparent
 from ndakit.model.base import Address
+from ndakit.model.links import exits
 from ndakit.model.profile import Profile
 from ndakit.model.reach import Reach, inner_router
 from ndakit.model.rules.findings import Finding, error, warning
-from ndakit.model.rules.ipvs import complete_ipvs_services
 from ndakit.model.traffic import Service
 
 Use = tuple[str, Service, str, str, Address]
 """Service, pool, server, and the address at which the service reaches it."""
 
 
-def _pools(profile: Profile, service: Service) -> list[str]:
-    """The pool of a service, and its sorry pool."""
+def seeing_services(profile: Profile) -> Iterator[tuple[str, Service]]:
+    """Services whose servers see the clients' addresses, and whose pool, VIPs and networks are all there."""
+    for name, service in profile.services.items():
+        vips = [profile.vips.get(v) for v in service.vip]
+        whole = all(v is not None and v.network in profile.networks for v in vips)
+        if service.topology != "proxy" and service.pool in profile.pools and whole:
+            yield name, service
+
+
+def _pools(profile: Profile, name: str, service: Service) -> list[str]:
+    """The pool of a service, and its sorry pool; HAProxy goes on to that one's sorry pool."""
+    if service.transparent:
+        return list(transparent.pools(profile, name))
     sorry = profile.pools[service.pool].sorry
     other = sorry.pool if sorry is not None else None
     return [service.pool, *([other] if other in profile.pools and other is not None else [])]
@@ -34,9 +46,9 @@ def _versions(profile: Profile, name: str) -> tuple[int, ...]:
 
 
 def uses(profile: Profile) -> Iterator[Use]:
-    """Every server that a service of topology nat, dr or tun can send to."""
-    for name, service in complete_ipvs_services(profile):
-        for pool in _pools(profile, service):
+    """Every server that sees the clients of a service: topology nat, tproxy, dr, tun."""
+    for name, service in seeing_services(profile):
+        for pool in _pools(profile, name, service):
             for server, facts in profile.pools[pool].servers.items():
                 found = [facts.address_of(v) for v in _versions(profile, name)]
                 if service.topology == "tun":
@@ -45,22 +57,22 @@ def uses(profile: Profile) -> Iterator[Use]:
                     yield name, service, pool, server, address
 
 
-def _place(profile: Profile, pool: str, server: str, address: Address) -> KeyPath:
+def place(profile: Profile, pool: str, server: str, address: Address) -> KeyPath:
     number = profile.pools[pool].servers[server].address.index(address)
     return ("pools", pool, "servers", server, "address", number)
 
 
-def _topology(service: str) -> KeyPath:
+def topology_of(service: str) -> KeyPath:
     return ("services", service, "topology")
 
 
 def families(profile: Profile) -> Iterator[Finding]:
     """Servers without an address of the VIP's family: only a proxy and a tunnel change it."""
-    for name, service in complete_ipvs_services(profile):
+    for name, service in seeing_services(profile):
         if service.topology == "tun":
             continue
         for version in _versions(profile, name):
-            for pool in _pools(profile, service):
+            for pool in _pools(profile, name, service):
                 without = [s for s, f in profile.pools[pool].servers.items() if f.address_of(version) is None]
                 if without:
                     other = 4 if version == 6 else 6
@@ -72,21 +84,21 @@ def families(profile: Profile) -> Iterator[Finding]:
                         ("pools", pool, "servers", without[0], "address"),
                         f"add the address, or write families: [ipv{other}] in the service"
                         + (", or topology: proxy" if service.proxiable else ""),
-                        other=("services", name, "vip"), also=(_topology(name), ("vips", service.vip[0], "address")),
+                        other=("services", name, "vip"), also=(topology_of(name), ("vips", service.vip[0], "address")),
                     )  # fmt: skip
                     break
 
 
 def ports(profile: Profile) -> Iterator[Finding]:
     """Ports that are to change where nothing changes them."""
-    for name, service in complete_ipvs_services(profile):
+    for name, service in seeing_services(profile):
         several = service.several
-        if service.topology == "nat" and not several:
+        if service.transparent or (service.topology == "nat" and not several):
             continue
         why = f"topology {service.topology} leaves the port as it is"
         if service.topology == "nat":
             why = "IPVS leaves the ports of a service with several as they are"
-        for pool in _pools(profile, service):
+        for pool in _pools(profile, name, service):
             found = profile.pools[pool]
             places: list[tuple[KeyPath, int | None]] = [(("pools", pool, "port"), found.port)]
             places += [(("pools", pool, "servers", s, "port"), f.port) for s, f in found.servers.items()]
@@ -99,7 +111,7 @@ def ports(profile: Profile) -> Iterator[Finding]:
                         f"{why}",
                         at, "delete it" + (", or write topology: proxy" if service.proxiable else "")
                         + ("" if several else f", or {service.first_port}"),
-                        other=("services", name, "port"), also=(_topology(name),),
+                        other=("services", name, "port"), also=(topology_of(name),),
                     )  # fmt: skip
                     break
 
@@ -113,7 +125,7 @@ def reachable(profile: Profile) -> Iterator[Finding]:
     reach = Reach(profile)
     told: set[tuple[str, Address]] = set()
     for name, service, pool, server, address in uses(profile):
-        at = _place(profile, pool, server, address)
+        at = place(profile, pool, server, address)
         if (pool, address) in told:
             continue
         if service.topology == "dr" and profile.network_of(address) is None:
@@ -122,7 +134,7 @@ def reachable(profile: Profile) -> Iterator[Finding]:
                 "dr-not-on-link",
                 f"service {name} is dr, and server {server} at {address} is in no network of the balancer",
                 at, f"write topology: tun{' or proxy' if service.proxiable else ''}, or correct the address",
-                other=_topology(name), also=(("networks",),),
+                other=topology_of(name), also=(("networks",),),
             )  # fmt: skip
         elif at[-1] != 0 and not reach.way(address):
             told.add((pool, address))
@@ -146,8 +158,8 @@ def _gateways(profile: Profile, network: str, version: int) -> list[str]:
 def own_address(profile: Profile) -> Iterator[Finding]:
     """dr, tun on the only node's own address: the servers would have it as well, and could not speak to the node."""
     nodes = {a: n for n, its in profile.nodes.items() for own in its.addresses.values() for a in own}
-    for name, service in complete_ipvs_services(profile):
-        if service.topology == "nat":
+    for name, service in seeing_services(profile):
+        if service.returning:
             continue
         for endpoint in profile.endpoints(name):
             node = nodes.get(endpoint.address)
@@ -156,7 +168,7 @@ def own_address(profile: Profile) -> Iterator[Finding]:
                     "vip-is-node",
                     f"service {name} is {service.topology}, so its servers have the address {endpoint.address} of VIP "
                     f"{endpoint.vip} too, and that is node {node}'s own: they would drop whatever the node sends",
-                    _topology(name),
+                    topology_of(name),
                     f"write topology: {'proxy, or ' if service.proxiable else ''}nat for clients of other networks, or "
                     "give the VIP another address",
                     other=("vips", endpoint.vip, "address"), also=(("nodes", node),),
@@ -164,8 +176,8 @@ def own_address(profile: Profile) -> Iterator[Finding]:
                 break
 
 
-def nat_gateways(profile: Profile) -> Iterator[Finding]:
-    """nat: the servers' gateway is a VIP of ours, and moves along with the service's."""
+def return_gateways(profile: Profile) -> Iterator[Finding]:
+    """nat, tproxy: the servers' gateway is a VIP of ours, and moves along with the service's."""
     told: set[tuple[str, str, int]] = set()
     through: dict[Address, tuple[str, str]] = {}
     for name, service, pool, server, address in uses(profile):
@@ -175,9 +187,9 @@ def nat_gateways(profile: Profile) -> Iterator[Finding]:
         # Servers behind one router need one gateway, and share what is said about it.
         shared = router[0] if router is not None and policy else str(address)
         key = (name, network or shared, address.version)
-        if service.topology != "nat" or key in told:
+        if not service.returning or key in told:
             continue
-        at = _place(profile, pool, server, address)
+        at = place(profile, pool, server, address)
         if network is None and (router is None or not policy):
             told.add(key)
             yield _off_link(profile, name, service, pool, server, address, router, at)
@@ -191,21 +203,22 @@ def nat_gateways(profile: Profile) -> Iterator[Finding]:
         if not gateways and router is not None:
             told.add(key)
             yield error(
-                "nat-router-without-gateway",
-                f"service {name} is nat, answers of server {server} come through the router {router[1]}, and network "
-                f"{network} has no IPv{address.version} VIP with role: gateway, to which that router could send them",
+                "return-router-without-gateway",
+                f"service {name} is {service.topology}, answers of server {server} come through the router "
+                f"{router[1]}, and network {network} has no IPv{address.version} VIP with role: gateway, to which that "
+                "router could send them",
                 ("pools", pool, "reply_route"),
                 f"add a VIP: {{network: {network}, address: ADDRESS, role: gateway, group: {min(groups)}}}"
                 + ("; the only node's own address will do" if profile.standalone else ""),
-                other=at, also=(("vips",), _topology(name), ("networks", network, "routes")),
+                other=at, also=(("vips",), topology_of(name), ("networks", network, "routes")),
             )  # fmt: skip
         elif not gateways:
             told.add(key)
-            yield _without_gateway(name, network, server, address, pool, at, policy=policy)
+            yield _without_gateway(profile, name, network, server, address, pool, at)
         elif not fitting:
             told.add(key)
             yield error(
-                "nat-other-group",
+                "return-other-group",
                 f"service {name}'s VIP and the servers' gateway {gateways[0]} are in different groups, so they may "
                 "be on different nodes",
                 ("services", name, "vip"), "put both into one group", other=("vips", gateways[0]),
@@ -216,7 +229,7 @@ def nat_gateways(profile: Profile) -> Iterator[Finding]:
             if profile.vips[first[1]].group != profile.vips[fitting[0]].group:
                 told.add(key)
                 yield error(
-                    "nat-two-gateways",
+                    "return-two-gateways",
                     f"server {server} at {address} is to have two default gateways: VIP {first[1]} for service "
                     f"{first[0]}, and VIP {fitting[0]} for service {name}, whose VIPs may be on different nodes",
                     ("services", name, "vip"),
@@ -235,8 +248,9 @@ def _off_link(
     router: tuple[str, Address] | None,
     at: KeyPath,
 ) -> Finding:
-    """nat, with a server in no network of ours: only an inner router that does its part brings answers back."""
-    fix = "write topology: tun" + (" or proxy" if service.proxiable else "")
+    """nat, tproxy, with a server in no network of ours: only an inner router that does its part brings answers back."""
+    others = [*(["tun"] if service.protocol != "http" else []), *(["proxy"] if service.proxiable else [])]
+    fix = f"write topology: {' or '.join(others)}"
     if router is not None:
         there = _gateways(profile, router[0], address.version)
         group = min(profile.vips[v].group for v in service.vip)
@@ -246,62 +260,72 @@ def _off_link(
             "there (./inv servers writes how)"
         )
     return error(
-        "nat-not-on-link",
-        f"service {name} is nat, and server {server} at {address} is in no network of the balancer, which must be its "
-        "gateway", at, fix, other=_topology(name),
+        "return-not-on-link",
+        f"service {name} is {service.topology}, and server {server} at {address} is in no network of the balancer, "
+        "which must be its gateway", at, fix, other=topology_of(name),
         also=(("networks",), ("pools", pool, "reply_route"), ("vips",)),
     )  # fmt: skip
 
 
 def _without_gateway(
-    name: str, network: str, server: str, address: Address, pool: str, at: KeyPath, *, policy: bool
+    profile: Profile, name: str, network: str, server: str, address: Address, pool: str, at: KeyPath
 ) -> Finding:
-    if policy:
+    kind = profile.services[name].topology
+    if profile.pools[pool].reply_route == "policy":
         return warning(
-            "nat-policy-without-gateway",
-            f"service {name} is nat, and network {network} of server {server} has no IPv{address.version} VIP with "
+            "return-policy-without-gateway",
+            f"service {name} is {kind}, and network {network} of server {server} has no IPv{address.version} VIP with "
             "role: gateway, to which a rule on the server could send the answers: ./inv servers writes none",
-            _topology(name),
+            topology_of(name),
             f"add a VIP: {{network: {network}, address: ADDRESS, role: gateway}}; only these answers take it",
             other=("pools", pool, "reply_route"), also=(("vips",), at),
         )  # fmt: skip
     return error(
-        "nat-without-gateway",
-        f"service {name} is nat, and network {network} of server {server} has no IPv{address.version} VIP "
+        "return-without-gateway",
+        f"service {name} is {kind}, and network {network} of server {server} has no IPv{address.version} VIP "
         "with role: "
         "gateway, through which answers come back",
-        _topology(name), f"add a VIP: {{network: {network}, address: ADDRESS, role: gateway}}",
+        topology_of(name), f"add a VIP: {{network: {network}, address: ADDRESS, role: gateway}}",
         other=at, also=(("vips",),),
     )  # fmt: skip
 
 
-def nat_same_network(profile: Profile) -> Iterator[Finding]:
-    """nat: clients beside the servers get their answers directly, from an address that they never asked."""
+def same_network(profile: Profile) -> Iterator[Finding]:
+    """nat, tproxy: clients beside the servers get their answers directly, from an address that they never asked."""
     told: set[tuple[str, str]] = set()
-    for name, service, _, server, address in uses(profile):
+    for name, service, pool, server, address in uses(profile):
         network = profile.network_of(address)
+        if service.transparent and (
+            # The servers' rule counts for neighbours too, and HAProxy has nothing against such a way.
+            profile.pools[pool].reply_route == "policy"
+            # What goes back into the network is seen as the VIP: rules/transparent.
+            or (network is not None and network in exits(profile, network, address.version))
+        ):
+            continue
         inside = [v for v in service.vip if profile.vips[v].network == network]
-        if service.topology == "nat" and inside and network is not None and (name, network) not in told:
+        if service.returning and inside and network is not None and (name, network) not in told:
             told.add((name, network))
             nodes = {a for its in profile.nodes.values() for own in its.addresses.values() for a in own}
-            ways = [] if nodes & set(profile.vips[inside[0]].address) else ["dr"]
+            kernel = service.protocol != "http" and not nodes & set(profile.vips[inside[0]].address)
+            ways = ["dr"] if kernel else []
             direct = " or ".join([*ways, *(["proxy"] if service.proxiable else [])])
             yield warning(
-                "nat-same-network",
+                "return-same-network",
                 f"service {name}'s VIP {inside[0]} and server {server} are both in network {network}: clients there "
                 "get no answers, because servers answer them directly",
                 ("services", name, "vip"), "use it for clients of other networks only"
-                + (f", or write topology: {direct}" if direct else ""),
-                other=("vips", inside[0], "network"), also=(_topology(name),),
+                + (f", or write topology: {direct}" if direct else "")
+                + (f", or write reply_route: policy for pool {pool}" if service.transparent else ""),
+                other=("vips", inside[0], "network"), also=(topology_of(name), ("pools", pool, "reply_route")),
             )  # fmt: skip
 
 
-def nat_behind_router(profile: Profile) -> Iterator[Finding]:
-    """nat through an inner router: clients beside those servers are answered directly too, and come by that router."""
+def behind_router(profile: Profile) -> Iterator[Finding]:
+    """nat, tproxy through an inner router: clients beside those servers are answered directly too, and come by it."""
     told: set[tuple[str, str, Address]] = set()
     for name, service, pool, server, address in uses(profile):
         router = inner_router(profile, address) if profile.network_of(address) is None else None
-        if service.topology != "nat" or router is None or profile.pools[pool].reply_route != "policy":
+        if not service.returning or router is None or profile.pools[pool].reply_route != "policy":
             continue
         network, via = router
         inside = [
@@ -312,13 +336,13 @@ def nat_behind_router(profile: Profile) -> Iterator[Finding]:
             continue
         told.add((name, network, via))
         yield warning(
-            "nat-behind-router",
+            "return-behind-router",
             f"service {name}'s VIP {inside[0]} is in network {network}, and server {server} at {address} behind its "
             f"router {via}: clients in the server's own network get no answers, because servers answer them directly",
             ("services", name, "vip"),
             "use it for clients of other networks only" + (", or write topology: proxy" if service.proxiable else ""),
-            other=_place(profile, pool, server, address),
-            also=(_topology(name), ("networks", network), ("pools", pool, "reply_route"), ("vips", inside[0])),
+            other=place(profile, pool, server, address),
+            also=(topology_of(name), ("networks", network), ("pools", pool, "reply_route"), ("vips", inside[0])),
         )  # fmt: skip
 
 
@@ -333,14 +357,14 @@ def _answers_leave(profile: Profile, service: Service, network: str | None, vers
 
 
 def two_gateways(profile: Profile) -> Iterator[Finding]:
-    """Servers that are to answer through us (nat) and past us (dr, tun) with one default route."""
+    """Servers that are to answer through us (nat, tproxy) and past us (dr, tun) with one default route."""
     through: dict[Address, tuple[str, str]] = {}
     for name, service, pool, _, address in uses(profile):
-        if service.topology == "nat" and profile.pools[pool].reply_route == "default":
+        if service.returning and profile.pools[pool].reply_route == "default":
             through.setdefault(address, (name, pool))
     told: set[tuple[str, str]] = set()
     for name, service, pool, server, address in uses(profile):
-        if service.topology == "nat" or profile.pools[pool].reply_route == "policy":
+        if service.returning or profile.pools[pool].reply_route == "policy":
             continue
         network = profile.network_of(address)
         if not _answers_leave(profile, service, network, address.version):
@@ -350,12 +374,13 @@ def two_gateways(profile: Profile) -> Iterator[Finding]:
             told.add((name, first[0]))
             yield error(
                 "two-gateways-of-server",
-                f"server {server} at {address} is to answer through the balancer (service {first[0]}, nat) and past it "
+                f"server {server} at {address} is to answer through the balancer (service {first[0]}, "
+                f"{profile.services[first[0]].topology}) and past it "
                 f"(service {name}, {service.topology}), and has one default route",
-                _topology(name),
+                topology_of(name),
                 "use one topology for both, or write reply_route: policy for pool "
                 f"{pool if pool != first[1] else first[1]}",
-                other=_topology(first[0]), also=(_place(profile, pool, server, address),),
+                other=topology_of(first[0]), also=(place(profile, pool, server, address),),
             )  # fmt: skip
 
 
@@ -364,7 +389,7 @@ def past_the_balancer(profile: Profile) -> Iterator[Finding]:
     told: set[tuple[str, str]] = set()
     for name, service, pool, server, address in uses(profile):
         network = profile.network_of(address)
-        if service.topology == "nat" or network is None or profile.pools[pool].reply_route == "policy":
+        if service.returning or network is None or profile.pools[pool].reply_route == "policy":
             continue
         net, version = profile.networks[network], address.version
         if net.gateway_of(version) is not None or any(r.via.version == version for r in net.routes):
@@ -378,7 +403,7 @@ def past_the_balancer(profile: Profile) -> Iterator[Finding]:
                 "answers-cross-balancer",
                 f"service {name} is {service.topology}, and the only way out of network {network} is the balancer (VIP "
                 f"{gateways[0]}), which has the VIP and so drops answers of server {server} that come from it",
-                _topology(name),
+                topology_of(name),
                 f"write topology: nat, put the service's VIP into network {network}, or write reply_route: policy "
                 f"for pool {pool} if its servers answer through another router",
                 other=("vips", gateways[0], "role"), also=(("networks", network),),
@@ -388,23 +413,23 @@ def past_the_balancer(profile: Profile) -> Iterator[Finding]:
                 "answers-without-router",
                 f"service {name} is {service.topology}, and network {network} names no router through which server "
                 f"{server} could answer clients elsewhere",
-                _topology(name),
+                topology_of(name),
                 f"make sure that there is one besides the balancer; reply_route: policy for pool {pool} says that "
                 "you did",
-                other=("networks", network), also=(_place(profile, pool, server, address),),
+                other=("networks", network), also=(place(profile, pool, server, address),),
             )  # fmt: skip
 
 
 def tunnels(profile: Profile) -> Iterator[Finding]:
     """tun: every packet to a server gets longer."""
-    for name, service in complete_ipvs_services(profile):
+    for name, service in seeing_services(profile):
         if service.topology == "tun":
             room = {4: 20, 6: 40}[max(_versions(profile, name), default=4)]
             yield warning(
                 "tunnel-mtu",
                 f"service {name} is tun: requests get {room} bytes longer, so that full packets do not fit a link "
                 "of 1500",
-                _topology(name),
+                topology_of(name),
                 f"let the links between balancer and servers carry {1500 + room}, or the servers ask for smaller "
                 f"packets (ip route … advmss {1460 - room})",
             )  # fmt: skip
@@ -415,9 +440,9 @@ RULES: tuple[Callable[[Profile], Iterator[Finding]], ...] = (
     ports,
     reachable,
     own_address,
-    nat_gateways,
-    nat_same_network,
-    nat_behind_router,
+    return_gateways,
+    same_network,
+    behind_router,
     two_gateways,
     past_the_balancer,
     tunnels,

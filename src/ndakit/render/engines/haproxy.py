@@ -12,6 +12,7 @@ from ipaddress import IPv6Address
 
 from ndakit.core.names import backend_name, frontend_name
 from ndakit.model import Address, Check, Profile, Timeouts
+from ndakit.model import Server as PoolServer
 from ndakit.model.capacity import (
     BUFFER_BYTES,
     LARGE_BUFFER_BYTES,
@@ -21,6 +22,7 @@ from ndakit.model.capacity import (
     service_limits,
 )
 from ndakit.model.checks.base import raw_bytes
+from ndakit.model.transparent import as_root
 from ndakit.render.claimed_headers import CLAIMS, ClientClaims
 from ndakit.render.node import NodeView
 
@@ -78,6 +80,8 @@ class Backend:
 
     name: str
     pool: str
+    service: str
+    """The service for which it was made first."""
     protocol: str
     balance: str
     hashed: bool
@@ -94,14 +98,18 @@ class Backend:
     timeouts: Timeouts
     servers: tuple[Server, ...]
     sorry_file: str | None
+    transparent: bool = False
+    """True if servers are connected to from the client's address (tproxy)."""
 
 
 @dataclass(frozen=True)
 class Detour:
-    """Another backend for the time when no server of the ones named is left."""
+    """Another backend for the time when no server of the ones named is left; with `addresses` only for clients that
+    came to one of these, and with nothing but these for all of them."""
 
     backend: str
     empty: tuple[str, ...]
+    addresses: tuple[Address, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -134,6 +142,10 @@ class HaproxyView:
     they may have together."""
     together_max: int
     buffer_bytes: int
+    transparent: bool = False
+    """True if some servers are connected to from the client's address, which takes a right of root's."""
+    as_root: bool = False
+    """True if HAProxy has to stay root for that."""
 
     @property
     def memory_mib(self) -> int:
@@ -156,7 +168,7 @@ class HaproxyView:
         return CLAIMS
 
 
-_Backends = dict[tuple[str, str, Timeouts, Stick | None], Backend]
+_Backends = dict[tuple[str, str, Timeouts, Stick | None, int | None], Backend]
 
 
 def host(address: Address) -> str:
@@ -183,6 +195,8 @@ def haproxy(node: NodeView) -> HaproxyView:
         together=TOGETHER if size.limited_together else "",
         together_max=size.together_max,
         buffer_bytes=LARGE_BUFFER_BYTES if large else BUFFER_BYTES,
+        transparent=any(b.transparent for b in backends.values()),
+        as_root=as_root(profile),
     )
 
 
@@ -221,16 +235,24 @@ def sorry_response(page: bytes) -> bytes:
 def _frontend(node: NodeView, name: str, backends: _Backends) -> Frontend:
     profile = node.profile
     service = profile.services[name]
-    chain = _chain(profile, service.pool)
-    names = [_backend(node, name, pool, backends).name for pool in chain]
-    # The last resort first: HAProxy takes the first rule that holds.
-    detours = tuple(Detour(names[i], tuple(names[:i])) for i in range(len(names) - 1, 0, -1))
+    chain, endpoints = _chain(profile, service.pool), profile.endpoints(name)
+    families: list[int | None] = [None]
+    if service.transparent:  # from a client's address to a server's of the same family
+        families = [*sorted({e.address.version for e in endpoints})]
+    names = {v: [_backend(node, name, pool, backends, v).name for pool in chain] for v in families}
+    detours: list[Detour] = []
+    for version in reversed(families):
+        first = version == families[0]
+        came_to = () if first else tuple(dict.fromkeys(e.address for e in endpoints if e.address.version == version))
+        ours = names[version]
+        # The last resort first: HAProxy takes the first rule that holds.
+        detours += [Detour(ours[i], tuple(ours[:i]), came_to) for i in range(len(ours) - 1, -1 if came_to else 0, -1)]
     return Frontend(
         name=frontend_name(name),
         protocol=service.protocol,
-        binds=tuple(Bind(e.address, ports) for e in profile.endpoints(name) for ports in e.ports),
-        backend=names[0],
-        detours=detours,
+        binds=tuple(Bind(e.address, ports) for e in endpoints for ports in e.ports),
+        backend=names[families[0]][0],
+        detours=tuple(detours),
         timeouts=service.timeouts,
         connections_max=dict(service_limits(profile, node.capacity.usual_max))[name],
     )
@@ -246,19 +268,26 @@ def _chain(profile: Profile, pool: str) -> list[str]:
     return chain
 
 
-def _backend(node: NodeView, service: str, pool: str, backends: _Backends) -> Backend:
+def _backend(node: NodeView, service: str, pool: str, backends: _Backends, version: int | None) -> Backend:
+    """The backend by which a service uses a pool; `version`: for clients of an IP version, with their addresses."""
     profile = node.profile
     found, user = profile.pools[pool], profile.services[service]
     relevant = user.timeouts.model_copy(update={"client_s": Timeouts().client_s})
     stick = _stick(node, service, pool)
-    key = (pool, user.protocol, relevant, stick)
+    key = (pool, user.protocol, relevant, stick, version)
     if key in backends:
         return backends[key]
-    first = next((b for b in backends.values() if b.pool == pool), None)
+    sockets = {n: _socket(_address(s, version), profile.server_port(pool, s)) for n, s in found.servers.items()}
+    others = [b for b in backends.values() if b.pool == pool]
+    second = any(b.service == service for b in others)
+    # Another address of a server is checked by itself.
+    checks = (b for b in others if b.checked and {s.name: s.socket for s in b.servers} == sockets)
+    first = next(checks, None)
     page = found.sorry is not None and found.sorry.page is not None and user.protocol == "http"
     backends[key] = Backend(
-        name=backend_name(pool, None if first is None else service),
+        name=backend_name(pool, service if others else None, f"ipv{version}" if second else ""),
         pool=pool,
+        service=service,
         protocol=user.protocol,
         balance=found.balance,
         hashed=found.balance in ("source", "uri"),
@@ -276,7 +305,7 @@ def _backend(node: NodeView, service: str, pool: str, backends: _Backends) -> Ba
         servers=tuple(
             Server(
                 name=name,
-                socket=_socket(server.address[0], profile.server_port(pool, server)),
+                socket=sockets[name],
                 weight=server.weight,
                 max_connections=server.max_connections,
                 track=None if first is None else f"{first.name}/{name}",
@@ -284,8 +313,14 @@ def _backend(node: NodeView, service: str, pool: str, backends: _Backends) -> Ba
             for name, server in found.servers.items()
         ),
         sorry_file=sorry_file(pool) if page else None,
+        transparent=version is not None,
     )
     return backends[key]
+
+
+def _address(server: PoolServer, version: int | None) -> Address:
+    """Where a server is asked: at its address of an IP version, or at the one stated first."""
+    return (None if version is None else server.address_of(version)) or server.address[0]
 
 
 def _stick(node: NodeView, service: str, pool: str) -> Stick | None:
