@@ -28,7 +28,7 @@ def seeing_services(profile: Profile) -> Iterator[tuple[str, Service]]:
     for name, service in profile.services.items():
         vips = [profile.vips.get(v) for v in service.vip]
         whole = all(v is not None and v.network in profile.networks for v in vips)
-        if service.topology != "proxy" and service.pool in profile.pools and whole:
+        if service.shows_client and service.pool in profile.pools and whole:
             yield name, service
 
 
