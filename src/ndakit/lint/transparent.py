@@ -11,10 +11,10 @@ import re
 from collections.abc import Iterator
 
 from ndakit.core.uci import Section
-from ndakit.lint.config_text import Proxy, TextError, haproxy
+from ndakit.lint.config_text import HAPROXY, Proxy, TextError, haproxy
 from ndakit.lint.subject import LintFinding, Subject
 
-HAPROXY, NETWORK = "/etc/haproxy.cfg", "/etc/config/network"
+NETWORK = "/etc/config/network"
 NFT, USER = "/etc/nftables.d/20-tproxy.nft", "/etc/firewall.user"
 _NFT_CHAIN = re.compile(r"type filter hook prerouting priority mangle - 1;")
 _NFT_RULE = re.compile(
