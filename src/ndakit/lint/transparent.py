@@ -1,8 +1,7 @@
 """Lint of topology tproxy: servers' answers that are addressed to clients come back to HAProxy, or nobody gets any.
 
 Three files have to agree: the firewall marks those answers, the network's rule sends what has the mark to a table, and
-the table takes everything in. Each part missing is silent: connections time out. Source: verified-fragments 1.2 and 4
-of the project's reference.
+the table takes everything in. Each part missing is silent: connections time out (docs/facts.md, Transparent proxy).
 """
 
 from __future__ import annotations
