@@ -13,12 +13,13 @@ import shlex
 import shutil
 import signal
 import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO
+from typing import IO, NoReturn
 
 from ndakit.core.errors import BuildError, MachineError
 
@@ -27,6 +28,7 @@ Argv = Sequence[str | Path]
 _TAIL_LINES = 10
 _POLITE_S = 5.0
 _TICK_S = 0.25
+_PIECE = 65536
 _IF_PARENT_LIVES = '[ "$PPID" = "$0" ] && exec "$@"'
 _PASSED_ON = ("PATH", "HOME", "TMPDIR", "http_proxy", "https_proxy", "no_proxy", "XDG_CACHE_HOME")
 
@@ -271,6 +273,93 @@ def _feeding(child: subprocess.Popen[bytes], stdin: bytes) -> Iterator[None]:
         raise
     finally:
         writer.join(_POLITE_S)
+
+
+def stream(
+    argv: Argv,
+    *,
+    timeout_s: float,
+    source: IO[bytes] | None = None,
+    on_stdout: Callable[[bytes], None],
+    on_stderr: Callable[[bytes], None],
+    env: Mapping[str, str] | None = None,
+) -> int:
+    """Run a program whose input or output may be too large for memory, or is no text; its exit code.
+
+    `source` is read in pieces as the program takes them; a program that ends before it has taken all is no error. The
+    callbacks get its output as it comes, and what they raise ends the program. On time-out (ProcessTimeout), Ctrl-C or
+    any other exception the program's whole process group is ended. Raises ToolMissing.
+    """
+    import selectors
+
+    go_on()
+    words = tuple(str(a) for a in argv)
+    end_s = time.monotonic() + timeout_s
+    try:
+        child = subprocess.Popen(
+            words,
+            env=environment(env),
+            stdin=subprocess.DEVNULL if source is None else subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            start_new_session=True,
+        )
+    except FileNotFoundError as cause:
+        raise ToolMissing(words[0], package=Path(words[0]).name, reason="for this step") from cause
+    pending = b""
+    try:
+        with selectors.DefaultSelector() as selector:
+            for pipe, callback in ((child.stdout, on_stdout), (child.stderr, on_stderr)):
+                assert pipe is not None
+                selector.register(pipe, selectors.EVENT_READ, callback)
+            if child.stdin is not None:
+                os.set_blocking(child.stdin.fileno(), False)
+                selector.register(child.stdin, selectors.EVENT_WRITE)
+            while any(key.data for key in selector.get_map().values()):
+                if (left_s := end_s - time.monotonic()) <= 0:
+                    raise ProcessTimeout(words, timeout_s)
+                go_on()
+                for key, _ in selector.select(min(left_s, _TICK_S)):
+                    if key.data is None:
+                        assert source is not None
+                        assert child.stdin is not None
+                        pending = pending or source.read(_PIECE)
+                        taken = _give(key.fd, pending)
+                        pending = pending[taken or 0 :]
+                        if taken is None:
+                            selector.unregister(child.stdin)
+                            child.stdin.close()
+                    elif piece := os.read(key.fd, _PIECE):
+                        key.data(piece)
+                    else:
+                        selector.unregister(key.fileobj)
+        return child.wait(max(0.1, end_s - time.monotonic()))
+    except subprocess.TimeoutExpired as cause:
+        raise ProcessTimeout(words, timeout_s) from cause
+    finally:
+        end_group(child.pid, child)
+
+
+def _give(fd: int, piece: bytes) -> int | None:
+    """How many bytes a program took of a piece; None if there is nothing more to give, or it takes no more."""
+    try:
+        return os.write(fd, piece) if piece else None
+    except BlockingIOError:
+        return 0
+    except BrokenPipeError:
+        return None
+
+
+def replace_us(argv: Argv, env: Mapping[str, str] | None = None) -> NoReturn:
+    """Become another program: it gets this terminal, its keys and its signals. Raises ToolMissing."""
+    words = [str(a) for a in argv]
+    program = find(words[0])
+    if program is None:
+        raise ToolMissing(words[0], package=Path(words[0]).name, reason="for this step")
+    for stream_of_ours in (sys.stdout, sys.stderr):
+        if stream_of_ours is not None:
+            stream_of_ours.flush()
+    os.execve(program, words, environment(env))
 
 
 class Child:
