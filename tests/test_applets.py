@@ -25,7 +25,8 @@ CALLED = re.compile(
 )
 TYPED = [
     *sorted((goldens.ROOT / "src/ndakit/verify/claims").glob("*.py")),
-    *(goldens.ROOT / f"src/ndakit/{name}.py" for name in ("node/facts", "lab/nodes")),
+    *(goldens.ROOT / f"src/ndakit/{name}.py" for name in ("lab/nodes",)),
+    *sorted((goldens.ROOT / "src/ndakit/node").glob("*.py")),
 ]
 
 

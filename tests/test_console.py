@@ -24,23 +24,23 @@ from pathlib import Path
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from testinfra.host import Host
 
 from ndakit.core.deadline import Deadline
 from ndakit.machine import console as console_module
-from ndakit.machine.console import Console, ConsoleBackend
+from ndakit.machine.console import Console
 from ndakit.machine.console_errors import (
-    CommandTimeout,
     ConsoleClosed,
     ConsoleLocked,
     ConsoleNotActive,
     ConsoleSilent,
-    FileUnreadable,
     GuestPanicked,
     GuestRestarted,
     OutputDamaged,
 )
 from ndakit.machine.console_protocol import Answer, Damaged, Session, encode_command, without_noise
+from ndakit.node import files
+from ndakit.node.errors import ChecksumMismatch, CommandTimeout, OutputTooLarge, RemoteFileFailed
+from ndakit.node.shell import host_over
 
 ASK = "\n\nPlease press Enter to activate this console.\n"
 OPENWRT = f"""
@@ -237,14 +237,41 @@ def test_a_nul_in_a_command_is_refused(guest: Guest) -> None:
 def test_64_kib_of_random_bytes_come_whole(guest: Guest, tmp_path: Path) -> None:
     data = random.Random(1).randbytes(65536)
     (tmp_path / "data").write_bytes(data)
-    assert guest.console.read_file(str(tmp_path / "data")) == data
+    assert guest.console.get(str(tmp_path / "data")) == data
 
 
 def test_a_file_that_is_not_there_says_so(guest: Guest) -> None:
-    with pytest.raises(FileUnreadable, match="No such file"):
-        guest.console.read_file("/nonexistent")
-    with pytest.raises(FileUnreadable, match="cannot be read"):
-        guest.console.read_file("-n")
+    with pytest.raises(RemoteFileFailed, match="no such file"):
+        guest.console.get("/nonexistent")
+    with pytest.raises(RemoteFileFailed, match="cannot be read"):
+        guest.console.get("-n")
+
+
+def test_a_file_is_put_over_the_console_whole_or_not_at_all(
+    guest: Guest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In parts, for a console has no input to give to a command."""
+    data = random.Random(2).randbytes(20_000)
+    (tmp_path / "d").mkdir()
+    (tmp_path / "source").write_bytes(data)
+    path = tmp_path / "d/it's"
+    guest.console.put(b"old", str(path))
+    told: list[int] = []
+    guest.console.put_file(tmp_path / "source", str(path), mode=0o700, progress=lambda done, total: told.append(done))
+    assert (path.read_bytes(), path.stat().st_mode & 0o777, told) == (data, 0o700, [8192, 16384, 20_000])
+    guest.console.get_file(str(path), tmp_path / "back")
+    assert (tmp_path / "back").read_bytes() == data
+    with pytest.raises(RemoteFileFailed, match="there is no folder"):
+        guest.console.put(b"x", "/nowhere/x")
+    monkeypatch.setattr(files, "append_command", lambda part, temporary: ["sh", "-c", 'echo >>"$1"', "", temporary])
+    with pytest.raises(ChecksumMismatch):
+        guest.console.put(b"new", str(path))
+    assert {p: p.read_bytes() for p in (tmp_path / "d").iterdir()} == {path: data}
+
+
+def test_a_command_that_says_too_much_is_told(guest: Guest) -> None:
+    with pytest.raises(OutputTooLarge, match="wrote more than 10 bytes"):
+        guest.console.run("echo 0123456789", output_max_bytes=10)
 
 
 def test_a_command_that_hangs_is_killed_with_what_it_started_and_the_next_one_works(
@@ -419,7 +446,7 @@ def test_output_with_the_words_of_a_restart_is_output(guest: Guest, tmp_path: Pa
         return piece
 
     guest.meddle = slowly
-    assert guest.console.read_file(str(tmp_path / "inittab")) == data
+    assert guest.console.get(str(tmp_path / "inittab")) == data
 
 
 def test_a_guest_that_hangs_during_a_command_is_an_error(guest: Guest, impatient: None) -> None:
@@ -477,7 +504,7 @@ def test_a_listener_that_fails_stops_nothing_and_its_failure_is_raised(guest: Gu
 
 
 def test_testinfra_reads_facts_over_the_console(guest: Guest, tmp_path: Path) -> None:
-    host = Host(ConsoleBackend(guest.console))
+    host = host_over(guest.console)
     assert host.check_output("echo %s", "it's $HOME") == "it's $HOME"
     result = host.run("printf 'caf\\303\\251 \\377'; exit 3")
     assert (result.rc, result.stdout) == (3, "café �")

@@ -19,17 +19,17 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from testinfra.host import Host
 
 from ndakit.core import process
 from ndakit.core.deadline import Deadline
 from ndakit.lab.switch import Port, Switch
 from ndakit.machine.accelerator import TCG, find_qemu, probe
-from ndakit.machine.console import ConsoleBackend
-from ndakit.machine.console_errors import CommandTimeout, ConsoleClosed, ConsoleSilent, GuestPanicked
+from ndakit.machine.console_errors import ConsoleClosed, ConsoleSilent, GuestPanicked
 from ndakit.machine.qmp import MonitorRefused
 from ndakit.machine.spec import Bus, Disk, DiskFormat, Nic, VmSpec
 from ndakit.machine.vm import Vm, VmNotRunning, VmNotStarted, launch
+from ndakit.node.errors import CommandTimeout
+from ndakit.node.shell import host_over
 from vm_guest import APPEND, guest
 
 pytestmark = pytest.mark.vm
@@ -105,7 +105,7 @@ def test_long_commands_and_binary_files_cross_a_busy_console_whole(one: Vm) -> N
     quoted = "'" + text.replace("'", "'\\''") + "'"
     assert one.console.run(f"printf %s {quoted}", 60).stdout == text
     assert one.console.run("head -c 65536 /dev/urandom >/tmp/random").rc == 0
-    data = one.console.read_file("/tmp/random", 60)
+    data = one.console.get("/tmp/random", timeout_s=60)
     assert len(data) == 65536
     assert one.console.run("md5sum </tmp/random").stdout.split()[0] == hashlib.md5(data).hexdigest()
 
@@ -143,7 +143,7 @@ def test_commands_work_while_a_program_writes_to_the_console_as_well(tmp_path: P
 
 
 def test_testinfra_works_over_a_real_console(one: Vm) -> None:
-    host = Host(ConsoleBackend(one.console))
+    host = host_over(one.console)
     assert host.check_output("hostname") == "guest"
     assert host.file("/etc/profile").contains("PS1")
     assert host.run("exit 9").rc == 9

@@ -279,16 +279,16 @@ def stream(
     argv: Argv,
     *,
     timeout_s: float,
-    source: IO[bytes] | None = None,
+    source: Callable[[int], bytes] | None = None,
     on_stdout: Callable[[bytes], None],
     on_stderr: Callable[[bytes], None],
     env: Mapping[str, str] | None = None,
 ) -> int:
     """Run a program whose input or output may be too large for memory, or is no text; its exit code.
 
-    `source` is read in pieces as the program takes them; a program that ends before it has taken all is no error. The
-    callbacks get its output as it comes, and what they raise ends the program. On time-out (ProcessTimeout), Ctrl-C or
-    any other exception the program's whole process group is ended. Raises ToolMissing.
+    `source` reads its input (at most so many bytes; empty: the end); that it ends before it has taken all is no error.
+    The callbacks get its output as it comes, and what they raise ends the program. On time-out (ProcessTimeout), Ctrl-C
+    or any other exception the program's whole process group is ended. Raises ToolMissing.
     """
     import selectors
 
@@ -323,7 +323,7 @@ def stream(
                     if key.data is None:
                         assert source is not None
                         assert child.stdin is not None
-                        pending = pending or source.read(_PIECE)
+                        pending = pending or source(_PIECE)
                         taken = _give(key.fd, pending)
                         pending = pending[taken or 0 :]
                         if taken is None:
@@ -356,9 +356,8 @@ def replace_us(argv: Argv, env: Mapping[str, str] | None = None) -> NoReturn:
     program = find(words[0])
     if program is None:
         raise ToolMissing(words[0], package=Path(words[0]).name, reason="for this step")
-    for stream_of_ours in (sys.stdout, sys.stderr):
-        if stream_of_ours is not None:
-            stream_of_ours.flush()
+    for ours in filter(None, (sys.stdout, sys.stderr)):
+        ours.flush()
     os.execve(program, words, environment(env))
 
 

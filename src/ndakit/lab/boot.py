@@ -14,7 +14,7 @@ from typing import Protocol
 from ndakit.core.deadline import Deadline
 from ndakit.lab.clients import LabNotReady
 from ndakit.machine.console import Console
-from ndakit.machine.console_errors import CommandTimeout
+from ndakit.node.errors import CommandTimeout
 
 LOOK_S = 0.2
 IDLE_S = 3.0

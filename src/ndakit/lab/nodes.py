@@ -12,17 +12,15 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
-from testinfra.host import Host as TestinfraHost
-
 from ndakit.core.deadline import Deadline, DeadlineExceeded
 from ndakit.core.names import pool_of_backend
 from ndakit.lab.clients import LabNotReady, LabPeople
 from ndakit.lab.host import Watch
 from ndakit.lab.plan import LabPlan
 from ndakit.machine import vm
-from ndakit.machine.console import Console, ConsoleBackend
+from ndakit.machine.console import Console
 from ndakit.model import Address, Profile
-from ndakit.node.facts import NodeFacts, ServerState, VirtualServer
+from ndakit.node.facts import NodeFacts, ServerState, VirtualServer, facts_of
 
 SETTLE_TIMEOUT_S = 120.0
 CONSOLE_TIMEOUT_S = 60.0
@@ -43,7 +41,7 @@ class LabNodes(LabPeople):
 
     def facts(self, node: str) -> NodeFacts:
         """What can be asked of a node on its console."""
-        return NodeFacts(TestinfraHost(ConsoleBackend(self._console(node))))
+        return facts_of(self._console(node))
 
     def run(self, node: str, command: str, timeout_s: float = 30.0) -> str:
         """Type a command on a node's console; what it printed."""

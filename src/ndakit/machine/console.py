@@ -8,35 +8,41 @@ thread per console reads all the time, for a guest stands still when nobody take
 from __future__ import annotations
 
 import contextlib
+import io
 import queue
 import re
 import secrets
-import shlex
 import socket
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from io import FileIO
 from pathlib import Path
-from typing import Any
 
-from testinfra.backend.base import BaseBackend, CommandResult
-
+from ndakit.core import workspace
 from ndakit.core.deadline import Deadline
 from ndakit.machine.console_errors import (
-    CommandTimeout,
     ConsoleClosed,
     ConsoleLocked,
     ConsoleNotActive,
     ConsoleSilent,
-    FileUnreadable,
     GuestPanicked,
     GuestRestarted,
     OutputDamaged,
-    short,
 )
 from ndakit.machine.console_protocol import Answer, Damaged, Session, place_with_noise, without_noise
+from ndakit.node import files
+from ndakit.node.errors import CommandTimeout, OutputTooLarge
+from ndakit.node.shell import (
+    FILE_TIMEOUT_S,
+    OUTPUT_MAX_BYTES,
+    RUN_TIMEOUT_S,
+    Command,
+    Progress,
+    Ran,
+    command_line,
+    short,
+)
 
 _ASK_FIRST = "Please press Enter to activate this console"  # procd, utils/askfirst.c
 _READY = re.compile(rb"Please press Enter to activate this console|login: *$|[#$] $")
@@ -54,25 +60,6 @@ _NEVER_SILENT_S = 2.0  # where something writes all the time, asking again waits
 _RESENDS = 6
 # QEMU hands a serial port's output on byte by byte: gather a little, or each byte wakes everybody who waits.
 _SMALL, _GATHER_S = 512, 0.002
-
-
-@dataclass(frozen=True)
-class Ran:
-    """What a command in the guest came to."""
-
-    rc: int
-    stdout_bytes: bytes
-    stderr_bytes: bytes
-
-    @property
-    def stdout(self) -> str:
-        """Its output as text."""
-        return self.stdout_bytes.decode(errors="replace")
-
-    @property
-    def stderr(self) -> str:
-        """Its complaints as text."""
-        return self.stderr_bytes.decode(errors="replace")
 
 
 class Console:
@@ -220,33 +207,65 @@ class Console:
                 session = Session(secrets.token_hex(5))
             self._session = session
 
-    def run(self, command: str, timeout_s: float = 30.0) -> Ran:
-        """Run a shell command in the guest; its exit code, stdout and stderr, byte for byte.
+    def run(
+        self, command: Command, timeout_s: float = RUN_TIMEOUT_S, *, output_max_bytes: int = OUTPUT_MAX_BYTES
+    ) -> Ran:
+        """Run a command in the guest (Shell.run); its exit code, stdout and stderr, byte for byte.
 
         Its stdin is empty, its folder that of a login, variables do not last. After `timeout_s` (guest's clock, whole
-        seconds) it is killed with what it started. Raises CommandTimeout, ConsoleSilent, ConsoleClosed,
+        seconds) it is killed with what it started. Raises CommandTimeout, OutputTooLarge, ConsoleSilent, ConsoleClosed,
         ConsoleNotActive, GuestRestarted, GuestPanicked, OutputDamaged, and ValueError for a NUL in the command.
         """
+        line = command_line(command)
         with self._command_lock:
             session = self._session
             if session is None:
                 raise ConsoleNotActive(self.name, self.log)
             for _ in range(3):
-                answer = self._attempt(session, command, timeout_s)
+                answer = self._attempt(session, line, timeout_s)
                 if answer is None:
                     continue  # the terminal lost characters on the way there
                 if answer.rc is None:
                     output = (answer.stdout + answer.stderr).decode(errors="replace")
-                    raise CommandTimeout(self.name, command, timeout_s, self.log, output[-2000:])
+                    raise CommandTimeout(self.name, command, timeout_s, self._where, output[-2000:])
+                if len(answer.stdout) > output_max_bytes:
+                    raise OutputTooLarge(self._where, command, output_max_bytes)
                 return Ran(answer.rc, answer.stdout, answer.stderr)
-            raise OutputDamaged(self.name, command, self.log)
+            raise OutputDamaged(self.name, line, self.log)
 
-    def read_file(self, path: str, timeout_s: float = 30.0) -> bytes:
-        """The content of a file in the guest, byte for byte. Raises FileUnreadable and what `run` raises."""
-        ran = self.run(f"cat {shlex.quote(path if not path.startswith('-') else './' + path)}", timeout_s)
-        if ran.rc != 0:
-            raise FileUnreadable(self.name, path, ran.stderr.strip() or f"cat ended with exit code {ran.rc}")
-        return ran.stdout_bytes
+    @property
+    def _where(self) -> str:
+        return f"console log: {self.log}"
+
+    def get(self, path: str, *, max_bytes: int = OUTPUT_MAX_BYTES, timeout_s: float = FILE_TIMEOUT_S) -> bytes:
+        """See Shell.get."""
+        return files.get(self, path, max_bytes, timeout_s, self._where)
+
+    def put(self, content: bytes, path: str, *, mode: int = 0o644, timeout_s: float = FILE_TIMEOUT_S) -> None:
+        """See Shell.put. A console carries some KiB in a second."""
+        files.put_in_parts(self, io.BytesIO(content), path, mode, timeout_s, self._where)
+
+    def put_file(
+        self,
+        source: Path,
+        path: str,
+        *,
+        mode: int = 0o644,
+        timeout_s: float = FILE_TIMEOUT_S,
+        progress: Progress | None = None,
+    ) -> None:
+        """See Shell.put_file."""
+        with source.open("rb") as opened:
+            files.put_in_parts(self, opened, path, mode, timeout_s, self._where, progress)
+
+    def get_file(
+        self, path: str, target: Path, *, timeout_s: float = FILE_TIMEOUT_S, progress: Progress | None = None
+    ) -> None:
+        """See Shell.get_file; the file passes through memory here, so that it is one of at most 16 MiB."""
+        content = self.get(path, timeout_s=timeout_s)
+        workspace.write_atomic(target, content, mode=0o600)
+        if progress is not None:
+            progress(len(content), len(content))
 
     def release(self) -> None:
         """Leave the shell as a person would find it: at its prompt. `activate` opens it for commands again."""
@@ -455,28 +474,3 @@ def _write(sink: FileIO, pieces: queue.SimpleQueue[bytes]) -> None:
         while piece := pieces.get():
             with contextlib.suppress(OSError):  # a full disk must not stop the guest
                 log.write(piece)
-
-
-class ConsoleBackend(BaseBackend):  # type: ignore[misc]  # testinfra ships no types
-    """pytest-testinfra over a console: `testinfra.host.Host(ConsoleBackend(console))`."""
-
-    NAME = "console"
-
-    def __init__(self, console: Console, *, timeout_s: float = 30.0) -> None:
-        super().__init__(console.name)
-        self.console = console
-        self.timeout_s = timeout_s
-
-    def run(self, command: str, *args: str, **kwargs: Any) -> CommandResult:
-        """Run a command with its arguments quoted into it; `timeout_s` may be given by name."""
-        line = self.get_command(command, *args)
-        ran = self.console.run(line, float(kwargs.get("timeout_s", self.timeout_s)))
-        return self.result(ran.rc, line.encode(errors="surrogateescape"), ran.stdout_bytes, ran.stderr_bytes)
-
-    def get_encoding(self) -> str:
-        """UTF-8: OpenWrt has no locales, and asking a guest's Python would be in vain."""
-        return "utf-8"
-
-    def decode(self, data: bytes) -> str:
-        """As UTF-8; a byte that is none becomes a replacement character."""
-        return data.decode(errors="replace")

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from ndakit.core.deadline import DeadlineExceeded
 from ndakit.core.errors import VerifyError
+from ndakit.node.shell import short
 
 
 def shown(tail: str) -> str:
@@ -80,19 +81,6 @@ class ConsoleNotActive(VerifyError):
         )
 
 
-class CommandTimeout(VerifyError):
-    """A command on the console did not end in its time and was killed."""
-
-    def __init__(self, name: str, command: str, timeout_s: float, log: Path, output: str) -> None:
-        super().__init__(
-            f"'{short(command)}' on {name} did not end within {timeout_s:g} s and was killed"
-            + (f"; it had said:{shown(output)}" if output.strip() else "; it had said nothing"),
-            where=f"console log: {log}",
-            fix="run it by hand on that machine (./inv boot PROFILE); it may wait for something that never comes",
-        )
-        self.output = output
-
-
 class OutputDamaged(VerifyError):
     """The output of a command did not come through whole."""
 
@@ -102,20 +90,3 @@ class OutputDamaged(VerifyError):
             where=f"console log: {log}",
             fix="look there for what else writes to the console all the time, or whether /tmp of that machine is full",
         )
-
-
-class FileUnreadable(VerifyError):
-    """A file of the guest cannot be read."""
-
-    def __init__(self, name: str, path: str, why: str) -> None:
-        super().__init__(
-            f"{path} of {name} cannot be read: {why}",
-            where=f"{name}:{path}",
-            fix="look at the folder on that machine's console: ls -la",
-        )
-
-
-def short(command: str) -> str:
-    """A command in one line of bearable length."""
-    line = " ".join(command.split())
-    return line if len(line) <= 100 else line[:97] + "…"

@@ -62,8 +62,8 @@ class AddressUnknown(NodeError):
         super().__init__(
             f"the address cannot be used: {why}",
             where=where,
-            fix="give an address that this machine has a route to, such as --address 192.0.2.11; an address that begins "
-            "with fe80: needs the network card: --address fe80::1%eth0",
+            fix="give an address that this machine has a route to, such as --address 192.0.2.11; one that begins with "
+            "fe80: needs the network card: --address fe80::1%eth0",
         )
 
 
@@ -134,9 +134,9 @@ class HostKeyChanged(NodeError):
         self, where: str, *, expected: Sequence[str], kind: str, fingerprint: str, pins: str, command: str
     ) -> None:
         super().__init__(
-            f"wrong host key: expected {' or '.join(expected)}, the box shows {kind} {fingerprint}. Nothing was sent to "
-            "it. The box was flashed without keeping its configuration, or is another box with this address, or "
-            "somebody stands in between",
+            f"wrong host key: expected {' or '.join(expected)}, the box shows {kind} {fingerprint}. Nothing was sent. "
+            "The box was flashed without keeping its configuration, or is another box with this address, or somebody "
+            "stands in between",
             where=f"{where}; pinned in {pins}",
             fix="if you have just flashed or replaced the box, compare the new key at the box itself (screen or serial "
             f"line: dropbearkey -y -f /etc/dropbear/dropbear_{_dropbear(kind)}_host_key), then: {command} "
@@ -151,7 +151,8 @@ class HostKeyNotTheOne(NodeError):
 
     def __init__(self, where: str, *, accepted: str, kind: str, fingerprint: str) -> None:
         super().__init__(
-            f"the box shows the host key {kind} {fingerprint}, and --accept-host-key names {accepted}; nothing was pinned",
+            f"the box shows the host key {kind} {fingerprint}, and --accept-host-key names {accepted}; nothing was "
+            "pinned",
             where=where,
             fix="look at the box itself which key it has (dropbearkey -y -f "
             f"/etc/dropbear/dropbear_{_dropbear(kind)}_host_key); if the address belongs to another box now, give the "
@@ -194,7 +195,7 @@ class AnybodyGetsIn(NodeError):
         super().__init__(
             "the box lets root in without a key or a password: it does not run an image of this profile",
             where=where,
-            fix="look at the box itself what it is; an OpenWrt that nobody has set up yet does this: flash its image first",
+            fix="look at the box itself what it is; an OpenWrt that nobody has set up yet does this: flash its image",
         )
 
 

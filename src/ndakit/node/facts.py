@@ -20,6 +20,7 @@ from typing import Protocol
 from ndakit.core import json_text
 from ndakit.core.errors import VerifyError
 from ndakit.model import Address
+from ndakit.node.shell import Shell, host_over
 
 KEEPALIVED_DATA = "/tmp/keepalived.data"
 TRACKED = "/proc/net/nf_conntrack"
@@ -204,6 +205,11 @@ class NodeFacts:
     def unsupported(self) -> list[str]:
         """What the lab's stand-in base system was asked for and does not have (a lab image only)."""
         return [line for line in self.text("cat /tmp/lab-unsupported").splitlines() if line.strip()]
+
+
+def facts_of(shell: Shell) -> NodeFacts:
+    """What can be asked of a balancer over a shell on it."""
+    return NodeFacts(host_over(shell))
 
 
 def parse_addresses(text: str) -> dict[str, set[IPv4Interface | IPv6Interface]]:

@@ -1,14 +1,11 @@
 """What can be done with a shell on a balancer, whatever carries it: run a command, put a file, get a file.
 
 `Shell` is the protocol. The serial console of a lab's machine serves it (`console`), and so does SSH (`node/ssh`). Who
-asks a balancer something, or changes something there, is written against this protocol alone. The scripts that put and
-get files use nothing but what BusyBox has in every OpenWrt release since 18.06.
+asks a balancer something, or changes something there, is written against this protocol alone.
 """
 
 from __future__ import annotations
 
-import hashlib
-import re
 import shlex
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -112,86 +109,6 @@ def short(command: Command) -> str:
     return line if len(line) <= 100 else line[:97] + "…"
 
 
-# -- files -------------------------------------------------------------------------------------------------------------
-
-MISMATCH = 9
-"""The exit code of the scripts below when the checksum is another one."""
-
-_FINISH = """
-set -- "$1" "$2" "$3" "$4" $(sha256sum <"$4")
-[ "$5" = "$3" ] || { rm -f "$4"; echo "SHA-256 $5" >&2; exit 9; }
-chmod "$2" "$4" && mv -f "$4" "$1" && sync"""
-
-# A name with a dot in front: no folder of scripts (/etc/hotplug.d, /etc/rc.d) takes it for one of its own.
-_BEGIN = """[ ! -d "$1" ] || { echo "$1: it is a folder" >&2; exit 1; }
-case $1 in */*) d=${1%/*}/;; *) d=./;; esac
-[ -d "$d" ] || { echo "there is no folder $d" >&2; exit 1; }
-t=$(mktemp "$d.ndakit.XXXXXX") || exit 1"""
-
-_PUT = (
-    _BEGIN
-    + """
-trap 'rm -f "$t"' EXIT
-trap 'exit 1' HUP INT TERM
-trap '' PIPE
-cat >"$t" || exit 1
-set -- "$1" "$2" "$3" "$t\""""
-    + _FINISH
-)
-
-_THERE = """[ -e "$1" ] || { echo "there is no such file" >&2; exit 1; }
-"""
-_GET = f"""{_THERE}cat <"$1" && set -- $(sha256sum <"$1") && echo "SHA-256 $1" >&2"""
-
-
-def put_command(path: str, mode: int, sha256: str) -> list[str]:
-    """The command that makes its stdin a file, as Shell.put promises it; its exit code is MISMATCH for another
-    checksum."""
-    return ["sh", "-c", _PUT, "put", path, f"{mode:o}", sha256]
-
-
-def begin_command(path: str) -> list[str]:
-    """The command that makes an empty file beside `path` and prints its name, for those who cannot give a stdin."""
-    return ["sh", "-c", f'{_BEGIN}\nprintf %s "$t"', "begin", path]
-
-
-def append_command(part: bytes, temporary: str) -> list[str]:
-    """The command that appends some bytes to such a file."""
-    return ["sh", "-c", 'printf %b "$1" >>"$2"', "append", "".join(f"\\0{byte:03o}" for byte in part), temporary]
-
-
-def finish_command(path: str, mode: int, sha256: str, temporary: str) -> list[str]:
-    """The command that puts such a file into its place if its checksum is right, and removes it if not."""
-    script = f"trap 'rm -f \"$4\"' EXIT{_FINISH}"
-    return ["sh", "-c", script, "finish", path, f"{mode:o}", sha256, temporary]
-
-
-def get_command(path: str) -> list[str]:
-    """The command that prints a file, and then its checksum on stderr (`checksum_told`)."""
-    return ["sh", "-c", _GET, "get", path]
-
-
-def size_command(path: str) -> list[str]:
-    """The command that prints how many bytes a file has."""
-    return ["sh", "-c", f'{_THERE}wc -c <"$1"', "size", path]
-
-
-def checksum_told(stderr: bytes) -> str:
-    """The SHA-256 that one of these commands told on stderr; empty if none."""
-    told = re.findall(rb"^SHA-256 ([0-9a-f]{64})$", stderr, re.M)
-    return told[-1].decode() if told else ""
-
-
-def sha256(content: bytes) -> str:
-    """SHA-256 in hex."""
-    return hashlib.sha256(content).hexdigest()
-
-
-def disk_is_full(stderr: str) -> bool:
-    """True if a command says that there was no space (errno(3): ENOSPC, EDQUOT)."""
-    return "No space left on device" in stderr or "Disk quota exceeded" in stderr
-
-
 # -- testinfra ---------------------------------------------------------------------------------------------------------
 
 
@@ -220,6 +137,6 @@ class ShellBackend(BaseBackend):  # type: ignore[misc]  # testinfra ships no typ
         return data.decode(errors="replace")
 
 
-def testinfra_host(shell: Shell) -> TestinfraHost:
+def host_over(shell: Shell) -> TestinfraHost:
     """testinfra's host over a shell."""
     return TestinfraHost(ShellBackend(shell))

@@ -2,7 +2,7 @@
 
 The connection is a master process of ssh with a socket in a private folder (ssh_config(5), ControlMaster); each command
 is a small ssh that goes through it. It ends with the context, on Ctrl-C, and with this process. OpenWrt has no
-sftp-server, so that files go through `cat` with a checksum (`shell`).
+sftp-server, so that files go through `cat` with a checksum (`files`).
 """
 
 from __future__ import annotations
@@ -18,40 +18,29 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
-from typing import IO, Self
+from typing import Self
 
 from ndakit.core import process, workspace
-from ndakit.node import ssh_options
+from ndakit.node import files, ssh_options
 from ndakit.node.errors import (
     AnybodyGetsIn,
-    ChecksumMismatch,
     CommandTimeout,
     ConnectionLost,
     HostKeyChanged,
     HostKeyNotTheOne,
     HostKeyUnknown,
     OutputTooLarge,
-    RemoteDiskFull,
-    RemoteFileFailed,
-    folder_of,
 )
 from ndakit.node.host_keys import HostKey, Pins, checked_fingerprint, parse
 from ndakit.node.keys import Keys
 from ndakit.node.shell import (
     FILE_TIMEOUT_S,
-    MISMATCH,
     OUTPUT_MAX_BYTES,
     RUN_TIMEOUT_S,
     Command,
     Progress,
     Ran,
-    checksum_told,
     command_line,
-    disk_is_full,
-    get_command,
-    put_command,
-    sha256,
-    size_command,
 )
 from ndakit.node.ssh_options import CONNECT_TIMEOUT_S, Target
 
@@ -136,7 +125,7 @@ class Ssh:
         return self._socket is not None and self._socket.exists()
 
     def _failure(self, log: str) -> Exception:
-        if ssh_options.host_key_refused(log) or "Unable to negotiate" in log and "host key" in log:
+        if ssh_options.host_key_refused(log):
             with contextlib.suppress(HostKeyUnknown):
                 key = host_key(self.target)
                 expected = self.pins.read()
@@ -191,11 +180,11 @@ class Ssh:
         *,
         timeout_s: float,
         sink: Callable[[bytes], None],
-        source: IO[bytes] | None = None,
+        source: Callable[[int], bytes] | None = None,
         said: Callable[[], bytes] = lambda: b"",
     ) -> tuple[int, bytes]:
-        """Run a command with `source` as its stdin (None: empty), and its output to `sink` as it comes; its exit code and
-        stderr.
+        """Run a command whose stdin is what `source` reads (at most so many bytes; None: empty), and whose output goes
+        to `sink` as it comes; its exit code and stderr.
 
         Raises CommandTimeout, ConnectionLost, OutputTooLarge (stderr: 1 MiB) and what `sink` raises; the command is
         ended then, as it is on Ctrl-C.
@@ -263,7 +252,7 @@ class Ssh:
 
     def put(self, content: bytes, path: str, *, mode: int = 0o644, timeout_s: float = FILE_TIMEOUT_S) -> None:
         """See Shell.put."""
-        self._put(io.BytesIO(content), len(content), sha256(content), path, mode, timeout_s)
+        self._put(io.BytesIO(content).read, len(content), files.sha256(content), path, mode, timeout_s)
 
     def put_file(
         self,
@@ -278,35 +267,34 @@ class Ssh:
         digest = workspace.file_sha256(source)
         size = source.stat().st_size
         with source.open("rb") as opened:
-            self._put(_Counted(opened, size, progress), size, digest, path, mode, timeout_s)
+            done = 0
 
-    def _put(self, source: IO[bytes], size: int, digest: str, path: str, mode: int, timeout_s: float) -> None:
-        where = self.target.where
-        rc, stderr = self.stream(put_command(path, mode, digest), timeout_s=timeout_s, sink=_nothing, source=source)
-        if rc == 0:
-            return
-        words = stderr.decode(errors="replace")
-        if disk_is_full(words):
-            space = self.run(["df", "-h", folder_of(path)]).stdout
-            raise RemoteDiskFull(path, size, where, space)
-        if rc == MISMATCH and (got := checksum_told(stderr)):
-            raise ChecksumMismatch(path, where, wanted=digest, got=got)
-        raise RemoteFileFailed("written", path, where, words)
+            def read(most: int) -> bytes:
+                nonlocal done
+                piece = opened.read(most)
+                done += len(piece)
+                if progress is not None and piece:
+                    progress(done, size)
+                return piece
+
+            self._put(read, size, digest, path, mode, timeout_s)
+
+    def _put(
+        self, source: Callable[[int], bytes], size: int, digest: str, path: str, mode: int, timeout_s: float
+    ) -> None:
+        command = files.put_command(path, mode, digest)
+        rc, stderr = self.stream(command, timeout_s=timeout_s, sink=_nothing, source=source)
+        files.check_put(self, path, size, digest, Ran(rc, b"", stderr), self.target.where)
 
     def get(self, path: str, *, max_bytes: int = OUTPUT_MAX_BYTES, timeout_s: float = FILE_TIMEOUT_S) -> bytes:
         """See Shell.get."""
-        ran = self.run(get_command(path), timeout_s, output_max_bytes=max_bytes)
-        self._check_got(path, ran.rc, ran.stderr_bytes, sha256(ran.stdout_bytes))
-        return ran.stdout_bytes
+        return files.get(self, path, max_bytes, timeout_s, self.target.where)
 
     def get_file(
         self, path: str, target: Path, *, timeout_s: float = FILE_TIMEOUT_S, progress: Progress | None = None
     ) -> None:
         """See Shell.get_file."""
-        told = self.run(size_command(path))
-        if told.rc != 0:
-            raise RemoteFileFailed("read", path, self.target.where, told.stderr)
-        total = int(told.stdout.split()[0])
+        total = files.size_bytes(self, path, self.target.where)
         digest, done = hashlib.sha256(), 0
         fd, name = tempfile.mkstemp(prefix=f".{target.name}.", dir=target.parent)
         try:
@@ -320,8 +308,8 @@ class Ssh:
                     if progress is not None:
                         progress(done, total)
 
-                rc, stderr = self.stream(get_command(path), timeout_s=timeout_s, sink=keep)
-                self._check_got(path, rc, stderr, digest.hexdigest())
+                rc, stderr = self.stream(files.get_command(path), timeout_s=timeout_s, sink=keep)
+                files.check_got(path, rc, stderr, digest.hexdigest(), self.target.where)
                 opened.flush()
                 os.fsync(opened.fileno())
             Path(name).replace(target)
@@ -329,26 +317,6 @@ class Ssh:
             with contextlib.suppress(OSError):
                 Path(name).unlink()
             raise
-
-    def _check_got(self, path: str, rc: int, stderr: bytes, digest: str) -> None:
-        if rc != 0:
-            raise RemoteFileFailed("read", path, self.target.where, stderr.decode(errors="replace"))
-        if (wanted := checksum_told(stderr)) != digest:
-            raise ChecksumMismatch(path, self.target.where, wanted=wanted, got=digest)
-
-
-class _Counted(io.RawIOBase):
-    """A file that tells how far it has been read."""
-
-    def __init__(self, opened: IO[bytes], total: int, progress: Progress | None) -> None:
-        self._opened, self._total, self._progress, self._done = opened, total, progress, 0
-
-    def read(self, size: int = -1) -> bytes:
-        piece = self._opened.read(size)
-        self._done += len(piece)
-        if self._progress is not None and piece:
-            self._progress(self._done, self._total)
-        return piece
 
 
 def _nothing(piece: bytes) -> None:

@@ -41,9 +41,9 @@ class TargetMalformed(InputError):
 class Target:
     """Where a balancer's SSH server is, and how to get there.
 
-    `address`: an IP address (a link-local one with its scope: `fe80::1%eth0`) or a host name. `jump`: `[USER@]HOST[:PORT]`
-    of a machine to go through. `proxy`: a command instead, whose stdin and stdout are the connection. `sha1`: its release
-    knows only signatures with SHA-1 (Release.ssh_sha1_only). Raises TargetMalformed.
+    `address`: an IP address (a link-local one with its scope: `fe80::1%eth0`) or a host name. `jump`: a machine to go
+    through, `[USER@]HOST[:PORT]`. `proxy`: a command instead, whose stdin and stdout are the connection. `sha1`: its
+    release knows only signatures with SHA-1 (Release.ssh_sha1_only). Raises TargetMalformed.
     """
 
     profile: str
@@ -193,7 +193,9 @@ def offered(log: str) -> list[str]:
 def host_key_refused(log: str) -> bool:
     """True if the server showed a host key that is not pinned."""
     return bool(
-        re.search(r"Host key verification failed|REMOTE HOST IDENTIFICATION HAS CHANGED|No \S+ host key is known", log)
+        re.search(
+            "Host key verification failed|REMOTE HOST IDENTIFICATION HAS CHANGED|no matching host key type found", log
+        )
     )
 
 
@@ -212,8 +214,8 @@ def explained(log: str, target: Target, keys: Keys | None) -> NdakitError:
     if "Connection refused" in log:
         return NodeRefused(target.where)
     if found := re.search(
-        r"Could not resolve hostname .*: ([^:\n]*)$|(Network is unreachable|Invalid argument|Cannot assign requested address"
-        r"|Address family not supported[^\n]*)",
+        r"Could not resolve hostname .*: ([^:\n]*)$|(Network is unreachable|Invalid argument|Cannot assign requested"
+        r" address|Address family not supported[^\n]*)",
         words,
         re.M,
     ):
