@@ -23,7 +23,8 @@ DRIVER = Path(__file__).with_name("haproxy_driver.py")
 
 
 @functools.cache
-def _root() -> Path:
+def daemons() -> Path:
+    """The lab's root of daemons, made on first use."""
     argv: list[str | Path] = [
         "python3",
         goldens.ROOT / "lab/debian.py",
@@ -39,7 +40,7 @@ def _root() -> Path:
 
 def program(name: str) -> list[str]:
     """A program of the lab's root with that root's own libraries."""
-    root = _root()
+    root = daemons()
     loader = next(root.glob("usr/lib64/ld-linux-*.so.*"))
     libraries = next(root.glob("usr/lib/*-linux-gnu"))
     return [str(loader), "--library-path", str(libraries), str(next(root.glob(f"usr/*bin/{name}")))]

@@ -183,6 +183,12 @@ class Release:
         return self.branch >= (19, 7)
 
     @property
+    def keepalived_group_garps(self) -> bool:
+        """True if a master that hears a lower advert in one instance announces the VIPs of its whole sync group again,
+        new in keepalived 2.0 (vrrp.c, vrrp_state_master_rx; 18.06 has 1.4, which announces those of that instance)."""
+        return self.branch >= (19, 7)
+
+    @property
     def efi_images(self) -> bool:
         """True if there are EFI images for x86 (21.02)."""
         return self.branch >= (21, 2)

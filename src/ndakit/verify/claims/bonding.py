@@ -147,6 +147,8 @@ def case(lab: LabNetwork, network: str, kind: Case) -> Outcome:
                 lab.tell(f"{', '.join(cards)} of {master} lose their link")
                 _links(lab, master, cards, up=False)
                 time.sleep(kind.bound_s)
+                with contextlib.suppress(DeadlineExceeded):  # then the gap is longer than allowed
+                    watch.wait_until(lambda polled: not polled.silent, Deadline(kind.bound_s, "an answer"))
                 polled = watch.stop()
             wrong += gap_errors(polled, kind.bound_s)
             wrong += [f"without {', '.join(cards)}: {text}" for text in unserved(lab)]
