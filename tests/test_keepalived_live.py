@@ -32,8 +32,7 @@ first time alone has to do."""
 LAST_WORD = "\tvrrp_higher_prio_send_advert true\n"
 
 
-@pytest.mark.parametrize("unicast", ["true", "false"])
-@pytest.mark.parametrize("preempt", ["true", "false"])
+@pytest.mark.parametrize(("unicast", "preempt"), [("true", "false"), ("false", "true")])
 def test_clients_find_the_master_at_once_after_two_were_master(tmp_path: Path, unicast: str, preempt: str) -> None:
     profile = goldens.parse(PAIR.replace("unicast: true", f"unicast: {unicast}, preempt: {preempt}"))
     found = attempt(profile, tmp_path, "two_masters", changes=[SOON], wait_s=4)
