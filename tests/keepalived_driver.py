@@ -23,7 +23,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from ndakit.frames import decode_vrrp
+from ndakit.lab.frames import decode_vrrp
 
 NODES = ("lb1", "lb2")
 TRIES = 5

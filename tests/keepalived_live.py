@@ -13,9 +13,9 @@ from typing import Any
 
 import goldens
 from haproxy_live import daemons, program
-from ndakit import process
+from ndakit.core import process
 from ndakit.model import Profile
-from ndakit.render import render
+from ndakit.render.render import render
 
 DRIVER = Path(__file__).with_name("keepalived_driver.py")
 
