@@ -7,8 +7,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+from ndakit.core.addresses import authority
 from ndakit.lab.host import Answer, Held, Host
-from ndakit.lab.host.request import authority
 from ndakit.lab.network import LabNetwork
 
 V4, V6 = 4, 6

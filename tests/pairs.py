@@ -9,13 +9,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ndakit.build import pipeline
-from ndakit.cli.boot import boot_images, images_of
 from ndakit.core.workspace import Workspace, cache
+from ndakit.image.artifacts import images_of
 from ndakit.imagebuilder import sources
 from ndakit.lab import host
 from ndakit.lab.network import LabNetwork
 from ndakit.load import load
 from ndakit.machine import accelerator
+from ndakit.machine.boot_image import boot_images
 from ndakit.verify import claims
 from ndakit.verify.claims import Claim, Outcome
 

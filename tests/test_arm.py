@@ -16,10 +16,10 @@ from ndakit.image import disk
 from ndakit.imagebuilder import output
 from ndakit.imagebuilder import request as imagebuilder_request
 from ndakit.imagebuilder.request import ImageRequest
-from ndakit.lab.plan import BootImage
 from ndakit.load import load
 from ndakit.machine import accelerator, disks
 from ndakit.machine.accelerator import TCG, Accelerator
+from ndakit.machine.boot_image import BootImage
 from ndakit.machine.disks import EfiMissing
 from ndakit.machine.spec import Disk, DiskFile, EfiFirmware, MachineImpossible, Nic, Runtime, VmSpec, qemu_argv
 from ndakit.machine.vm import Vm

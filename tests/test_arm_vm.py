@@ -12,13 +12,13 @@ from standin.targets import TARGETS
 from standin.tools import Tools
 
 from ndakit.build import pipeline
-from ndakit.cli.boot import boot_images, images_of
 from ndakit.core.deadline import Deadline
 from ndakit.core.workspace import Workspace, cache
-from ndakit.image.artifacts import Artifact, folder_of
+from ndakit.image.artifacts import Artifact, folder_of, images_of
 from ndakit.imagebuilder import sources
 from ndakit.load import load
 from ndakit.machine import accelerator, disks
+from ndakit.machine.boot_image import boot_images
 from ndakit.machine.spec import Nic
 from ndakit.machine.vm import launch
 from pairs import ROOT, Pair, running

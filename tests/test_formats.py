@@ -19,17 +19,17 @@ import pytest
 
 from imagebuilder_fakes import PROFILE, driver, fake, request, workspace_folder
 from ndakit.build import pipeline, plan
-from ndakit.cli import boot
 from ndakit.core import process
 from ndakit.core.workspace import Workspace
 from ndakit.image import disk as image_disk
 from ndakit.image import formats as image_formats
 from ndakit.image.artifacts import Artifact, ImageFile, Record
+from ndakit.image.built import BuiltImage, DiskFull
 from ndakit.image.disk import MIB, DiskFacts, DiskImageBroken
 from ndakit.imagebuilder import sources
-from ndakit.imagebuilder.failures import DiskFull
-from ndakit.imagebuilder.imagebuilder import BuiltImage, ImageMissing
+from ndakit.imagebuilder.imagebuilder import ImageMissing
 from ndakit.load import load
+from ndakit.machine.boot_image import boot_images
 
 pytestmark = pytest.mark.images
 
@@ -343,7 +343,7 @@ def test_the_first_disk_is_booted_on_its_platforms_controller(
     loaded = load.load(Workspace.at(workspace_folder(tmp_path / "ws", text)), "bakery")
     files = tuple(ImageFile(f"x.{f}", "k", "f", 1, "", None if f == "rootfs" else 1, format=f) for f in formats)
     nodes = {node: Artifact(tmp_path, _record(files)) for node in ("lb1", "lb2")}
-    first, last = boot.boot_images(loaded.profile, nodes).values()
+    first, last = boot_images(loaded.profile, nodes).values()
     assert (first.format, first.bus, first.path.suffix) == (
         format_,
         bus,
@@ -359,7 +359,7 @@ def test_the_last_node_is_booted_by_efi_if_its_machine_has_the_same_bits(
     text = PROFILE.replace("image: {rootfs_mib: 64}", f"device: {device}\nimage: {{formats: [qcow2]}}")
     loaded = load.load(Workspace.at(workspace_folder(tmp_path / "ws", text)), "bakery")
     built = Artifact(tmp_path, _record((ImageFile("x.qcow2", "k", "f", 1, "", 1, format="qcow2"),)))
-    (image,) = boot.boot_images(loaded.profile, {"lb2": built}).values()
+    (image,) = boot_images(loaded.profile, {"lb2": built}).values()
     assert (image.firmware, image.format) == (firmware, "qcow2")
 
 

@@ -20,8 +20,8 @@ from ndakit.core.workspace import Workspace
 from ndakit.lint.lint import lint
 from ndakit.load import load
 from ndakit.model import Profile
+from ndakit.model.server_side import servers
 from ndakit.render.render import Tree, render
-from ndakit.render.servers import servers
 
 SIZE, TIMES, RUNS = 50, 4, 2
 """The small size is over in a moment, so that it is run several times."""

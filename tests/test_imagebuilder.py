@@ -14,6 +14,7 @@ from ndakit.core import process
 from ndakit.core.errors import NdakitError
 from ndakit.core.release import Release
 from ndakit.image import disk
+from ndakit.image.built import DiskFull
 from ndakit.imagebuilder import failures, output, working_copy
 from ndakit.imagebuilder import request as imagebuilder_request
 from ndakit.imagebuilder.imagebuilder import (
@@ -108,9 +109,9 @@ FAILURES: list[tuple[str, str, dict[str, object], type[NdakitError], str]] = [
     ("19.07.10", "", {"add": ("big",), "filesystem": "ext4"}, failures.RootTooSmall, "more files"),
     ("24.10.8", "prerequisites", {}, failures.PrerequisitesMissing, "apt-get install gawk python3-setuptools"),
     ("24.10.8", "too-big", {}, failures.ImageTooBig, "5 more than"),
-    ("24.10.8", "disk-full", {}, failures.DiskFull, "no space left"),
-    ("24.10.8", "full-installing", {}, failures.DiskFull, "Couldn't close"),
-    ("24.10.8", "full-unnoticed", {}, failures.DiskFull, "Couldn't close"),
+    ("24.10.8", "disk-full", {}, DiskFull, "no space left"),
+    ("24.10.8", "full-installing", {}, DiskFull, "Couldn't close"),
+    ("24.10.8", "full-unnoticed", {}, DiskFull, "Couldn't close"),
     ("24.10.8", "", {"add": ("otherarch",)}, failures.PackageFilesUnusable, "otherarch (another architecture)"),
     ("24.10.8", "crash", {}, failures.ImageBuilderFailed, "something new went wrong"),
     ("24.10.8", "vanished", {}, ImageMissing, "no squashfs combined image"),
@@ -225,7 +226,7 @@ def test_a_list_that_failed_to_load_is_said_first(text: str, starts: str, ends: 
     [
         (LIBGCC, failures.DependenciesMissing), (UNTRUSTED, failures.PackagesUntrusted),
         ("Signature check failed.\nRemove wrong Signature file.\n" + LIBGCC, failures.PackagesUntrusted),
-        (OPKG + "x: No space left on device\n" + LIBGCC, failures.DiskFull),
+        (OPKG + "x: No space left on device\n" + LIBGCC, DiskFull),
         (OPKG + "Image file x.bin is too big: 10 > 5\n", failures.ImageTooBig),
     ],
 )  # fmt: skip

@@ -20,9 +20,10 @@ from imagebuilder_fakes import driver, fake, request
 from ndakit.core import process
 from ndakit.core.release import Release
 from ndakit.core.workspace import file_sha256
+from ndakit.image.built import Built
 from ndakit.imagebuilder import cache, make_steps
 from ndakit.imagebuilder.cache import Memory
-from ndakit.imagebuilder.imagebuilder import Built, ImageBuilder
+from ndakit.imagebuilder.imagebuilder import ImageBuilder
 from ndakit.imagebuilder.request import ImageRequest
 
 pytestmark = pytest.mark.images

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 import goldens
-from ndakit.lab.plan import LabPlan, PlannedHost, Seat, cards, plan
+from ndakit.lab.plan import LabPlan, PlannedHost, Seat, plan
 from ndakit.model import Address, Profile, rules
 
 HEAD = """\
@@ -372,14 +372,14 @@ def test_the_same_link_local_address_on_two_networks_is_two_routers() -> None:
 
 def test_a_profile_that_names_only_a_later_card_gets_the_earlier_ones_unplugged() -> None:
     profile = MADE["a gap in the cards"]
-    assert cards(profile) == ("eth0", "eth1", "eth2")
+    assert profile.cards == ("eth0", "eth1", "eth2")
     (nics,) = plan(profile).balancers.values()
     assert [(nic.name, nic.segment) for nic in nics] == [("eth0", None), ("eth1", None), ("eth2", "eth2")]
 
 
 def test_cards_that_the_kernel_does_not_number_are_taken_as_they_are() -> None:
     text = goldens.PROFILES["bakery"].read_text().replace("eth0", "enp3s0")
-    assert cards(goldens.parse(text)) == ("enp3s0",)
+    assert goldens.parse(text).cards == ("enp3s0",)
 
 
 def test_a_bridges_further_ports_have_no_cable_and_both_of_a_bond_have() -> None:

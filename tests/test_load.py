@@ -15,11 +15,10 @@ from hypothesis import strategies as st
 
 import goldens
 from ndakit.cli import profiles
-from ndakit.cli.boot import images_of
 from ndakit.core.errors import ErrorGroup, InputError, NdakitError
 from ndakit.core.mistakes import KeyPath, ProfileMistake, ProfileWarning
 from ndakit.core.workspace import EXAMPLES, Workspace
-from ndakit.image.artifacts import ImageNotBuilt
+from ndakit.image.artifacts import ImageNotBuilt, images_of
 from ndakit.load import field_types, load, messages, yaml_nodes
 from ndakit.load.json_schema import models
 from ndakit.model import Attachment

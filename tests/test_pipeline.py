@@ -22,6 +22,7 @@ from ndakit.core.errors import BuildError, ErrorGroup, NdakitError
 from ndakit.core.events import Event, Line, Planned, StepDone, StepStarted, Waiting, Warned
 from ndakit.core.workspace import Workspace
 from ndakit.image.artifacts import Artifact, folder_of
+from ndakit.image.built import DiskFull
 from ndakit.imagebuilder import failures, request, sources
 from ndakit.imagebuilder.imagebuilder import ImageBuilderBroken
 from ndakit.load import load
@@ -286,7 +287,7 @@ def test_too_little_space_is_said_before_anything_runs(place: Place, monkeypatch
 
 @pytest.mark.parametrize(
     ("code", "kind"),
-    [(errno.ENOSPC, failures.DiskFull), (errno.EROFS, pipeline.WorkspaceUnwritable)],
+    [(errno.ENOSPC, DiskFull), (errno.EROFS, pipeline.WorkspaceUnwritable)],
 )
 def test_a_disk_that_refuses_is_an_error_of_the_machine(
     code: int, kind: type[NdakitError], place: Place, monkeypatch: pytest.MonkeyPatch

@@ -18,7 +18,8 @@ from ndakit.core import process
 from ndakit.core.workspace import Workspace
 from ndakit.load.load import load
 from ndakit.model import Profile, rules
-from ndakit.render.servers import NoSuchServer, OnlyWatched, ServerSide, in_words, script, servers
+from ndakit.model.server_side import ServerSide, servers
+from ndakit.render.servers import NoSuchServer, OnlyWatched, in_words, script
 
 TEMPLATES = (goldens.ROOT / "templates",)
 

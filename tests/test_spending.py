@@ -5,7 +5,7 @@ from __future__ import annotations
 from types import SimpleNamespace
 from typing import cast
 
-from ndakit.cli.profiles import phase_table
+from ndakit.cli.tests import phase_table
 from spending import Report, by_module, lines
 
 

@@ -15,6 +15,7 @@ from typing import Any, cast
 
 import pytest
 
+from ndakit.cli import verify_progress
 from ndakit.core.deadline import Deadline, DeadlineExceeded
 from ndakit.core.workspace import Workspace
 from ndakit.lab.clients import LabLacks, LoadResult
@@ -176,7 +177,7 @@ def test_on_a_busy_machine_a_claim_is_tried_again_and_the_sheet_says_so() -> Non
         "this machine was too busy: lb1 waited 90% of a second, others took 80% of its processors; "
         "clients were not answered again"
     )
-    assert f"a/x was tried 2 times, for this machine was too busy:\n  {why}" in report.claims_table([verdict])
+    assert f"a/x was tried 2 times, for this machine was too busy:\n  {why}" in verify_progress.claims_table([verdict])
 
 
 def test_on_a_quiet_machine_a_claim_that_fails_is_never_tried_again() -> None:
@@ -208,7 +209,8 @@ def test_a_machine_that_stays_too_busy_has_a_verdict_of_its_own() -> None:
     assert not sheet.holds
     assert sheet.as_json()["verdict"] == "too busy"
     assert [c["verdict"] for c in sheet.as_json()["claims"]] == ["too busy", "holds"]
-    assert "apache-pair: 1 of 2 claims hold (1 not judged, for this machine is too busy; " in report.summary(sheet)
+    closing = verify_progress.summary(sheet)
+    assert "apache-pair: 1 of 2 claims hold (1 not judged, for this machine is too busy; " in closing
 
 
 def test_a_fault_found_beside_what_could_not_be_judged_is_a_fault() -> None:
@@ -617,7 +619,7 @@ def test_what_was_not_tried_is_in_the_record_and_in_a_table_with_its_reason(tmp_
     report.write(tmp_path / "acceptance.json", replace(acceptance(GOOD), left_out=found))
     facts = json.loads((tmp_path / "acceptance.json").read_text())
     assert facts["left_out"] == [{"name": one.name, "reason": one.reason} for one in found]
-    lines = report.left_out_table(found).splitlines()
+    lines = verify_progress.left_out_table(found).splitlines()
     assert all(one.name in line and one.reason in line for one, line in zip(found, lines, strict=True))
 
 
@@ -626,7 +628,7 @@ def test_the_record_of_real_images_carries_no_lab_warning() -> None:
 
 
 def test_the_table_is_plain_text_with_the_details_of_failures_below() -> None:
-    text = report.claims_table([GOOD, BAD])
+    text = verify_progress.claims_table([GOOD, BAD])
     assert text.splitlines()[0].split() == ["holds", "a/x", "3", "of", "3"]
     assert "FAILS" in text
     assert "b/x: b is so\n  two were missing" in text

@@ -26,9 +26,9 @@ from ndakit.core.workspace import Workspace, make_folder
 from ndakit.image import artifacts, sbom, sidecars
 from ndakit.image import formats as image_formats
 from ndakit.image.artifacts import Artifact, ImageFile, Record
+from ndakit.image.built import Built, BuiltImage, DiskFull
 from ndakit.imagebuilder import request as imagebuilder_request
-from ndakit.imagebuilder.failures import DiskFull
-from ndakit.imagebuilder.imagebuilder import Built, BuiltImage, ImageBuilder
+from ndakit.imagebuilder.imagebuilder import ImageBuilder
 from ndakit.imagebuilder.sources import Builder, Job
 from ndakit.lint import lint
 from ndakit.load.load import Loaded

@@ -6,9 +6,6 @@ Everything a person reads goes through `terminal`; everything a script reads is 
 from __future__ import annotations
 
 import contextlib
-import os
-import shutil
-import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,8 +18,6 @@ from ndakit.core.release import Release
 from ndakit.core.workspace import Workspace
 from ndakit.load import load
 from ndakit.load.load import Loaded
-
-NO_TESTS = 5  # pytest: nothing was collected, as when --only names tests of one kind
 
 if TYPE_CHECKING:
     from ndakit.render.render import Tree
@@ -236,101 +231,3 @@ def render_profile(workspace: Workspace, profile: str, node: str | None, out: Pa
 
 
 # -- care --------------------------------------------------------------------------------------------------------------
-
-
-LABS = 4
-"""Labs at once in the tests at most: each takes up to 2 GiB."""
-
-
-def run_tests(*, quick: bool, only: str | None) -> int:
-    """pytest over the clone, in this terminal; its exit code (5 for tests that failed)."""
-    import pytest
-
-    os.chdir(Workspace.at(Path(__file__).resolve().parents[3]).root)
-    chosen = ["-k", only] if only else []
-    # Tests without machines often wait for a program. Labs in which times are measured wait most of the time, so that
-    # they run beside each other; they would not get far beside those that keep every processor busy.
-    processors = os.cpu_count() or 1
-    marks = "not vm and not images" if quick else "not vm"
-    phases = {"without machines": ["-m", marks, "-n", str(3 * processors), "--dist", "worksteal"]}
-    if not quick:
-        labs = str(min(processors, LABS))
-        phases["machines, at work"] = ["-m", "vm and not timed and not alone", "-n", labs, "--dist", "loadscope"]
-        phases["machines, timed"] = ["-m", "timed or alone", "-n", labs, "--dist", "loadscope"]
-    slowest = ["--durations=12", "--durations-min=5"]
-    codes: list[int] = []
-    spent: list[tuple[str, float, float]] = []
-    for name, words in phases.items():
-        started_s, before_s = time.monotonic(), _processor_s()
-        codes.append(int(pytest.main([*words, *slowest, *chosen])))
-        spent.append((name, time.monotonic() - started_s, _processor_s() - before_s))
-    terminal.say()
-    terminal.say(phase_table(spent, processors))
-    wanted = [c for c in codes if c != NO_TESTS] if only else codes
-    return 0 if wanted and not any(wanted) else 5
-
-
-def _processor_s() -> float:
-    """Seconds of processor time of this process and of all its children that have ended."""
-    spent = os.times()
-    return spent.user + spent.system + spent.children_user + spent.children_system
-
-
-def phase_table(spent: Sequence[tuple[str, float, float]], processors: int) -> str:
-    """What each phase of a test run took: (name, wall seconds, processor seconds). A phase that uses little of the
-    processors waits for something."""
-    everything = ("all", sum(wall_s for _, wall_s, _ in spent), sum(used_s for _, _, used_s in spent))
-    width = max(len(name) for name, _, _ in spent)
-    lines = [f"{'phase'.ljust(width)}  wall s  processor s  used"]
-    for name, wall_s, used_s in (*spent, everything):
-        share = used_s / (wall_s * processors or 1.0)
-        lines.append(f"{name.ljust(width)}  {wall_s:6.1f}  {used_s:11.1f}  {share:.0%}".replace("%", " %"))
-    return "\n".join(lines)
-
-
-def clean_workspace(workspace: Workspace, *, cache: bool, gone: bool) -> None:
-    """Remove what can be made again, or only what is `gone` from the profiles; refuses while another run is at work."""
-    from ndakit.core.workspace import cache as cache_folder
-
-    with workspace.alone(wait_s=0):
-        for entry in left_over(workspace) if gone else _made(workspace):
-            _remove(entry)
-        for name in () if gone else ("log", "scratch"):
-            _remove(workspace.state / name)
-        if cache:
-            _remove(cache_folder())
-
-
-def _made(workspace: Workspace) -> list[Path]:
-    """Everything in overlays and images."""
-    folders = [base for base in (workspace.overlays, workspace.images) if base.is_dir()]
-    return [entry for base in folders for entry in sorted(base.iterdir()) if entry.name != "README.md"]
-
-
-def left_over(workspace: Workspace) -> list[Path]:
-    """Overlays and images of profiles that are no longer there, and of nodes that left theirs.
-
-    What belongs to a profile that cannot be read now is left out: its nodes are not known.
-    """
-    profiles = load.names(workspace)
-    found: list[Path] = []
-    for entry in _made(workspace):
-        if not entry.is_dir():
-            continue
-        if entry.name not in profiles:
-            found.append(entry)
-            continue
-        with contextlib.suppress(NdakitError):
-            nodes = load.load(workspace, entry.name).profile.nodes
-            found += [one for one in sorted(entry.iterdir()) if one.is_dir() and one.name not in nodes]
-    return found
-
-
-def _remove(path: Path) -> None:
-    if not path.exists():
-        return
-    if path.is_dir() and not path.is_symlink():
-        shutil.rmtree(path)
-    else:
-        path.unlink()
-    terminal.say(f"removed {path}")

@@ -11,9 +11,10 @@ from ndakit.cli.profiles import read
 from ndakit.core import terminal
 from ndakit.core.workspace import Workspace, write_atomic
 from ndakit.model import Profile
+from ndakit.model.server_side import ServerSide, servers, watched
 from ndakit.render import overlay
 from ndakit.render.render import RenderedFile, Tree
-from ndakit.render.servers import SYSTEMS, NoSuchServer, OnlyWatched, ServerSide, in_words, script, servers, watched
+from ndakit.render.servers import SYSTEMS, NoSuchServer, OnlyWatched, in_words, script
 
 _USE = {
     "linux": "`sh linux.sh up` now, `sh linux.sh install` to last",

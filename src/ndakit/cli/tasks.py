@@ -281,7 +281,7 @@ def demo(c: Context) -> None:
 @shown
 def test(c: Context, quick: bool = False, only: str | None = None) -> None:
     """Run every test: style, types, units, goldens, and the virtual machines."""
-    from ndakit.cli.profiles import run_tests
+    from ndakit.cli.tests import run_tests
 
     raise Exit(code=run_tests(quick=quick, only=only))
 
@@ -314,7 +314,7 @@ def bench(c: Context, what: str, runs: int = 20, json: str | None = None, plot: 
 @shown
 def clean(c: Context, cache: bool = False, gone: bool = False) -> None:
     """Remove rendered overlays, built images, logs and scratch files."""
-    from ndakit.cli.profiles import clean_workspace
+    from ndakit.cli.clean import clean_workspace
     from ndakit.core.workspace import Workspace
 
     clean_workspace(Workspace.at(), cache=cache, gone=gone)

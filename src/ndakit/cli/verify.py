@@ -12,19 +12,19 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from ndakit.cli import verify_progress
-from ndakit.cli.boot import boot_images, images_of
 from ndakit.cli.build import Wish, build_loaded, build_profile
 from ndakit.cli.profiles import read
 from ndakit.core import terminal
 from ndakit.core.errors import BuildError, InputError, NdakitError
 from ndakit.core.workspace import Workspace, cache
 from ndakit.image import artifacts
-from ndakit.image.artifacts import Artifact, ImageNotBuilt
+from ndakit.image.artifacts import Artifact, ImageNotBuilt, images_of
 from ndakit.lab import host, server_ports
 from ndakit.lab.network import LabNetwork
 from ndakit.lab.pace import Pace
 from ndakit.load.load import Loaded
 from ndakit.machine import accelerator
+from ndakit.machine.boot_image import boot_images
 from ndakit.verify import claims, report, run
 from ndakit.verify.claims import Claim
 
@@ -219,13 +219,13 @@ def _finish(
     if json is not None:
         paths.append(json)
     terminal.say()
-    terminal.say(report.claims_table(acceptance.verdicts))
+    terminal.say(verify_progress.claims_table(acceptance.verdicts))
     if acceptance.left_out:
-        terminal.say(report.left_out_table(acceptance.left_out))
+        terminal.say(verify_progress.left_out_table(acceptance.left_out))
     terminal.say()
     for path in paths:
         report.write(path, acceptance)
         terminal.say(f"record: {path}")
     if failure is not None:
         terminal.show_error(failure)
-    terminal.say(report.summary(acceptance))
+    terminal.say(verify_progress.summary(acceptance))

@@ -9,9 +9,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from ndakit.core.terminal import say, seconds
-from ndakit.verify.claims import Claim
-from ndakit.verify.report import verdict_word
+from ndakit.core.terminal import paint, say, seconds, table
+from ndakit.verify.claims import Claim, LeftOut
+from ndakit.verify.report import Acceptance
 from ndakit.verify.run import Tried, Trying, Verdict
 
 if TYPE_CHECKING:
@@ -101,3 +101,40 @@ def _table(title: str, claims: Sequence[Claim], verdicts: dict[str, Verdict], cu
         else:
             grid.add_row(Text(claim.name, style="dim"), "", "")
     return grid
+
+
+def verdict_word(verdict: Verdict) -> str:
+    """`holds`, `FAILS`, `too busy`, `not tried`, in colour on a terminal."""
+    word = "FAILS" if verdict.state == "fails" else verdict.state
+    colour = {"holds": "green", "fails": "red"}.get(verdict.state, "yellow")
+    return paint(word.ljust(9), colour)
+
+
+def claims_table(verdicts: Sequence[Verdict]) -> str:
+    """Verdict, claim and figure, one line each; the details of what failed below."""
+    rows = [(verdict_word(v), v.name, v.figure) for v in verdicts]
+    lines = [table(rows)]
+    for verdict in verdicts:
+        if not verdict.ok and verdict.detail:
+            lines += ["", f"{verdict.name}: {verdict.text}", f"  {verdict.detail}"]
+        if verdict.tries > 1:
+            lines += ["", f"{verdict.name} was tried {verdict.tries} times, for this machine was too busy:"]
+            lines += [f"  {why}" for why in verdict.disturbed]
+    return "\n".join(lines)
+
+
+def left_out_table(found: Sequence[LeftOut]) -> str:
+    """What was not tried, one line each with its reason."""
+    return table([(paint("left out".ljust(9), "yellow"), one.name, one.reason) for one in found])
+
+
+def summary(acceptance: Acceptance) -> str:
+    """The closing line."""
+    good = sum(v.ok for v in acceptance.verdicts)
+    total = len(acceptance.verdicts)
+    kind = "lab images, for testing only" if acceptance.lab_image else "the images to flash"
+    took = seconds(acceptance.elapsed_s)
+    how = acceptance.machine.get("accelerator", "?")
+    if late := sum(v.state == "too busy" for v in acceptance.verdicts):
+        kind = f"{late} not judged, for this machine is too busy; {kind}"
+    return f"{acceptance.profile}: {good} of {total} claims hold ({kind}; {took}, {how})"

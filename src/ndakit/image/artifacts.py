@@ -21,9 +21,10 @@ from typing import Any
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from ndakit.core import json_text
-from ndakit.core.errors import BuildError, NdakitError
+from ndakit.core.errors import BuildError, ErrorGroup, NdakitError
 from ndakit.core.mistakes import clean
 from ndakit.core.workspace import Workspace, file_sha256, make_folder, swap_folder
+from ndakit.load.load import Loaded
 
 RECORD, MANIFEST, SUMS = "record.json", "manifest", "SHA256SUMS"
 RECORD_FORMAT = 2
@@ -301,3 +302,13 @@ def _move(source: Path, target: Path) -> None:
         shutil.copyfile(source, target)
         shutil.copystat(source, target)
         source.unlink()
+
+
+def images_of(workspace: Workspace, loaded: Loaded, nodes: Sequence[str]) -> dict[str, Artifact]:
+    """The built images, whole and unchanged. Raises ImageNotBuilt, RecordBroken, ImageChanged."""
+    name = loaded.profile.name
+    found = {node: Artifact.load(folder_of(workspace, name, node), loaded.called) for node in nodes}
+    errors = [error for artifact in found.values() for error in artifact.verify()]
+    if errors:
+        raise ErrorGroup(errors)
+    return found

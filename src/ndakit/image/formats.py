@@ -22,9 +22,8 @@ from typing import BinaryIO
 from ndakit.core import process
 from ndakit.core.workspace import file_sha256
 from ndakit.image import disk as image_disk
+from ndakit.image.built import BuiltImage, DiskFull
 from ndakit.image.disk import MIB, DiskImageBroken
-from ndakit.imagebuilder.failures import DiskFull
-from ndakit.imagebuilder.imagebuilder import BuiltImage
 
 _TIMEOUT_S = 600.0
 

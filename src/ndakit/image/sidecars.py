@@ -16,7 +16,6 @@ from pathlib import Path
 
 from ndakit.core.names import device_name
 from ndakit.image.artifacts import Artifact, ImageFile
-from ndakit.lab.plan import cards
 from ndakit.model import Profile
 from ndakit.model.capacity import capacity_of
 from ndakit.model.profile import FLASH_TARGETS
@@ -281,7 +280,7 @@ def _machine(profile: Profile, node: str, images: Sequence[ImageFile], warning: 
         ssh=profile.ssh_port,
         ssh_sha1_only=profile.release.ssh_sha1_only,
         files=tuple(images),
-        cards=tuple(_card(profile, name) for name in cards(profile)),
+        cards=tuple(_card(profile, name) for name in profile.cards),
         bonds=tuple(
             BondNote(profile.base_device(name), name, net.nics, lacp=net.bond.mode == "802.3ad")
             for name, net in profile.networks.items()

@@ -17,6 +17,7 @@ from pathlib import Path
 from ndakit.core import process
 from ndakit.core.errors import BuildError, InputError, MachineError, NdakitError
 from ndakit.core.mistakes import clean
+from ndakit.image.built import DiskFull
 from ndakit.imagebuilder.fetch.download import shown
 
 
@@ -193,17 +194,6 @@ class InstallScriptFailed(BuildError):
             f"a package's installation script failed: {detail}",
             where=where,
             fix="read the log above that line; an init script or file of the overlay with a syntax error does that too",
-        )
-
-
-class DiskFull(MachineError):
-    """There was no space left in the middle of it."""
-
-    def __init__(self, where: str, detail: str = "") -> None:
-        super().__init__(
-            "no space left on the disk while the image was made" + (f": {detail}" if detail else ""),
-            where=where,
-            fix="free some space there (./inv clean removes what can be made again), then run it again",
         )
 
 

@@ -15,7 +15,6 @@ import re
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
 
 from ndakit.core import process
@@ -24,6 +23,7 @@ from ndakit.core.release import Release
 from ndakit.core.workspace import file_sha256
 from ndakit.image import disk as image_disk
 from ndakit.image import flash as image_flash
+from ndakit.image.built import Built, BuiltImage
 from ndakit.imagebuilder import cache, failures, make_steps, output, prerequisites, working_copy
 from ndakit.imagebuilder import request as imagebuilder_request
 from ndakit.imagebuilder.request import ImageRequest
@@ -95,34 +95,6 @@ class ServiceUnknown(BuildError):
             where=f"{root}/etc/init.d",
             fix="correct the name; the ImageBuilder itself would leave the service enabled without a word",
         )
-
-
-@dataclass(frozen=True)
-class BuiltImage:
-    """An image file that was made and looked into; `disk` is None for images that are no disks.
-
-    `format`: `img`, or `rootfs` for an archive; others are made of these by `diskformats`.
-    """
-
-    path: Path
-    kind: str
-    filesystem: str
-    sha256: str
-    disk: image_disk.DiskFacts | None
-    format: str = "img"
-    flash: image_flash.FlashFacts | None = None
-    """What is in an image for a device with flash that we know."""
-
-
-@dataclass(frozen=True)
-class Built:
-    """What came of `image`: the files, the packages inside with their versions, and what should be known about it."""
-
-    images: tuple[BuiltImage, ...]
-    packages: Mapping[str, str]
-    argv: tuple[str, ...]
-    elapsed_s: float
-    warnings: tuple[str, ...]
 
 
 class ImageBuilder:

@@ -12,9 +12,10 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Literal, NamedTuple
 
+from ndakit.core.addresses import authority
 from ndakit.core.errors import VerifyError
 from ndakit.lab.host import Answer, Host, Load, Poller, Service, SshProbe, Watch, Web
-from ndakit.lab.host.request import authority, text
+from ndakit.lab.host.request import text
 from ndakit.lab.plan import LabPlan, Seat
 from ndakit.lab.server_ports import Kind, Port, path_asked
 from ndakit.model import Address, Endpoint, Profile

@@ -22,15 +22,17 @@ from ndakit.lab.host import Host, HostSpec, Interface, LabHosts, certificate
 from ndakit.lab.host.image import LabImage
 from ndakit.lab.nodes import LabNodes
 from ndakit.lab.pace import Meter
-from ndakit.lab.plan import BootImage, PlannedHost, Seat, mac_of, plan
+from ndakit.lab.plan import PlannedHost, Seat, plan
 from ndakit.lab.server_ports import need_pages
 from ndakit.lab.switch import Port, Switch
 from ndakit.machine import vm
 from ndakit.machine.accelerator import Accelerator, probe
+from ndakit.machine.boot_image import BootImage, mac_of
 from ndakit.machine.spec import Nic, VmSpec
 from ndakit.model import Profile
-from ndakit.render.servers import ServerSide, script
-from ndakit.render.servers import servers as server_sides
+from ndakit.model.server_side import ServerSide
+from ndakit.model.server_side import servers as server_sides
+from ndakit.render.servers import script
 
 LAB_MEMORY_MIB = 128
 HOST_MEMORY_MIB = 6

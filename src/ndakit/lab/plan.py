@@ -9,20 +9,17 @@ already plays the part, or somebody behind the gateway. Booting all this is lab_
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from ipaddress import ip_address, ip_network
-from pathlib import Path
 from typing import Literal
 
 from ndakit.lab.server_ports import Port, joined, ports_of
 from ndakit.lab.subnets import narrower, take, without
-from ndakit.machine.accelerator import Architecture
-from ndakit.machine.spec import Bus, Disk, DiskFormat, Nic, VmSpec
+from ndakit.machine.boot_image import mac_of
 from ndakit.model import Address, Profile, Subnet
 from ndakit.model.links import ways_out
-from ndakit.render.servers import servers
+from ndakit.model.server_side import servers
 
 Role = Literal["server", "client", "admin", "stranger", "router"]
 
@@ -80,37 +77,6 @@ class Seat:
 
 
 @dataclass(frozen=True)
-class BootImage:
-    """A balancer's disk as it was built, and how its platform would start it."""
-
-    path: Path
-    firmware: Literal["efi", "bios"]
-    """How it starts; `bios` also where the kernel is started directly."""
-    format: DiskFormat = "raw"
-    bus: Bus = "virtio"
-    architecture: Architecture = "x86_64"
-    memory_mib: int = 256
-    kernel: Path | None = None
-    """A kernel to start directly, with its initramfs and options; None: from the disk."""
-    initrd: Path | None = None
-    append: str = ""
-
-    def machine(self, name: str, nics: tuple[Nic, ...]) -> VmSpec:
-        """The virtual machine for it: these network cards, this disk on a throw-away layer, and nothing else."""
-        return VmSpec(
-            name,
-            self.memory_mib,
-            disks=(Disk(self.path, self.format, self.bus),),
-            nics=nics,
-            firmware=self.firmware,
-            kernel=self.kernel,
-            initrd=self.initrd,
-            append=self.append,
-            architecture=self.architecture,
-        )
-
-
-@dataclass(frozen=True)
 class BalancerNic:
     """A network card of a balancer; without a segment its cable is not plugged in."""
 
@@ -143,21 +109,6 @@ class LabPlan:
     """(network, IP version) → somebody there whose default gateway is a gateway VIP: a server if there is one."""
     outside: dict[str, Seat] = field(default_factory=dict)
     """network → the far side of its gateway, where a web server runs for the servers' way out."""
-
-
-def mac_of(*words: str) -> str:
-    """A locally administered MAC address from names alone, so that every run has the same."""
-    digest = hashlib.sha256("/".join(words).encode()).hexdigest()
-    return ":".join(["52", "54", *(digest[i : i + 2] for i in range(0, 8, 2))])
-
-
-def cards(profile: Profile) -> tuple[str, ...]:
-    """The network cards of a balancer's machine: the kernel numbers them without gaps, so that a profile that names
-    only eth1 needs an eth0 before it."""
-    wanted = profile.nics
-    if all(n.startswith("eth") and n[3:].isdigit() for n in wanted):
-        return tuple(f"eth{i}" for i in range(1 + max(int(n[3:]) for n in wanted)))
-    return wanted
 
 
 class _Planner:
@@ -204,7 +155,7 @@ class _Planner:
                     bundled[nic] = self.profile.base_device(name)
         return tuple(
             BalancerNic(n, mac_of(self.profile.name, node, n), plugged.get(n), bundled.get(n))
-            for n in cards(self.profile)
+            for n in self.profile.cards
         )
 
     # -- addresses -----------------------------------------------------------------------------------------------------

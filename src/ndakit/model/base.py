@@ -12,7 +12,7 @@ import re
 import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
-from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
+from ipaddress import IPv6Address, ip_address, ip_network
 from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import (
@@ -29,10 +29,10 @@ from pydantic import (
 )
 from pydantic_core import CoreSchema, PydanticCustomError, core_schema
 
+from ndakit.core.addresses import Address as Address
+from ndakit.core.addresses import Subnet as Subnet
 from ndakit.core.names import UNSEEN
 
-Address = IPv4Address | IPv6Address
-Subnet = IPv4Network | IPv6Network
 FamilyName = Literal["ipv4", "ipv6"]
 
 

@@ -290,6 +290,14 @@ class Profile(Model):
         found = {nic for net in self.networks.values() for nic in net.nics}
         return tuple(sorted(found, key=lambda n: (n.rstrip("0123456789"), int(n[len(n.rstrip("0123456789")) :] or 0))))
 
+    @property
+    def cards(self) -> tuple[str, ...]:
+        """The network cards of a balancer's machine: the kernel numbers them without gaps, so that a profile that names
+        only eth1 needs an eth0 before it."""
+        if all(n.startswith("eth") and n[3:].isdigit() for n in self.nics):
+            return tuple(f"eth{i}" for i in range(1 + max(int(n[3:]) for n in self.nics)))
+        return self.nics
+
     def node_address(self, node: str, network: str, version: int) -> Address | None:
         """A node's own address of an IP version in a network."""
         return next((a for a in self.nodes[node].addresses.get(network, ()) if a.version == version), None)

@@ -1,18 +1,16 @@
 """What templates ask for: one node of a profile, with everything computed that a template would have to compute.
 
 Owns host names, the L2 devices and interfaces, routes, VRRP instances and kernel values of one node. Traffic (HAProxy)
-is `view_haproxy`, the firewall `view_firewall`. Values here are plain and frozen; quoting is the filters' business.
+is `engines.haproxy`, the firewall `firewall`. Values here are plain and frozen; quoting is the filters' business.
 """
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping
 from dataclasses import dataclass
-from ipaddress import IPv4Address, IPv4Interface, IPv6Address, IPv6Interface, ip_interface
+from ipaddress import IPv4Interface, IPv6Interface, ip_interface
 
-from ndakit.core.errors import InputError
-from ndakit.core.names import instance_name, uci_name
+from ndakit.core.names import uci_name
 from ndakit.core.release import Release
 from ndakit.model import Address, Capacity, Profile, capacity_of, transparent
 from ndakit.model import Route as ProfileRoute
@@ -20,11 +18,7 @@ from ndakit.model.capacity import BACKLOG_FLOOR, FILES_DEFAULT
 from ndakit.model.profile import PEERS_PORT, SYNC_PORT
 from ndakit.model.sizing import Tuning
 from ndakit.model.spans import Spans
-
-_MARKS: Mapping[int, Address] = {4: IPv4Address("127.0.112.1"), 6: IPv6Address("100::1")}
-"""IP version → the first of the addresses that heartbeats advertise, for VRRP version 3 has no advert without one (RFC
-5798, 5.2.5). They are put on the loopback device: those of 127.0.0.0/8 are there anyway, and those of 100::/64 lead
-nowhere in the world (RFC 6666)."""
+from ndakit.model.vrrp import VrrpInstance, instances_of
 
 MONITOR_MS, MONITOR_LEAST_MS = 100, 10
 
@@ -93,40 +87,6 @@ class Divert:
     def masked(self) -> str:
         """The mark as rules and iptables write it, with itself as the mask: its other bits are not looked at."""
         return f"{self.bit}/{self.bit}"
-
-
-@dataclass(frozen=True)
-class VrrpVip:
-    """A VIP as keepalived adds it."""
-
-    address: Address
-    device: str
-
-    @property
-    def prefixed(self) -> str:
-        """With /32 or /128: inside the node's own prefix it would be lost with the node's address."""
-        return f"{self.address}/{self.address.max_prefixlen}"
-
-
-@dataclass(frozen=True)
-class VrrpInstance:
-    """A VRRP instance of this node."""
-
-    name: str
-    group: str
-    network: str
-    device: str
-    vrid: int
-    priority: int
-    version: int
-    own: Address
-    peers: tuple[Address, ...]
-    advertised: VrrpVip
-    others: tuple[VrrpVip, ...]
-    grouped: bool
-    """True if it changes its state together with others (SyncGroup)."""
-    heartbeat: bool
-    """True if it only hears: its link is not watched."""
 
 
 @dataclass(frozen=True)
@@ -251,41 +211,7 @@ class NodeView:
     @functools.cached_property
     def instances(self) -> tuple[VrrpInstance, ...]:
         """The VRRP instances of this node."""
-        found: list[VrrpInstance] = []
-        for number, instance in enumerate(self.profile.instances):
-            device = self.profile.l2_device(instance.network)
-            if instance.heartbeat:
-                vips = [VrrpVip(_MARKS[self.profile.heard_version(instance.network)] + number, "lo")]
-            else:
-                vips = [VrrpVip(a, device) for v in instance.vips for a in self.profile.vips[v].address]
-            version = min(v.address.version for v in vips)
-            own = self.profile.node_address(self.name, instance.network, version)
-            if own is None:
-                raise _no_address(self.profile, self.name, instance.network, version)
-            peers = tuple(
-                a
-                for peer in self.profile.peers(self.name)
-                if (a := self.profile.node_address(peer, instance.network, version)) is not None
-            )
-            advertised = next(v for v in vips if v.address.version == version)
-            found.append(
-                VrrpInstance(
-                    name=instance_name(instance.network, instance.group),
-                    group=instance.group,
-                    network=instance.network,
-                    device=device,
-                    vrid=instance.vrid,
-                    priority=self.profile.priority(self.name),
-                    version=version,
-                    own=own,
-                    peers=peers,
-                    advertised=advertised,
-                    others=tuple(v for v in vips if v is not advertised),
-                    grouped=sum(1 for i in self.profile.instances if i.group == instance.group) > 1,
-                    heartbeat=instance.heartbeat,
-                )
-            )
-        return tuple(found)
+        return instances_of(self.profile, self.name)
 
     @property
     def vips_watched_s(self) -> float:
@@ -450,11 +376,3 @@ class NodeView:
             why = "VRRP adverts leave with the hop limit that shows the other nodes that no router passed them on"
             found += [Sysctl(f"net.ipv6.conf.{place}.hop_limit", "255", why) for place in places]
         return found
-
-
-def _no_address(profile: Profile, node: str, network: str, version: int) -> InputError:
-    return InputError(
-        f"node '{node}' has no IPv{version} address in network '{network}', and VRRP there needs one",
-        where=f"profile {profile.name}, nodes.{node}.addresses.{network}",
-        fix=f"add one of {profile.networks[network].subnet_of(version) or f'an IPv{version} subnet'}",
-    )

@@ -11,10 +11,11 @@ import math
 from dataclasses import dataclass
 from ipaddress import IPv4Address
 
+from ndakit.core.addresses import authority
 from ndakit.model import Address, Profile
 from ndakit.model.links import watched
 from ndakit.model.profile import IPVS_SYNC_PORT, PEERS_PORT, SYNC_PORT
-from ndakit.render.engines.haproxy import haproxy, host
+from ndakit.render.engines.haproxy import haproxy
 from ndakit.render.node import NodeView
 
 SYNC_GROUP = IPv4Address("225.0.0.50")
@@ -148,7 +149,7 @@ def _peers(profile: Profile) -> tuple[Peer, ...]:
         return ()
     network, version = profile.sync_link
     return tuple(
-        Peer(profile.hostname(node), f"{host(address)}:{PEERS_PORT}")
+        Peer(profile.hostname(node), authority(address, PEERS_PORT))
         for node in profile.nodes
         if (address := profile.node_address(node, network, version)) is not None
     )

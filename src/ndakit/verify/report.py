@@ -6,12 +6,11 @@ Builds values and text; writing the file is atomic; printing is the tasks' busin
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ndakit.core.terminal import paint, seconds, table
 from ndakit.core.workspace import write_atomic
 from ndakit.verify.claims import LeftOut
 from ndakit.verify.run import Verdict
@@ -82,40 +81,3 @@ def write(path: Path, acceptance: Acceptance) -> None:
 def write_json(path: Path, facts: Mapping[str, Any]) -> None:
     """Write facts as JSON, atomically."""
     write_atomic(path, json.dumps(facts, indent=2, ensure_ascii=False).encode() + b"\n")
-
-
-def verdict_word(verdict: Verdict) -> str:
-    """`holds`, `FAILS`, `too busy`, `not tried`, in colour on a terminal."""
-    word = "FAILS" if verdict.state == "fails" else verdict.state
-    colour = {"holds": "green", "fails": "red"}.get(verdict.state, "yellow")
-    return paint(word.ljust(9), colour)
-
-
-def claims_table(verdicts: Sequence[Verdict]) -> str:
-    """Verdict, claim and figure, one line each; the details of what failed below."""
-    rows = [(verdict_word(v), v.name, v.figure) for v in verdicts]
-    lines = [table(rows)]
-    for verdict in verdicts:
-        if not verdict.ok and verdict.detail:
-            lines += ["", f"{verdict.name}: {verdict.text}", f"  {verdict.detail}"]
-        if verdict.tries > 1:
-            lines += ["", f"{verdict.name} was tried {verdict.tries} times, for this machine was too busy:"]
-            lines += [f"  {why}" for why in verdict.disturbed]
-    return "\n".join(lines)
-
-
-def left_out_table(found: Sequence[LeftOut]) -> str:
-    """What was not tried, one line each with its reason."""
-    return table([(paint("left out".ljust(9), "yellow"), one.name, one.reason) for one in found])
-
-
-def summary(acceptance: Acceptance) -> str:
-    """The closing line."""
-    good = sum(v.ok for v in acceptance.verdicts)
-    total = len(acceptance.verdicts)
-    kind = "lab images, for testing only" if acceptance.lab_image else "the images to flash"
-    took = seconds(acceptance.elapsed_s)
-    how = acceptance.machine.get("accelerator", "?")
-    if late := sum(v.state == "too busy" for v in acceptance.verdicts):
-        kind = f"{late} not judged, for this machine is too busy; {kind}"
-    return f"{acceptance.profile}: {good} of {total} claims hold ({kind}; {took}, {how})"

@@ -15,14 +15,15 @@ from typing import Any
 from ndakit.build import pipeline
 from ndakit.cli.bench import build, fleet, topologies
 from ndakit.cli.bench.figures import Add, Figure, timed
-from ndakit.cli.boot import boot_images, images_of
 from ndakit.core import process, terminal
 from ndakit.core.errors import InputError
 from ndakit.core.workspace import Workspace, cache, scratch_folder
+from ndakit.image.artifacts import images_of
 from ndakit.imagebuilder import sources
 from ndakit.lab import host
 from ndakit.lab.network import LabNetwork
 from ndakit.load import load
+from ndakit.machine.boot_image import boot_images
 from ndakit.render import render
 from ndakit.verify.claims.failover import asked
 from ndakit.verify.report import write_json

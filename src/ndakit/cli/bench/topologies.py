@@ -14,15 +14,16 @@ from pathlib import Path
 from typing import Any
 
 from ndakit.build import pipeline
-from ndakit.cli.boot import boot_images, images_of
 from ndakit.core import terminal
+from ndakit.core.addresses import authority
 from ndakit.core.workspace import Workspace, cache, scratch_folder, write_atomic
+from ndakit.image.artifacts import images_of
 from ndakit.imagebuilder import sources
 from ndakit.lab import host as lab_host
 from ndakit.lab.host import Host
-from ndakit.lab.host.request import authority
 from ndakit.lab.network import LabNetwork
 from ndakit.load import load
+from ndakit.machine.boot_image import boot_images
 from ndakit.verify.report import write_json
 
 CLIENTS = (1, 2, 3, 4)

@@ -14,6 +14,7 @@ from types import TracebackType
 from typing import Any, Literal, Self, Unpack
 
 from ndakit.core import process
+from ndakit.core.addresses import authority, literal
 from ndakit.core.deadline import Deadline
 from ndakit.core.errors import VerifyError
 from ndakit.lab.host import request
@@ -196,7 +197,7 @@ class Host:
         self, address: Address, port: int, *, payload: bytes = b"", source: Address = "", timeout_s: float = 5.0
     ) -> Call:
         """Open a TCP connection that lasts, and say something; whether it came about is told by what is heard."""
-        url = f"tcp://{request.authority(address, port)}"
+        url = f"tcp://{authority(address, port)}"
         return Call(self._ask, request.target(url, source, payload=payload), timeout_s)
 
     def load(
@@ -283,7 +284,7 @@ class Host:
         source: Address = "",
     ) -> Ping:
         """Echo requests, one per interval, each with `size` bytes of payload."""
-        target = request.target(f"icmp://{request.literal(address)}", source, payload=bytes(size))
+        target = request.target(f"icmp://{literal(address)}", source, payload=bytes(size))
         within_s = MARGIN_S + count * interval_s + timeout_s
         given = self._ask("ping", within_s=within_s, **target, count=count, interval_s=interval_s, timeout_s=timeout_s)
         return Ping(tuple(Try.of(row) for row in given["rows"]))

@@ -26,16 +26,6 @@ def text(data: bytes) -> str:
     return base64.b64encode(data).decode()
 
 
-def literal(address: Address) -> str:
-    """An address as it stands in a URL."""
-    return f"[{address}]" if ":" in str(address) else str(address)
-
-
-def authority(address: Address, port: int) -> str:
-    """An address and a port, as in a URL (RFC 3986, 3.2): `192.0.2.1:80`, `[2001:db8::1]:80`."""
-    return f"{literal(address)}:{port}"
-
-
 def target(url: str, source: Address, *, lines: int = 0, payload: bytes = b"") -> dict[str, Any]:
     """tcp://, udp:// or icmp:// as the lab host wants it."""
     parts = urlsplit(url)

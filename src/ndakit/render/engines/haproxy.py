@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from ipaddress import IPv6Address
 
+from ndakit.core.addresses import authority, literal
 from ndakit.core.names import backend_name, frontend_name
 from ndakit.model import Address, Check, Profile, Timeouts
 from ndakit.model import Server as PoolServer
@@ -45,7 +45,7 @@ class Bind:
     def socket(self) -> str:
         """As HAProxy writes it: `192.0.2.1:80`, `[2001:db8::1]:10000-10100`."""
         low, high = self.ports
-        return f"{host(self.address)}:{low}" if low == high else f"{host(self.address)}:{low}-{high}"
+        return f"{literal(self.address)}:{low}" if low == high else f"{literal(self.address)}:{low}-{high}"
 
     @property
     def ipv6(self) -> bool:
@@ -169,11 +169,6 @@ class HaproxyView:
 
 
 _Backends = dict[tuple[str, str, Timeouts, Stick | None, int | None], Backend]
-
-
-def host(address: Address) -> str:
-    """An address as the host part of a socket: IPv6 in brackets."""
-    return f"[{address}]" if isinstance(address, IPv6Address) else str(address)
 
 
 def haproxy(node: NodeView) -> HaproxyView:
@@ -342,7 +337,7 @@ def _stick(node: NodeView, service: str, pool: str) -> Stick | None:
 
 def _socket(address: Address, port: int | None) -> str:
     """Where a server listens; without a port HAProxy uses the one that the client asked for."""
-    return host(address) if port is None else f"{host(address)}:{port}"
+    return literal(address) if port is None else authority(address, port)
 
 
 def _check_host(profile: Profile, pool: str) -> str:
@@ -351,7 +346,7 @@ def _check_host(profile: Profile, pool: str) -> str:
     if own is not None:
         return own
     names, first = _names(profile, pool), profile.haproxy_services_of(pool)[0]
-    return names[0] if names else host(profile.endpoints(first)[0].address)
+    return names[0] if names else literal(profile.endpoints(first)[0].address)
 
 
 def _names(profile: Profile, pool: str) -> list[str]:

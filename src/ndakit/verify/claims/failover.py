@@ -5,9 +5,9 @@ from __future__ import annotations
 import contextlib
 import time
 
+from ndakit.core.addresses import authority
 from ndakit.lab.clients import Front, LabLacks
 from ndakit.lab.host import Polled, Watched
-from ndakit.lab.host.request import authority
 from ndakit.lab.network import LabNetwork
 from ndakit.model import Profile
 from ndakit.model.links import WayOut, ways_out

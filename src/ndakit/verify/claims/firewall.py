@@ -6,7 +6,7 @@ from collections.abc import Collection, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Literal
 
-from ndakit.lab.host.request import authority
+from ndakit.core.addresses import authority
 from ndakit.lab.network import LabNetwork
 from ndakit.lab.plan import Seat
 from ndakit.lab.server_ports import WATCHED_PORTS

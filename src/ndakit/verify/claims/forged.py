@@ -18,7 +18,7 @@ from ndakit.lab.network import LabNetwork
 from ndakit.lab.plan import Seat
 from ndakit.lab.switch import Frame
 from ndakit.model import Profile
-from ndakit.render.node import NodeView, VrrpInstance
+from ndakit.model.vrrp import VrrpInstance, instances_of
 from ndakit.verify.claims.base import Outcome
 
 FAR_TTL = 10
@@ -114,7 +114,7 @@ def forgeries_of(lab: LabNetwork, holders: dict[str, tuple[str, ...]]) -> list[F
     for number, instance in enumerate(lab.profile.instances):
         vip = next(v for v, facts in lab.profile.vips.items() if facts.group == instance.group)
         for holder in holders[vip]:
-            view = NodeView(lab.profile, holder).instances[number]
+            view = instances_of(lab.profile, holder)[number]
             seat = _sender(lab, view)
             if seat is None:
                 continue

@@ -9,12 +9,12 @@ from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
 
+from ndakit.core.addresses import authority
 from ndakit.lab.frames import arp_answer, decode_segment
-from ndakit.lab.host.request import authority
 from ndakit.lab.network import LabNetwork
 from ndakit.lab.switch import Frame
 from ndakit.model import Endpoint, Profile
-from ndakit.render.servers import ServerSide, servers
+from ndakit.model.server_side import ServerSide, servers
 from ndakit.verify.claims.base import Claim, LeftOut, Outcome, targets
 
 REQUESTS = 20

@@ -6,8 +6,8 @@ import math
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 
+from ndakit.core.addresses import authority, literal
 from ndakit.lab.clients import Front
-from ndakit.lab.host.request import authority, literal
 from ndakit.lab.network import LabNetwork
 from ndakit.lab.server_ports import joined, ports_of
 from ndakit.model import Pool, Profile

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import time
 
+from ndakit.core.addresses import authority
 from ndakit.lab.clients import Front
-from ndakit.lab.host.request import authority
 from ndakit.lab.network import LabNetwork
 from ndakit.model import Endpoint
 from ndakit.verify.claims.base import SLACK_S, Outcome, front, share_text, targets
