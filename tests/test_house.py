@@ -14,11 +14,20 @@ import effort
 
 ROOT = Path(__file__).resolve().parents[1]
 SOURCE = ROOT / "src" / "ndakit"
-WHOLE = ("model", "lab/host", "verify/claims")
-DOORS = {"__init__", "__main__", "tasks"}
-MODULES = sorted(
-    p for p in SOURCE.rglob("*.py") if p.name != "__init__.py" or p.parent.relative_to(SOURCE).as_posix() in WHOLE
-)
+MODULES = sorted(SOURCE.rglob("*.py"))
+DOORS = {"", "__main__", "tasks"}
+"""Modules beside the folders: the package itself, `./inv`, and what a workspace's tasks.py imports."""
+LAST = 10_000
+"""The place of a folder's own `__init__`: behind its modules, which it may import."""
+IO_MODULES = {
+    *("glob", "http", "io", "os", "pathlib", "random", "requests", "select", "shutil", "signal", "socket", "ssl"),
+    *("subprocess", "sys", "tempfile", "threading", "time", "urllib"),
+}
+IO_OF_OURS = {f"core/{name}" for name in ("process", "programs", "workspace", "exposure", "terminal")}
+IO_CALLS = {"open", "input", "read_text", "read_bytes", "write_text", "write_bytes", "iterdir", "rglob"}
+STARTS = re.compile(r"(system|popen|fork|forkpty|posix_spawn|exec[lv]|spawn[lv])[a-z]*")
+WALLS = {("verify/claims", "render"), ("image", "lab"), ("model", "render"), ("operate", "cli")}
+"""(folder, another that it does not know), besides what the order of the folders says already."""
 
 
 def run(*argv: str | Path) -> subprocess.CompletedProcess[str]:
@@ -26,65 +35,145 @@ def run(*argv: str | Path) -> subprocess.CompletedProcess[str]:
 
 
 def module_name(path: Path) -> str:
-    """`load/load.py` → `load/load`; the folders of WHOLE count as one module of the house."""
-    return place(path.relative_to(SOURCE).with_suffix("").as_posix().removesuffix("/__init__"))
+    """`src/ndakit/lab/host/spec.py` → `lab/host/spec`; a folder's `__init__` has the folder's name."""
+    parts = path.relative_to(SOURCE).with_suffix("").parts
+    return "/".join(parts[:-1] if parts[-1] == "__init__" else parts)
 
 
-def place(name: str) -> str:
-    return next((folder for folder in WHOLE if name.startswith(folder)), name)
-
-
-def layers() -> dict[str, int]:
-    """Module → its place in the order that docs/architecture.md lists."""
+def rooms() -> dict[str, list[str]]:
+    """Folder → its modules and folders (with a slash), as the table of docs/architecture.md orders them."""
     text = (ROOT / "docs" / "architecture.md").read_text()
-    order: list[str] = []
-    for row in re.findall(r"^\| (\d) \| (.+?) \|", text, re.M):
-        order += re.findall(r"`([a-z0-9_/]+)`", row[1])
-    return {name: place for place, name in enumerate(order)}
+    rows = re.findall(r"^\| `([a-z_/]+)/` \| (.+?) \|", text, re.M)
+    return {folder: re.findall(r"`([a-z0-9_]+/?)`", cell) for folder, cell in rows}
 
 
-def imports_of(path: Path) -> set[str]:
-    """The modules of ndakit that a file imports, wherever in the file."""
-    found: set[str] = set()
-    for node in ast.walk(ast.parse(path.read_text())):
-        if isinstance(node, ast.ImportFrom) and node.module and node.module.startswith("ndakit."):
-            base = SOURCE.joinpath(*node.module.split(".")[1:])
-            for name in (alias.name for alias in node.names):
-                module = base / name if (base / f"{name}.py").exists() or (base / name).is_dir() else base
-                found.add(place(module.relative_to(SOURCE).as_posix()))
+def place(name: str, table: dict[str, list[str]]) -> tuple[int, ...]:
+    """Where a module stands, to be compared. Raises ValueError if the table does not have it."""
+    folder, *rest = name.split("/")
+    found = [[one for one in table if "/" not in one].index(folder)]
+    while rest:
+        here = table[folder]
+        found.append(here.index(rest[0] if f"{rest[0]}/" not in here else f"{rest[0]}/"))
+        folder = f"{folder}/{rest.pop(0)}"
+    return (*found, LAST) if folder in table else tuple(found)
+
+
+def imports_of(tree: ast.Module) -> set[str]:
+    """The modules of ndakit that a module imports, wherever in the file."""
+    imported: set[str] = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom):
+            assert not node.level, "an import says the whole path: from ndakit.x import y"
+            top, *parts = (node.module or "").split(".")
+            if top == "ndakit":
+                names = ("/".join([*parts, alias.name]) for alias in node.names)
+                imported |= {n if is_module(n) else "/".join(parts) for n in names}
         elif isinstance(node, ast.Import):
-            assert not [a.name for a in node.names if a.name.startswith("ndakit")], "from ndakit.x import y"
-    return found
+            ours = [alias.name for alias in node.names if alias.name.split(".")[0] == "ndakit"]
+            assert not ours, "from ndakit.x import y, so that the next reader sees what is used"
+    return imported
 
 
-def wrong_imports(name: str, imported: set[str], order: dict[str, int]) -> list[str]:
-    return [f"{name} imports {other}" for other in sorted(imported) if other != name and order[other] >= order[name]]
+def is_module(name: str) -> bool:
+    return (SOURCE / f"{name}.py").exists() or (SOURCE / name / "__init__.py").exists()
+
+
+def foreign_imports(tree: ast.Module) -> set[str]:
+    """The top names of other packages that a module imports."""
+    names: set[str] = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom) and node.module:
+            names.add(node.module.split(".")[0])
+        elif isinstance(node, ast.Import):
+            names |= {alias.name.split(".")[0] for alias in node.names}
+    return names
+
+
+def calls(tree: ast.Module) -> set[str]:
+    """What a module calls: `print`, `os.execv`, `x.read_text`."""
+    return {ast.unparse(node.func) for node in ast.walk(tree) if isinstance(node, ast.Call)}
+
+
+def mistakes(name: str, text: str, table: dict[str, list[str]]) -> list[str]:
+    """What a module of this name does that it may not do."""
+    tree = ast.parse(text)
+    imported, others, called = imports_of(tree) - DOORS, foreign_imports(tree), calls(tree)
+    wrong = [f"{name} imports {other}" for other in sorted(imported) if place(other, table) >= place(name, table)]
+    for folder, unknown in WALLS:
+        if name.startswith(f"{folder}/"):
+            wrong += [f"{name} knows {other}" for other in sorted(imported) if other.startswith(f"{unknown}/")]
+    if name.startswith("model/"):
+        wrong += [f"{name} reaches outside by {other}" for other in sorted(others & IO_MODULES | imported & IO_OF_OURS)]
+        wrong += [f"{name} calls {c}" for c in sorted(called) if c.rpartition(".")[2] in IO_CALLS]
+    if name != "core/process":
+        starters = [c for c in called if c.startswith("os.") and STARTS.fullmatch(c.removeprefix("os."))]
+        wrong += [f"{name} starts programs by {s}" for s in sorted([*starters, *(others & {"subprocess", "pty"})])]
+    if name != "core/terminal":
+        printing = {"print", "sys.stdout.write", "sys.stderr.write"}
+        wrong += [f"{name} prints by {c}" for c in sorted(called & printing)]
+    return wrong
 
 
 def test_every_module_has_a_place_in_the_architecture() -> None:
-    listed = set(layers())
-    present = {module_name(p) for p in MODULES} - DOORS
-    assert present == listed
+    table = rooms()
+    listed = {f"{folder}/{one}".removesuffix("/") for folder, names in table.items() for one in names}
+    tops = {folder for folder in table if "/" not in folder}
+    assert listed | tops == {module_name(p) for p in MODULES} - DOORS
+    assert {f for f in table if "/" in f} == {one for one in listed if f"{one}/__init__.py" in existing()}
 
 
-def test_modules_import_only_from_what_stands_before_them() -> None:
-    order = layers()
-    wrong = [
-        line
-        for path in MODULES
-        if (name := module_name(path)) not in DOORS
-        for line in wrong_imports(name, imports_of(path), order)
-    ]
-    assert wrong == []
+def existing() -> set[str]:
+    return {p.relative_to(SOURCE).as_posix() for p in MODULES}
 
 
-def test_the_import_test_notices_an_import_against_the_direction() -> None:
-    assert wrong_imports("core/errors", {"render/render"}, layers()) == ["core/errors imports render/render"]
+def test_modules_import_downwards_and_keep_to_their_walls() -> None:
+    table = rooms()
+    named = {module_name(path): path.read_text() for path in MODULES}
+    assert [line for name, text in named.items() if name not in DOORS for line in mistakes(name, text, table)] == []
 
 
-def test_only_process_imports_subprocess() -> None:
-    users = [module_name(p) for p in MODULES if re.search(r"^\s*(import|from) subprocess\b", p.read_text(), re.M)]
-    assert users == ["core/process"]
+def test_every_folder_says_what_it_is_for() -> None:
+    silent = [p for p in MODULES if p.name == "__init__.py" and not ast.get_docstring(ast.parse(p.read_text()))]
+    assert silent == []
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "wrong"),
+    [
+        ("core/errors", "from ndakit.render import render", "core/errors imports render/render"),
+        ("core/errors", "def f():\n    from ndakit.core.process import run", "core/errors imports core/process"),
+        ("lab/frames", "from ndakit.lab.host import Host", "lab/frames imports lab/host"),
+        ("lab/host/spec", "from ndakit.lab.host.hosts import Host", "lab/host/spec imports lab/host/hosts"),
+        ("model/profile", "from ndakit.model import Profile", "model/profile imports model"),
+        ("image/disk", "from ndakit.lab.plan import plan", "image/disk knows lab/plan"),
+        ("model/reach", "from ndakit.render.node import NodeView", "model/reach knows render/node"),
+        ("verify/claims/node", "from ndakit.render.overlay import write", "verify/claims/node knows render/overlay"),
+        ("model/reach", "import os.path", "model/reach reaches outside by os"),
+        ("model/reach", "from requests import get", "model/reach reaches outside by requests"),
+        ("model/reach", "import socket", "model/reach reaches outside by socket"),
+        ("model/reach", "from ndakit.core.workspace import cache", "model/reach reaches outside by core/workspace"),
+        ("model/reach", "x = open('/etc/passwd')", "model/reach calls open"),
+        ("model/reach", "def f(path):\n    return path.read_text()", "model/reach calls path.read_text"),
+        ("lab/frames", "import subprocess", "lab/frames starts programs by subprocess"),
+        ("lab/frames", "import os\nos.execvp('sh', ['sh'])", "lab/frames starts programs by os.execvp"),
+        ("lab/frames", "print('x')", "lab/frames prints by print"),
+        ("lab/frames", "import sys\nsys.stdout.write('x')", "lab/frames prints by sys.stdout.write"),
+    ],
+)
+def test_each_wall_stops_who_goes_through_it(name: str, text: str, wrong: str) -> None:
+    assert wrong in mistakes(name, text, rooms())
+
+
+def test_an_operation_knows_no_command_line() -> None:
+    table = {**rooms(), "operate": ["backup"]}
+    text = "from ndakit.cli import profiles"
+    assert "operate/backup knows cli/profiles" in mistakes("operate/backup", text, table)
+
+
+@pytest.mark.parametrize("text", ["from . import x", "import ndakit.core.errors"])
+def test_an_import_says_whole_paths(text: str) -> None:
+    with pytest.raises(AssertionError):
+        imports_of(ast.parse(text))
 
 
 def test_style() -> None:

@@ -51,7 +51,7 @@ class Wish:
         return replace(self, fetch=replace(self.fetch, offline=True)) if fetches else self
 
     def builder(self, workspace: Workspace, loaded: Loaded, events: Events = ignore) -> Builder:
-        """The builder for a profile; OpenWrt's is fetched if need be. Raises what `builders.choose` raises."""
+        """The builder for a profile; OpenWrt's is fetched if need be. Raises what `sources.choose` raises."""
         return sources.choose(self.kind, self.imagebuilder, workspace, loaded.profile, self.fetch, events)
 
 

@@ -1,6 +1,6 @@
 """The fetch task: which ImageBuilder is meant, and what is shown of getting it.
 
-The work is in `fetching`; the events are shown as those of a build are.
+The work is in `imagebuilder.fetch.fetch`; the events are shown as those of a build are.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """The programs that this machine must have: the rows of programs.txt, which ./inv installs from.
 
-Owns reading that list. What is done about a missing one is left to ./inv and to `ibhost`; starting programs is
-`process`.
+Owns reading that list. What is done about a missing one is left to ./inv and to `imagebuilder.prerequisites`; starting
+programs is `process`.
 """
 
 from __future__ import annotations

@@ -15,7 +15,7 @@ from ndakit.image import flash as image_flash
 class BuiltImage:
     """An image file that was made and looked into; `disk` is None for images that are no disks.
 
-    `format`: `img`, or `rootfs` for an archive; others are made of these by `diskformats`.
+    `format`: `img`, or `rootfs` for an archive; others are made of these by `formats`.
     """
 
     path: Path

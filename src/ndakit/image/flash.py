@@ -1,7 +1,7 @@
 """What is inside an image for NAND flash, and what is wrong with it: UBI images, and the tar that sysupgrade takes.
 
 Reads the structures that the boot loader, UBI and sysupgrade will read on the device, and checks what they would trip
-over; whole disks are the business of `diskimage`. Structures: Linux `drivers/mtd/ubi/ubi-media.h`; U-Boot
+over; whole disks are the business of `disk`. Structures: Linux `drivers/mtd/ubi/ubi-media.h`; U-Boot
 `include/image.h` (legacy images); openwrt/openwrt `scripts/ubinize-image.sh`, `scripts/sysupgrade-tar.sh`,
 `package/base-files/files/lib/upgrade/nand.sh`; openwrt/fwtool `fwimage.h`; squashfs 4.0 superblock.
 """

@@ -3,7 +3,7 @@
 Owns what qemu-img is asked for, and the identities inside the files. Nobody else makes them: no ImageBuilder knows
 qcow2; its vdi, vmdk and vhdx are `qemu-img convert` without options (openwrt/openwrt `include/image-commands.mk`,
 qemu-image), so that they carry random identities, and its vmdk is one that ESXi does not take. Which formats a profile
-wants is the model's business, which hypervisor gets which file that of `companions`.
+wants is the model's business, which hypervisor gets which file that of `sidecars`.
 
 Formats: VMware "Virtual Disk Format 5.0"; Microsoft [MS-VHDX] 2.2 and 2.6; VDI: QEMU `block/vdi.c`.
 """

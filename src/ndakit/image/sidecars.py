@@ -2,7 +2,7 @@
 
 Owns which platform gets which instructions, files, cards, controllers and firmware. The texts are templates
 (templates/beside); they follow from the profile and the record alone, so that the same image has the same texts.
-What the disks are is the business of `diskformats`, how the lab's own machines are made that of `vmspec`.
+What the disks are is the business of `formats`, how the lab's own machines are made that of `machine.spec`.
 
 libvirt: formatdomain; OVF: DMTF DSP0243 1.1 with VMware's names of cards and controllers.
 """

@@ -1,9 +1,9 @@
 """Drive an unpacked ImageBuilder, real or the lab's, through one class.
 
 Owns the runs of make and the proof that what was asked for was really made: make's exit code is no proof, and output
-folders keep old images. Works on a private copy (`builders` makes it), never on the user's own folder. What is asked
-for is in `ibrequest`, texts of failures are read by `ibdiagnose`, other texts by `ibparse`, disks by `diskimage`.
-An image is made in two runs, packages first (`ibsteps`): with an `ibmemory.Memory` the installed packages are kept, and
+folders keep old images. Works on a private copy (`sources` makes it), never on the user's own folder. What is asked
+for is in `request`, texts of failures are read by `failures`, other texts by `output`, disks by `image.disk`.
+An image is made in two runs, packages first (`make_steps`): with a `cache.Memory` the installed packages are kept, and
 the next image with the same ones needs the second run only. Without one, or with unknown steps, it is `make image`.
 Interface: openwrt/openwrt `target/imagebuilder/files/Makefile`, `include/image.mk`.
 """

@@ -1,6 +1,6 @@
 """What an ImageBuilder says and how it is configured, as values: `make info`, manifests, `.config`, package lists.
 
-Pure text in, values out; what went wrong in a build is read by `ibdiagnose`. Formats: openwrt/openwrt
+Pure text in, values out; what went wrong in a build is read by `failures`. Formats: openwrt/openwrt
 `target/imagebuilder/files/Makefile`, `include/image.mk`, `scripts/json_overview_image_info.py`.
 """
 

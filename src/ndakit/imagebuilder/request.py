@@ -150,7 +150,7 @@ def wanted_knobs(request: ImageRequest) -> dict[str, bool | int | str]:
             "CONFIG_GRUB_CONSOLE": True,  # the screen; the serial console is there either way
             "CONFIG_GRUB_BAUDRATE": 115200,  # x86/generic's own default is 38400
         }
-        # Disks of virtual machines are made of the raw one afterwards, by `diskformats`.
+        # Disks of virtual machines are made of the raw one afterwards, by `image.formats`.
         wanted |= {f"CONFIG_{name}_IMAGES": False for name in _OTHER_DISKS}
     elif request.target.startswith("armsr/"):
         wanted |= {"CONFIG_GRUB_TIMEOUT": str(GRUB_TIMEOUT_S), "CONFIG_VMDK_IMAGES": False}

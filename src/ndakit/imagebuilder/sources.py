@@ -267,7 +267,7 @@ def choose(
 ) -> Builder:
     """The builder for `--builder KIND --imagebuilder DIR`; without DIR, OpenWrt's is fetched if the cache lacks it.
 
-    Raises BuilderUnknown, BuilderContradiction, ImageBuilderBroken, and what `fetching.fetch` raises.
+    Raises BuilderUnknown, BuilderContradiction, ImageBuilderBroken, and what `imagebuilder.fetch.fetch.fetch` raises.
     """
     fetch = options or FetchOptions()
     if kind == "lab":

@@ -1,7 +1,7 @@
 """Who asks in a running lab: clients, admins and strangers, and what they can do.
 
 Owns the questions that claims are made of: a request, a load, a poller, a scan, a login, the statistics page, and the
-names under which servers answer. The machines' lives, faults and the nodes' consoles are the business of `lab_network`.
+names under which servers answer. The machines' lives, faults and the nodes' consoles are the business of `network`.
 """
 
 from __future__ import annotations

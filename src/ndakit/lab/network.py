@@ -2,8 +2,8 @@
 
 Owns booting and ending all machines, and their faults. A balancer is booted from its disk image unchanged, with the
 network cards its profile names and nothing else, and is reached as an admin reaches it: serial console, SSH, the
-statistics page. What the nodes tell is the business of `lab_nodes`, who asks their services, and how, that of
-`lab_people`, which hosts there are that of `lab_plan`, what is claimed that of `claims`.
+statistics page. What the nodes tell is the business of `nodes`, who asks their services, and how, that of
+`clients`, which hosts there are that of `plan`, what is claimed that of `claims`.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """The balancers of a running lab, and what they tell of themselves: on their consoles and on their statistics pages.
 
 Who holds the VIPs, which servers a node sees, whether a pair has settled, and waiting for any of it. Booting and ending
-the machines is the business of `lab_network`, asking the services from outside that of `lab_people`.
+the machines is the business of `network`, asking the services from outside that of `clients`.
 """
 
 from __future__ import annotations

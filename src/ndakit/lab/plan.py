@@ -4,7 +4,7 @@ The lab's hosts are derived from the model: every server of every pool, a client
 of `access.sources`, a stranger outside of all of them, and a router wherever the profile names a gateway. What lies
 behind a router (servers of other networks, admins far away) is an address on that router's loopback: for a balancer it
 makes no difference, the frames come from the router's MAC. Where a subnet has no free address, somebody who is there
-already plays the part, or somebody behind the gateway. Booting all this is lab_network.
+already plays the part, or somebody behind the gateway. Booting all this is `network`.
 """
 
 from __future__ import annotations

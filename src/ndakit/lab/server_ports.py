@@ -1,7 +1,7 @@
 """What a lab server offers so that its profile's checks find it well: ports, what is spoken there, what is answered.
 
 Pure. Every check of the model has its counterpart here; which server of which host gets it is the business of
-`lab_plan`, who starts it that of `lab_people`. A page known by its digest alone has to be given by the user.
+`plan`, who starts it that of `clients`. A page known by its digest alone has to be given by the user.
 """
 
 from __future__ import annotations

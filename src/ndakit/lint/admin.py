@@ -1,9 +1,9 @@
 """Lint of the way in: from the rendered files alone, who of access.sources reaches SSH, and gets an answer.
 
-Reads network, firewall, dropbear and authorized_keys of one node and makes a `model.wayin.Door` of them: routes, rules
-in the order in which fw3 and fw4 try them (those for any zone before those for one), where dropbear listens. Then the
-kernel's values and root's shell. What the profile itself leaves out is `check_access`'s to say; here it is what
-templates make of it.
+Reads network, firewall, dropbear and authorized_keys of one node and makes a `model.admin_access.Door` of them: routes,
+rules in the order in which fw3 and fw4 try them (those for any zone before those for one), where dropbear listens. Then
+the kernel's values and root's shell. What the profile itself leaves out is `model.rules.access`'s to say; here it is
+what templates make of it.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ _WHY: dict[Reason, tuple[str, str]] = {
 def rules(subject: Subject) -> Iterator[LintFinding]:
     """All rules about the way in."""
     if not {"network", "firewall", "dropbear"} <= subject.configs.keys():
-        return  # lint_uci says what is missing or cannot be read
+        return  # `uci` says what is missing or cannot be read
     yield from entries(subject)
     yield from keys(subject)
     yield from kernel(subject)
@@ -116,7 +116,7 @@ def entries(subject: Subject) -> Iterator[LintFinding]:
     """Every entry of access.sources of which somebody gets in by the profile, and nobody by the files."""
     doors = list(_doors(subject))
     if not doors:
-        return  # lint_uci: no section of type dropbear
+        return  # `uci`: no section of type dropbear
     wanted = meant(subject.profile, subject.node)
     lost: dict[Reason, list[str]] = {}
     for name, subnets in subject.profile.access.sources.items():
@@ -194,7 +194,7 @@ def _interfaces(section: Section, option: str, netmask: str | None) -> Iterator[
         try:
             yield ip_interface(value if "/" in value or netmask is None else f"{value}/{netmask}")
         except ValueError:
-            continue  # lint_uci: addresses
+            continue  # `uci`: addresses
 
 
 def _route(section: Section, devices: dict[str, str]) -> Iterator[Way]:

@@ -54,7 +54,7 @@ class _Rule:
 
     @property
     def readable(self) -> bool:
-        """True if all its addresses are some (lint_firewall says so where they are not): else it is not loaded."""
+        """True if all its addresses are some (`firewall` says so where they are not): else it is not loaded."""
         given = len(self.section.list("src_ip")) + len(self.section.list("dest_ip"))
         return len(self.sources) + len(self.destinations) == given
 

@@ -1,7 +1,7 @@
 """Lint of what makes two nodes a pair: what they tell each other, which pools decide, and what is shut by name.
 
 Reads conntrackd.conf, keepalived.conf, haproxy.cfg and the firewall; what VRRP itself needs is in `keepalived` and
-lint_firewall.
+`firewall`.
 """
 
 from __future__ import annotations

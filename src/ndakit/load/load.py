@@ -1,6 +1,6 @@
 """From a profile's name to the checked, frozen profile, with the place of every value.
 
-Reads the YAML file and what it extends (`extends`), validates (`diagnose`), runs the cross-checks (`model.checks`)
+Reads the YAML file and what it extends (`inheritance`), validates (`validation`), runs the cross-checks (`model.rules`)
 and reports every mistake at once. Owns how profiles are found and what a loaded profile knows about its files.
 Printing is the tasks' business.
 """

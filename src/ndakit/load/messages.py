@@ -1,6 +1,6 @@
 """The words for a value that the model does not take: what is wrong, and what to write instead.
 
-Owns the sentences; which place is wrong and why is decided by the model and found by `diagnose`.
+Owns the sentences; which place is wrong and why is decided by the model and found by `validation`.
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
 pydantic decides what is wrong; its error types never reach the user. Afterwards the wrong entries are cut out, so that
 the rest of the profile can still be checked and one run reports everything; what was cut out is remembered, so that
-nothing is said about what follows from it. Rules over several objects are in `model.checks`.
+nothing is said about what follows from it. Rules over several objects are in `model.rules`.
 """
 
 from __future__ import annotations

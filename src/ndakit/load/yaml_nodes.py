@@ -3,7 +3,7 @@
 Every scalar stays the text that stands in the file (so `24.10.8`, `yes` and `52:54:00:12:34:56` are what they look
 like), every node and key knows file, line and column. The nodes are str, dict and list, so that the model can read
 them as they are. Refuses what profiles do not need and what only hides mistakes: tags, `<<`, several documents, tabs,
-duplicate keys, alias bombs. Which keys there are is the model's business; merging is in `extends`.
+duplicate keys, alias bombs. Which keys there are is the model's business; merging is in `inheritance`.
 """
 
 from __future__ import annotations

@@ -56,7 +56,7 @@ def mac_of(*words: str) -> str:
 _FORMATS: Mapping[str, DiskFormat] = {"img": "raw", "qcow2": "qcow2", "vmdk": "vmdk", "vdi": "vdi", "vhdx": "vhdx"}
 
 
-# The controllers that `image.sidecars` gives the machines of these platforms; Hyper-V's and Xen's own are not in QEMU.
+# The controllers that `sidecars` gives the machines of these platforms; Hyper-V's and Xen's own are not in QEMU.
 _BUSES: Mapping[Platform, Bus] = {
     "bare": "virtio",
     "kvm": "virtio",

@@ -3,7 +3,7 @@
 QEMU has no board with such flash, so a virtual ARM board starts the kernel directly, with the root file system on a
 disk, and behind it, where UBI has rootfs_data, an empty ext4. Only the lab's images can be started like this: their
 kernel is for that board and brings its initramfs. Owns the cache of what was taken apart; the image's structure is
-`flashimage`'s.
+`image.flash`'s.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Virtual machines: start, watch, freeze, unplug and end QEMU, so that nothing of it outlives us.
 
-Owns one QEMU process per `Vm` and the files it uses while it runs. What a machine is made of stands in `vmspec`, its
+Owns one QEMU process per `Vm` and the files it uses while it runs. What a machine is made of stands in `spec`, its
 disks in `disks`, its console in `console`, the monitor in `qmp`, the wires between machines in `switch`.
 """
 

@@ -1,7 +1,7 @@
 """Whether an administrator gets in: one node as a packet to its SSH port, and the answer, meet it.
 
 A `Door` is what decides, in plain values: own addresses, routes, the firewall's rules about the SSH port, and where SSH
-listens. Who builds it is others' business: `check_access` from a profile, `lint_admin` from rendered files. One
+listens. Who builds it is others' business: `rules.access` from a profile, `lint.admin` from rendered files. One
 evaluation serves both, so that a profile's mistake is told with its place, and a template's is found as well.
 
 The questions are the kernel's: does the packet's source exist at all, does the firewall let it in, does anything listen

@@ -2,7 +2,7 @@
 
 The arithmetic: a session that begins `sessions_per_second` times and lasts `session_duration_s` is there
 rate × duration times at once, and what its end leaves behind stays for a minute (the kernel's TIME_WAIT) or two (its
-connection tracking). Everything here is a plain number; what is too much is `check_capacity`'s to say.
+connection tracking). Everything here is a plain number; what is too much is `rules.capacity`'s to say.
 """
 
 from __future__ import annotations

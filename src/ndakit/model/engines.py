@@ -219,7 +219,7 @@ IPVS = Engine(
     ),
     since=(19, 7),
     missing="no IPVS: no kernel module, no ipvsadm, and a keepalived without it",
-    marked_services_max=255,  # eight bits of a packet's mark (view_firewall.MARK_MASK), without 0
+    marked_services_max=255,  # eight bits of a packet's mark (render.firewall.MARK_MASK), without 0
     weightless=frozenset({"rr", "lc", "dh"}),
     one_server=frozenset({"sh", "dh", "lblc", "lblcr", "mh"}),
     refuses=frozenset({"dh"}),

@@ -3,7 +3,7 @@
 The daemons of the feeds are described as they come, unconfigured: packages of `openwrt/packages` and `openwrt/openwrt`
 (their `files/*.config`, `*.init` and default configuration, from 18.06 to 25.12). A daemon that is switched off as it
 comes is not in the table; one that listens on one interface counts as one that listens on every address, because its
-interface may be one of ours. What is compared with what is the business of `check_listeners`.
+interface may be one of ours. What is compared with what is the business of `rules.listeners`.
 """
 
 from __future__ import annotations

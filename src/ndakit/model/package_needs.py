@@ -1,7 +1,7 @@
 """Which OpenWrt packages a profile needs, and which it must do without: tables of facts, no I/O.
 
 One line per need: when, which packages in each family, why. A feature adds its line to NEEDS and nothing else; the list
-for an ImageBuilder is made of it by `ndakit.packages`, and `check_packages` compares it with `image.packages`.
+for an ImageBuilder is made of it by `package_plan`, and `rules.packages` compares it with `image.packages`.
 Names are those of OpenWrt's feeds (docs/facts.md, Packages).
 """
 

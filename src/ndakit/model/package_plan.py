@@ -1,6 +1,6 @@
 """Which packages an image gets beyond its device's own, and which it does not get, each with the reason.
 
-The tables of needs are in `model.needs`, contradictions are found by `model.check_packages`; here the profile's own
+The tables of needs are in `package_needs`, contradictions are found by `rules.packages`; here the profile's own
 wishes come on top, and here is what releases do not have under a name that people try. Whether an ImageBuilder has a
 package is the business of `imagebuilder`, what lies in the workspace's packages/ that of `feed`.
 """
@@ -11,7 +11,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from ndakit.core.release import Release
-from ndakit.model import Profile, package_needs
+from ndakit.model import package_needs
+from ndakit.model.profile import Profile
 
 WISH = "the profile asks for it (image.packages)"
 

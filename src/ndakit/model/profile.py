@@ -1,7 +1,7 @@
 """The profile: one balancer pair, as one frozen value, with what follows from it.
 
 Derived facts (priorities, router ids, device names, who is whose peer) are properties here, so that templates and the
-verification ask the same source. Rules over several objects are in `checks`.
+verification ask the same source. Rules over several objects are in `rules`.
 """
 
 from __future__ import annotations

@@ -3,7 +3,7 @@
 A package is a folder with a Makefile (built here, for every release), or a ready .ipk or .apk. Only those that a
 profile asks for by name are used, with what they depend on in the same place: another customer's package changes
 nothing. A workspace's own folder is looked into first, then the shipped one. What a folder may say is the business of
-`packagefolder`, the two forms of files that of `ipk` and `apk`; which packages are wanted at all that of `packages`.
+`folder`, the two forms of files that of `ipk` and `apk`; which packages are wanted at all that of `package_plan`.
 """
 
 from __future__ import annotations

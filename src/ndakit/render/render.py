@@ -1,6 +1,6 @@
 """Profile and templates → the tree of files of one node, in memory.
 
-Pure: no clock, no environment, no network; the templates are the only thing read (`templatecache` spares compiling
+Pure: no clock, no environment, no network; the templates are the only thing read (`template_cache` spares compiling
 them each time). `rootfs/etc/config/network.j2` becomes `/etc/config/network`, a file without `.j2` is taken as it is;
 of two folders with the same path the first one wins (the workspace's own before the shipped one). A template that
 starts with `{% only_if … %}` is left out of nodes for which that is false. Modes come from one table here. Writing the

@@ -2,7 +2,7 @@
 
 Owns selection, order, what an error during a claim means, and when a failure is not the pair's: a claim that failed
 while this machine kept the lab's machines waiting is tried again, and judged by nothing else. What is claimed is in
-`claims`; how it is shown is the business of `report` and `live`.
+`claims`; how it is shown is the business of `report` and of `cli.verify_progress`.
 """
 
 from __future__ import annotations

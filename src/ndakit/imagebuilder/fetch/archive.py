@@ -2,7 +2,7 @@
 
 Owns what a member may be and where it may lie. Every file is made anew by us (never through a link, never twice), so
 that nothing depends on which of its filters this Python's tarfile has. Whether the archive is the right one is known
-before: `fetching` unpacks nothing that is not vouched for. Formats: tar(5), `.tar.xz` by Python, `.tar.zst` by zstd(1).
+before: `fetch` unpacks nothing that is not vouched for. Formats: tar(5), `.tar.xz` by Python, `.tar.zst` by zstd(1).
 """
 
 from __future__ import annotations

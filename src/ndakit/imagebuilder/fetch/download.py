@@ -1,7 +1,7 @@
 """Bytes from a mirror: http(s) or `file://`, streamed, resumed, and refused when they are not what was asked for.
 
 Owns addresses, time limits, redirects, what may pass for an answer, and the state of a half-done download. Whether the
-bytes are the right ones is not known here: `fetching` compares them with a signed checksum, and may hand them over to
+bytes are the right ones is not known here: `fetch` compares them with a signed checksum, and may hand them over to
 nobody before. HTTP: RFC 9110 (Range, If-Range, Content-Range), driven by requests.
 """
 

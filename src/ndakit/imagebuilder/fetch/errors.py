@@ -1,4 +1,4 @@
-"""What can go wrong between asking for an ImageBuilder and having it: the errors of `fetching`, with their words.
+"""What can go wrong between asking for an ImageBuilder and having it: the errors of `fetch`, with their words.
 
 Owns the texts alone; transport's errors are in `download`, those of signatures in `trust`.
 """

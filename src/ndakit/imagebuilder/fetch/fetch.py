@@ -123,7 +123,7 @@ def fetch(
 
     With `checksum` (SHA-256, hex) that one archive is taken and no signature is asked for; without, only one that is
     vouched for by a signature. `keys` are folders as `trust.keys_for` reads them. `offline` opens no connection.
-    Raises MirrorFailed's kinds, VerificationFailed's kinds, the errors of `fetcherrors` and of `archive`.
+    Raises MirrorFailed's kinds, VerificationFailed's kinds, the errors of `errors` and of `archive`.
     """
     origin = Origin(
         tuple(download.mirror(m) for m in mirrors), offline, pinned(checksum) if checksum else None, tuple(keys),

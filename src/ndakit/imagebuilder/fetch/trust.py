@@ -1,7 +1,7 @@
 """Whose signature under a release's sha256sums is believed, and whether it is there.
 
 Owns the keys (those that ship in `keys/`, each bound to its branch, and those of a workspace) and the order of
-asking: usign first, GPG where no known usign key signed. Fails closed. Formats are in `usign` and `gpgverify`.
+asking: usign first, GPG where no known usign key signed. Fails closed. Formats are in `usign` and `gpg`.
 """
 
 from __future__ import annotations

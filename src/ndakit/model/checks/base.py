@@ -1,7 +1,7 @@
 """How a pool finds out which of its servers are well: the check, and what it means in seconds.
 
 HAProxy checks for proxied services, keepalived for those that the kernel balances. Which of the two can do what is
-written here as facts; the cross-checks (`check_ipvs`) compare them with who uses the pool.
+written here as facts; the cross-checks (`rules.ipvs`) compare them with who uses the pool.
 """
 
 from __future__ import annotations

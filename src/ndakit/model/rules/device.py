@@ -1,7 +1,7 @@
 """Cross-checks: what the device does not have: disks, a choice of firmware, a second network card, hypervisors.
 
-What its image files are is also checked by `check_image`, which release has it by `check_release`, and what its memory
-holds by `check_capacity`. Sources: docs/facts.md (Targets and devices); openwrt/openwrt
+What its image files are is also checked by `image`, which release has it by `release`, and what its memory
+holds by `capacity`. Sources: docs/facts.md (Targets and devices); openwrt/openwrt
 `target/linux/kirkwood`, `target/linux/armsr`.
 """
 

@@ -1,6 +1,6 @@
 """Cross-checks: which files are asked for, and whether the platform and the device can use them.
 
-What an OpenWrt release or a device cannot make at all is found by `check_release` and `check_host`.
+What an OpenWrt release or a device cannot make at all is found by `release` and `host`.
 """
 
 from __future__ import annotations

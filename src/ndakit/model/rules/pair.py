@@ -13,8 +13,8 @@ from ndakit.model.rules.findings import Finding, error, unknown, warning
 
 SYNC: KeyPath = ("vrrp", "connection_sync")
 IPVS_TOLD_S = 5.0
-"""A connection is told again after two seconds (view_ipvs), and what is to be told is gathered for up to three (Linux,
-include/net/ip_vs.h: IPVS_SYNC_FLUSH_TIME, IPVS_SYNC_CHECK_PERIOD)."""
+"""A connection is told again after two seconds (`engines.ipvs`), and what is to be told is gathered for up to three
+(Linux, include/net/ip_vs.h: IPVS_SYNC_FLUSH_TIME, IPVS_SYNC_CHECK_PERIOD)."""
 RETURN_S = 4
 """A `preempt_delay_s` with which no connection was lost at a return (docs/failover.md)."""
 WATCHED_ALONE = ("ping", "script")
@@ -48,7 +48,7 @@ def connection_sync(profile: Profile) -> Iterator[Finding]:
             also=(("networks",), ("services",), ("vips",)),
         )  # fmt: skip
         return
-    if profile.sync_link is None:  # then a node lacks the address that VRRP needs, which check_addresses says
+    if profile.sync_link is None:  # then a node lacks the address that VRRP needs, which `addresses` says
         return
     network, version = profile.sync_link
     for what, groups in (("the ways out wear", profile.egress_groups), ("IPVS balances", profile.ipvs_groups)):
@@ -82,7 +82,7 @@ def told_in_time(profile: Profile) -> Iterator[Finding]:
     waits_s = settings.preempt_delay_s + adverts_s
     names = dict.fromkeys(profile.services[n].pool for n in profile.ipvs_services)
     pools = [profile.pools[name] for name in names if name in profile.pools]
-    if not pools:  # then check_traffic says that they are not there
+    if not pools:  # then `traffic` says that they are not there
         return
     needs_s = IPVS_TOLD_S + max(pool.check.interval_s for pool in pools)
     if waits_s < needs_s:

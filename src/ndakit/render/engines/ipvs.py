@@ -1,7 +1,7 @@
 """IPVS's side of a profile: the virtual servers that keepalived keeps in the kernel, with their servers and checks.
 
 A service with one port becomes one virtual server for each address; one with several ports becomes one for each
-address family, which takes what the firewall has marked (view_firewall does that). Every node has all of them, so that
+address family, which takes what the firewall has marked (`firewall` does that). Every node has all of them, so that
 it can take the VIPs over at any time. Which modules they need and which kernel values go with them is said here too;
 text is the template's business. Sources: docs/facts.md (IPVS and the firewall); ipvs-sysctl.rst.
 """

@@ -1,7 +1,7 @@
 """What is claimed about a running pair, each with its figure: made from the model alone, tried on a lab network.
 
 A claim never looks at rendered files: the profile says what should be, the lab's hosts and the nodes' consoles say what
-is. Each one leaves the lab as it found it. Order, display and record are the business of `verify` and `report`.
+is. Each one leaves the lab as it found it. Order, display and record are the business of `run` and `report`.
 """
 
 from __future__ import annotations
