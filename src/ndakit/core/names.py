@@ -30,6 +30,15 @@ HostName = Annotated[
 ]
 """A DNS host name in lower case (RFC 1123)."""
 
+ServiceName = Annotated[
+    str,
+    StringConstraints(
+        pattern=r"^(\*\.)?[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?(\.[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?)*$", max_length=253
+    ),
+]
+"""A name that clients use: a host name, or `*.` and one, which stands for every name with one label more (RFC 6125,
+6.4.3)."""
+
 UNSEEN = re.compile(
     "[\x00-\x1f\x7f-\x9f\u2028\u2029\ufeff\ud800-\udfff"  # controls, line ends, halves of characters
     "\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069"  # marks that turn the direction of reading (UAX #9)

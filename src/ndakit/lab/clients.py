@@ -190,7 +190,16 @@ class LabPeople:
         """One HTTP request."""
         url = f"http://{authority(address, port)}{path or self.path}"
         source = self._source(seat, address)
-        return self._host(seat).get(url, headers=headers or {}, source=source, timeout_s=REQUEST_TIMEOUT_S)
+        asked = self.by_name(address, port) | dict(headers or {})
+        return self._host(seat).get(url, headers=asked, source=source, timeout_s=REQUEST_TIMEOUT_S)
+
+    def by_name(self, address: Address, port: int) -> dict[str, str]:
+        """The Host header of who asks a service by the name that leads to its own pool; empty where it has no names."""
+        for name, service in self.profile.services.items():
+            own = service.own_name if service.protocol == "http" and service.has_port(port) else None
+            if own is not None and any(e.address == address for e in self.profile.endpoints(name)):
+                return {"Host": own}
+        return {}
 
     def load(
         self, seat: Seat, address: Address, port: int, pool: str, requests: int, transport: str = "tcp"
@@ -208,8 +217,9 @@ class LabPeople:
             for batch in _batches(requests, BATCH):
                 total += batch
                 found: Load = host.load(
-                    f"{url}{self.path}", batch, at_once=1, sources=[source], timeout_s=REQUEST_TIMEOUT_S
-                )
+                    f"{url}{self.path}", batch, at_once=1, sources=[source], timeout_s=REQUEST_TIMEOUT_S,
+                    headers=self.by_name(address, port),
+                )  # fmt: skip
                 for attempt in found.tries:
                     if attempt.ok and attempt.status == 200:
                         shares[names.get(attempt.server, attempt.server or "?")] += 1
@@ -286,6 +296,7 @@ class LabPeople:
             timeout_s=PAGE_TIMEOUT_S if kind == "http" else POLL_TIMEOUT_S,
             source=self._source(seat, address),
             lines=lines,
+            headers=self.by_name(address, port) if kind == "http" else (),
         )
 
     def client_seen(self, seat: Seat, address: Address, port: int, pool: str) -> str:
@@ -349,6 +360,10 @@ class LabPeople:
             host = self.plan.hosts[seat.host]
             raise LabLacks(f"IPv{address.version} address for {host.name}, who is to ask {address}", host.network)
         return str(found)
+
+    def pools_of(self, label: str) -> tuple[str, ...]:
+        """The pools of the server that calls itself so; one machine may be in several."""
+        return tuple(dict.fromkeys(pool for (pool, _), server in self.servers.items() if server.label == label))
 
     def _names(self, pool: str) -> dict[str, str]:
         """What the lab's servers call themselves → their names, those of this pool first."""

@@ -242,9 +242,8 @@ def served_ports(profile: Profile) -> Iterator[tuple[str, str, tuple[int, int]]]
 
 def pools_that_see_us(profile: Profile) -> tuple[str, ...]:
     """The pools whose servers see the node's own address, which then needs a source port for each connection."""
-    return tuple(
-        dict.fromkeys(s.pool for s in profile.services.values() if not s.shows_client and s.pool in profile.pools)
-    )
+    users = [s for s in profile.services.values() if not s.shows_client]
+    return tuple(dict.fromkeys(p for s in users for p in s.pools if p in profile.pools))
 
 
 def power_of_two(value: float) -> int:

@@ -32,7 +32,7 @@ class Topology:
     """The first release whose engine can do it."""
 
 
-Feature = Literal["timeouts", "limits", "retries", "slow_start_s", "sorry.page", "quorum", "resume_below"]
+Feature = Literal["timeouts", "limits", "routes", "unknown_hosts", "retries", "slow_start_s", "sorry.page", "quorum", "resume_below"]
 """Keys of services, pools and servers that not every engine carries."""
 
 
@@ -130,6 +130,8 @@ HAPROXY = Engine(
     features={
         "timeouts": None,
         "limits": None,
+        "routes": None,
+        "unknown_hosts": None,
         "retries": None,
         "slow_start_s": None,
         "sorry.page": None,
@@ -178,6 +180,16 @@ IPVS = Engine(
             "limits-need-proxy",
             "service {service} is {topology}, and the limits of a service are HAProxy's",
             "state max_connections for the servers instead{or_write}",
+        ),
+        "routes": Refused(
+            "routes-need-proxy",
+            "service {service} is {topology}, and the kernel reads no names of hosts",
+            "delete routes; or, for http, write topology: proxy and protocol: http",
+        ),
+        "unknown_hosts": Refused(
+            "routes-need-proxy",
+            "service {service} is {topology}, and the kernel reads no names of hosts",
+            "delete unknown_hosts; or, for http, write topology: proxy and protocol: http",
         ),
         "retries": Refused(
             "retries-need-proxy",

@@ -81,8 +81,8 @@ def watched(profile: Profile, group: str) -> dict[str, str]:
         if any(v.network == name and v.group == group for v in profile.vips.values()):
             found[name] = "VIPs are there"
     vips = {n for n, v in profile.vips.items() if v.group == group}
-    pools = dict.fromkeys(s.pool for s in profile.services.values() if vips & set(s.vip) and s.pool in profile.pools)
-    for pool in pools:
+    users = [s for s in profile.services.values() if vips & set(s.vip)]
+    for pool in dict.fromkeys(p for s in users for p in s.pools if p in profile.pools):
         for server in profile.pools[pool].servers.values():
             for address in server.address:
                 if (towards := network_towards(profile, address)) is not None:

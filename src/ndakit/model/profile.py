@@ -329,20 +329,21 @@ class Profile(Model):
         return ports.pop() if len(ports) == 1 else None
 
     def services_of(self, pool: str) -> tuple[str, ...]:
-        """The services that use a pool, directly or as another pool's sorry pool."""
+        """The services that use a pool: as their own, by a route, or as another pool's sorry pool."""
         return self._services_of.get(pool, ())
 
     @functools.cached_property
     def _services_of(self) -> dict[str, tuple[str, ...]]:
         found: dict[str, list[str]] = {}
         for name, service in self.services.items():
-            pool: str | None = service.pool
             passed: set[str] = set()
-            while pool is not None and pool not in passed:
-                found.setdefault(pool, []).append(name)
-                passed.add(pool)
-                sorry = self.pools[pool].sorry if pool in self.pools else None
-                pool = sorry.pool if sorry is not None else None
+            for first in service.pools:
+                pool: str | None = first
+                while pool is not None and pool not in passed:
+                    found.setdefault(pool, []).append(name)
+                    passed.add(pool)
+                    sorry = self.pools[pool].sorry if pool in self.pools else None
+                    pool = sorry.pool if sorry is not None else None
         return {pool: tuple(names) for pool, names in found.items()}
 
     def carried_services(self, engine: Engine) -> tuple[str, ...]:
@@ -399,10 +400,12 @@ class Profile(Model):
         """True if HAProxy runs on the nodes: it carries a service, or its statistics page was asked for."""
         return HAPROXY in self.running_engines
 
-    def persistence(self, service: str) -> Persistence | None:
-        """How clients of a service keep their server: its own word, else its pool's."""
+    def persistence(self, service: str, pool: str | None = None) -> Persistence | None:
+        """How clients of a service keep their server in its pool, or in another one that a route leads to: the
+        service's own word, else the pool's."""
         found = self.services[service]
-        return found.persistence or (self.pools[found.pool].persistence if found.pool in self.pools else None)
+        name = pool or found.pool
+        return found.persistence or (self.pools[name].persistence if name in self.pools else None)
 
     @functools.cached_property
     def marks(self) -> dict[str, int]:
@@ -489,7 +492,9 @@ class Profile(Model):
     @property
     def shares_tables(self) -> bool:
         """True if the nodes' HAProxies tell each other which client belongs to which server (peers)."""
-        kept = any(self.persistence(n) is not None for n in self.haproxy_services)
+        kept = any(
+            self.persistence(n, pool) is not None for n in self.haproxy_services for pool in self.services[n].pools
+        )
         return bool(self.instances and self.vrrp.connection_sync and self.sync_link and kept)
 
     @property

@@ -32,6 +32,7 @@ from ndakit.model.base import (
 )
 from ndakit.model.checks.base import Check
 from ndakit.model.engines import HAPROXY, Engine, carrier
+from ndakit.model.http import HostRoute, covers
 
 Balance = Literal[
     "roundrobin", "leastconn", "source", "first", "uri", "random",
@@ -261,13 +262,11 @@ class Service(Model):
     planned: ClassVar = {
         "redirect": "redirects",
         "tls": "TLS termination",
-        "routes": "choosing the pool by host or path",
         "headers": "changing headers",
         "engine": "the program that carries the service",
         "raw": "the escape hatch",
         "sources": "who may use it",
         "one_packet": "every datagram by itself",
-        "unknown_hosts": "requests for other names",
         "rewrite": "changing paths and hosts",
         "proxy_protocol": "the PROXY protocol",
         "compression": "compressed answers",
@@ -299,6 +298,13 @@ class Service(Model):
     """The names clients use; the first is the default Host of the pool's http check."""
     pool: Name
     """Where requests go."""
+    routes: tuple[HostRoute, ...] = ()
+    """http: requests for some names go to other pools, in this order: the first route that holds counts. What no route
+    is for goes to `pool`."""
+    unknown_hosts: Literal["pool", "refuse", "tarpit"] = "pool"
+    """http: what becomes of requests for a name that is neither in `hostnames` nor in a route: `pool`, they go to the
+    service's pool; `refuse`, they get status 421; `tarpit`, they wait 30 seconds and get status 500, so that a scanner
+    learns nothing and loses time. Clients that ask for the bare address ask for an unknown name."""
     timeouts: Annotated[Timeouts, Field(validate_default=True)] = Timeouts()
     """How long HAProxy waits (topology proxy and tproxy)."""
     limits: Limits | None = None
@@ -315,6 +321,32 @@ class Service(Model):
         if http and value.tunnel_s is None:
             return value.model_copy(update={"tunnel_s": TUNNEL_S})
         return value
+
+    @property
+    def pools(self) -> tuple[str, ...]:
+        """Every pool that its requests can go to, its own first; not those that stand in for them."""
+        return tuple(dict.fromkeys((self.pool, *(route.pool for route in self.routes))))
+
+    def pool_for(self, name: str) -> str | None:
+        """The pool that requests for a name go to; None if they are turned away."""
+        route = next((route for route in self.routes if route.holds(name)), None)
+        if route is not None:
+            return route.pool
+        known = any(covers(pattern, name) for pattern in self.hostnames)
+        return self.pool if known or self.unknown_hosts == "pool" else None
+
+    @property
+    def own_name(self) -> str | None:
+        """A name whose requests go to its own pool; None if it states none."""
+        examples = (pattern.replace("*", "any", 1) for pattern in self.hostnames)
+        return next((name for name in examples if self.pool_for(name) == self.pool), None)
+
+    def names_for(self, pool: str) -> tuple[str, ...]:
+        """The names that clients ask for when they reach a pool through it, without wildcards."""
+        names = [name for route in self.routes if route.pool == pool for name in route.host or ()]
+        if pool == self.pool or pool not in self.pools:
+            names += self.hostnames
+        return tuple(dict.fromkeys(name for name in names if not name.startswith("*")))
 
     @property
     def carried_by(self) -> Engine:

@@ -19,6 +19,7 @@ from ndakit.model.rules import (
     engines,
     firewall,
     host,
+    http,
     image,
     ipvs,
     listeners,
@@ -39,7 +40,7 @@ RULES = (
     *addresses.RULES, *routes.RULES, *host.RULES, *access.RULES, *device.RULES,
     *traffic.RULES, *release.RULES, *packages.RULES, *image.RULES, *capacity.RULES,
     *firewall.RULES, *pair.RULES, *engines.RULES, *ipvs.RULES, *reply_paths.RULES,
-    *transparent.RULES, *listeners.RULES, *proxy.RULES,
+    *transparent.RULES, *listeners.RULES, *proxy.RULES, *http.RULES,
 )  # fmt: skip
 
 

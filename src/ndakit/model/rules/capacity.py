@@ -150,7 +150,7 @@ def ports(profile: Profile) -> Iterator[Finding]:
         # Sure only where every session goes to this pool, and each one makes a connection of its own: those of http
         # are used again.
         sure = not lost and pools == (pool,) and all(
-            profile.services[s].protocol == "tcp" for s in profile.services if profile.services[s].pool == pool
+            profile.services[s].protocol == "tcp" for s in profile.services if pool in profile.services[s].pools
         )  # fmt: skip
         say = error if sure else warning
         yield say(
@@ -192,7 +192,7 @@ def servers(profile: Profile) -> Iterator[Finding]:
     if profile.sizing.sessions_per_second is None:
         return
     found = capacity_of(profile)
-    used = tuple(dict.fromkeys(s.pool for s in profile.services.values() if s.pool in profile.pools))
+    used = tuple(dict.fromkeys(p for s in profile.services.values() for p in s.pools if p in profile.pools))
     for name in used:
         limits = {n: s.max_connections for n, s in profile.pools[name].servers.items() if s.weight}
         if not limits or any(limit is None for limit in limits.values()):

@@ -55,6 +55,10 @@ def _features_of_service(service: Service) -> Iterator[Feature]:
         yield "timeouts"
     if service.limits is not None:
         yield "limits"
+    if service.routes:
+        yield "routes"
+    if service.unknown_hosts != "pool":
+        yield "unknown_hosts"
 
 
 def _features_of_pool(pool: Pool) -> Iterator[tuple[Feature, KeyPath]]:

@@ -26,6 +26,9 @@ def unknown_references(profile: Profile) -> Iterator[Finding]:
             yield error("vip-twice", f"service {name} names a VIP twice", ("services", name, "vip"), "name it once")
         if service.pool not in profile.pools:
             yield unknown("pool", service.pool, profile.pools, ("services", name, "pool"), "pools")
+        for number, route in enumerate(service.routes):
+            if route.pool not in profile.pools:
+                yield unknown("pool", route.pool, profile.pools, ("services", name, "routes", number, "pool"), "pools")
         if len(set(service.hostnames)) != len(service.hostnames):
             yield error(
                 "hostname-twice",
@@ -117,16 +120,17 @@ def port_numbers(profile: Profile) -> Iterator[Finding]:
 
 
 def _users(profile: Profile) -> dict[str, set[str]]:
-    """The services of each pool, directly or as a sorry pool."""
+    """The services of each pool: directly, by a route, or as a sorry pool."""
     users: dict[str, set[str]] = {name: set() for name in profile.pools}
     for name, service in profile.services.items():
-        pool: str | None = service.pool
         passed: set[str] = set()
-        while pool in profile.pools and pool not in passed:
-            users[pool].add(name)
-            passed.add(pool)
-            sorry = profile.pools[pool].sorry
-            pool = sorry.pool if sorry is not None else None
+        for first in service.pools:
+            pool: str | None = first
+            while pool in profile.pools and pool not in passed:
+                users[pool].add(name)
+                passed.add(pool)
+                sorry = profile.pools[pool].sorry
+                pool = sorry.pool if sorry is not None else None
     return users
 
 
@@ -164,16 +168,16 @@ def check_hosts(profile: Profile) -> Iterator[Finding]:
             continue
         firsts: dict[str, str] = {}
         for service in sorted(users[name]):
-            hostnames = profile.services[service].hostnames
-            if hostnames:
-                firsts.setdefault(hostnames[0], service)
+            names = profile.services[service].names_for(name)
+            if names:
+                firsts.setdefault(names[0], service)
         if len(firsts) > 1:
             (host, one), (_, two) = list(firsts.items())[:2]
             yield warning(
                 "check-host",
                 f"pool {name}'s check can ask for one host name only, and services {one} and {two} have different ones",
                 ("pools", name, "check"), f"add check: {{type: http, host: {host}}}, or make two pools",
-                other=("services", two, "hostnames"), also=tuple(("services", s) for s in users[name]),
+                other=("services", two), also=tuple(("services", s) for s in users[name]),
             )  # fmt: skip
 
 
@@ -279,7 +283,8 @@ def protocols(profile: Profile) -> Iterator[Finding]:
     users = _users(profile)
     direct: dict[str, list[str]] = {}
     for name, service in profile.services.items():
-        direct.setdefault(service.pool, []).append(name)
+        for pool in service.pools:
+            direct.setdefault(pool, []).append(name)
     for name, pool in profile.pools.items():
         for user in sorted(users[name]):
             service = profile.services[user]

@@ -24,6 +24,8 @@ from ndakit.model.capacity import (
 from ndakit.model.checks.base import raw_bytes
 from ndakit.model.transparent import as_root
 from ndakit.render.claimed_headers import CLAIMS, ClientClaims
+from ndakit.render.engines import host_names
+from ndakit.render.engines.host_names import Condition, UnknownHosts
 from ndakit.render.node import NodeView
 
 SORRY_FOLDER = "/etc/ndakit"
@@ -113,6 +115,15 @@ class Detour:
 
 
 @dataclass(frozen=True)
+class HostRoute:
+    """Requests for some names: all conditions must hold."""
+
+    conditions: tuple[Condition, ...]
+    backend: str
+    detours: tuple[Detour, ...]
+
+
+@dataclass(frozen=True)
 class Frontend:
     """A frontend: one service."""
 
@@ -121,6 +132,8 @@ class Frontend:
     binds: tuple[Bind, ...]
     backend: str
     detours: tuple[Detour, ...]
+    routes: tuple[HostRoute, ...]
+    unknown: UnknownHosts | None
     timeouts: Timeouts
     connections_max: int
     """Clients' connections at once; more of them wait in the kernel until HAProxy takes them."""
@@ -230,11 +243,29 @@ def sorry_response(page: bytes) -> bytes:
 def _frontend(node: NodeView, name: str, backends: _Backends) -> Frontend:
     profile = node.profile
     service = profile.services[name]
-    chain, endpoints = _chain(profile, service.pool), profile.endpoints(name)
+    backend, detours = _way(node, name, service.pool, backends)
+    return Frontend(
+        name=frontend_name(name),
+        protocol=service.protocol,
+        binds=tuple(Bind(e.address, ports) for e in profile.endpoints(name) for ports in e.ports),
+        backend=backend,
+        detours=detours,
+        routes=tuple(_route(node, name, number, backends) for number in range(len(service.routes))),
+        unknown=host_names.unknown(service),
+        timeouts=service.timeouts,
+        connections_max=dict(service_limits(profile, node.capacity.usual_max))[name],
+    )
+
+
+def _way(node: NodeView, name: str, pool: str, backends: _Backends) -> tuple[str, tuple[Detour, ...]]:
+    """The backend of a pool of a service, and the others that are asked before it: where it is empty, and where a
+    client came by another family."""
+    profile = node.profile
+    chain, endpoints = _chain(profile, pool), profile.endpoints(name)
     families: list[int | None] = [None]
-    if service.transparent:  # from a client's address to a server's of the same family
+    if profile.services[name].transparent:  # from a client's address to a server's of the same family
         families = [*sorted({e.address.version for e in endpoints})]
-    names = {v: [_backend(node, name, pool, backends, v).name for pool in chain] for v in families}
+    names = {v: [_backend(node, name, one, backends, v).name for one in chain] for v in families}
     detours: list[Detour] = []
     for version in reversed(families):
         first = version == families[0]
@@ -242,15 +273,13 @@ def _frontend(node: NodeView, name: str, backends: _Backends) -> Frontend:
         ours = names[version]
         # The last resort first: HAProxy takes the first rule that holds.
         detours += [Detour(ours[i], tuple(ours[:i]), came_to) for i in range(len(ours) - 1, -1 if came_to else 0, -1)]
-    return Frontend(
-        name=frontend_name(name),
-        protocol=service.protocol,
-        binds=tuple(Bind(e.address, ports) for e in endpoints for ports in e.ports),
-        backend=names[families[0]][0],
-        detours=tuple(detours),
-        timeouts=service.timeouts,
-        connections_max=dict(service_limits(profile, node.capacity.usual_max))[name],
-    )
+    return names[families[0]][0], tuple(detours)
+
+
+def _route(node: NodeView, service: str, number: int, backends: _Backends) -> HostRoute:
+    route = node.profile.services[service].routes[number]
+    backend, detours = _way(node, service, route.pool, backends)
+    return HostRoute(host_names.conditions(route, number + 1), backend, detours)
 
 
 def _chain(profile: Profile, pool: str) -> list[str]:
@@ -321,7 +350,8 @@ def _address(server: PoolServer, version: int | None) -> Address:
 def _stick(node: NodeView, service: str, pool: str) -> Stick | None:
     """The table of a service's clients in one pool of its chain."""
     profile = node.profile
-    wanted = profile.persistence(service) if pool == profile.services[service].pool else profile.pools[pool].persistence
+    of_service = pool in profile.services[service].pools
+    wanted = profile.persistence(service, pool) if of_service else profile.pools[pool].persistence
     if wanted is None:
         return None
     versions = {e.address.version for e in profile.endpoints(service)}
@@ -351,4 +381,4 @@ def _check_host(profile: Profile, pool: str) -> str:
 
 def _names(profile: Profile, pool: str) -> list[str]:
     """The names by which clients reach a pool."""
-    return [name for s in profile.haproxy_services_of(pool) for name in profile.services[s].hostnames]
+    return [name for s in profile.haproxy_services_of(pool) for name in profile.services[s].names_for(pool)]

@@ -16,6 +16,54 @@ def about_service(profile: Profile, name: str) -> Iterator[Claim | LeftOut]:
     if profile.services[name].protocol == "http":
         text = f"servers of {name} learn the client's address, and clients cannot forge it"
         yield Claim(f"client-address/{name}", text, partial(client_address, name=name))
+        yield from _about_names(profile, name)
+
+
+def _about_names(profile: Profile, name: str) -> Iterator[Claim | LeftOut]:
+    service = profile.services[name]
+    if service.routes or service.unknown_hosts != "pool":
+        text = f"the name that clients of {name} ask for decides who answers, and whether anybody does"
+        yield Claim(f"names/{name}", text, partial(names, name=name))
+    for number, route in enumerate(service.routes):
+        if route.example is None:
+            yield LeftOut(
+                f"names/{name}/{number + 1}",
+                "its expressions are HAProxy's to understand: there is no name of which the model is sure",
+            )
+
+
+UNKNOWN_NAME = "unknown.invalid"
+"""A name of nobody's (RFC 2606, 2)."""
+SILENCE_MS = 4000.0
+"""Longer than any answer takes, and shorter than the lab's patience; a tarpit says nothing until much later."""
+MISDIRECTED = 421
+
+
+def names(lab: LabNetwork, name: str) -> Outcome:
+    """Each name that the profile is sure about, and one that nobody has: which pool's servers answer, or which status."""
+    service = lab.profile.services[name]
+    wrong: list[str] = []
+    figures: list[str] = []
+    asked = [route.example for route in service.routes if route.example is not None]
+    asked += [service.own_name] if service.own_name is not None else []
+    for endpoint, port in targets(lab.profile, name):
+        seat = lab.client_for(endpoint, name)
+        for host in (*dict.fromkeys(asked), UNKNOWN_NAME):
+            pool = service.pool_for(host)
+            answer = lab.get(seat, endpoint.address, port, headers={"Host": host})
+            who = lab.pools_of(answer.server) if answer.status == 200 else ()
+            if pool is not None:
+                good, seen = pool in who, "/".join(who) or f"status {answer.status} {answer.error}".strip()
+            elif service.unknown_hosts == "refuse":
+                good, seen = answer.status == MISDIRECTED, f"status {answer.status}"
+            else:
+                good = not answer.status and answer.took_ms >= SILENCE_MS
+                seen = "silence" if good else f"status {answer.status} after {answer.took_ms / 1000:.1f} s"
+            figures.append(f"{host}: {seen}")
+            if not good:
+                wrong.append(f"{host} at {endpoint.address}: {seen}, expected {pool or service.unknown_hosts}")
+    return Outcome(not wrong, ", ".join(dict.fromkeys(figures)), "; ".join(wrong))
+
 
 
 FORGED = {

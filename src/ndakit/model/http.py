@@ -1,0 +1,110 @@
+"""HTTP: which requests of a service go to which pool, by the name that the client asked for (the Host header)."""
+
+from __future__ import annotations
+
+import re
+from typing import Annotated, ClassVar, Self
+
+from pydantic import AfterValidator, BeforeValidator, Field, WithJsonSchema, model_validator
+
+from ndakit.core.names import Name, ServiceName
+from ndakit.model.base import Model, as_list, mistake
+
+HOST_REGEX_MAX = 200
+TARPIT_S = 30.0
+"""How long a request for an unknown host waits for its 500 with `unknown_hosts: tarpit`. It holds a connection."""
+
+
+def _host_regex(value: str) -> str:
+    """A regular expression that HAProxy's PCRE and Python's `re` both take; HAProxy itself has the last word (`check`)."""
+    if not value or len(value) > HOST_REGEX_MAX:
+        raise mistake(
+            "regex-length", "a regular expression of {got} characters", got=len(value),
+            fix=f"write 1 to {HOST_REGEX_MAX} characters; several expressions make a list",
+        )  # fmt: skip
+    if not value.isascii() or not value.isprintable() or " " in value:
+        raise mistake(
+            "regex-text", "'{got}' has characters that no host name has", got=value[:60],
+            fix="host names are letters, digits, '-' and '.' (of others their ASCII form, xn--…)",
+        )  # fmt: skip
+    try:
+        re.compile(value)
+    except re.error as cause:
+        raise mistake(
+            "regex", "'{got}' is no regular expression: {why}", got=value[:60], why=str(cause),
+            fix="correct it; a literal dot is \\.",
+        ) from None  # fmt: skip
+    return value
+
+
+_ONE_OR_LIST = {"anyOf": [{"type": "string"}, {"type": "array", "items": {"type": "string"}, "minItems": 1}]}
+Hosts = Annotated[
+    tuple[ServiceName, ...], BeforeValidator(as_list), Field(min_length=1), WithJsonSchema(_ONE_OR_LIST)
+]
+HostRegexes = Annotated[
+    tuple[Annotated[str, AfterValidator(_host_regex)], ...],
+    BeforeValidator(as_list), Field(min_length=1), WithJsonSchema(_ONE_OR_LIST),
+]  # fmt: skip
+
+
+def covers(pattern: str, name: str) -> bool:
+    """True if a name, or all names of a wildcard, are among those of a host name or wildcard."""
+    first, _, rest = name.partition(".")
+    return pattern == name or (first != "*" and pattern == f"*.{rest}")
+
+
+def matches(expressions: tuple[str, ...], name: str) -> bool:
+    """True if one of the expressions is in a name, as HAProxy looks for it."""
+    return any(re.search(expression, name, re.IGNORECASE) for expression in expressions)
+
+
+class HostRoute(Model):
+    """Requests for some names go to a pool of their own."""
+
+    planned: ClassVar = {
+        "path_prefix": "choosing the pool by path",
+        "path_regex": "choosing the pool by path",
+        "method": "choosing the pool by method",
+        "header": "choosing the pool by header",
+        "cookie": "choosing the pool by cookie",
+        "query": "choosing the pool by parameter",
+        "sources": "choosing the pool by client",
+        "not": "conditions that must not hold",
+        "respond": "answers of the balancer's own",
+        "redirect": "redirects",
+        "map": "choosing the pool by a file",
+        "sni": "choosing the pool of TLS that passes through",
+    }
+
+    host: Hosts | None = None
+    """The name that the client asked for, or a list of them: any of it holds. `"*.shop.example"` stands for every name
+    with one label more (write it in quotes)."""
+    host_regex: HostRegexes | None = None
+    """A regular expression (PCRE) for that name, or a list of them: `^img[0-9]+\\.`. It is looked for anywhere in the
+    name, so that it needs `^` and `$` to be about the whole of it; upper and lower case are the same. With `host` too,
+    both must hold."""
+    pool: Name
+    """The pool that these requests go to."""
+
+    def holds(self, name: str) -> bool:
+        """True if a request for this name takes the route."""
+        by_host = self.host is None or any(covers(pattern, name) for pattern in self.host)
+        return by_host and (self.host_regex is None or matches(self.host_regex, name))
+
+    @property
+    def example(self) -> str | None:
+        """A name that takes the route; None if there are only expressions."""
+        examples = (pattern.replace("*", "any", 1) for pattern in self.host or ())
+        return next((name for name in examples if self.holds(name)), None)
+
+    @model_validator(mode="after")
+    def _some_condition(self) -> Self:
+        if self.host is None and self.host_regex is None:
+            raise mistake(
+                "route-open", "the route to pool {got} says no name", got=self.pool,
+                fix="add host: NAME or host_regex: EXPRESSION; the pool for all other names is the service's own",
+            )  # fmt: skip
+        for values in (self.host or (), self.host_regex or ()):
+            if twice := next((v for v in values if values.count(v) > 1), None):
+                raise mistake("route-twice", "'{got}' is there twice", got=twice, fix="name it once")
+        return self
