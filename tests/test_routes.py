@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -41,7 +42,7 @@ def server_of(answer: str) -> str:
     return own[0] if own else head.split()[1]
 
 
-def ask(found: Profile, folder: Path, *hosts: str, **options: object) -> dict[str, str]:
+def ask(found: Profile, folder: Path, *hosts: str, **options: Any) -> dict[str, str]:
     requests = [f"GET / HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n" for host in hosts]
     answers = attempt(found, folder, "requests", requests=requests, port=80, **options)
     return {host: server_of(answer) for host, answer in zip(hosts, answers, strict=True)}
@@ -61,7 +62,7 @@ def test_the_name_that_a_client_asks_for_chooses_the_pool(tmp_path: Path) -> Non
 
 
 def test_an_unknown_name_is_refused_and_known_ones_are_not(tmp_path: Path) -> None:
-    found = profile(f'hostnames: [shop.example, www.shop.example], unknown_hosts: refuse, routes: {ROUTES}')
+    found = profile(f"hostnames: [shop.example, www.shop.example], unknown_hosts: refuse, routes: {ROUTES}")
     seen = ask(found, tmp_path, "shop.example", "www.shop.example", "api.shop.example", "img1.x", "other.example",
                "a.b.shop.example", "192.168.0.10")  # fmt: skip
     assert seen == {
@@ -88,11 +89,13 @@ def test_a_pool_of_a_route_has_its_sorry_pool() -> None:
 
 @pytest.mark.parametrize("release", ["18.06.9", "21.02.7", "25.12.5"])
 def test_pools_of_routes_are_checked_by_the_name_of_their_route(release: str) -> None:
-    text = HEAD.replace("24.10.8", release)
-    found = goldens.parse(f"{text}{POOLS.replace('tcp', 'http')}services: {{web: {{vip: www, port: 80, protocol: http, "
-                          f"pool: web, hostnames: [shop.example], routes: {ROUTES}}}}}\nsystem: {{ntp: []}}\n")  # fmt: skip
+    service = f"{{vip: www, port: 80, protocol: http, pool: web, hostnames: [shop.example], routes: {ROUTES}}}"
+    text = HEAD.replace("24.10.8", release) + POOLS.replace("tcp", "http")
+    found = goldens.parse(f"{text}services: {{web: {service}}}\nsystem: {{ntp: []}}\n")
     written = render(found, "lb1", goldens.TEMPLATES)["/etc/haproxy.cfg"].text
-    backends = {p.name: "\n".join(" ".join(line.words) for line in p.lines) for p in haproxy(written) if p.kind == "backend"}
+    backends = {
+        p.name: "\n".join(" ".join(line.words) for line in p.lines) for p in haproxy(written) if p.kind == "backend"
+    }
     assert "shop.example" in backends["web"] and "api.shop.example" in backends["api"]
     assert found.services_of("api") == found.services_of("img") == ("web",)
 

@@ -74,6 +74,11 @@ _PATTERNS: Mapping[str, tuple[str, str, str]] = {
         "is not a host name",
         "write lower-case letters, digits, '-' and '.', such as www.example.com",
     ),
+    "ServiceName": (
+        "service-name",
+        "is not a host name",
+        "write lower-case letters, digits, '-' and '.', such as www.example.com; * only as the whole first label",
+    ),
 }
 
 

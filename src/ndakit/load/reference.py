@@ -35,8 +35,15 @@ _BY_VALIDATOR = {
     "_bridge": "`true`, or mapping",
     "_attach": "file, relative to the file that names it",
     "_bool": "`true` or `false`",
+    "_host_regex": "regular expression",
 }
-_BY_PATTERN = {"name": "name", "nic": "network card", "package-name": "package name", "host-name": "host name"}
+_BY_PATTERN = {
+    "name": "name",
+    "nic": "network card",
+    "package-name": "package name",
+    "host-name": "host name",
+    "service-name": "host name, or `*.` and a host name",
+}
 
 INTRO = """\
 # The profile language, format 1

@@ -32,7 +32,9 @@ class Topology:
     """The first release whose engine can do it."""
 
 
-Feature = Literal["timeouts", "limits", "routes", "unknown_hosts", "retries", "slow_start_s", "sorry.page", "quorum", "resume_below"]
+Feature = Literal[
+    "timeouts", "limits", "routes", "unknown_hosts", "retries", "slow_start_s", "sorry.page", "quorum", "resume_below",
+]  # fmt: skip
 """Keys of services, pools and servers that not every engine carries."""
 
 

@@ -16,7 +16,7 @@ TARPIT_S = 30.0
 
 
 def _host_regex(value: str) -> str:
-    """A regular expression that HAProxy's PCRE and Python's `re` both take; HAProxy itself has the last word (`check`)."""
+    """A regular expression as Python takes it; HAProxy's PCRE has the last word (`check --daemons`)."""
     if not value or len(value) > HOST_REGEX_MAX:
         raise mistake(
             "regex-length", "a regular expression of {got} characters", got=len(value),
@@ -38,9 +38,7 @@ def _host_regex(value: str) -> str:
 
 
 _ONE_OR_LIST = {"anyOf": [{"type": "string"}, {"type": "array", "items": {"type": "string"}, "minItems": 1}]}
-Hosts = Annotated[
-    tuple[ServiceName, ...], BeforeValidator(as_list), Field(min_length=1), WithJsonSchema(_ONE_OR_LIST)
-]
+Hosts = Annotated[tuple[ServiceName, ...], BeforeValidator(as_list), Field(min_length=1), WithJsonSchema(_ONE_OR_LIST)]
 HostRegexes = Annotated[
     tuple[Annotated[str, AfterValidator(_host_regex)], ...],
     BeforeValidator(as_list), Field(min_length=1), WithJsonSchema(_ONE_OR_LIST),

@@ -283,8 +283,8 @@ def protocols(profile: Profile) -> Iterator[Finding]:
     users = _users(profile)
     direct: dict[str, list[str]] = {}
     for name, service in profile.services.items():
-        for pool in service.pools:
-            direct.setdefault(pool, []).append(name)
+        for own in service.pools:
+            direct.setdefault(own, []).append(name)
     for name, pool in profile.pools.items():
         for user in sorted(users[name]):
             service = profile.services[user]

@@ -40,7 +40,7 @@ MISDIRECTED = 421
 
 
 def names(lab: LabNetwork, name: str) -> Outcome:
-    """Each name that the profile is sure about, and one that nobody has: which pool's servers answer, or which status."""
+    """Each name that the model is sure about, and one that nobody has: whose servers answer, or which status comes."""
     service = lab.profile.services[name]
     wrong: list[str] = []
     figures: list[str] = []
@@ -63,7 +63,6 @@ def names(lab: LabNetwork, name: str) -> Outcome:
             if not good:
                 wrong.append(f"{host} at {endpoint.address}: {seen}, expected {pool or service.unknown_hosts}")
     return Outcome(not wrong, ", ".join(dict.fromkeys(figures)), "; ".join(wrong))
-
 
 
 FORGED = {
