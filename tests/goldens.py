@@ -3,7 +3,7 @@
     .venv/bin/python -m tests.goldens --accept        rewrite tests/golden/ after a wanted change; read the diff
 
 `tests/golden/<profile>/<node>/` holds the tree; MODES beside it the modes (git keeps only one bit of them), PACKAGES
-the package plan with its reasons.
+the package plan with its reasons. Of a file that holds secrets only their names are kept.
 """
 
 from __future__ import annotations
@@ -11,10 +11,12 @@ from __future__ import annotations
 import functools
 import shutil
 import sys
+from datetime import UTC, datetime
 from pathlib import Path
 
 import yaml
 
+from ndakit.load import certificates, secrets
 from ndakit.model import Profile, package_plan
 from ndakit.render.render import Tree, render
 
@@ -39,6 +41,11 @@ def parse(text: str, folder: Path = ROOT / "profiles") -> Profile:
     return Profile.model_validate(found, context={"attach": lambda name: (folder / name).read_bytes()})
 
 
+def attachment(name: str) -> bytes:
+    """What stands for a file that a profile names, where its content does not matter."""
+    return b"-----BEGIN CERTIFICATE-----\n-----END CERTIFICATE-----\n" if name.endswith(".pem") else b"#!/bin/sh\n"
+
+
 @functools.cache
 def profile(name: str) -> Profile:
     """An example profile."""
@@ -48,8 +55,10 @@ def profile(name: str) -> Profile:
 
 @functools.cache
 def tree(name: str, node: str = "") -> Tree:
-    """The rendered tree of a node, by default of the first."""
-    return render(profile(name), node or next(iter(profile(name).nodes)), TEMPLATES)
+    """The rendered tree of a node, by default of the first; placeholders stand for secrets."""
+    found = profile(name)
+    held = secrets.placeholders(found, functools.partial(certificates.placeholder, found, datetime.now(UTC)))
+    return render(found, node or next(iter(found.nodes)), TEMPLATES, secrets=held)
 
 
 def cases() -> list[tuple[str, str]]:
@@ -59,7 +68,8 @@ def cases() -> list[tuple[str, str]]:
 
 def expected(name: str, node: str) -> dict[str, bytes]:
     """The files of one golden folder, with MODES and PACKAGES, as they should be now."""
-    found = {f"{node}{path}": file.content for path, file in tree(name, node).items()}
+    files = tree(name, node).items()
+    found = {f"{node}{path}": file.shown.encode() if file.secrets else file.content for path, file in files}
     found[f"{node}.MODES"] = "".join(f"{f.mode:04o} {p}\n" for p, f in tree(name, node).items()).encode()
     plan = package_plan.plan(profile(name), node)
     lines = [f"+{n}: {why}\n" for n, why in plan.add.items()] + [f"-{n}: {why}\n" for n, why in plan.remove.items()]

@@ -94,7 +94,9 @@ def build(
         stale = [p for p in plans if not p.up_to_date]
         for one in plans:
             events(Planned(one.node, one.up_to_date, one.reasons))
-        findings = [f for one in stale for f in lint.lint(one.tree, loaded.profile, one.node)]
+        for doubt in dict.fromkeys(text for one in plans for text in one.doubts):
+            events(Warned("", doubt))
+        findings = [one.secrets.mask(f) for one in stale for f in lint.lint(one.tree, loaded.profile, one.node)]
         if findings:
             raise findings[0] if len(findings) == 1 else ErrorGroup(findings)
         if stale:
@@ -138,7 +140,7 @@ def _make(
     log.write_text("")
     with _step(events, "overlay", node, "writing the rendered files") as done:
         done.append(str(overlay.write(one.tree, workspace.overlays / profile.name / node)))
-        overlay.write(one.tree, files)
+        overlay.write(one.tree, files, for_image=True)
     started_s = time.monotonic()
     job = Job(profile, scratch, log, on_line=lambda text: events(Line(text, "imagebuilder")))
     with contextlib.ExitStack() as stack:
@@ -211,7 +213,8 @@ def _record(
         revision=driver.info.revision,
         warning=builder.warning,
         argv=tuple(argv),
-        overlay=one.tree.digest,
+        overlay=one.overlay,
+        secrets=one.tree.secrets,
         packages=built.packages,
         lock=lock,
         images=tuple(

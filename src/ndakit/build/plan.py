@@ -1,20 +1,22 @@
 """What building a profile's images would do, before anything is done: what each is made of, what is stale and why.
 
 Owns what decides an image (its inputs). The packages and the pins of a node are computed here, once, and carried by its
-plan; `pipeline` does what a plan says, and computes neither. Runs nothing and writes nothing.
+plan; `pipeline` does what a plan says, and computes neither. Runs nothing, and writes nothing but the key of the hashes
+that stand for secrets (`load/secrets`).
 """
 
 from __future__ import annotations
 
 import contextlib
-import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from ndakit.build import lockfile, pinning
 from ndakit.build import reasons as build_reasons
+from ndakit.core.errors import ErrorGroup
 from ndakit.core.workspace import Workspace, file_sha256
 from ndakit.image import artifacts, sidecars
 from ndakit.image import formats as image_formats
@@ -22,7 +24,9 @@ from ndakit.image.artifacts import Artifact
 from ndakit.imagebuilder import request as imagebuilder_request
 from ndakit.imagebuilder.request import ImageRequest
 from ndakit.imagebuilder.sources import Builder
+from ndakit.load import certificate_checks, secrets
 from ndakit.load.load import Loaded
+from ndakit.load.secrets import HashKey, Secrets
 from ndakit.model import package_plan
 from ndakit.model.package_plan import PackagePlan
 from ndakit.packages import feed
@@ -38,6 +42,11 @@ class Plan:
     inputs: Mapping[str, Any]
     sources: Mapping[str, str]
     tree: render.Tree
+    overlay: str
+    """Digest of the files laid over the root; of those that hold secrets, keyed ones."""
+    secrets: Secrets
+    doubts: tuple[str, ...]
+    """What is doubtful about the profile's certificates."""
     packages: PackagePlan
     """What the image gets and loses beside its device's own packages."""
     local: tuple[feed.Local, ...]
@@ -62,23 +71,49 @@ def plan(
     """Compare what the images of these nodes would be made of with what the ones on disk were made of.
 
     With `locked`, other package versions than the lock file pins make an image stale too, and what cannot be as pinned
-    is refused. Raises what rendering and choosing packages raise, LockBroken, and with `locked` LockMissing and
-    LockDrift; writes nothing and runs nothing.
+    is refused. Raises what resolving secrets, rendering and choosing packages raise, an ErrorGroup of what is wrong
+    with certificates, LockBroken, and with `locked` LockMissing and LockDrift; runs nothing.
     """
+    held = _Held.of(workspace, loaded)
     lock = lockfile.read(lockfile.path_of(loaded))
-    plans = tuple(_plan(workspace, loaded, node, builder, lock.node(builder.kind, node), locked) for node in nodes)
+    plans = tuple(
+        _plan(workspace, loaded, node, builder, held, lock.node(builder.kind, node), locked) for node in nodes
+    )
     if locked:
         pinning.require(loaded, builder, lock, {one.node: str(one.inputs["packages"]) for one in plans})
     return plans
 
 
+@dataclass(frozen=True)
+class _Held:
+    """The secrets of a profile, and what follows from them for all its nodes."""
+
+    secrets: Secrets
+    doubts: tuple[str, ...]
+    key: HashKey | None
+
+    @classmethod
+    def of(cls, workspace: Workspace, loaded: Loaded) -> Self:
+        held = secrets.resolve(workspace, loaded)
+        wrong, doubts = certificate_checks.check(loaded, held, datetime.now(UTC)) if held else ((), ())
+        if wrong:
+            raise ErrorGroup(wrong)
+        return cls(held, tuple(doubt.what for doubt in doubts), secrets.hash_key(workspace) if held else None)
+
+
 def _plan(
-    workspace: Workspace, loaded: Loaded, node: str, builder: Builder, pins: lockfile.Node | None, locked: bool
+    workspace: Workspace,
+    loaded: Loaded,
+    node: str,
+    builder: Builder,
+    held: _Held,
+    pins: lockfile.Node | None,
+    locked: bool,
 ) -> Plan:
     packages = package_plan.plan(loaded.profile, node)
-    tree = render.render(loaded.profile, node, workspace.templates, packages)
+    tree = render.render(loaded.profile, node, workspace.templates, packages, held.secrets)
     local = feed.choose(workspace, loaded, packages, lab=builder.kind == "lab")
-    inputs = _inputs(loaded, node, builder, tree, packages, local)
+    inputs = _inputs(loaded, node, builder, tree, held.key, packages, local)
     sources = _sources(workspace, loaded, tree)
     folder = artifacts.folder_of(workspace, loaded.profile.name, node)
     try:
@@ -93,7 +128,19 @@ def _plan(
             reasons += build_reasons.changes(there.record, inputs, sources) or ["what the image is made of changed"]
         reasons += pinning.stale(pins, builder.kind, there.record, locked=locked)
         reasons = reasons or sidecars.outdated(loaded.profile, node, there, workspace.templates)
-    return Plan(node, tuple(reasons), inputs, sources, tree, packages, local, pins)
+    return Plan(
+        node=node,
+        reasons=tuple(reasons),
+        inputs=inputs,
+        sources=sources,
+        tree=tree,
+        overlay=tree.digest(held.key),
+        secrets=held.secrets,
+        doubts=held.doubts,
+        packages=packages,
+        local=local,
+        pins=pins,
+    )
 
 
 def request(loaded: Loaded, node: str, packages: PackagePlan, files: Path) -> ImageRequest:
@@ -118,6 +165,7 @@ def _inputs(
     node: str,
     builder: Builder,
     tree: render.Tree,
+    key: HashKey | None,
     packages: PackagePlan,
     local: Sequence[feed.Local],
 ) -> dict[str, Any]:
@@ -142,7 +190,7 @@ def _inputs(
         },
         "disks": {name: image_formats.OPTIONS[name] for name in image_formats.wanted(profile.image.formats)},
         "settings": imagebuilder_request.wanted_knobs(asked),
-        "files": {path: f"{f.mode:04o} {hashlib.sha256(f.content).hexdigest()}" for path, f in tree.items()},
+        "files": {path: f"{f.mode:04o} {f.digest(key)}" for path, f in tree.items()},
     }
 
 

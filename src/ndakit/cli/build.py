@@ -112,6 +112,8 @@ def build_loaded(workspace: Workspace, loaded: Loaded, node: str | None, wish: W
         terminal.say(f"{result.node}: {state}")
         for image in record.images:
             terminal.say(f"  {result.artifact.folder / image.name}  {image.size_bytes / 2**20:.1f} MiB  {image.kind}")
+        if record.secrets:
+            terminal.say(f"  holds secrets: {', '.join(record.secrets)}; the image files are for you alone (0600)")
         if record.warning:
             terminal.say(f"  {terminal.paint(record.warning, 'yellow')}")
 
@@ -159,6 +161,7 @@ def result_facts(result: BuildResult) -> dict[str, Any]:
         "images": [{"name": i.name, "kind": i.kind, "bytes": i.size_bytes, "sha256": i.sha256} for i in record.images],
         "builder": record.builder,
         "warning": record.warning,
+        "secrets": list(record.secrets),
         "lock": record.lock.get("state", ""),
     }
 

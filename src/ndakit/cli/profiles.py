@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Sequence
+from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +22,7 @@ from ndakit.load import load
 from ndakit.load.load import Loaded
 
 if TYPE_CHECKING:
+    from ndakit.load.secrets import Secrets
     from ndakit.render.render import Tree
 
 
@@ -85,19 +88,44 @@ def _count(things: Sequence[Any] | dict[str, Any], noun: str) -> str:
     return f"{len(things)} {noun}{'' if len(things) == 1 else 's'}"
 
 
-def rendered(workspace: Workspace, loaded: Loaded, node: str) -> Tree:
+def rendered(workspace: Workspace, loaded: Loaded, node: str, secrets: Secrets) -> Tree:
     """A node's tree, linted. Raises ErrorGroup of the lint's findings."""
     from ndakit.lint.lint import lint
     from ndakit.render.render import render
 
-    tree = render(loaded.profile, node, workspace.templates)
-    findings = lint(tree, loaded.profile, node)
+    tree = render(loaded.profile, node, workspace.templates, secrets=secrets)
+    findings = [secrets.mask(finding) for finding in lint(tree, loaded.profile, node)]
     if findings:
         raise ErrorGroup(findings)
     return tree
 
 
-def check_profile(workspace: Workspace, profile: str, *, as_json: bool, daemons: bool) -> int:
+def secrets_of(
+    workspace: Workspace, loaded: Loaded, *, placeholders: bool = False
+) -> tuple[Secrets, tuple[ProfileWarning, ...]]:
+    """The secrets of a profile (with `placeholders`, stand-ins), and what is doubtful about its certificates.
+
+    Raises what `secret.resolve` raises, and an ErrorGroup of what is wrong with the certificates.
+    """
+    from ndakit.load import secrets
+
+    if not secrets.references(loaded.profile):
+        return secrets.NONE, ()
+    from ndakit.load import certificate_checks, certificates
+
+    now = datetime.now(UTC)
+    if placeholders:
+        return secrets.placeholders(loaded.profile, partial(certificates.placeholder, loaded.profile, now)), ()
+    found = secrets.resolve(workspace, loaded)
+    mistakes, doubts = certificate_checks.check(loaded, found, now)
+    if mistakes:
+        raise ErrorGroup(mistakes)
+    return found, doubts
+
+
+def check_profile(
+    workspace: Workspace, profile: str, *, as_json: bool, daemons: bool, without_secrets: bool = False
+) -> int:
     """Check a profile, what is rendered from it, and how it sits beside the others; the exit code."""
     errors: list[NdakitError] = []
     warnings: list[ProfileWarning] = []
@@ -109,14 +137,18 @@ def check_profile(workspace: Workspace, profile: str, *, as_json: bool, daemons:
         errors += _package_errors(workspace, loaded)
         warnings += _packages_to_build(workspace, loaded)
         found = loaded.profile
+        secrets, doubts = secrets_of(workspace, loaded, placeholders=without_secrets)
+        warnings += doubts
         for node in loaded.profile.nodes:
             try:
-                tree = rendered(workspace, loaded, node)
+                tree = rendered(workspace, loaded, node, secrets)
             except ErrorGroup as group:
                 told = {e.text() for e in errors}  # a fault of a template is on every node
                 errors += [e for e in group.errors if e.text() not in told]
             else:
                 asked = _ask_daemons(tree, errors, found.release, download=daemons)
+        for error in errors:
+            secrets.mask(error)
     except ErrorGroup as group:
         errors += group.errors
     except NdakitError as error:
@@ -139,6 +171,7 @@ def check_profile(workspace: Workspace, profile: str, *, as_json: bool, daemons:
     terminal.say(
         f"{found.name}: right, {len(warnings)} warning(s). OpenWrt {found.release} ({found.release.family}), "
         f"{', '.join(found.nodes)}; {asked}"
+        + ("; its secrets were not looked at" if without_secrets and not secrets.real else "")
     )
     return code
 
@@ -222,7 +255,10 @@ def render_profile(workspace: Workspace, profile: str, node: str | None, out: Pa
     from ndakit.render import overlay
 
     loaded = read(workspace, profile)
-    trees = {name: rendered(workspace, loaded, name) for name in nodes_of(loaded, node)}
+    secrets, doubts = secrets_of(workspace, loaded)
+    for doubt in doubts:
+        terminal.note(doubt.text())
+    trees = {name: rendered(workspace, loaded, name, secrets) for name in nodes_of(loaded, node)}
     base = out or workspace.overlays / loaded.profile.name
     with workspace.writing(loaded.profile.name, on_wait=terminal.note):
         for name, tree in trees.items():

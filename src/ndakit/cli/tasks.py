@@ -72,15 +72,30 @@ def show(c: Context, profile: str, origin: bool = False) -> None:
         "profile": PROFILE_HELP,
         "json": "errors and warnings as JSON",
         "daemons": "also ask the daemons (haproxy, keepalived …); downloads them if they are not in the cache",
+        "without-secrets": "secrets are not at hand: placeholders stand for them",
     },
 )
 @shown
-def check(c: Context, profile: str, json: bool = False, daemons: bool = False) -> None:
+def check(c: Context, profile: str, json: bool = False, daemons: bool = False, without_secrets: bool = False) -> None:
     """Check a profile and everything rendered from it; writes nothing."""
     from ndakit.cli.profiles import check_profile
     from ndakit.core.workspace import Workspace
 
-    raise Exit(code=check_profile(Workspace.at(), profile, as_json=json, daemons=daemons))
+    code = check_profile(Workspace.at(), profile, as_json=json, daemons=daemons, without_secrets=without_secrets)
+    raise Exit(code=code)
+
+
+@task(
+    positional=["profile"],
+    help={"profile": PROFILE_HELP, "days": "how long the certificates are good"},
+)
+@shown
+def certificate(c: Context, profile: str, days: int = 90) -> None:
+    """Make certificates to begin with (they sign themselves) for services that have none yet."""
+    from ndakit.cli import certificate as certificates
+    from ndakit.core.workspace import Workspace
+
+    certificates.make(Workspace.at(), profile, days)
 
 
 @task(name="packages", positional=["profile"], help={"profile": PROFILE_HELP, "json": "the same as JSON"})
@@ -322,7 +337,7 @@ def clean(c: Context, cache: bool = False, gone: bool = False) -> None:
 
 GROUPS = (
     ("look", (list_profiles, show, check, package_list)),
-    ("make", (render, fetch, build, lock, servers)),
+    ("make", (certificate, render, fetch, build, lock, servers)),
     ("try", (boot, verify, demo)),
     ("care", (test, bench, clean)),
 )
@@ -339,5 +354,5 @@ def overview() -> str:
     ]
     for title, tasks in GROUPS:
         lines += ["", title]
-        lines += [f"  {getattr(t, 'name', ''):8} {(t.__doc__ or '').splitlines()[0]}" for t in tasks]
+        lines += [f"  {getattr(t, 'name', ''):11} {(t.__doc__ or '').splitlines()[0]}" for t in tasks]
     return "\n".join(lines)

@@ -138,6 +138,22 @@ class Release:
         return self.haproxy >= (2, 9)
 
     @property
+    def tls13(self) -> bool:
+        """True if its OpenSSL knows TLS 1.3 (1.1.1; 18.06 has 1.0.2)."""
+        return self.branch >= (19, 7)
+
+    @property
+    def openssl3(self) -> bool:
+        """True if its OpenSSL is 3.0 or later (23.05)."""
+        return self.branch >= (23, 5)
+
+    @property
+    def haproxy_curves(self) -> bool:
+        """True if its HAProxy has the TLS words of 2.2: `ssl-default-bind-curves`, `ssl-load-extra-files`,
+        `http-after-response` (21.02)."""
+        return self.branch >= (21, 2)
+
+    @property
     def haproxy_connections_max(self) -> int | None:
         """The most connections that its HAProxy takes; None where the build sets no limit. Up to 23.05 the package is
         built with SYSTEM_MAXCONN=165530, and a higher maxconn is lowered with a word that `-q` swallows; HAProxy 3.0,

@@ -118,6 +118,8 @@ class Record:
     built_at: str
     elapsed_s: float
     verify: tuple[str, ...]
+    secrets: tuple[str, ...] = ()
+    """The names of the secrets that the images hold: whoever has such an image has them."""
     format: int = RECORD_FORMAT
 
     __pydantic_config__ = ConfigDict(extra="forbid")
@@ -264,7 +266,8 @@ def store(
     """Make the finished folder from what lies in scratch, and put it in its place in one step.
 
     The image files are moved, not copied, where both lie on one file system. `beside` are texts by the names that they
-    get. SHA256SUMS covers every other file. What was there before is gone afterwards.
+    get. SHA256SUMS covers every other file. Images that hold secrets are for their owner alone (0600). What was there
+    before is gone afterwards.
     """
     new = scratch / "finished"
     new.mkdir()
@@ -277,7 +280,8 @@ def store(
     names = sorted(path.name for path in new.iterdir())
     (new / SUMS).write_text("".join(f"{known.get(name) or file_sha256(new / name)}  {name}\n" for name in names))
     for path in (new, *new.iterdir()):
-        path.chmod(0o755 if path.is_dir() else 0o644)
+        private = bool(record.secrets) and path.name in known
+        path.chmod(0o755 if path.is_dir() else 0o600 if private else 0o644)
     make_folder(folder.parent)
     try:
         swap_folder(new, folder)

@@ -179,7 +179,7 @@ class Switch:
         def apply() -> None:
             if port._bundle is not None:
                 port._bundle.members[port].link(up)
-                self._forget_learned({port})
+            self._forget_learned({port})
 
         if self._running:
             self._do(apply)

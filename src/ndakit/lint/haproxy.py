@@ -11,9 +11,12 @@ from ipaddress import ip_address
 
 from ndakit.lint.config_text import HAPROXY, Line, Proxy, TextError, haproxy
 from ndakit.lint.subject import LintFinding, Subject
+from ndakit.model import package_plan
 
 HAPROXY_INIT = "/etc/init.d/haproxy"
-_FILE_KEYWORDS = {"errorfile": 2, "crt": 1, "ca-file": 1, "lua-load": 1}
+_FILE_KEYWORDS = {"errorfile": 2, "crt": 1, "ca-file": 1, "crl-file": 1, "lua-load": 1}
+_BROUGHT = {"/etc/ssl/certs/ca-certificates.crt": "ca-bundle"}
+"""Files that HAProxy may read and that a package brings."""
 
 
 def rules(subject: Subject) -> Iterator[LintFinding]:
@@ -125,13 +128,16 @@ def _peers(subject: Subject, proxies: list[Proxy], proxy: Proxy) -> Iterator[Lin
 
 
 def _files(subject: Subject, line: Line) -> Iterator[LintFinding]:
-    for keyword, offset in _FILE_KEYWORDS.items():
-        if keyword in line.words:
-            at = line.words.index(keyword) + offset
-            path = line.words[at] if at < len(line.words) else ""
-            if path not in subject.tree and not any(p.startswith(f"{path.rstrip('/')}/") for p in subject.tree):
-                what = f"{path or keyword} is not in the tree: HAProxy would not start"
-                yield subject.finding("haproxy-file", HAPROXY, line.number, what)
+    for position, word in enumerate(line.words):
+        if word not in _FILE_KEYWORDS:
+            continue
+        at = position + _FILE_KEYWORDS[word]
+        path = line.words[at] if at < len(line.words) else ""
+        if _BROUGHT.get(path) in package_plan.plan(subject.profile, subject.node).add:
+            continue
+        if path not in subject.tree and not any(p.startswith(f"{path.rstrip('/')}/") for p in subject.tree):
+            what = f"{path or word} is not in the tree: HAProxy would not start"
+            yield subject.finding("haproxy-file", HAPROXY, line.number, what)
 
 
 def _references(subject: Subject, line: Line, backends: set[str], servers: set[str]) -> Iterator[LintFinding]:

@@ -12,6 +12,7 @@ from __future__ import annotations
 import functools
 import re
 import shlex
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -30,6 +31,7 @@ _HAPROXY_PACKAGES = ("haproxy", "busybox", "netbase")
 _NEWER, _NEWER_SUITES = "newer", "testing unstable"
 """Folder in the cache and Debian's suites for a HAProxy that Debian 13 does not have."""
 _INIT = "/etc/init.d/"
+SYSTEM_CAS = "etc/ssl/certs/ca-certificates.crt"
 _TIMEOUT_S = 60.0
 _DOWNLOAD_TIMEOUT_S = 600.0
 CONNTRACKD = "/etc/conntrackd/conntrackd.conf"
@@ -163,9 +165,21 @@ def _filled(tree: Tree, base: Path, cache: Path) -> Iterator[Path]:
             target = root / file.path.lstrip("/")
             target.parent.mkdir(parents=True, exist_ok=True)
             target.unlink(missing_ok=True)
+            target.touch(mode=0o600)  # what holds a secret is never readable by others
             target.write_bytes(_readable_here(file.path, file.content))
             target.chmod(file.mode)
+        _system_cas(root)
         yield root
+
+
+def _system_cas(root: Path) -> None:
+    """The CAs that OpenWrt's package ca-bundle brings; here Mozilla's own list stands for them."""
+    import certifi
+
+    target = root / SYSTEM_CAS
+    target.parent.mkdir(parents=True, exist_ok=True)
+    target.unlink(missing_ok=True)
+    shutil.copyfile(certifi.where(), target)
 
 
 def _readable_here(path: str, content: bytes) -> bytes:

@@ -46,6 +46,8 @@ EXAMPLES: Mapping[str, str] = {
     "to": "to: 198.51.100.0/24",
     "via": "via: 192.0.2.254",
     "secret": "secret: name",
+    "certificates": "certificates: [{secret: shop.pem}]",
+    "ca": "ca: partners.pem",
     "vips": "vips: {www: {network: lan, address: 192.0.2.10}}",
     "pools": "pools: {web: {check: http, servers: {web1: 192.0.2.21}}}",
     "services": "services: {web: {vip: www, port: 80, protocol: http, pool: web}}",

@@ -36,6 +36,7 @@ _BY_VALIDATOR = {
     "_attach": "file, relative to the file that names it",
     "_bool": "`true` or `false`",
     "_host_regex": "regular expression",
+    "_trust": "`system` \\| `none`, or file of CAs, relative to the file that names it",
 }
 _BY_PATTERN = {
     "name": "name",
@@ -91,17 +92,20 @@ for beside the file that names them, then in `profiles/`.
 A field of secret type takes a reference only, `{secret: NAME}`. The value comes from the environment variable
 `NDAKIT_SECRET_<PROFILE>__<NAME>` (upper case; `-` becomes `_`, `.` becomes `_DOT_`; a name with capitals or `_` gets a
 suffix, and the error that misses it says the whole variable) or from the file `secrets/<PROFILE>/<NAME>`
-in the workspace, which nobody else may be able to read and git must not track. No key of this version is of secret
-type yet.
+in the workspace, which nobody else may be able to read and git must not track. `check`, `render` and `build` say all
+that are missing at once; `check --without-secrets` checks the rest without them.
+
+The certificates of `tls` are secrets. Whoever has an image that holds secrets has the secrets: its files are for their
+owner alone (mode 0600), and its record names them. In records and ids a secret is a keyed hash; the key is
+`.ndakit/private/hash.key`.
 """
 
 
 def markdown() -> str:
     """The text of docs/profile.md."""
     parts = [INTRO, "## Keys\n"]
-    for name, model in models().items():
-        if name != "SecretRef":
-            parts.append("\n".join(_section(model)))
+    for model in models().values():
+        parts.append("\n".join(_section(model)))
     parts.append("\n".join(_planned()))
     return "\n".join(parts).rstrip() + "\n"
 
@@ -155,8 +159,8 @@ def _value(annotation: Any) -> str:
     """What may be written, in words."""
     found = [getattr(m, "func", None) for m in field_types.metadata(annotation)]
     names = [f.__name__ for f in found if f is not None]
-    if "_ports" in names or "_bridge" in names:
-        return _BY_VALIDATOR["_ports" if "_ports" in names else "_bridge"]
+    if special := next((name for name in ("_ports", "_bridge", "_trust") if name in names), None):
+        return _BY_VALIDATOR[special]
     if (words := field_types.words(annotation)) and not field_types.is_list(annotation):
         return " \\| ".join(f"`{w}`" for w in words)
     for member in field_types.alternatives(annotation):

@@ -73,9 +73,12 @@ def diagnose(tree: MapNode, attach: Callable[[str], bytes], empty: frozenset[Key
         paths: set[KeyPath] = set()
         faults = list(_faults(error, tree if first else data))
         meant = set(_meant(faults))
+        inside = {path[:end] for path, _ in faults for end in range(len(path))}
         for path, facts in faults:
             known = any(c[: len(path)] == path or path[: len(c)] == c for c in cut)
-            if not known and path not in meant:
+            # A list whose only entry is wrong is no empty one.
+            hollow = facts["type"] == "too_short" and path in inside
+            if not known and not hollow and path not in meant:
                 mistakes.append(messages.mistake(path, facts, tree, _place_of(tree, path, facts)))
             paths.add(path)
             if facts["loc"][-1] == "[key]":

@@ -382,6 +382,16 @@ class SecretRef(Model):
     ]
     """The secret's name: letters, digits, `.`, `_`, `-`."""
 
+    @model_validator(mode="before")
+    @classmethod
+    def _no_plain_secret(cls, value: Any) -> Any:
+        if isinstance(value, str | list):  # the message repeats nothing of it: it may be the secret itself
+            raise mistake(
+                "secret-plain", "a secret is stated in the profile, or its reference is not written as one",
+                fix="write {secret: NAME}, and put the value into the file secrets/PROFILE/NAME (mode 0600)",
+            )  # fmt: skip
+        return value
+
 
 def _bad_secret() -> str:
     raise mistake("secret-name", "not a secret's name", fix="use letters, digits, '.', '_' and '-', at most 64")
@@ -396,7 +406,8 @@ class Attachment(Model):
     """What was in the file when the profile was read."""
 
 
-def _attach(value: Any, info: ValidationInfo) -> Any:
+def attach(value: Any, info: ValidationInfo) -> Any:
+    """The attachment that a path stands for, read by the loader's `attach`."""
     if isinstance(value, str):
         reader = (info.context or {}).get("attach")
         if reader is None:
@@ -407,7 +418,7 @@ def _attach(value: Any, info: ValidationInfo) -> Any:
 
 AttachedFile = Annotated[
     Attachment,
-    BeforeValidator(_attach),
+    BeforeValidator(attach),
     PlainSerializer(lambda a: a.path, return_type=str),
     WithJsonSchema({"type": "string"}),
 ]

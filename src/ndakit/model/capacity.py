@@ -40,6 +40,9 @@ BUFFER_BYTES, LARGE_BUFFER_BYTES = 16 * 1024, 20 * 1024
 """HAProxy's tune.bufsize, as it comes and where a sorry page needs more."""
 HAPROXY_BYTES = 2 * 1024
 """HAProxy's own bookkeeping of a connection."""
+TLS_BYTES = 16 * 1024
+"""OpenSSL's part of a connection with TLS on one side, as HAProxy reckons (include/haproxy/defaults.h,
+SSL_SESSION_MAX_COST)."""
 SOCKET_BYTES = 4 * 1024
 """A TCP socket of the kernel with its file, without data."""
 TRACKED_BYTES, BUCKET_BYTES = 320, 8
@@ -93,6 +96,8 @@ class Capacity:
     ports_to: int
     """The ends of ip_local_port_range: those of `tuning.sysctl`, else computed."""
     buffer_bytes: int
+    tls_sides: int
+    """On how many sides of HAProxy TLS is spoken: none, clients or servers, both."""
     ipvs_entries: int
     """Connections in IPVS's table, which has no limit of its own."""
     served: Spans = field(default_factory=Spans)
@@ -118,12 +123,17 @@ class Capacity:
         """What takes memory when all limits are reached, in MiB."""
         return (
             ("OpenWrt", SYSTEM_MIB),
-            ("HAProxy", _mib(self._held * connection_bytes(self.buffer_bytes))),
+            ("HAProxy", _mib(self._held * self.connection_bytes)),
             ("sockets", _mib(2 * self._held * SOCKET_BYTES)),
             ("connection tracking", _mib(self.tracked_max * (TRACKED_BYTES + BUCKET_BYTES))),
             ("TIME_WAIT", _mib(self.time_wait_max * TIME_WAIT_BYTES)),
             ("IPVS", _mib(self.ipvs_entries * IPVS_BYTES)),
         )
+
+    @property
+    def connection_bytes(self) -> int:
+        """What HAProxy needs for a connection in full use: two buffers, its bookkeeping, and OpenSSL's."""
+        return 2 * self.buffer_bytes + HAPROXY_BYTES + self.tls_sides * TLS_BYTES
 
     @property
     def _held(self) -> int:
@@ -180,6 +190,7 @@ def capacity_of(profile: Profile) -> Capacity:
         ports_to=tuned_ports[1],
         ipvs_entries=math.ceil(rate * (duration_s + TRACKED_AFTER_S)) if profile.ipvs_services else 0,
         buffer_bytes=LARGE_BUFFER_BYTES if _large_page(profile) else BUFFER_BYTES,
+        tls_sides=tls_sides(profile),
         served=served,
     )
     return _with_haproxy(profile, found) if profile.runs_haproxy else found
@@ -187,7 +198,7 @@ def capacity_of(profile: Profile) -> Capacity:
 
 def _with_haproxy(profile: Profile, found: Capacity) -> Capacity:
     """What HAProxy may hold beyond its largest service, as far as there is room for it."""
-    each = connection_bytes(found.buffer_bytes) + 2 * SOCKET_BYTES
+    each = found.connection_bytes + 2 * SOCKET_BYTES
     # Two MiB less, because each part is rounded up to whole ones.
     room = found.connections_max + max(0, found.memory_mib - found.memory_needed_mib - 2) * 2**20 // each
     together = max(found.connections_max, min(found.services_sum, room, found.tracked_max // TRACKED_PER_SESSION))
@@ -205,9 +216,11 @@ def service_limits(profile: Profile, usual: int) -> Iterator[tuple[str, int]]:
         yield name, usual if stated is None else stated.count
 
 
-def connection_bytes(buffer_bytes: int) -> int:
-    """What HAProxy needs for a connection in full use: two buffers, and its bookkeeping."""
-    return 2 * buffer_bytes + HAPROXY_BYTES
+def tls_sides(profile: Profile) -> int:
+    """On how many sides HAProxy speaks TLS: towards clients, towards servers."""
+    clients = any(profile.services[name].tls is not None for name in profile.haproxy_services)
+    servers = any(p.speaks_tls and profile.haproxy_services_of(name) for name, p in profile.pools.items())
+    return clients + servers
 
 
 def ports_needed(profile: Profile, rate: float, duration_s: float) -> Iterator[tuple[str, str, int]]:

@@ -59,6 +59,13 @@ def _bonds(profile: Profile) -> bool:
     return any(net.bond is not None for net in profile.networks.values())
 
 
+def _trusts_public_cas(profile: Profile) -> bool:
+    return any(
+        pool.to_servers is not None and pool.to_servers.verify == "system" and bool(profile.haproxy_services_of(name))
+        for name, pool in profile.pools.items()
+    )
+
+
 _AGENT = "the hypervisor sees addresses and can shut the node down cleanly"
 
 NEEDS: tuple[Need, ...] = (
@@ -72,6 +79,8 @@ NEEDS: tuple[Need, ...] = (
     Need(everywhere("conntrackd", "kmod-nf-conntrack-netlink"), lambda p: p.tracks_connections,
          "the nodes tell each other of the connections that pass through, so that they survive a failover"),
     Need(everywhere("conntrack"), lambda p: p.tracks_connections, "shows those connections"),
+    Need(everywhere("ca-bundle"), _trusts_public_cas,
+         "the CAs that browsers know: certificates of servers are compared with them (to_servers.verify: system)"),
     Need(by_firewall(fw3=("iptables-mod-tproxy",), fw4=("kmod-nft-socket",)), _transparent,
          "the firewall tells servers' answers that are for HAProxy, though addressed to clients (topology tproxy)"),
     Need(everywhere("kmod-bonding"), _bonds, "several cards as one link"),

@@ -16,7 +16,7 @@ from pydantic import (
     model_validator,
 )
 
-from ndakit.core.names import HostName, Name
+from ndakit.core.names import Name, ServiceName
 from ndakit.model.base import (
     Address,
     Addresses,
@@ -33,6 +33,7 @@ from ndakit.model.base import (
 from ndakit.model.checks.base import Check
 from ndakit.model.engines import HAPROXY, Engine, carrier
 from ndakit.model.http import HostRoute, covers
+from ndakit.model.tls import Tls, ToServers
 
 Balance = Literal[
     "roundrobin", "leastconn", "source", "first", "uri", "random",
@@ -128,7 +129,6 @@ class Pool(Model):
     planned: ClassVar = {
         "raw": "the escape hatch",
         "on_down": "what becomes of a dead server's connections",
-        "to_servers": "TLS and the PROXY protocol towards servers",
     }
 
     port: Port | None = None
@@ -159,8 +159,15 @@ class Pool(Model):
     only; so that nat and tproxy work beside another default gateway, and dr and tun beside one that is the balancer.
     With nat, tproxy and servers behind a router of a network (`routes`), that router has the rule: `./inv servers`
     writes it."""
+    to_servers: ToServers | None = None
+    """How HAProxy speaks to the servers (topology proxy or tproxy); default: without TLS."""
     servers: Annotated[dict[Name, Server], Field(min_length=1)]
     """The servers by name: an address, or a mapping."""
+
+    @property
+    def speaks_tls(self) -> bool:
+        """True if HAProxy speaks TLS with its servers."""
+        return self.to_servers is not None and self.to_servers.tls
 
     @property
     def total_weight(self) -> int:
@@ -261,7 +268,6 @@ class Service(Model):
 
     planned: ClassVar = {
         "redirect": "redirects",
-        "tls": "TLS termination",
         "headers": "changing headers",
         "engine": "the program that carries the service",
         "raw": "the escape hatch",
@@ -294,8 +300,13 @@ class Service(Model):
     only."""
     protocol: Literal["http", "tcp", "udp"]
     """What is spoken; always stated. `http` needs topology proxy or tproxy, `udp` nat, dr or tun."""
-    hostnames: tuple[HostName, ...] = ()
-    """The names clients use; the first is the default Host of the pool's http check."""
+    hostnames: tuple[ServiceName, ...] = ()
+    """The names clients use; a wildcard such as `"*.shop.example"` stands for one whole label (write it in quotes). The
+    first one without a wildcard is the default Host of the pool's http check. With `tls` the certificates have to cover
+    all of them."""
+    tls: Tls | None = None
+    """Clients speak TLS, and it ends here (topology proxy or tproxy): their requests are https, and with protocol tcp
+    whatever is inside of TLS. Servers get what `to_servers` of the pool says."""
     pool: Name
     """Where requests go."""
     routes: tuple[HostRoute, ...] = ()

@@ -17,7 +17,7 @@ from ndakit.core.errors import InputError, MachineError
 from ndakit.core.workspace import scratch_folder, swap_folder, write_atomic
 from ndakit.render.render import Tree
 
-MODE_FOLDER = 0o755
+MODE_FOLDER, MODE_PRIVATE, MODE_NEW = 0o755, 0o700, 0o600
 _SCRATCH = ".ndakit-scratch"
 
 
@@ -41,12 +41,17 @@ class Written:
         return f"{self.written} written, {self.unchanged} unchanged, {self.removed} removed"
 
 
-def write(tree: Tree, folder: Path) -> Written:
+def write(tree: Tree, folder: Path, *, for_image: bool = False) -> Written:
     """Make `folder` hold exactly the tree. Does nothing if it does already.
 
+    A tree that holds secrets gets a folder that its owner alone can enter (0700), unless it is `for_image`: an
+    ImageBuilder gives the root of the image the folder's mode, so that such a folder has to lie in a private one.
     Raises OverlayForeign for a folder that ndakit did not write, OverlayUnwritable if the disk refuses.
     """
+    if tree.placeholders:
+        raise ValueError("a tree with placeholders for secrets is not written")
     folder = folder.absolute()
+    top_mode = MODE_PRIVATE if tree.secrets and not for_image else MODE_FOLDER
     marker = folder.parent / f".{folder.name}.ndakit"
     _refuse_foreign(folder, marker)
     before = _read(folder)
@@ -54,7 +59,7 @@ def write(tree: Tree, folder: Path) -> Written:
     written = sum(before.get(path) != facts for path, facts in after.items())
     removed = len(before.keys() - after.keys())
     report = Written(written, len(after) - written, removed)
-    if folder.is_dir() and not written and not removed and _folders_right(folder, after):
+    if folder.is_dir() and not written and not removed and _folders_right(folder, after, top_mode):
         return report
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
@@ -63,7 +68,7 @@ def write(tree: Tree, folder: Path) -> Written:
         base = folder.parent / _SCRATCH
         with scratch_folder(base, folder.name) as scratch:
             new = scratch / "new"
-            _fill(new, after)
+            _fill(new, after, top_mode)
             swap_folder(new, folder)
         with contextlib.suppress(OSError):
             base.rmdir()
@@ -107,17 +112,19 @@ def _folders(files: dict[str, tuple[int, bytes]]) -> set[str]:
     return {parent.as_posix() for path in files for parent in Path(path).parents}
 
 
-def _folders_right(folder: Path, files: dict[str, tuple[int, bytes]]) -> bool:
+def _folders_right(folder: Path, files: dict[str, tuple[int, bytes]], top_mode: int) -> bool:
     wanted = _folders(files) | {"."}
     there = {p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_dir()} | {"."}
-    return there == wanted and all(stat.S_IMODE((folder / p).stat().st_mode) == MODE_FOLDER for p in there)
+    modes = {p: stat.S_IMODE((folder / p).stat().st_mode) for p in there}
+    return there == wanted and modes.pop(".") == top_mode and set(modes.values()) <= {MODE_FOLDER}
 
 
-def _fill(folder: Path, files: dict[str, tuple[int, bytes]]) -> None:
+def _fill(folder: Path, files: dict[str, tuple[int, bytes]], top_mode: int) -> None:
     for name in sorted(_folders(files) | {"."}):
         (folder / name).mkdir(parents=True, exist_ok=True)
-        (folder / name).chmod(MODE_FOLDER)
+        (folder / name).chmod(top_mode if name == "." else MODE_FOLDER)
     for path, (mode, content) in files.items():
         target = folder / path
+        target.touch(mode=MODE_NEW, exist_ok=False)  # what holds a secret is never readable by others
         target.write_bytes(content)
         target.chmod(mode)

@@ -15,7 +15,7 @@ import json
 import os
 import stat
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -24,9 +24,10 @@ from jinja2.exceptions import TemplateNotFound, TemplateSyntaxError
 from jinja2.ext import Extension
 from jinja2.parser import Parser
 
-from ndakit.core import exposure
+from ndakit.core import exposure, pem
 from ndakit.core.errors import BuildError, InputError
 from ndakit.load import timezone
+from ndakit.load.secrets import NONE, HashKey, Secrets
 from ndakit.model import Profile, package_plan
 from ndakit.render import firewall, pair
 from ndakit.render.engines import haproxy
@@ -94,9 +95,27 @@ class RenderedFile:
     """One file of the tree: where it goes, what is in it, its mode, and the template it came from."""
 
     path: str
-    content: bytes
+    content: bytes = field(repr=False)
     mode: int
     source: str
+    secrets: tuple[str, ...] = ()
+    """The names of the secrets that it holds. It is then for its owner alone, on the node and everywhere else."""
+
+    def __post_init__(self) -> None:
+        if self.secrets and self.mode & 0o077:
+            raise ValueError(f"{self.path} holds a secret, and its mode {self.mode:04o} lets others read it")
+
+    def digest(self, key: HashKey | None = None) -> str:
+        """SHA-256 of the content, in hex. Of a file that holds a secret: a keyed hash, or without a key one that says
+        only that there is a secret."""
+        if not self.secrets:
+            return hashlib.sha256(self.content).hexdigest()
+        return f"secret-{'' if key is None else key.digest(self.content)}"
+
+    @property
+    def shown(self) -> str:
+        """The content for people: of a file that holds a secret only its name."""
+        return f"(holds secrets: {', '.join(self.secrets)})\n" if self.secrets else self.text
 
     @property
     def text(self) -> str:
@@ -105,9 +124,11 @@ class RenderedFile:
 
 
 class Tree(Mapping[str, RenderedFile]):
-    """The files of one node by their path there, sorted; cannot be changed."""
+    """The files of one node by their path there, sorted; cannot be changed. With `placeholders` for secrets it can be
+    checked, and is never written."""
 
-    def __init__(self, files: Sequence[RenderedFile]) -> None:
+    def __init__(self, files: Sequence[RenderedFile], *, placeholders: bool = False) -> None:
+        self.placeholders = placeholders
         self._files = {f.path: f for f in sorted(files, key=lambda f: f.path)}
         if len(self._files) != len(files):
             raise ValueError("two files with one path")
@@ -121,17 +142,26 @@ class Tree(Mapping[str, RenderedFile]):
     def __len__(self) -> int:
         return len(self._files)
 
-    @functools.cached_property
-    def digest(self) -> str:
-        """SHA-256 over path, mode and content hash of every file, as canonical JSON."""
-        facts = [[f.path, f"{f.mode:04o}", hashlib.sha256(f.content).hexdigest()] for f in self.values()]
+    @property
+    def secrets(self) -> tuple[str, ...]:
+        """The names of the secrets that its files hold, sorted."""
+        return tuple(sorted({name for file in self.values() for name in file.secrets}))
+
+    def digest(self, key: HashKey | None = None) -> str:
+        """SHA-256 over path, mode and content hash of every file, as canonical JSON; see `RenderedFile.digest`."""
+        facts = [[f.path, f"{f.mode:04o}", f.digest(key)] for f in self.values()]
         return hashlib.sha256(json.dumps(facts, separators=(",", ":")).encode()).hexdigest()
 
 
 def render(
-    profile: Profile, node: str, templates: Sequence[Path], packages: package_plan.PackagePlan | None = None
+    profile: Profile,
+    node: str,
+    templates: Sequence[Path],
+    packages: package_plan.PackagePlan | None = None,
+    secrets: Secrets = NONE,
 ) -> Tree:
-    """The files of one node. `templates` are folders, searched in order; the profile has passed the cross-checks.
+    """The files of one node. `templates` are folders, searched in order; the profile has passed the cross-checks, and
+    `secrets` are all that it names.
 
     `packages` is the node's package plan where the caller has it; otherwise it is computed here.
 
@@ -164,14 +194,19 @@ def render(
             files.append(RenderedFile(path, content, mode_of(path), source.name))
     own = [(path, content, page) for path, (page, content) in balancer.sorry_pages.items()]
     own += [(script.path, script.content, script.source) for script in ipvs.scripts]
+    own += [(trust.path, pem.only_blocks(trust.file.content), trust.file.path) for trust in balancer.trust_files]
+    for path, name in balancer.certificates.items():
+        own.append((path, pem.only_blocks(secrets[name].reveal()), f"secret {name}"))
     for path, content, written in own:
+        held = (balancer.certificates[path],) if path in balancer.certificates else ()
         if path in found:
+            kind = "" if held else "file "
             raise TemplateConflict(
-                f"{path} is made from the profile's file {written}, and there is a template for it too",
+                f"{path} is made from the profile's {kind}{written}, and there is a template for it too",
                 where=found[path].name,
                 fix="remove or rename the template",
             )
-        files.append(RenderedFile(path, content, mode_of(path), written))
+        files.append(RenderedFile(path, content, mode_of(path), written, held))
     if SYSUPGRADE in found:  # last, for it lists all the others
         source = found[SYSUPGRADE]
         _refuse_unlistable(files)
@@ -179,7 +214,7 @@ def render(
         content = _content(source, f"{profile.name}, node {node}", context | listed)
         if content is not None:
             files.append(RenderedFile(SYSUPGRADE, content, mode_of(SYSUPGRADE), source.name))
-    return Tree(files)
+    return Tree(files, placeholders=not secrets.real)
 
 
 def kept(paths: Iterable[str]) -> tuple[str, ...]:

@@ -29,6 +29,7 @@ from ndakit.model.rules import (
     release,
     reply_paths,
     routes,
+    tls,
     traffic,
     transparent,
 )
@@ -40,7 +41,7 @@ RULES = (
     *addresses.RULES, *routes.RULES, *host.RULES, *access.RULES, *device.RULES,
     *traffic.RULES, *release.RULES, *packages.RULES, *image.RULES, *capacity.RULES,
     *firewall.RULES, *pair.RULES, *engines.RULES, *ipvs.RULES, *reply_paths.RULES,
-    *transparent.RULES, *listeners.RULES, *proxy.RULES, *http.RULES,
+    *transparent.RULES, *listeners.RULES, *proxy.RULES, *http.RULES, *tls.RULES,
 )  # fmt: skip
 
 

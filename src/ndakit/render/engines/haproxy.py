@@ -18,13 +18,22 @@ from ndakit.model.capacity import (
     LARGE_BUFFER_BYTES,
     POOLS_CONNECTIONS,
     STATISTICS_CONNECTIONS,
-    connection_bytes,
     service_limits,
 )
 from ndakit.model.checks.base import raw_bytes
 from ndakit.model.transparent import as_root
 from ndakit.render.claimed_headers import CLAIMS, ClientClaims
 from ndakit.render.engines import host_names
+from ndakit.render.engines.haproxy_tls import (
+    FrontendTls,
+    TlsDefaults,
+    TrustFile,
+    certificate_files,
+    defaults,
+    frontend_tls,
+    server_words,
+    trust_files,
+)
 from ndakit.render.engines.host_names import Condition, UnknownHosts
 from ndakit.render.node import NodeView
 
@@ -100,6 +109,8 @@ class Backend:
     timeouts: Timeouts
     servers: tuple[Server, ...]
     sorry_file: str | None
+    tls_words: tuple[str, ...]
+    """What TLS to the servers adds to their lines."""
     transparent: bool = False
     """True if servers are connected to from the client's address (tproxy)."""
 
@@ -135,6 +146,7 @@ class Frontend:
     routes: tuple[HostRoute, ...]
     unknown: UnknownHosts | None
     timeouts: Timeouts
+    tls: FrontendTls | None
     connections_max: int
     """Clients' connections at once; more of them wait in the kernel until HAProxy takes them."""
 
@@ -148,6 +160,11 @@ class HaproxyView:
     statistics: tuple[Bind, ...]
     sorry_pages: Mapping[str, tuple[str, bytes]]
     """Path on the node → (the profile's file, the whole HTTP response)."""
+    tls: TlsDefaults | None
+    """What is said of TLS for all; None where nobody speaks it."""
+    certificates: Mapping[str, str]
+    """Path on the node → the secret that becomes this file: certificate, chain and private key."""
+    trust_files: tuple[TrustFile, ...]
     connections_max: int
     """HAProxy's own limit: what the services may have together, and the reserve."""
     together: str
@@ -155,6 +172,8 @@ class HaproxyView:
     they may have together."""
     together_max: int
     buffer_bytes: int
+    connection_bytes: int
+    tls_sides: int
     transparent: bool = False
     """True if some servers are connected to from the client's address, which takes a right of root's."""
     as_root: bool = False
@@ -162,8 +181,8 @@ class HaproxyView:
 
     @property
     def memory_mib(self) -> int:
-        """What the connections need at most: two buffers and some bookkeeping each."""
-        return -(-self.connections_max * connection_bytes(self.buffer_bytes) // 2**20)
+        """What the connections need at most: buffers and some bookkeeping each."""
+        return -(-self.connections_max * self.connection_bytes // 2**20)
 
     @property
     def statistics_max(self) -> int:
@@ -199,10 +218,15 @@ def haproxy(node: NodeView) -> HaproxyView:
         # Only where access.sources can come from: an address of a family without sources would answer nobody.
         statistics=tuple(Bind(a, (port, port)) for a in node.addresses if profile.sources(a.version)),
         sorry_pages=pages,
+        tls=defaults(profile.release) if size.tls_sides else None,
+        certificates=certificate_files(profile),
+        trust_files=tuple(trust_files(profile)),
         connections_max=size.haproxy_max,
         together=TOGETHER if size.limited_together else "",
         together_max=size.together_max,
         buffer_bytes=LARGE_BUFFER_BYTES if large else BUFFER_BYTES,
+        connection_bytes=size.connection_bytes,
+        tls_sides=size.tls_sides,
         transparent=any(b.transparent for b in backends.values()),
         as_root=as_root(profile),
     )
@@ -253,6 +277,7 @@ def _frontend(node: NodeView, name: str, backends: _Backends) -> Frontend:
         routes=tuple(_route(node, name, number, backends) for number in range(len(service.routes))),
         unknown=host_names.unknown(service),
         timeouts=service.timeouts,
+        tls=frontend_tls(name, service, profile.release),
         connections_max=dict(service_limits(profile, node.capacity.usual_max))[name],
     )
 
@@ -337,6 +362,7 @@ def _backend(node: NodeView, service: str, pool: str, backends: _Backends, versi
             for name, server in found.servers.items()
         ),
         sorry_file=sorry_file(pool) if page else None,
+        tls_words=server_words(profile, pool),
         transparent=version is not None,
     )
     return backends[key]

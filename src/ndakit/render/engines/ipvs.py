@@ -285,7 +285,8 @@ def _checker(node: NodeView, service: str, pool: Pool, address: Address, port: i
     target = check.port or port or node.profile.services[service].first_port
     kind = _CHECKERS[check.type]
     words = (CHECK_SCRIPT, node.profile.services[service].pool, str(address), str(target))
-    hostnames = node.profile.services[service].hostnames
+    balanced = node.profile.services[service]
+    hostnames = balanced.names_for(balanced.pool)
     host = check.host or (hostnames[0] if hostnames else None)
     named = check.type not in ("ping", "script") and (asked or check.port is not None)
     return Checker(
