@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from ndakit.core import process
-from ndakit.lab.host import HostSpec, Interface, LabHosts
+from ndakit.lab.host import HostInterface, HostSpec, LabHosts
 
 ROOT = Path(__file__).resolve().parents[1]
 SEGMENTS = {"lan": "52:54:00:00:00:01", "wan": "52:54:00:00:00:02"}
@@ -50,5 +50,5 @@ def lab(folder: Path) -> Iterator[LabHosts]:
 def spec(name: str, number: int, *, segment: str = "lan", vlan: int | None = None, **more: object) -> HostSpec:
     """A host: 192.0.2.NUMBER and 2001:db8::NUMBER on lan, 198.51.100.NUMBER and 2001:db8:1::NUMBER on wan."""
     v4, v6 = ("192.0.2", "2001:db8:") if segment == "lan" else ("198.51.100", "2001:db8:1:")
-    card = Interface(segment, f"02:00:00:00:00:{number:02x}", (f"{v4}.{number}/24", f"{v6}:{number}/64"), vlan)
+    card = HostInterface(segment, f"02:00:00:00:00:{number:02x}", (f"{v4}.{number}/24", f"{v6}:{number}/64"), vlan)
     return HostSpec(name, (card,), **more)  # type: ignore[arg-type]  # the fields of HostSpec as they are

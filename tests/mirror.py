@@ -26,10 +26,12 @@ from pathlib import Path
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from imagebuilder_fakes import fake
-from ndakit.imagebuilder.fetch.download import Limits
+from ndakit.imagebuilder.fetch.download import DownloadLimits
 
-QUICK = Limits(connect_s=10.0, stall_s=10.0, progress_bytes=1, attempts=2, pause_s=0.0)
-HASTY = Limits(connect_s=10.0, stall_s=0.25, stall_bytes=100, whole_s=2.0, progress_bytes=1, attempts=2, pause_s=0.0)
+QUICK = DownloadLimits(connect_s=10.0, stall_s=10.0, progress_bytes=1, attempts=2, pause_s=0.0)
+HASTY = DownloadLimits(
+    connect_s=10.0, stall_s=0.25, stall_bytes=100, whole_s=2.0, progress_bytes=1, attempts=2, pause_s=0.0
+)
 """For mirrors that hang; a good one may be that slow as well on a busy machine."""
 
 VERSIONS = ["25.12.5", "24.10.8", "24.10.7", "24.10.0-rc1", "23.05.6"]

@@ -36,7 +36,7 @@ class Pair:
     def outcome(self, name: str) -> Outcome:
         """Try one claim."""
         self._tried = name
-        return self.claims[name].try_it(self.lab)
+        return self.claims[name].run(self.lab)
 
     def begin(self) -> None:
         """A test begins."""

@@ -13,9 +13,9 @@ from pathlib import Path
 import pytest
 
 from imagebuilder_fakes import PROFILE, fake
-from ndakit.build.fleet import Outcome
+from ndakit.build.fleet import ProfileOutcome
 from ndakit.cli import build
-from ndakit.cli.build import BuildContradiction, Wish
+from ndakit.cli.build import BuildContradiction, BuildOptions
 from ndakit.cli.fleet_progress import summary
 from ndakit.core.errors import BuildError
 from ndakit.core.workspace import Workspace
@@ -71,7 +71,7 @@ def test_what_does_not_go_together_is_refused(workspace: Path) -> None:
     with pytest.raises(BuildContradiction, match="profiles were named, and all are asked for"):
         build.chosen(here, "one", all_of_them=True)
     with pytest.raises(BuildContradiction, match="a node was named, and several profiles are to be built"):
-        build.build(here, ("one", "two"), "lb1", Wish(), jobs=2, as_json=False)
+        build.build(here, ("one", "two"), "lb1", BuildOptions(), jobs=2, as_json=False)
     for path in here.profiles.iterdir():
         path.unlink()
     with pytest.raises(BuildContradiction, match="there is nothing to build"):
@@ -90,8 +90,8 @@ def test_an_image_of_a_node_that_left_is_mentioned_and_kept(
     workspace: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (workspace / "images/one/lb9").mkdir(parents=True)
-    wish = Wish("openwrt", fake(tmp_path / "ib"))
-    build.build_profile(Workspace.at(workspace), "one", None, wish, as_json=False)
+    options = BuildOptions("openwrt", fake(tmp_path / "ib"))
+    build.build_profile(Workspace.at(workspace), "one", None, options, as_json=False)
     assert "images/one/lb9 is of a node that the profile no longer has" in capsys.readouterr().err
     assert (workspace / "images/one/lb9").is_dir()
 
@@ -100,10 +100,10 @@ def test_why_of_all_profiles_says_so_and_builds_nothing(
     workspace: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (workspace / "profiles/broken.yaml").write_text("name: broken\n")
-    here, wish = Workspace.at(workspace), Wish("openwrt", fake(tmp_path / "ib"))
-    assert build.why(here, ("one", "two"), None, wish, as_json=False) == 0
+    here, options = Workspace.at(workspace), BuildOptions("openwrt", fake(tmp_path / "ib"))
+    assert build.why(here, ("one", "two"), None, options, as_json=False) == 0
     assert capsys.readouterr().out.count("would be built") == 2
-    assert build.why(here, ("one", "broken"), None, wish, as_json=False) == 2
+    assert build.why(here, ("one", "broken"), None, options, as_json=False) == 2
     said = capsys.readouterr()
     assert said.out.count("would be built") == 1
     assert "profiles/broken.yaml" in said.err
@@ -154,8 +154,8 @@ def test_on_a_terminal_there_is_a_live_table_and_the_summary_stays(workspace: Pa
 
 
 def test_the_summary_has_a_line_for_every_profile() -> None:
-    failed = Outcome("bad", (), BuildError("no room\nat all", where="x", fix="y"), 3.0)
-    lines = summary([Outcome("good", (), None, 0.25), failed], 3.1).splitlines()
+    failed = ProfileOutcome("bad", (), BuildError("no room\nat all", where="x", fix="y"), 3.0)
+    lines = summary([ProfileOutcome("good", (), None, 0.25), failed], 3.1).splitlines()
     assert lines == [
         "good  250 ms  up to date", "bad   3.0 s   failed: no room", "",
         "2 profiles in 3.1 s: 0 built, 1 up to date, 1 failed",

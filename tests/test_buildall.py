@@ -10,9 +10,9 @@ import pytest
 
 from imagebuilder_fakes import PROFILE, fake
 from ndakit.build import fleet
-from ndakit.build.fleet import Began, Outcome, Told
+from ndakit.build.fleet import FleetEvent, ProfileOutcome, ProfileStarted
 from ndakit.core import process
-from ndakit.core.events import Events, Line, StepStarted, Waiting
+from ndakit.core.events import Events, OutputLine, StepStarted, Waiting
 from ndakit.core.workspace import Workspace
 from ndakit.image.artifacts import folder_of
 from ndakit.imagebuilder.failures import PackagesMissing
@@ -43,20 +43,20 @@ class Watch:
     """Hears what happens, and remembers how many profiles were at work at a time."""
 
     def __init__(self) -> None:
-        self.heard: list[tuple[str, Told]] = []
+        self.heard: list[tuple[str, FleetEvent]] = []
         self.at_work: set[str] = set()
         self.most = 0
 
-    def __call__(self, name: str, event: Told) -> None:
+    def __call__(self, name: str, event: FleetEvent) -> None:
         self.heard.append((name, event))
-        if isinstance(event, Began):
+        if isinstance(event, ProfileStarted):
             self.at_work.add(name)
-        elif isinstance(event, Outcome):
+        elif isinstance(event, ProfileOutcome):
             self.at_work.discard(name)
         self.most = max(self.most, len(self.at_work))
 
 
-def build(workspace: Workspace, folder: Path, tell: fleet.Tell, jobs: int = 2) -> tuple[Outcome, ...]:
+def build(workspace: Workspace, folder: Path, tell: fleet.FleetListener, jobs: int = 2) -> tuple[ProfileOutcome, ...]:
     def choose(loaded: Loaded, events: Events) -> Builder:
         return OpenWrtBuilder(folder)
 
@@ -69,7 +69,7 @@ def test_every_profile_is_built_and_the_outcomes_are_in_order(workspace: Workspa
     assert [o.profile for o in outcomes] == list(NAMES)
     assert all(o.error is None and o.exit_code == 0 and o.results[0].artifact.verify() == [] for o in outcomes)
     assert watch.most == 2
-    assert sum(isinstance(e, Outcome) for _, e in watch.heard) == 3
+    assert sum(isinstance(e, ProfileOutcome) for _, e in watch.heard) == 3
     assert not any(r.built for o in build(workspace, tmp_path / "ib", Watch()) for r in o.results)
 
 
@@ -95,8 +95,8 @@ def test_ctrl_c_ends_every_build_at_once_and_leaves_nothing(workspace: Workspace
     folder = fake(tmp_path / "ib", mode="sleep-installing")  # both install: none can take what the other has kept
     installing: set[str] = set()
 
-    def tell(name: str, event: Told) -> None:
-        if isinstance(event, Line) and "Installing" in event.text:
+    def tell(name: str, event: FleetEvent) -> None:
+        if isinstance(event, OutputLine) and "Installing" in event.text:
             installing.add(name)
 
     def press() -> None:
@@ -119,7 +119,7 @@ def test_ctrl_c_ends_every_build_at_once_and_leaves_nothing(workspace: Workspace
 def test_a_bug_in_one_build_ends_the_others_and_is_raised(workspace: Workspace, tmp_path: Path) -> None:
     folder = fake(tmp_path / "ib", mode="sleep")
 
-    def tell(name: str, event: Told) -> None:
+    def tell(name: str, event: FleetEvent) -> None:
         if name == "two" and isinstance(event, StepStarted) and event.step == "image":
             raise ZeroDivisionError
 
@@ -132,10 +132,10 @@ def test_a_build_that_waits_for_another_run_is_ended_too(workspace: Workspace, t
     folder = fake(tmp_path / "ib")
     one_waits = threading.Event()
 
-    def tell(name: str, event: Told) -> None:
+    def tell(name: str, event: FleetEvent) -> None:
         if name == "one" and isinstance(event, Waiting):
             one_waits.set()
-        elif name == "two" and isinstance(event, Outcome):
+        elif name == "two" and isinstance(event, ProfileOutcome):
             assert one_waits.wait(10)
             raise ZeroDivisionError
 

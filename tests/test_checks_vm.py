@@ -12,8 +12,8 @@ from dataclasses import dataclass
 import pytest
 
 from ndakit.lab.clients import RunningServer
-from ndakit.lab.host import Service
-from ndakit.lab.server_ports import Port
+from ndakit.lab.host import HostService
+from ndakit.lab.server_ports import ServerPort
 from pairs import Pair, running
 
 pytestmark = pytest.mark.vm
@@ -30,15 +30,15 @@ exec wget -q -O /dev/null -T "$3" "http://$1:$2/script"
 SLACK_S = 4.0
 """All servers are made to answer wrongly one after the other, and are then asked about all at once."""
 
-Wrong = Callable[[RunningServer, Port], contextlib.AbstractContextManager[None]]
+Wrong = Callable[[RunningServer, ServerPort], contextlib.AbstractContextManager[None]]
 """A server's port is served wrongly for a while."""
 
 
-def instead(serve: Callable[[RunningServer, Port], Service]) -> Wrong:
+def instead(serve: Callable[[RunningServer, ServerPort], HostService]) -> Wrong:
     """By another program."""
 
     @contextlib.contextmanager
-    def wrong(server: RunningServer, port: Port) -> Iterator[None]:
+    def wrong(server: RunningServer, port: ServerPort) -> Iterator[None]:
         server.services.pop(port).stop()
         other = serve(server, port)
         try:
@@ -67,7 +67,7 @@ def dns(code: int) -> Wrong:
 
 def udp(said: bytes, answer: bytes) -> Wrong:
     """A server of datagrams that answers otherwise."""
-    return instead(lambda s, p: s.host.udp(p.number, address=s.address, name=s.label, talks=[(said, answer)]))
+    return instead(lambda s, p: s.host.udp(p.number, address=s.address, name=s.label, exchanges=[(said, answer)]))
 
 
 TCP = instead(lambda s, p: s.host.tcp(p.number, address=s.address, banner=s.label))
@@ -75,7 +75,7 @@ TCP = instead(lambda s, p: s.host.tcp(p.number, address=s.address, banner=s.labe
 
 
 @contextlib.contextmanager
-def deaf(server: RunningServer, _: Port) -> Iterator[None]:
+def deaf(server: RunningServer, _: ServerPort) -> Iterator[None]:
     """Everything is answered but pings."""
     server.hear_pings(heard=False)
     try:
@@ -183,7 +183,7 @@ def test_the_claim_holds(pair: Pair, name: str) -> None:
     assert outcome.ok, f"{outcome.figure}: {outcome.detail}"
 
 
-def port_of(pair: Pair, pool: str) -> tuple[RunningServer, Port]:
+def port_of(pair: Pair, pool: str) -> tuple[RunningServer, ServerPort]:
     """A pool's first server, and the port that its check asks."""
     server, number = pair.lab.servers[pool, f"{pool}-1"], pair.lab.profile.pools[pool].port
     return server, next(p for p in server.ports if p.number == number)

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from ndakit.core.workspace import Workspace
-from ndakit.lab.clients import Front
+from ndakit.lab.clients import ServicePort
 from ndakit.lab.network import LabNetwork
 from ndakit.load import load
 from ndakit.model import Profile
@@ -25,7 +25,7 @@ def profile() -> Profile:
 
 def command(profile: Profile, service: str, server: str, weight: int, version: int = 4) -> str:
     target = next(t for t in targets(profile, service) if t[0].address.version == version)
-    return scheduling.weight_command(profile, Front(service, *target), server, weight)
+    return scheduling.weight_command(profile, ServicePort(service, *target), server, weight)
 
 
 @pytest.mark.parametrize(

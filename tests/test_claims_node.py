@@ -12,7 +12,7 @@ import choosing
 from ndakit.lab.clients import LabLacks, LabPeople
 from ndakit.lab.host import SshProbe
 from ndakit.lab.network import LabNetwork
-from ndakit.lab.plan import Seat, plan
+from ndakit.lab.plan import VantagePoint, plan
 from ndakit.model import Profile
 from ndakit.verify.claims import all_claims, node
 from ndakit.verify.claims.faults import together_s
@@ -51,7 +51,7 @@ def test_haproxy_is_claimed_only_where_it_has_something_to_do() -> None:
 @pytest.mark.parametrize("status", [200, 0, 503])
 def test_a_statistics_page_without_servers_has_to_be_there_all_the_same(status: int) -> None:
     answer = SimpleNamespace(status=status)
-    found = lab(statistics=lambda seat, address: [], get=lambda seat, address, port, path: answer)
+    found = lab(statistics=lambda point, address: [], get=lambda point, address, port, path: answer)
     outcome = node.statistics(found, "lb1")
     assert outcome.ok is (status == 200)
     assert ("noc does not get it from 192.168.0.11" in outcome.detail) is (status != 200)
@@ -74,7 +74,7 @@ def test_nothing_is_claimed_of_ssh_and_statistics_that_nobody_could_try() -> Non
     ],
 )
 def test_ssh_that_takes_anything_but_keys_is_found_out(probe: SshProbe, words: str) -> None:
-    outcome = node.ssh(lab(ssh_probe=lambda seat, address: probe), "lb1")
+    outcome = node.ssh(lab(ssh_probe=lambda point, address: probe), "lb1")
     assert outcome.ok is (words == "")
     assert words in outcome.detail
 
@@ -82,7 +82,7 @@ def test_ssh_that_takes_anything_but_keys_is_found_out(probe: SshProbe, words: s
 def test_a_client_for_whom_no_address_is_left_is_told_with_what_to_do() -> None:
     people = LabPeople(PROFILE, plan(PROFILE), None, lambda text: None)
     endpoint = PROFILE.endpoints("rr")[0]
-    four = Seat("nobody", tuple(a for a in people.client_for(endpoint).addresses if a.version == 4))
+    four = VantagePoint("nobody", tuple(a for a in people.client_for(endpoint).addresses if a.version == 4))
     people.plan.clients["wan"] = four
     six = next(e for e in PROFILE.endpoints("rr") if e.address.version == 6)
     with pytest.raises(LabLacks, match=r"the lab has no client who could ask 2001:db8:0:1::10") as failure:

@@ -15,13 +15,13 @@ from ndakit.core.release import Release
 from ndakit.lab.clients import LabPeople
 from ndakit.lab.host import Host
 from ndakit.lab.network import LabNetwork
-from ndakit.lab.plan import Seat, plan
+from ndakit.lab.plan import VantagePoint, plan
 from ndakit.model import Profile
 from ndakit.render.claimed_headers import CLAIMS, ClaimGroup
 from ndakit.verify.claims import haproxy, shares
-from ndakit.verify.claims.base import Outcome, first_front
+from ndakit.verify.claims.base import Outcome, first_service_port
 
-SEAT = SimpleNamespace(host="client", address=lambda version: "203.0.113.9")
+POINT = SimpleNamespace(host="client", address=lambda version: "203.0.113.9")
 CLIENT = "203.0.113.9"
 
 
@@ -48,7 +48,7 @@ def asked(release: str = "24.10.8", status: int = 200, **arrives: Any) -> Outcom
         return SimpleNamespace(status=code, seen_header=lambda name: seen.get(name.lower()) if code == 200 else None)
 
     profile = weighted(1, 1).model_copy(update={"release": Release.parse(release)})
-    lab = SimpleNamespace(profile=profile, client_for=lambda endpoint: SEAT, get=get)
+    lab = SimpleNamespace(profile=profile, client_for=lambda endpoint: POINT, get=get)
     return haproxy.client_address(cast(LabNetwork, lab), "web")
 
 
@@ -113,7 +113,7 @@ def test_a_claim_does_not_wait_for_requests_that_time_out_once_it_has_failed(
         return SimpleNamespace(tries=[one() for _ in range(requests)])
 
     people.hosts["client"] = cast(Host, SimpleNamespace(load=load, ask=one))
-    found = people.load(cast(Seat, SEAT), IPv4Address("192.168.0.10"), 80, "web", 60)
+    found = people.load(cast(VantagePoint, POINT), IPv4Address("192.168.0.10"), 80, "web", 60)
     assert found.total == len(made)
     assert asked - 1 <= found.total <= asked
     assert (found.failures, found.first_error) == (found.total // 2, error)
@@ -155,7 +155,7 @@ def lab(profile: Profile, who: Iterator[str], kind: str = "http") -> tuple[LabNe
     labels = {("web", n): SimpleNamespace(label=str(s.address[0])) for n, s in profile.pools["web"].servers.items()}
     found = SimpleNamespace(
         profile=profile, plan=plan(profile), servers=labels, hosts={"client": SimpleNamespace(call=call)},
-        client_for=lambda endpoint, service: SEAT, speaks=lambda service, port: kind,
+        client_for=lambda endpoint, service: POINT, speaks=lambda service, port: kind,
     )  # fmt: skip
     return cast(LabNetwork, found), calls
 
@@ -165,7 +165,7 @@ def test_connections_are_held_until_all_are_there_and_counted_by_server(kind: st
     profile = weighted(3, 1)
     one, other = "192.168.0.21", "192.168.0.22"
     network, calls = lab(profile, cycle([one, one, other, one]), kind)
-    found = shares.hold_at_once(network, first_front(profile, "web"))
+    found = shares.hold_at_once(network, first_service_port(profile, "web"))
     assert found == {"w0": 18, "w1": 6}
     assert shares.at_once_errors(profile, "web", found) == []
     assert len(calls) == 24
@@ -175,7 +175,7 @@ def test_connections_are_held_until_all_are_there_and_counted_by_server(kind: st
 def test_weights_that_are_not_looked_at_are_found_out() -> None:
     profile = weighted(3, 1)
     network, _ = lab(profile, cycle(["192.168.0.21", "192.168.0.22"]))
-    found = shares.hold_at_once(network, first_front(profile, "web"))
+    found = shares.hold_at_once(network, first_service_port(profile, "web"))
     assert shares.at_once_errors(profile, "web", found) == [
         "w0 has 12 of 24 connections at once, not 18",
         "w1 has 12 of 24 connections at once, not 6",
@@ -185,7 +185,7 @@ def test_weights_that_are_not_looked_at_are_found_out() -> None:
 def test_connections_that_nobody_answers_are_found_out() -> None:
     profile = weighted(1, 1)
     network, _ = lab(profile, cycle(["", "192.168.0.22"]))
-    found = shares.hold_at_once(network, first_front(profile, "web"))
+    found = shares.hold_at_once(network, first_service_port(profile, "web"))
     assert "12 of 24 connections at once were not answered" in shares.at_once_errors(profile, "web", found)
 
 

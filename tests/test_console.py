@@ -37,7 +37,7 @@ from ndakit.machine.console_errors import (
     GuestRestarted,
     OutputDamaged,
 )
-from ndakit.machine.console_protocol import Answer, Damaged, Session, encode_command, without_noise
+from ndakit.machine.console_protocol import ConsoleAnswer, Damaged, Session, encode_command, without_noise
 from ndakit.node import files
 from ndakit.node.errors import ChecksumMismatch, CommandTimeout, OutputTooLarge, RemoteFileFailed
 from ndakit.node.shell import host_over
@@ -520,7 +520,7 @@ def test_testinfra_reads_facts_over_the_console(guest: Guest, tmp_path: Path) ->
 TOKEN = "00c0ffee00"
 
 
-def wire_form(answer: Answer, number: int) -> bytes:
+def wire_form(answer: ConsoleAnswer, number: int) -> bytes:
     """What the loop prints for an answer, as a terminal passes it on."""
     import hashlib
 
@@ -538,7 +538,7 @@ def wire_form(answer: Answer, number: int) -> bytes:
 def test_any_output_is_read_back_with_kernel_lines_anywhere(
     rc: int, stdout: bytes, stderr: bytes, data: st.DataObject
 ) -> None:
-    answer = Answer(rc, stdout, stderr)
+    answer = ConsoleAnswer(rc, stdout, stderr)
     wire = wire_form(answer, 5)
     session = Session(TOKEN)
     assert session.answer(wire, 5) == answer
@@ -554,7 +554,7 @@ def test_any_output_is_read_back_with_kernel_lines_anywhere(
 @settings(max_examples=200, deadline=None)
 @given(st.binary(min_size=1, max_size=80), st.data())
 def test_a_changed_byte_never_passes_for_the_answer(stdout: bytes, data: st.DataObject) -> None:
-    answer = Answer(0, stdout, b"")
+    answer = ConsoleAnswer(0, stdout, b"")
     wire = bytearray(wire_form(answer, 5))
     wire[data.draw(st.integers(0, len(wire) - 1))] = data.draw(st.integers(0, 255))
     session = Session(TOKEN)

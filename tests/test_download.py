@@ -15,10 +15,12 @@ import pytest
 
 import mirror
 from ndakit.imagebuilder.fetch import download
-from ndakit.imagebuilder.fetch.download import Limits, MirrorFailed, MirrorHangs, MirrorUnusable
+from ndakit.imagebuilder.fetch.download import DownloadLimits, MirrorFailed, MirrorHangs, MirrorUnusable
 
 QUICK = replace(mirror.QUICK, connect_s=2.0, attempts=1)
-SLOW = Limits(connect_s=2.0, stall_s=1.0, stall_bytes=2000, whole_s=1.0, progress_bytes=1000, attempts=2, pause_s=0.0)
+SLOW = DownloadLimits(
+    connect_s=2.0, stall_s=1.0, stall_bytes=2000, whole_s=1.0, progress_bytes=1000, attempts=2, pause_s=0.0
+)
 
 
 @contextlib.contextmanager
@@ -160,7 +162,7 @@ def test_a_few_bytes_with_each_connection_are_no_progress(tmp_path: Path) -> Non
 
 
 def test_the_limits_that_are_used_end_a_build_in_minutes() -> None:
-    used = Limits()
+    used = DownloadLimits()
     assert used.whole_s <= 120
     assert used.stall_bytes / used.stall_s >= 16 * 1024
 

@@ -76,8 +76,8 @@ def no_own_keyring(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("GNUPGHOME", str(tmp_path / "home"))
 
 
-def keys(*files: Path, fingerprints: tuple[str, ...] = ()) -> trust.Keys:
-    return trust.Keys({}, files, frozenset(fingerprints))
+def keys(*files: Path, fingerprints: tuple[str, ...] = ()) -> trust.TrustedKeys:
+    return trust.TrustedKeys({}, files, frozenset(fingerprints))
 
 
 def only(signature: bytes) -> Callable[[str], bytes | None]:

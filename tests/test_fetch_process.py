@@ -311,7 +311,7 @@ def test_progress_is_a_line_now_and_then_where_there_is_no_terminal(monkeypatch:
     now_s = [100.0]
     monkeypatch.setattr(time, "monotonic", lambda: now_s[0])
     lines: list[str] = []
-    progress = terminal.Progress(lines.append)
+    progress = terminal.ProgressLine(lines.append)
     for done_mib in range(40):
         progress(done_mib * 2**20, 40 * 2**20)
         now_s[0] += 0.5
@@ -325,7 +325,7 @@ def test_progress_is_one_line_that_goes_away_on_a_terminal(
     monkeypatch.setattr(time, "monotonic", lambda: now_s[0])
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
     monkeypatch.setenv("TERM", "xterm")
-    progress = terminal.Progress(lambda text: pytest.fail("a line of its own"))
+    progress = terminal.ProgressLine(lambda text: pytest.fail("a line of its own"))
     for done_mib in (1, 2, 2, 4):
         now_s[0] += 0.3
         progress(done_mib * 2**20, 4 * 2**20)

@@ -19,8 +19,8 @@ from ndakit.core.deadline import Deadline, DeadlineExceeded
 from ndakit.lab.clients import RunningServer
 from ndakit.lab.host import (
     Host,
+    HostInterface,
     HostSpec,
-    Interface,
     LabCommandFailed,
     LabHostLost,
     LabHostRefused,
@@ -260,11 +260,11 @@ def test_tcp_and_udp_servers_say_their_name_and_echo(web: Host, client: Host, at
 
 
 def test_what_checks_say_and_the_names_of_all_kinds_of_servers_reach_the_host(web: Host, client: Host) -> None:
-    tcp = web.tcp(0, talks=[(b"", b"+OK"), (b"a?", b"a!\n")])
+    tcp = web.tcp(0, exchanges=[(b"", b"+OK"), (b"a?", b"a!\n")])
     mail = web.smtp(0, name="mx")
     bad = web.smtp(0, code=554)
-    udp = web.udp(0, name="ns", talks=[(b"a?", b"a!")], dns_code=2)
-    secure = web.web(0, name="tls", certificate=certificate(), talks=[(b"a?", b"a!\n")])
+    udp = web.udp(0, name="ns", exchanges=[(b"a?", b"a!")], dns_code=2)
+    secure = web.web(0, name="tls", certificate=certificate(), exchanges=[(b"a?", b"a!\n")])
     line = client.ask(f"tcp://{V4}:{tcp.port}", b"a?", lines=2)
     assert (line.server, line.body) == ("web", "web +OK\na!\n")
     assert client.ask(f"tcp://{V4}:{mail.port}", b"HELO x\r\n", lines=2).body.split()[-1] == "192.0.2.2"
@@ -407,11 +407,14 @@ def test_a_removed_host_is_gone_and_its_name_and_address_are_free(lab: LabHosts,
 @pytest.mark.parametrize(
     ("bad", "reason"),
     [
-        (HostSpec("odd", (Interface("lan", "02:00:00:00:00:0a", ("192.0.2.300/24",)),)), "192.0.2.300"),
-        (HostSpec("odd", (Interface("lan", "02:00:00:00:00:0a", ()),), sysctls={"net.nonsense": "1"}), "net.nonsense"),
-        (HostSpec("odd", (Interface("lan", "03:00:00:00:00:0a", ()),)), "ip:"),
-        (HostSpec("odd", (Interface("lan", "02:00:00:00:00:0a", ()),), gateways=("192.0.2.300",)), "ip:"),
-        (HostSpec("Odd/..", (Interface("lan", "02:00:00:00:00:0a", ()),)), "not a host name"),
+        (HostSpec("odd", (HostInterface("lan", "02:00:00:00:00:0a", ("192.0.2.300/24",)),)), "192.0.2.300"),
+        (
+            HostSpec("odd", (HostInterface("lan", "02:00:00:00:00:0a", ()),), sysctls={"net.nonsense": "1"}),
+            "net.nonsense",
+        ),
+        (HostSpec("odd", (HostInterface("lan", "03:00:00:00:00:0a", ()),)), "ip:"),
+        (HostSpec("odd", (HostInterface("lan", "02:00:00:00:00:0a", ()),), gateways=("192.0.2.300",)), "ip:"),
+        (HostSpec("Odd/..", (HostInterface("lan", "02:00:00:00:00:0a", ()),)), "not a host name"),
     ],
 )
 def test_a_host_that_cannot_be_made_leaves_nothing_behind(lab: LabHosts, bad: HostSpec, reason: str) -> None:
@@ -424,8 +427,8 @@ def test_a_host_that_cannot_be_made_leaves_nothing_behind(lab: LabHosts, bad: Ho
 @pytest.mark.parametrize("forwarding", [True, False])
 def test_a_router_forwards_between_segments_and_others_do_not(lab: LabHosts, client: Host, forwarding: bool) -> None:
     cards = (
-        Interface("lan", "02:00:00:00:01:01", ("192.0.2.254/24", "2001:db8::fe/64")),
-        Interface("wan", "02:00:00:00:01:02", ("198.51.100.254/24", "2001:db8:1::fe/64")),
+        HostInterface("lan", "02:00:00:00:01:01", ("192.0.2.254/24", "2001:db8::fe/64")),
+        HostInterface("wan", "02:00:00:00:01:02", ("198.51.100.254/24", "2001:db8:1::fe/64")),
     )
     lab.add(HostSpec("router", cards, forwarding=forwarding))
     far = lab.add(lab_hosts.spec("far", 20, segment="wan", gateways=("198.51.100.254", "2001:db8:1::fe")))

@@ -17,8 +17,8 @@ import lab_hosts
 from ndakit.core import process, workspace
 from ndakit.core.deadline import Deadline
 from ndakit.lab import host as lab_host
-from ndakit.lab.host import Host, HostSpec, Interface, LabHostLost, LabHosts, Polled
-from ndakit.lab.switch import Port, Switch
+from ndakit.lab.host import Host, HostInterface, HostSpec, LabHostLost, LabHosts, Polled
+from ndakit.lab.switch import Switch, SwitchPort
 from ndakit.machine import accelerator
 from ndakit.machine.spec import Nic
 from ndakit.machine.vm import Vm, launch
@@ -35,7 +35,7 @@ class Machine:
 
     vm: Vm
     hosts: LabHosts
-    ports: dict[str, Port]
+    ports: dict[str, SwitchPort]
 
 
 @dataclass
@@ -47,7 +47,7 @@ class Net:
     switch: Switch
 
 
-def start(number: int, switch: Switch, image: lab_host.LabImage, folder: Path) -> tuple[Vm, dict[str, Port]]:
+def start(number: int, switch: Switch, image: lab_host.LabImage, folder: Path) -> tuple[Vm, dict[str, SwitchPort]]:
     name = f"lab{number}"
     ports = {segment: switch.port(segment, f"{name}-{segment}") for segment in ("lan", "wan")}
     nics = [Nic(segment, mac(number, segment), port) for segment, port in ports.items()]
@@ -99,8 +99,8 @@ def test_a_client_in_one_machine_is_served_by_a_host_in_the_other(client: Host, 
 def test_a_router_joins_the_two_segments(net: Net) -> None:
     net.one.hosts.hosts["far"].web(80)
     cards = (
-        Interface("lan", "02:00:00:00:01:01", ("192.0.2.254/24", "2001:db8::254/64")),
-        Interface("wan", "02:00:00:00:01:02", ("198.51.100.254/24", "2001:db8:1::254/64")),
+        HostInterface("lan", "02:00:00:00:01:01", ("192.0.2.254/24", "2001:db8::254/64")),
+        HostInterface("wan", "02:00:00:00:01:02", ("198.51.100.254/24", "2001:db8:1::254/64")),
     )
     net.two.hosts.add(HostSpec("router", cards, forwarding=True))
     near = net.one.hosts.add(lab_hosts.spec("near", 3, gateways=("192.0.2.254", "2001:db8::254")))

@@ -1,4 +1,4 @@
-"""The lab that a profile needs: everybody has a seat, nobody's address collides, insiders are inside, strangers not."""
+"""The lab that a profile needs: everybody has a vantage point, no addresses collide, strangers are outside."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 import goldens
-from ndakit.lab.plan import LabPlan, PlannedHost, Seat, plan
+from ndakit.lab.plan import LabPlan, PlannedHost, VantagePoint, plan
 from ndakit.model import Address, Profile, rules
 
 HEAD = """\
@@ -125,9 +125,9 @@ def own(host: PlannedHost) -> tuple[Address, ...]:
     return tuple(i.address for i in host.addresses)
 
 
-def seats(lab: LabPlan) -> list[tuple[str, str, tuple[Address, ...]]]:
-    """(kind and name, host, addresses) of every seat."""
-    tables: dict[str, Mapping[Any, Seat]] = {
+def points(lab: LabPlan) -> list[tuple[str, str, tuple[Address, ...]]]:
+    """(kind and name, host, addresses) of every point."""
+    tables: dict[str, Mapping[Any, VantagePoint]] = {
         "server": lab.servers,
         "client": lab.clients,
         "admin": lab.admins,
@@ -146,16 +146,16 @@ def test_every_server_has_a_seat_at_its_address_with_its_port(profile: Profile) 
     lab = plan(profile)
     for pool, its in profile.pools.items():
         for name, server in its.servers.items():
-            seat = lab.servers[(pool, name)]
-            assert server.address[0] in seat.addresses
+            point = lab.servers[(pool, name)]
+            assert server.address[0] in point.addresses
             port = profile.server_port(pool, server)
-            assert port is None or port in {p.number for p in lab.hosts[seat.host].ports}
+            assert port is None or port in {p.number for p in lab.hosts[point.host].ports}
 
 
 @every
 def test_every_seat_is_at_addresses_that_its_host_has(profile: Profile) -> None:
     lab = plan(profile)
-    for what, host, addresses in seats(lab):
+    for what, host, addresses in points(lab):
         assert addresses, what
         assert {*addresses} <= {*own(lab.hosts[host]), *lab.hosts[host].behind}, what
 
@@ -223,16 +223,16 @@ def test_an_admin_sits_inside_each_source(profile: Profile) -> None:
     lab = plan(profile)
     for source, subnets in profile.access.sources.items():
         for subnet in subnets:
-            seat = lab.admins[source if len(subnets) == 1 else f"{source} {subnet}"]
-            assert all(a in subnet for a in seat.addresses)
-            near = next((n for n, net in profile.networks.items() if seat.addresses[0] in [*net.subnet]), None)
-            assert near is None or lab.hosts[seat.host].network == near
+            point = lab.admins[source if len(subnets) == 1 else f"{source} {subnet}"]
+            assert all(a in subnet for a in point.addresses)
+            near = next((n for n, net in profile.networks.items() if point.addresses[0] in [*net.subnet]), None)
+            assert near is None or lab.hosts[point.host].network == near
 
 
 @every
 def test_strangers_are_in_no_source(profile: Profile) -> None:
     lab = plan(profile)
-    assert not [a for seat in lab.strangers.values() for a in seat.addresses if is_admin(profile, a)]
+    assert not [a for point in lab.strangers.values() for a in point.addresses if is_admin(profile, a)]
 
 
 @every

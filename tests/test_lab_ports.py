@@ -13,7 +13,7 @@ from ndakit.cli.verify import verify_profile
 from ndakit.core.workspace import Workspace
 from ndakit.lab import server_ports
 from ndakit.lab.clients import RunningServer
-from ndakit.lab.server_ports import Page, PageMissing, PageUnusable, Port
+from ndakit.lab.server_ports import Page, PageMissing, PageUnusable, ServerPort
 from ndakit.model import Profile
 
 HEAD = """\
@@ -38,7 +38,7 @@ def pool(check: str, protocol: str = "tcp", topology: str = "dr", port: str = "8
     )
 
 
-def offered(profile: Profile, name: str = "p") -> dict[tuple[int, str], Port]:
+def offered(profile: Profile, name: str = "p") -> dict[tuple[int, str], ServerPort]:
     return {(p.number, p.kind): p for p in server_ports.ports_of(profile, name, "s1")}
 
 
@@ -90,10 +90,10 @@ def test_only_https_checks_are_given_tls() -> None:
 
 
 def test_what_a_check_sends_and_expects_is_what_the_server_answers() -> None:
-    talk = offered(pool(r"{type: tcp, send: 'a\r\n', expect: {reply: '\x41b'}}", topology="proxy"))[80, "tcp"].talks
+    talk = offered(pool(r"{type: tcp, send: 'a\r\n', expect: {reply: '\x41b'}}", topology="proxy"))[80, "tcp"].exchanges
     assert talk == ((b"a\r\n", b"Ab"),)
-    assert offered(pool("{type: udp, expect: {reply: ok}}", "udp"))[80, "udp"].talks == ((b"", b"ok"),)
-    assert offered(pool("{type: udp, send: who}", "udp"))[80, "udp"].talks == ()
+    assert offered(pool("{type: udp, expect: {reply: ok}}", "udp"))[80, "udp"].exchanges == ((b"", b"ok"),)
+    assert offered(pool("{type: udp, send: who}", "udp"))[80, "udp"].exchanges == ()
 
 
 def test_what_a_web_check_expects_is_what_the_server_answers() -> None:
@@ -112,10 +112,10 @@ def test_the_lab_asks_for_a_path_on_which_no_check_wants_something_else() -> Non
 
 
 def test_two_pools_on_one_port_get_what_both_need() -> None:
-    mail, web = Port(80, "smtp", 2), Port(80, "http", 1, pages=(Page("/", 404),))
+    mail, web = ServerPort(80, "smtp", 2), ServerPort(80, "http", 1, pages=(Page("/", 404),))
     assert server_ports.joined([web, mail]) == server_ports.joined([mail, web])
     assert [(p.kind, p.pages) for p in server_ports.joined([web, mail])] == [("smtp", web.pages)]
-    assert len(server_ports.joined([web, Port(80, "udp")])) == 2
+    assert len(server_ports.joined([web, ServerPort(80, "udp")])) == 2
 
 
 def test_a_page_known_by_its_digest_must_be_given() -> None:
@@ -170,7 +170,10 @@ class Recorder:
 
 def test_a_server_gets_its_pages_and_its_certificate() -> None:
     host = Recorder()
-    ports = (Port(80, "http", pages=(Page("/a", 404), Page("/b", 200, DIGEST))), Port(443, "http", tls=True))
+    ports = (
+        ServerPort(80, "http", pages=(Page("/a", 404), Page("/b", 200, DIGEST))),
+        ServerPort(443, "http", tls=True),
+    )
     RunningServer(host, "s1", (), "", ports, {DIGEST: PAGE}, "PEM").start()  # type: ignore[arg-type]  # as if a Host
     assert host.told == [
         ("web", (80, "", {"/a": (404, None), "/b": (200, "PHA+YWxsIHdlbGw8L3A+Cg==")})),

@@ -76,8 +76,8 @@ def ask(server: Any, data: bytes) -> bytes:
         return sock.recv(65536)
 
 
-def web(start: Start, *talks: tuple[bytes, bytes], pem: str = "", **behaviour: Any) -> Any:
-    return start(WebServer, Behaviour().changed(behaviour), talks, Certificate(pem) if pem else None)
+def web(start: Start, *exchanges: tuple[bytes, bytes], pem: str = "", **behaviour: Any) -> Any:
+    return start(WebServer, Behaviour().changed(behaviour), exchanges, Certificate(pem) if pem else None)
 
 
 def test_one_port_speaks_http_and_https(start: Start) -> None:

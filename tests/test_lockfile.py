@@ -10,9 +10,9 @@ import pytest
 
 from imagebuilder_fakes import PROFILE, fake, workspace_folder
 from ndakit.build import lockfile, pipeline
-from ndakit.build.lockfile import Base, Lock, LockBroken, LockDrift, LockMissing, LockMixed, Node, Section
+from ndakit.build.lockfile import Base, Lock, LockBroken, LockDrift, LockMissing, LockMixed, PinnedNode, PinnedSection
 from ndakit.cli import build
-from ndakit.cli.build import Wish
+from ndakit.cli.build import BuildOptions
 from ndakit.core.events import Event, StepStarted, Warned
 from ndakit.core.workspace import Workspace
 from ndakit.image.artifacts import Artifact, ImageNotBuilt, folder_of
@@ -25,7 +25,9 @@ from test_pipeline import Place, own_cache
 __all__ = ["own_cache"]  # a fixture
 
 BASE = Base("24.10.8", "x86/64", "generic", "openwrt-imagebuilder-24.10.8-x86-64", "f" * 64)
-LOCK = Lock({"openwrt": Section(BASE, {"lb1": Node("haproxy -ppp", {"haproxy": "3.0.11-r1", "libstdc++6": '1"2'})})})
+LOCK = Lock(
+    {"openwrt": PinnedSection(BASE, {"lb1": PinnedNode("haproxy -ppp", {"haproxy": "3.0.11-r1", "libstdc++6": '1"2'})})}
+)
 
 
 @pytest.fixture
@@ -69,9 +71,9 @@ def test_a_lock_file_that_cannot_be_used_is_an_error(text: str, tmp_path: Path) 
 def test_every_difference_is_named() -> None:
     pinned = LOCK.sections["openwrt"]
     assert lockfile.differences(pinned, pinned) == []
-    now = Section(
+    now = PinnedSection(
         Base("24.10.9", "x86/64", "generic", "ib-2", "e" * 64),
-        {"lb1": Node("haproxy tcpdump", {"haproxy": "3.0.12-r1", "tcpdump": "4-r1"}), "lb2": Node("", {})},
+        {"lb1": PinnedNode("haproxy tcpdump", {"haproxy": "3.0.12-r1", "tcpdump": "4-r1"}), "lb2": PinnedNode("", {})},
     )
     assert lockfile.differences(pinned, now) == [
         "release: 24.10.8 → 24.10.9",
@@ -212,23 +214,29 @@ def test_images_of_different_imagebuilders_cannot_be_pinned(place: Place) -> Non
 
 
 def test_why_says_what_changed_and_builds_nothing(place: Place, capsys: pytest.CaptureFixture[str]) -> None:
-    wish = Wish("openwrt", place.folder)
-    assert build.why(place.workspace, ("bakery",), None, wish, as_json=False) == 0
+    options = BuildOptions("openwrt", place.folder)
+    assert build.why(place.workspace, ("bakery",), None, options, as_json=False) == 0
     assert "bakery/lb1: would be built\n  there is no image yet" in capsys.readouterr().out
     assert not place.workspace.images.exists()
     place.build()
     place.edit("192.168.0.22", "192.168.0.23")
-    assert build.why(place.workspace, ("bakery",), "lb1", wish, as_json=True) == 0
+    assert build.why(place.workspace, ("bakery",), "lb1", options, as_json=True) == 0
     (fact,) = json.loads(capsys.readouterr().out)
     assert (fact["node"], fact["up_to_date"]) == ("lb1", False)
     assert fact["reasons"] == ["profiles/bakery.yaml changed", "that changes /etc/haproxy.cfg"]
 
 
 def test_why_fetches_no_imagebuilder(place: Place, capsys: pytest.CaptureFixture[str]) -> None:
-    assert build.why(place.workspace, ("bakery",), "lb1", Wish("openwrt"), as_json=False) == 0
+    assert build.why(place.workspace, ("bakery",), "lb1", BuildOptions("openwrt"), as_json=False) == 0
     assert capsys.readouterr().out == "bakery/lb1: would be built\n  its ImageBuilder is not in the cache yet\n"
     with pytest.raises(OfflineMissing):
-        build.why(place.workspace, ("bakery",), "lb1", Wish("openwrt", fetch=FetchOptions(offline=True)), as_json=False)
+        build.why(
+            place.workspace,
+            ("bakery",),
+            "lb1",
+            BuildOptions("openwrt", fetch=FetchOptions(offline=True)),
+            as_json=False,
+        )
 
 
 def test_an_imagebuilder_that_is_not_as_pinned_is_found_by_why_too(place: Place, tmp_path: Path) -> None:
@@ -236,4 +244,4 @@ def test_an_imagebuilder_that_is_not_as_pinned_is_found_by_why_too(place: Place,
     other = fake(tmp_path / "other")
     (other / "packages/extra_1_all.ipk").write_bytes(b"a package more")
     with pytest.raises(LockDrift):
-        build.why(place.workspace, ("bakery",), None, Wish("openwrt", other, locked=True), as_json=False)
+        build.why(place.workspace, ("bakery",), None, BuildOptions("openwrt", other, locked=True), as_json=False)

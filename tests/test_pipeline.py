@@ -19,7 +19,7 @@ from imagebuilder_fakes import PROFILE, fake, workspace_folder
 from ndakit.build import pipeline, plan
 from ndakit.build import reasons as build_reasons
 from ndakit.core.errors import BuildError, ErrorGroup, NdakitError
-from ndakit.core.events import Event, Line, Planned, StepDone, StepStarted, Waiting, Warned
+from ndakit.core.events import Event, OutputLine, Planned, StepDone, StepStarted, Waiting, Warned
 from ndakit.core.workspace import Workspace
 from ndakit.image.artifacts import Artifact, folder_of
 from ndakit.image.built import DiskFull
@@ -337,7 +337,7 @@ def test_ctrl_c_in_the_middle_ends_make_and_leaves_nothing(place: Place) -> None
     set_mode(place, "sleep")
 
     def interrupt(event: Event) -> None:
-        if isinstance(event, Line) and "Installing" in event.text:
+        if isinstance(event, OutputLine) and "Installing" in event.text:
             raise KeyboardInterrupt
 
     loaded = load.load(place.workspace, "bakery")

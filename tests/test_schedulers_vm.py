@@ -31,7 +31,7 @@ from choosing import (
 from ndakit.core.deadline import Deadline
 from ndakit.verify import claims
 from ndakit.verify.claims import scheduling
-from ndakit.verify.claims.base import first_front
+from ndakit.verify.claims.base import first_service_port
 from pairs import new_key, running
 
 pytestmark = pytest.mark.vm
@@ -239,7 +239,7 @@ def test_a_server_of_weight_0_gets_nothing_and_is_there_all_the_same(clients: Cl
 def _weigh(clients: Clients, service: str, server: str, weight: int) -> None:
     """As docs/topologies.md says it is done on a balancer that runs."""
     profile = clients.lab.profile
-    clients.lab.run("lb1", scheduling.weight_command(profile, first_front(profile, service), server, weight))
+    clients.lab.run("lb1", scheduling.weight_command(profile, first_service_port(profile, service), server, weight))
 
 
 def test_a_server_that_is_drained_keeps_its_connections_and_gets_no_new_ones(clients: Clients) -> None:
@@ -460,7 +460,7 @@ def test_a_node_without_statistics_or_keepalived_is_found_out(clients: Clients) 
 
 def _claim(clients: Clients, name: str) -> claims.Outcome:
     found = {c.name: c for c in claims.all_claims(clients.lab.profile)}
-    return found[name].try_it(clients.lab)
+    return found[name].run(clients.lab)
 
 
 def test_the_claim_about_the_quorum_holds_and_needs_the_sorry_server(clients: Clients) -> None:

@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 
 from ndakit.lab.frames import VrrpAdvert, decode_vrrp, protocol_name, protocol_of
 from ndakit.lab.pcap import PcapWriter
-from ndakit.lab.switch import Flow, Frame, Port, Switch
+from ndakit.lab.switch import Flow, Frame, Switch, SwitchPort
 
 BROADCAST = b"\xff" * 6
 
@@ -36,7 +36,7 @@ def frame(to: bytes, source: bytes, payload: bytes = bytes(46), kind: bytes = b"
 class Guest:
     """What QEMU is to the switch: a bound socket."""
 
-    def __init__(self, port: Port) -> None:
+    def __init__(self, port: SwitchPort) -> None:
         self.port = port
         self.wire = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
         self.wire.bind(str(port.guest_path))

@@ -35,8 +35,8 @@ def workspace(tmp_path: Path) -> Workspace:
 class Builds(list[str]):
     """Which nodes were built, and how a built image looks afterwards."""
 
-    def __call__(self, workspace: Workspace, loaded: Loaded, node: str | None, wish: Any, *, as_json: bool) -> None:
-        assert node is not None and wish.kind == "lab"
+    def __call__(self, workspace: Workspace, loaded: Loaded, node: str | None, options: Any, *, as_json: bool) -> None:
+        assert node is not None and options.kind == "lab"
         self.append(node)
         stored(workspace, node)
 

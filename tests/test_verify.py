@@ -43,7 +43,7 @@ from ndakit.verify.claims.failover import gap_bound_s, haproxy_stopped, precisio
 from ndakit.verify.claims.firewall import expected_open
 from ndakit.verify.claims.shares import at_once_errors, share_errors
 from ndakit.verify.report import Acceptance
-from ndakit.verify.run import NoSuchClaim, Tried, Trying, Verdict
+from ndakit.verify.run import ClaimDone, ClaimStarted, NoSuchClaim, Verdict
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -113,10 +113,10 @@ def test_only_with_a_wrong_name_lists_the_right_ones(pair: Profile) -> None:
 
 
 def test_a_claim_that_fails_is_reported_with_its_detail_and_the_run_goes_on() -> None:
-    seen: list[Trying | Tried] = []
+    seen: list[ClaimStarted | ClaimDone] = []
     first, second = verify_run.run(NO_LAB, [claim("a/x", ok=False), claim("b/x")], seen.append)
     assert (first.state, first.detail, second.state) == ("fails", "two were missing", "holds")
-    assert [type(e) for e in seen] == [Trying, Tried, Trying, Tried]
+    assert [type(e) for e in seen] == [ClaimStarted, ClaimDone, ClaimStarted, ClaimDone]
 
 
 def test_an_error_of_the_lab_fails_the_claim_and_the_run_goes_on() -> None:
@@ -146,7 +146,7 @@ class Clock:
         return True
 
 
-class Told(LabNetwork):
+class TellingLab(LabNetwork):
     """A lab that only counts how often it was put back."""
 
     def __init__(self) -> None:
@@ -161,15 +161,15 @@ def flaky(failures: int, name: str = "a/x") -> Claim:
     """A claim that fails so often, and holds then."""
     left = [failures]
 
-    def try_it(lab: LabNetwork) -> Outcome:
+    def run(lab: LabNetwork) -> Outcome:
         left[0] -= 1
         return Outcome(left[0] < 0, "gap 10036 ms", "clients were not answered again")
 
-    return Claim(name, f"{name} is so", try_it, again=lambda lab: lab.put_back())
+    return Claim(name, f"{name} is so", run, again=lambda lab: lab.put_back())
 
 
 def test_on_a_busy_machine_a_claim_is_tried_again_and_the_sheet_says_so() -> None:
-    lab, clock = Told(), Clock(busy=1)
+    lab, clock = TellingLab(), Clock(busy=1)
     (verdict,) = verify_run.run(lab, [flaky(1)], lambda event: None, clock)
     assert (verdict.state, verdict.tries, lab.back, clock.waited) == ("holds", 2, 1, 1)
     (why,) = verdict.disturbed
@@ -181,25 +181,25 @@ def test_on_a_busy_machine_a_claim_is_tried_again_and_the_sheet_says_so() -> Non
 
 
 def test_on_a_quiet_machine_a_claim_that_fails_is_never_tried_again() -> None:
-    lab = Told()
+    lab = TellingLab()
     (verdict,) = verify_run.run(lab, [flaky(1)], lambda event: None, Clock(busy=0))
     assert (verdict.state, verdict.tries, lab.back) == ("fails", 1, 0)
     assert verify_run.undecided("acme", [verdict]) is None
 
 
 def test_a_claim_that_holds_on_a_busy_machine_holds() -> None:
-    (verdict,) = verify_run.run(Told(), [flaky(0)], lambda event: None, Clock(busy=9))
+    (verdict,) = verify_run.run(TellingLab(), [flaky(0)], lambda event: None, Clock(busy=9))
     assert (verdict.state, verdict.tries) == ("holds", 1)
 
 
 def test_a_real_fault_that_shows_at_the_second_try_fails() -> None:
-    (verdict,) = verify_run.run(Told(), [flaky(2)], lambda event: None, Clock(busy=1))
+    (verdict,) = verify_run.run(TellingLab(), [flaky(2)], lambda event: None, Clock(busy=1))
     assert (verdict.state, verdict.tries) == ("fails", 2)
     assert verify_run.undecided("acme", [verdict]) is None
 
 
 def test_a_machine_that_stays_too_busy_has_a_verdict_of_its_own() -> None:
-    found = verify_run.run(Told(), [flaky(9), flaky(0, "b/x")], lambda event: None, Clock(busy=9))
+    found = verify_run.run(TellingLab(), [flaky(9), flaky(0, "b/x")], lambda event: None, Clock(busy=9))
     assert [(v.state, v.tries) for v in found] == [("too busy", verify_run.TRIES), ("holds", 1)]
     error = verify_run.undecided("acme", found)
     assert error is not None
@@ -248,8 +248,8 @@ def test_claims_that_only_look_are_tried_at_the_same_time_and_told_in_order() ->
     claims = [Claim(name, name, looks, beside=True) for name in ("a/1", "a/2", "a/3")]
     seen: list[str] = []
     found = verify_run.run(
-        Told(), [*claims, flaky(0, "b/x")],
-        lambda event: seen.append(event.claim.name if isinstance(event, Trying) else event.verdict.state),
+        TellingLab(), [*claims, flaky(0, "b/x")],
+        lambda event: seen.append(event.claim.name if isinstance(event, ClaimStarted) else event.verdict.state),
     )  # fmt: skip
     assert [v.state for v in found] == ["holds"] * 4
     assert seen == ["a/1", "holds", "a/2", "holds", "a/3", "holds", "b/x", "holds"]
@@ -265,12 +265,12 @@ def test_a_claim_that_nobody_in_the_lab_can_try_is_not_tried_again() -> None:
     def lacks(lab: LabNetwork) -> Outcome:
         raise LabLacks("client", "wan")
 
-    (verdict,) = verify_run.run(Told(), [Claim("a/x", "a", lacks)], lambda event: None, Clock(busy=9))
+    (verdict,) = verify_run.run(TellingLab(), [Claim("a/x", "a", lacks)], lambda event: None, Clock(busy=9))
     assert (verdict.state, verdict.tries) == ("fails", 1)
 
 
 def test_a_lab_that_cannot_be_put_back_on_a_busy_machine_is_no_fault_either() -> None:
-    class Dead(Told):
+    class Dead(TellingLab):
         def put_back(self) -> None:
             raise DeadlineExceeded("waited 240 s for lb1, in vain", where="lb1.console.log", fix="look")
 
@@ -452,8 +452,8 @@ class PlannedLab:
 
 def open_ports(profile: Profile, who: str, network: str) -> dict[str, set[int]]:
     lab = PlannedLab(profile)
-    seat = getattr(lab.plan, who)[network]
-    return {str(a): p for a, p in expected_open(cast(LabNetwork, lab), seat, network).items()}
+    point = getattr(lab.plan, who)[network]
+    return {str(a): p for a, p in expected_open(cast(LabNetwork, lab), point, network).items()}
 
 
 def test_a_stranger_may_reach_services_only(pair: Profile) -> None:

@@ -22,7 +22,7 @@ import pytest
 
 from ndakit.core import process
 from ndakit.core.deadline import Deadline
-from ndakit.lab.switch import Port, Switch
+from ndakit.lab.switch import Switch, SwitchPort
 from ndakit.machine.accelerator import TCG, find_qemu, probe
 from ndakit.machine.console_errors import ConsoleClosed, ConsoleSilent, GuestPanicked
 from ndakit.machine.qmp import MonitorRefused
@@ -37,7 +37,7 @@ pytestmark = pytest.mark.vm
 BOOT_S = 120.0
 
 
-def machine(name: str, *options: str, port: Port | None = None, disks: tuple[Disk, ...] = ()) -> VmSpec:
+def machine(name: str, *options: str, port: SwitchPort | None = None, disks: tuple[Disk, ...] = ()) -> VmSpec:
     """A test guest, with one card if there is a port; `options` go to its kernel's command line."""
     made, number = guest(), sum(name.encode()) % 250
     nics = (Nic("eth0", f"52:54:00:00:00:{number:02x}", port),) if port else ()

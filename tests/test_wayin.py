@@ -19,7 +19,7 @@ from ndakit.model import rules as model_rules
 from ndakit.model.admin_access import WHOLE, Door, Filter, Way
 from ndakit.model.rules.access import door
 from ndakit.model.spans import EVERYBODY, NEVER, PUBLIC, Spans, shown
-from ndakit.model.sysctl_values import Machine, harm
+from ndakit.model.sysctl_values import MachineSize, harm
 from ndakit.model.sysctls import KNOWN, general
 from ndakit.render.node import NodeView
 
@@ -223,7 +223,7 @@ def test_the_profiles_own_door_lets_in_whom_its_networks_lead_to(source: str) ->
 
 # -- kernel values -----------------------------------------------------------------------------------------------------
 
-MACHINE = Machine(memory_mib=1024, files=4096)
+MACHINE = MachineSize(memory_mib=1024, files=4096)
 
 
 @pytest.mark.parametrize("at", sysctl_values._RANGES, ids=lambda at: at.pattern)
@@ -263,7 +263,7 @@ def test_a_congestion_control_of_a_package_can_be_chosen_with_the_package() -> N
     without = harm(key, "bbr", MACHINE)
     assert without is not None
     assert "kmod-tcp-bbr" in without.fix
-    with_package = Machine(memory_mib=1024, files=4096, packages=frozenset({"kmod-tcp-bbr"}))
+    with_package = MachineSize(memory_mib=1024, files=4096, packages=frozenset({"kmod-tcp-bbr"}))
     assert harm(key, "bbr", with_package) is None
     other = harm(key, "bogus", with_package)
     assert other is not None

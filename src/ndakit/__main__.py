@@ -42,7 +42,7 @@ class Settings(Config):
             super().load_user(merge)
 
 
-class Front(Program):
+class TaskProgram(Program):
     """Invoke's program with usage mistakes as exit code 2 and one ending for Ctrl-C."""
 
     def run(self, argv: list[str] | None = None, exit: bool = True) -> None:
@@ -154,7 +154,7 @@ def main(argv: list[str] | None = None) -> Any:
             from ndakit.cli.tasks import namespace as shipped
 
             namespace = shipped
-        program = Front(
+        program = TaskProgram(
             name="ndakit",
             binary="inv",
             version=__version__,

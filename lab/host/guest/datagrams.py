@@ -7,7 +7,7 @@ import socket
 import struct
 
 from guest.loop import READ, Loop
-from guest.servers import Talks, listener
+from guest.servers import Exchanges, listener
 
 TYPE_CHECKING = False  # what typing says as well; importing it would cost a tenth of the start under emulation
 if TYPE_CHECKING:
@@ -18,14 +18,16 @@ class UdpServer:
     """Sends each datagram back with its own name and a space before it, from the address it was sent to.
 
     Questions to a name server get the answer of one, with `dns_code` as its status (RFC 1035, 4.1.1: 2 is a failure).
-    What is one of `talks` is answered as they say; for nothing said they are about everything that is not a line.
+    What is one of `exchanges` is answered as they say; for nothing said they are about everything that is not a line.
     """
 
-    def __init__(self, loop: Loop, name: str, address: str, port: int, talks: Talks = (), dns_code: int = 0) -> None:
+    def __init__(
+        self, loop: Loop, name: str, address: str, port: int, exchanges: Exchanges = (), dns_code: int = 0
+    ) -> None:
         self.loop = loop
         self.name = name
         self.datagrams = 0
-        self._talks = dict(talks)
+        self._exchanges = dict(exchanges)
         self._dns_code = dns_code
         self._sock = listener(socket.SOCK_DGRAM, address, port)
         self.port = self._sock.getsockname()[1]
@@ -57,12 +59,12 @@ class UdpServer:
                 self._sock.sendmsg([self._answer(data)], back, 0, peer)
 
     def _answer(self, data: bytes) -> bytes:
-        if data in self._talks:
-            return self._talks[data]
+        if data in self._exchanges:
+            return self._exchanges[data]
         if answer := dns_answer(data, self.name, self._dns_code):
             return answer
-        if b"" in self._talks and not data.endswith(b"\n"):
-            return self._talks[b""]
+        if b"" in self._exchanges and not data.endswith(b"\n"):
+            return self._exchanges[b""]
         return self.name.encode() + b" " + data
 
 

@@ -27,7 +27,7 @@ TLS = b"\x16"  # the first byte of a TLS connection (RFC 8446, 5.1); no text beg
 
 _LINE, _MOST_WAITING = b"and on it goes\n", 1000
 
-Talks = Sequence[tuple[bytes, bytes]]
+Exchanges = Sequence[tuple[bytes, bytes]]
 """What a client may say and what it is answered then, each in full; for nothing said it is part of the greeting."""
 
 
@@ -63,12 +63,12 @@ def listener(kind: socket.SocketKind, address: str, port: int) -> socket.socket:
 class StreamServer(ABC):
     """A listening TCP port; makes a connection object per client."""
 
-    def __init__(self, loop: Loop, name: str, address: str, port: int, talks: Talks = ()) -> None:
+    def __init__(self, loop: Loop, name: str, address: str, port: int, exchanges: Exchanges = ()) -> None:
         self.loop = loop
         self.name = name
         self.address = address
-        self.talks = [(said, answer) for said, answer in talks if said]
-        self.greetings = [answer for said, answer in talks if not said]
+        self.exchanges = [(said, answer) for said, answer in exchanges if said]
+        self.greetings = [answer for said, answer in exchanges if not said]
         self.certificate: Certificate | None = None
         self.connections = 0
         self.open: set[Connection] = set()
@@ -121,7 +121,7 @@ class StreamServer(ABC):
 class Connection(ABC):
     """A client's connection: bytes in, bytes out, closed once all is written if so wished.
 
-    What a client says first is compared with the server's `talks`; whatever is none of them goes to `receive`.
+    What a client says first is compared with the server's `exchanges`; whatever is none of them goes to `receive`.
     """
 
     def __init__(self, server: StreamServer, sock: socket.socket, peer: tuple[str, int]) -> None:
@@ -208,12 +208,12 @@ class Connection(ABC):
         """Answer what the server knows by heart, or pass it on."""
         if self._fresh and data:
             whole = self._begun + data
-            for said, answer in self._server.talks:
+            for said, answer in self._server.exchanges:
                 if whole == said:
                     self._begun = b""
                     self.send(answer)
                     return
-            if any(said.startswith(whole) for said, _ in self._server.talks):
+            if any(said.startswith(whole) for said, _ in self._server.exchanges):
                 self._begun = whole
                 return
             data = whole

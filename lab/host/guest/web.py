@@ -9,7 +9,7 @@ import socket
 from collections.abc import Mapping
 
 from guest.loop import Loop, Timer
-from guest.servers import SERVER_HEADER, TLS, Connection, StreamServer, Talks, plain
+from guest.servers import SERVER_HEADER, TLS, Connection, Exchanges, StreamServer, plain
 from guest.wire import Malformed, Message
 
 TYPE_CHECKING = False  # what typing says as well; importing it would cost a tenth of the start under emulation
@@ -83,14 +83,14 @@ class WebServer(StreamServer):
         address: str,
         port: int,
         behaviour: Behaviour,
-        talks: Talks = (),
+        exchanges: Exchanges = (),
         certificate: Certificate | None = None,
     ) -> None:
         self.behaviour = behaviour
         self.requests = 0
         self.by_client: collections.Counter[str] = collections.Counter()
         self.by_path: collections.Counter[str] = collections.Counter()
-        super().__init__(loop, name, address, port, talks)
+        super().__init__(loop, name, address, port, exchanges)
         self.certificate = certificate
         self.behave(behaviour)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import socket
 
 from guest.loop import Loop
-from guest.servers import Connection, StreamServer, Talks
+from guest.servers import Connection, Exchanges, StreamServer
 
 WHO_AM_I = b"client?\n"
 STREAM = b"stream\n"
@@ -15,8 +15,8 @@ STREAM = b"stream\n"
 class EchoServer(StreamServer):
     """Says its banner and greetings in a line, if it has any, then sends back what it gets, but for one question."""
 
-    def __init__(self, loop: Loop, name: str, address: str, port: int, banner: str, talks: Talks = ()) -> None:
-        super().__init__(loop, name, address, port, talks)
+    def __init__(self, loop: Loop, name: str, address: str, port: int, banner: str, exchanges: Exchanges = ()) -> None:
+        super().__init__(loop, name, address, port, exchanges)
         self.greeting = b" ".join([banner.encode()] * bool(banner) + self.greetings)
 
     def connect(self, sock: socket.socket, peer: tuple[str, int]) -> None:
@@ -45,8 +45,10 @@ class SmtpServer(StreamServer):
     `code` is the status that it greets with: 554 says that it serves nobody (3.1).
     """
 
-    def __init__(self, loop: Loop, name: str, address: str, port: int, talks: Talks = (), code: int = 220) -> None:
-        super().__init__(loop, name, address, port, talks)
+    def __init__(
+        self, loop: Loop, name: str, address: str, port: int, exchanges: Exchanges = (), code: int = 220
+    ) -> None:
+        super().__init__(loop, name, address, port, exchanges)
         self.code = code
 
     def connect(self, sock: socket.socket, peer: tuple[str, int]) -> None:

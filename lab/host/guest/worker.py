@@ -106,7 +106,7 @@ class Worker:
 
             certificate = Certificate(given["certificate"])
         place = (given["name"], given["address"], given["port"])
-        self._keep(WebServer(self._loop, *place, behaviour, _talks(given), certificate), done)
+        self._keep(WebServer(self._loop, *place, behaviour, _exchanges(given), certificate), done)
 
     def do_web_set(self, given: Given, done: Done) -> None:
         """Change how a web server behaves."""
@@ -119,17 +119,17 @@ class Worker:
     def do_tcp(self, given: Given, done: Done) -> None:
         """Start a TCP server that greets and echoes."""
         place = (given["name"], given["address"], given["port"])
-        self._keep(EchoServer(self._loop, *place, given["banner"], _talks(given)), done)
+        self._keep(EchoServer(self._loop, *place, given["banner"], _exchanges(given)), done)
 
     def do_smtp(self, given: Given, done: Done) -> None:
         """Start a mail server."""
         place = (given["name"], given["address"], given["port"])
-        self._keep(SmtpServer(self._loop, *place, _talks(given), given["code"]), done)
+        self._keep(SmtpServer(self._loop, *place, _exchanges(given), given["code"]), done)
 
     def do_udp(self, given: Given, done: Done) -> None:
         """Start a UDP server that echoes, and answers as a name server does."""
         place = (given["name"], given["address"], given["port"])
-        self._keep(UdpServer(self._loop, *place, _talks(given), given["dns_code"]), done)
+        self._keep(UdpServer(self._loop, *place, _exchanges(given), given["dns_code"]), done)
 
     def do_stats(self, given: Given, done: Done) -> None:
         """A server's figures."""
@@ -212,8 +212,8 @@ class Worker:
         poller.stop(lambda: done(poller.facts(given["since"])))
 
 
-def _talks(given: Given) -> list[tuple[bytes, bytes]]:
-    return [(binascii.a2b_base64(said), binascii.a2b_base64(answer)) for said, answer in given["talks"]]
+def _exchanges(given: Given) -> list[tuple[bytes, bytes]]:
+    return [(binascii.a2b_base64(said), binascii.a2b_base64(answer)) for said, answer in given["exchanges"]]
 
 
 def _target(given: Given) -> Target:

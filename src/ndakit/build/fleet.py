@@ -27,12 +27,12 @@ _POLL_S = 0.2
 
 
 @dataclass(frozen=True)
-class Began:
+class ProfileStarted:
     """Work on a profile began."""
 
 
 @dataclass(frozen=True)
-class Outcome:
+class ProfileOutcome:
     """What came of one profile: its nodes' results, or the error that ended it."""
 
     profile: str
@@ -46,14 +46,14 @@ class Outcome:
         return self.error.exit_code if self.error else 0
 
 
-Told = Began | Event | Outcome
-Tell = Callable[[str, Told], None]
+FleetEvent = ProfileStarted | Event | ProfileOutcome
+FleetListener = Callable[[str, FleetEvent], None]
 """Gets a profile's name and what happened to it; called from several threads, one at a time."""
 
 
 def build_all(
-    workspace: Workspace, names: Sequence[str], choose: Choose, *, jobs: int, tell: Tell, locked: bool = False
-) -> tuple[Outcome, ...]:
+    workspace: Workspace, names: Sequence[str], choose: Choose, *, jobs: int, tell: FleetListener, locked: bool = False
+) -> tuple[ProfileOutcome, ...]:
     """Build these profiles, `jobs` at a time; the outcomes in the order of the names.
 
     An error of one profile becomes its outcome. Anything else, Ctrl-C above all, ends the programs of all of them,
@@ -61,21 +61,21 @@ def build_all(
     """
     lock = threading.Lock()
 
-    def told(name: str, event: Told) -> None:
+    def told(name: str, event: FleetEvent) -> None:
         process.go_on()
         with lock:
             tell(name, event)
 
-    def one(name: str) -> Outcome:
+    def one(name: str) -> ProfileOutcome:
         started_s = time.monotonic()
-        told(name, Began())
+        told(name, ProfileStarted())
         results: tuple[BuildResult, ...] = ()
         error: NdakitError | None = None
         try:
             results = _build(workspace, name, choose, lambda event: told(name, event), locked)
         except NdakitError as cause:
             error = cause
-        outcome = Outcome(name, results, error, time.monotonic() - started_s)
+        outcome = ProfileOutcome(name, results, error, time.monotonic() - started_s)
         told(name, outcome)
         return outcome
 
@@ -91,7 +91,7 @@ def build_all(
     return tuple(future.result() for future in futures)
 
 
-def _wait(futures: Sequence[Future[Outcome]]) -> None:
+def _wait(futures: Sequence[Future[ProfileOutcome]]) -> None:
     """Wait for all of them, or until one fails in a way that ends everything, and raise that."""
     while True:
         done, left = wait(futures, timeout=_POLL_S, return_when=FIRST_EXCEPTION)

@@ -87,7 +87,7 @@ class Base:
 
 
 @dataclass(frozen=True)
-class Node:
+class PinnedNode:
     """One node: the packages asked for (PACKAGES), and every package of the image with its version."""
 
     asked: str
@@ -100,20 +100,20 @@ class Node:
 
 
 @dataclass(frozen=True)
-class Section:
+class PinnedSection:
     """What one kind of builder is pinned to."""
 
     base: Base
-    nodes: Mapping[str, Node]
+    nodes: Mapping[str, PinnedNode]
 
 
 @dataclass(frozen=True)
 class Lock:
     """A lock file's content: builder kind → section."""
 
-    sections: Mapping[str, Section]
+    sections: Mapping[str, PinnedSection]
 
-    def node(self, kind: str, node: str) -> Node | None:
+    def node(self, kind: str, node: str) -> PinnedNode | None:
         """The pins of a node, if there are any."""
         section = self.sections.get(kind)
         return section.nodes.get(node) if section else None
@@ -166,12 +166,12 @@ def read(path: Path) -> Lock:
         raise LockBroken(path, f"it is incomplete or has something foreign in it ({clean(str(cause))[:80]})") from cause
 
 
-def _section(facts: dict[str, Any]) -> Section:
+def _section(facts: dict[str, Any]) -> PinnedSection:
     nodes = {
-        name: Node(str(n["asked"]), {k: str(v) for k, v in n["packages"].items()})
+        name: PinnedNode(str(n["asked"]), {k: str(v) for k, v in n["packages"].items()})
         for name, n in facts.pop("nodes").items()
     }
-    return Section(Base(**{key: str(value) for key, value in facts.items()}), nodes)
+    return PinnedSection(Base(**{key: str(value) for key, value in facts.items()}), nodes)
 
 
 def write(path: Path, profile: str, lock: Lock) -> None:
@@ -179,12 +179,14 @@ def write(path: Path, profile: str, lock: Lock) -> None:
     write_atomic(path, lock.text(profile).encode())
 
 
-def section_of(profile: str, records: Sequence[Record]) -> Section:
+def section_of(profile: str, records: Sequence[Record]) -> PinnedSection:
     """What these images of one kind of builder were built from. Raises LockMixed."""
     bases = {_base(record) for record in records}
     if len(bases) > 1:
         raise LockMixed(profile, [record.node for record in records])
-    return Section(bases.pop(), {r.node: Node(str(r.inputs["packages"]), dict(r.packages)) for r in records})
+    return PinnedSection(
+        bases.pop(), {r.node: PinnedNode(str(r.inputs["packages"]), dict(r.packages)) for r in records}
+    )
 
 
 def _base(record: Record) -> Base:
@@ -212,7 +214,7 @@ def base_differences(pinned: Base, now: Base) -> list[str]:
     return found
 
 
-def asked_differences(node: str, pinned: Node | None, asked: str) -> list[str]:
+def asked_differences(node: str, pinned: PinnedNode | None, asked: str) -> list[str]:
     """What differs in the packages that are asked for; all of it if the node is not pinned."""
     if pinned is None:
         return [f"{node}: not pinned → in the profile"]
@@ -232,7 +234,7 @@ def version_differences(node: str, pinned: Mapping[str, str], now: Mapping[str, 
     ]
 
 
-def differences(pinned: Section | None, now: Section) -> list[str]:
+def differences(pinned: PinnedSection | None, now: PinnedSection) -> list[str]:
     """Everything that differs between what is pinned and what was built."""
     if pinned is None:
         return ["nothing was pinned"]

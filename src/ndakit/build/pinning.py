@@ -15,7 +15,7 @@ from ndakit.load.loaded import Loaded
 _SHOWN = 3
 
 
-def stale(pins: lockfile.Node | None, kind: str, record: Record, *, locked: bool) -> list[str]:
+def stale(pins: lockfile.PinnedNode | None, kind: str, record: Record, *, locked: bool) -> list[str]:
     """Why an image of a kind of builder is stale because of the lock file; usually nothing.
 
     Other versions than pinned count if that lock file is news to the image, or if they are demanded (`locked`); else
@@ -49,7 +49,7 @@ def require(loaded: Loaded, builder: Builder, lock: lockfile.Lock, asked: Mappin
 
 
 def compare(
-    loaded: Loaded, node: str, pins: lockfile.Node | None, packages: Mapping[str, str], *, locked: bool
+    loaded: Loaded, node: str, pins: lockfile.PinnedNode | None, packages: Mapping[str, str], *, locked: bool
 ) -> tuple[dict[str, str], tuple[str, ...]]:
     """What the record says of the lock file, and warnings. Raises LockDrift for other versions if they are demanded."""
     path = lockfile.path_of(loaded)

@@ -21,7 +21,7 @@ from ndakit import __version__
 from ndakit.build import pinning
 from ndakit.build.plan import Plan, plan, request
 from ndakit.core.errors import ErrorGroup, MachineError
-from ndakit.core.events import Events, Line, Planned, StepDone, StepStarted, Waiting, Warned, ignore
+from ndakit.core.events import Events, OutputLine, Planned, StepDone, StepStarted, Waiting, Warned, ignore
 from ndakit.core.workspace import Workspace, make_folder
 from ndakit.image import artifacts, sbom, sidecars
 from ndakit.image import formats as image_formats
@@ -142,7 +142,7 @@ def _make(
         done.append(str(overlay.write(one.tree, workspace.overlays / profile.name / node)))
         overlay.write(one.tree, files, for_image=True)
     started_s = time.monotonic()
-    job = Job(profile, scratch, log, on_line=lambda text: events(Line(text, "imagebuilder")))
+    job = Job(profile, scratch, log, on_line=lambda text: events(OutputLine(text, "imagebuilder")))
     with contextlib.ExitStack() as stack:
         with _step(events, "imagebuilder", node, f"preparing {builder.label()}"):
             driver = stack.enter_context(builder.provide(job))

@@ -51,7 +51,7 @@ class Plan:
     """What the image gets and loses beside its device's own packages."""
     local: tuple[feed.Local, ...]
     """Packages of packages/ that the image gets."""
-    pins: lockfile.Node | None
+    pins: lockfile.PinnedNode | None
     """What the lock file pins for this node and kind of builder."""
 
     @property
@@ -107,7 +107,7 @@ def _plan(
     node: str,
     builder: Builder,
     held: _Held,
-    pins: lockfile.Node | None,
+    pins: lockfile.PinnedNode | None,
     locked: bool,
 ) -> Plan:
     packages = package_plan.plan(loaded.profile, node)

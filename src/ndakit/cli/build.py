@@ -14,7 +14,7 @@ from typing import Any
 
 from ndakit.build import fleet, lockfile, pipeline
 from ndakit.build import plan as build_plan
-from ndakit.build.fleet import Outcome
+from ndakit.build.fleet import ProfileOutcome
 from ndakit.build.pipeline import BuildResult
 from ndakit.cli import fleet_progress
 from ndakit.cli.build_progress import Steps
@@ -37,7 +37,7 @@ class BuildContradiction(InputError):
 
 
 @dataclass(frozen=True)
-class Wish:
+class BuildOptions:
     """How to build, as said on the command line."""
 
     kind: str = "lab"
@@ -45,7 +45,7 @@ class Wish:
     fetch: FetchOptions = field(default_factory=FetchOptions)
     locked: bool = False
 
-    def without_fetching(self) -> Wish:
+    def without_fetching(self) -> BuildOptions:
         """The same from the cache alone."""
         fetches = self.kind == "openwrt" and self.imagebuilder is None
         return replace(self, fetch=replace(self.fetch, offline=True)) if fetches else self
@@ -78,30 +78,40 @@ def _split(profiles: str) -> tuple[str, ...]:
 
 
 def build(
-    workspace: Workspace, names: Sequence[str], node: str | None, wish: Wish, *, jobs: int | None, as_json: bool
+    workspace: Workspace,
+    names: Sequence[str],
+    node: str | None,
+    options: BuildOptions,
+    *,
+    jobs: int | None,
+    as_json: bool,
 ) -> int:
     """Build what is not up to date, showing each step; the exit code: of several failures the highest."""
     if len(names) == 1:
-        build_profile(workspace, names[0], node, wish, as_json=as_json)
+        build_profile(workspace, names[0], node, options, as_json=as_json)
         return 0
     if node is not None:
         raise BuildContradiction(
             "a node was named, and several profiles are to be built", where=f"--node {node}", fix="name one profile"
         )
-    return _build_many(workspace, names, wish, jobs=jobs or os.cpu_count() or 1, as_json=as_json)
+    return _build_many(workspace, names, options, jobs=jobs or os.cpu_count() or 1, as_json=as_json)
 
 
-def build_profile(workspace: Workspace, profile: str, node: str | None, wish: Wish, *, as_json: bool) -> None:
+def build_profile(
+    workspace: Workspace, profile: str, node: str | None, options: BuildOptions, *, as_json: bool
+) -> None:
     """Build the nodes of one profile that are not up to date."""
-    build_loaded(workspace, read(workspace, profile), node, wish, as_json=as_json)
+    build_loaded(workspace, read(workspace, profile), node, options, as_json=as_json)
 
 
-def build_loaded(workspace: Workspace, loaded: Loaded, node: str | None, wish: Wish, *, as_json: bool) -> None:
+def build_loaded(
+    workspace: Workspace, loaded: Loaded, node: str | None, options: BuildOptions, *, as_json: bool
+) -> None:
     """The same for a profile that has been read."""
     steps = Steps(to=terminal.note if as_json else terminal.say)
     nodes = nodes_of(loaded, node)
-    builder = wish.builder(workspace, loaded, steps)
-    results = pipeline.build(workspace, loaded, nodes, builder, steps, locked=wish.locked)
+    builder = options.builder(workspace, loaded, steps)
+    results = pipeline.build(workspace, loaded, nodes, builder, steps, locked=options.locked)
     _mention_left_over(workspace, loaded)
     if as_json:
         terminal.show_json([result_facts(r) for r in results])
@@ -126,16 +136,16 @@ def _mention_left_over(workspace: Workspace, loaded: Loaded) -> None:
             terminal.note(f"note: {folder} is of a node that the profile no longer has; ./inv clean --gone removes it")
 
 
-def _build_many(workspace: Workspace, names: Sequence[str], wish: Wish, *, jobs: int, as_json: bool) -> int:
+def _build_many(workspace: Workspace, names: Sequence[str], options: BuildOptions, *, jobs: int, as_json: bool) -> int:
     started_s = time.monotonic()
     with fleet_progress.many(names, as_json=as_json) as tell:
         outcomes = fleet.build_all(
             workspace,
             names,
-            lambda loaded, events: wish.builder(workspace, loaded, events),
+            lambda loaded, events: options.builder(workspace, loaded, events),
             jobs=jobs,
             tell=tell,
-            locked=wish.locked,
+            locked=options.locked,
         )
     if as_json:
         terminal.show_json([outcome_facts(outcome) for outcome in outcomes])
@@ -166,7 +176,7 @@ def result_facts(result: BuildResult) -> dict[str, Any]:
     }
 
 
-def outcome_facts(outcome: Outcome) -> dict[str, Any]:
+def outcome_facts(outcome: ProfileOutcome) -> dict[str, Any]:
     """A profile's outcome for scripts; `errors` is empty if it went well."""
     error = outcome.error
     errors = error.errors if isinstance(error, ErrorGroup) else (error,) if error else ()
@@ -181,13 +191,13 @@ def outcome_facts(outcome: Outcome) -> dict[str, Any]:
 # -- why ---------------------------------------------------------------------------------------------------------------
 
 
-def why(workspace: Workspace, names: Sequence[str], node: str | None, wish: Wish, *, as_json: bool) -> int:
+def why(workspace: Workspace, names: Sequence[str], node: str | None, options: BuildOptions, *, as_json: bool) -> int:
     """Say what a build would do and why, and build and fetch nothing; 0, or the exit code of what cannot be planned."""
     code = 0
     facts: list[dict[str, Any]] = []
     for name in names:
         try:
-            facts += _planned(workspace, name, node, wish)
+            facts += _planned(workspace, name, node, options)
         except NdakitError as error:
             if len(names) == 1:
                 raise
@@ -207,18 +217,18 @@ def why(workspace: Workspace, names: Sequence[str], node: str | None, wish: Wish
     return code
 
 
-def _planned(workspace: Workspace, name: str, node: str | None, wish: Wish) -> list[dict[str, Any]]:
+def _planned(workspace: Workspace, name: str, node: str | None, options: BuildOptions) -> list[dict[str, Any]]:
     """What a build of one profile's nodes would do, for scripts; `id` is None while that is not known."""
     loaded = read(workspace, name)
     nodes = nodes_of(loaded, node)
     try:
-        builder = wish.without_fetching().builder(workspace, loaded)
+        builder = options.without_fetching().builder(workspace, loaded)
     except OfflineMissing:
-        if wish.fetch.offline:
+        if options.fetch.offline:
             raise
         reasons = ["its ImageBuilder is not in the cache yet"]
         return [_plan_facts(loaded, one, up_to_date=False, reasons=reasons, id=None) for one in nodes]
-    plans = build_plan.plan(workspace, loaded, nodes, builder, locked=wish.locked)
+    plans = build_plan.plan(workspace, loaded, nodes, builder, locked=options.locked)
     return [
         _plan_facts(loaded, one.node, up_to_date=one.up_to_date, reasons=list(one.reasons), id=one.image_id)
         for one in plans
@@ -255,7 +265,7 @@ def lock(workspace: Workspace, profile: str, *, update: bool, as_json: bool) -> 
     terminal.say("written" if update else f"nothing was written; {pin} pins the images as built")
 
 
-def _as_built(workspace: Workspace, loaded: Loaded) -> tuple[str, lockfile.Section]:
+def _as_built(workspace: Workspace, loaded: Loaded) -> tuple[str, lockfile.PinnedSection]:
     """The builder's kind and what the images of all nodes were built from.
 
     Raises ImageNotBuilt, RecordBroken, ImageChanged, LockMixed.

@@ -14,7 +14,7 @@ class Steps:
     def __init__(self, to: Callable[[str], None], profile: str = "") -> None:
         self._to = to
         self._profile = profile
-        self._progress = terminal.Progress(to)
+        self._progress = terminal.ProgressLine(to)
 
     def __call__(self, event: Event) -> None:
         """Show one event."""

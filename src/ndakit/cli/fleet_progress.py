@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from ndakit.build.fleet import Began, Outcome, Tell, Told
+from ndakit.build.fleet import FleetEvent, FleetListener, ProfileOutcome, ProfileStarted
 from ndakit.cli.build_progress import Steps
 from ndakit.core import events, terminal
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 @contextmanager
-def many(names: Sequence[str], *, as_json: bool) -> Iterator[Tell]:
+def many(names: Sequence[str], *, as_json: bool) -> Iterator[FleetListener]:
     """The display for many profiles that fits standard output; with `as_json` that belongs to the result."""
     if sys.stdout.isatty() and not as_json:
         with _live(names) as tell:
@@ -27,17 +27,17 @@ def many(names: Sequence[str], *, as_json: bool) -> Iterator[Tell]:
         yield _plain(terminal.note if as_json else terminal.say)
 
 
-def _plain(to: Callable[[str], None]) -> Tell:
-    def tell(name: str, event: Told) -> None:
-        if isinstance(event, Outcome):
+def _plain(to: Callable[[str], None]) -> FleetListener:
+    def tell(name: str, event: FleetEvent) -> None:
+        if isinstance(event, ProfileOutcome):
             to(f"{name}: {result_words(event)} ({terminal.seconds(event.elapsed_s)})")
-        elif not isinstance(event, Began):
+        elif not isinstance(event, ProfileStarted):
             Steps(to, name)(event)
 
     return tell
 
 
-def result_words(outcome: Outcome) -> str:
+def result_words(outcome: ProfileOutcome) -> str:
     """What came of a profile, in a few words."""
     if outcome.error is not None:
         return f"failed: {outcome.error.what.splitlines()[0]}"
@@ -62,7 +62,7 @@ class _Row:
 
 
 @contextmanager
-def _live(names: Sequence[str]) -> Iterator[Tell]:
+def _live(names: Sequence[str]) -> Iterator[FleetListener]:
     from rich.console import Console
     from rich.live import Live
 
@@ -71,11 +71,11 @@ def _live(names: Sequence[str]) -> Iterator[Tell]:
         yield lambda name, event: _note(rows[name], name, event)
 
 
-def _note(row: _Row, name: str, event: Told) -> None:
+def _note(row: _Row, name: str, event: FleetEvent) -> None:
     match event:
-        case Began():
+        case ProfileStarted():
             row.state, row.style, row.since_s = "building", "bold", time.monotonic()
-        case Outcome(_, _, error, elapsed_s):
+        case ProfileOutcome(_, _, error, elapsed_s):
             row.took_s, row.what = elapsed_s, result_words(event)
             row.state, row.style = ("failed", "bold red") if error else ("done", "green")
         case events.StepStarted(_, node, what):
@@ -109,7 +109,7 @@ def _table(rows: dict[str, _Row]) -> Table:
     return grid
 
 
-def summary(outcomes: Sequence[Outcome], elapsed_s: float) -> str:
+def summary(outcomes: Sequence[ProfileOutcome], elapsed_s: float) -> str:
     """A line per profile that survives a mail, and the closing line."""
     rows = [(o.profile, terminal.seconds(o.elapsed_s), result_words(o)) for o in outcomes]
     failed = sum(o.error is not None for o in outcomes)

@@ -164,10 +164,10 @@ def build(
     workspace = Workspace.at()
     names = cli_build.chosen(workspace, profile, all_of_them=all)
     fetch_options = FetchOptions(mirror, offline, checksum)
-    wish = cli_build.Wish(builder, Path(imagebuilder) if imagebuilder else None, fetch_options, locked)
+    options = cli_build.BuildOptions(builder, Path(imagebuilder) if imagebuilder else None, fetch_options, locked)
     if why:
-        raise Exit(code=cli_build.why(workspace, names, node, wish, as_json=json))
-    raise Exit(code=cli_build.build(workspace, names, node, wish, jobs=jobs, as_json=json))
+        raise Exit(code=cli_build.why(workspace, names, node, options, as_json=json))
+    raise Exit(code=cli_build.build(workspace, names, node, options, jobs=jobs, as_json=json))
 
 
 @task(

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from ndakit.core.terminal import paint, say, seconds, table
 from ndakit.verify.claims import Claim, LeftOut
 from ndakit.verify.report import Acceptance
-from ndakit.verify.run import Tried, Trying, Verdict
+from ndakit.verify.run import ClaimDone, ClaimStarted, Verdict
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -25,7 +25,7 @@ class Show:
     """Where a run reports to: `tell` takes a line about what happens, `claim` what is tried and what came of it."""
 
     tell: Callable[[str], None]
-    claim: Callable[[Trying | Tried], None]
+    claim: Callable[[ClaimStarted | ClaimDone], None]
 
 
 @contextmanager
@@ -39,8 +39,8 @@ def show(title: str, claims: Sequence[Claim]) -> Iterator[Show]:
 
 
 def _plain() -> Show:
-    def claim(event: Trying | Tried) -> None:
-        if isinstance(event, Trying):
+    def claim(event: ClaimStarted | ClaimDone) -> None:
+        if isinstance(event, ClaimStarted):
             say(f"... {event.claim.text}")
         else:
             verdict = event.verdict
@@ -70,9 +70,9 @@ def _live(title: str, claims: Sequence[Claim]) -> Iterator[Show]:
             told.append(text)
             live.refresh()
 
-        def claim(event: Trying | Tried) -> None:
+        def claim(event: ClaimStarted | ClaimDone) -> None:
             nonlocal current
-            if isinstance(event, Trying):
+            if isinstance(event, ClaimStarted):
                 current = event.claim.name
                 told.append(event.claim.text)
             else:

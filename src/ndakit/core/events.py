@@ -38,7 +38,7 @@ class StepDone:
 
 
 @dataclass(frozen=True)
-class Line:
+class OutputLine:
     """A line that an outside program said; `source` names the program."""
 
     text: str
@@ -69,7 +69,7 @@ class Warned:
     text: str
 
 
-Event = Planned | StepStarted | StepDone | Progress | Line | Waiting | Warned
+Event = Planned | StepStarted | StepDone | Progress | OutputLine | Waiting | Warned
 Events = Callable[[Event], None]
 
 

@@ -9,7 +9,7 @@ _BLOCK = re.compile(rb"-----BEGIN ([A-Z0-9 ]{1,60})-----\s*\n(.*?)-----END \1---
 
 
 @dataclass(frozen=True)
-class Block:
+class PemBlock:
     """One block: its label (`CERTIFICATE`, `PRIVATE KEY`), and its whole text with Unix line ends."""
 
     label: str
@@ -29,10 +29,10 @@ class Block:
         return f"Block({self.label})"
 
 
-def blocks(content: bytes) -> tuple[Block, ...]:
+def blocks(content: bytes) -> tuple[PemBlock, ...]:
     """The blocks in the order of the text; what stands between them is left out."""
     unix = content.replace(b"\r\n", b"\n").replace(b"\r", b"\n")
-    return tuple(Block(found[1].decode(), found[0] + b"\n") for found in _BLOCK.finditer(unix))
+    return tuple(PemBlock(found[1].decode(), found[0] + b"\n") for found in _BLOCK.finditer(unix))
 
 
 def only_blocks(content: bytes, *labels: str) -> bytes:

@@ -90,7 +90,7 @@ def note(text: str) -> None:
     _write(text, sys.stderr)
 
 
-class Progress:
+class ProgressLine:
     """How far a download is: a line that overwrites itself on a terminal, a line now and then elsewhere."""
 
     EVERY_S = 0.2

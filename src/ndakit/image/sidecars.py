@@ -55,7 +55,7 @@ class BondNote:
 
 
 @dataclass(frozen=True)
-class Disk:
+class DiskToOpen:
     """A disk as a hypervisor opens it; `packed` is the file to unpack first, empty if there is none."""
 
     name: str
@@ -64,7 +64,7 @@ class Disk:
 
 
 @dataclass(frozen=True)
-class Machine:
+class MachineFacts:
     """A node with its files, as the templates see it."""
 
     hostname: str
@@ -138,20 +138,20 @@ class Machine:
         return next((f for f in self.files if ours and f.kind == "factory"), None)
 
     @property
-    def kvm_disk(self) -> Disk | None:
+    def kvm_disk(self) -> DiskToOpen | None:
         """What libvirt and Proxmox start from."""
         if not self.x86:
             return None
         if qcow2 := self.of("qcow2"):
-            return Disk(qcow2.name, "qcow2")
+            return DiskToOpen(qcow2.name, "qcow2")
         img = self.of("img") if self.platform == "kvm" else None
-        return Disk(unpacked(img.name), "raw", packed=img.name) if img else None
+        return DiskToOpen(unpacked(img.name), "raw", packed=img.name) if img else None
 
     @property
-    def xen(self) -> Disk | None:
+    def xen(self) -> DiskToOpen | None:
         """What Xen starts from."""
         img = self.of("img") if self.x86 and self.platform == "xen" else None
-        return Disk(unpacked(img.name), "raw", packed=img.name) if img else None
+        return DiskToOpen(unpacked(img.name), "raw", packed=img.name) if img else None
 
     @property
     def vmdk(self) -> ImageFile | None:
@@ -261,13 +261,13 @@ def unpacked(name: str) -> str:
     return name.removesuffix(".gz")
 
 
-def _machine(profile: Profile, node: str, images: Sequence[ImageFile], warning: str | None) -> Machine:
+def _machine(profile: Profile, node: str, images: Sequence[ImageFile], warning: str | None) -> MachineFacts:
     of = f" ({profile.customer})" if profile.customer else ""
     kind = ", a lab image: for testing only" if warning else ""
     efi = profile.image.firmware == "efi"
     efi32 = efi and profile.target.startswith("x86/") and profile.target != "x86/64"
     addresses = next(iter(profile.nodes[node].addresses.values()))
-    return Machine(
+    return MachineFacts(
         hostname=profile.hostname(node),
         title=f"Load balancer {node} of {profile.name}{of}, OpenWrt {profile.release} for {profile.target}{kind}",
         warning=warning or "",

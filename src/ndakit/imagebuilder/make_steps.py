@@ -27,7 +27,7 @@ _READY = "ndakit_ready:;@mkdir -p $(BIN_DIR) $(TMP_DIR) $(DL_DIR)"
 
 
 @dataclass(frozen=True)
-class Steps:
+class MakeSteps:
     """The goals of make behind `make image`: what must have been done once, what installs packages, what follows."""
 
     once: tuple[str, ...]
@@ -35,7 +35,7 @@ class Steps:
     finish: tuple[str, ...]
 
 
-def read(makefile: str) -> Steps | None:
+def read(makefile: str) -> MakeSteps | None:
     """The steps of an ImageBuilder, by its Makefile; None if it has others than are known."""
     # A blank line ends it: what a conditional (ifeq …) cuts into parts is not understood.
     rule = re.search(r"^_call_image:([^\n]*)\n((?:\t[^\n]*\n)+)\n", makefile, re.MULTILINE)
@@ -55,7 +55,7 @@ def read(makefile: str) -> Steps | None:
     if tuple(after[: len(_FINISH)]) != _FINISH or after[-1] != _LAST:
         return None
     keys = ["_check_keys"] if re.search(r"^_check_keys:", makefile, re.MULTILINE) else []
-    return Steps(tuple(w for w in rule[1].split() if w != "FORCE"), (*keys, *before), tuple(after))
+    return MakeSteps(tuple(w for w in rule[1].split() if w != "FORCE"), (*keys, *before), tuple(after))
 
 
 def profile_id(profiles_mk: str, device: str) -> str:
@@ -65,12 +65,12 @@ def profile_id(profiles_mk: str, device: str) -> str:
     return device if device in known and f"DEVICE_{device}" not in known else f"DEVICE_{device}"
 
 
-def once_argv(steps: Steps) -> list[str]:
+def once_argv(steps: MakeSteps) -> list[str]:
     """The command line for what must have been done once in a folder: the check of the machine's programs."""
     return ["make", *steps.once]
 
 
-def install_argv(steps: Steps, request: ImageRequest, profile: str) -> list[str]:
+def install_argv(steps: MakeSteps, request: ImageRequest, profile: str) -> list[str]:
     """The command line that installs the packages into an empty root."""
     return [
         "make", "--eval", _FRESH, "ndakit_fresh", *steps.install, f"USER_PROFILE={profile}",
@@ -84,7 +84,7 @@ def root_of(output: str) -> Path | None:
     return Path(found[1]) if found else None
 
 
-def finish_argv(steps: Steps, request: ImageRequest, profile: str, bin_dir: Path) -> list[str]:
+def finish_argv(steps: MakeSteps, request: ImageRequest, profile: str, bin_dir: Path) -> list[str]:
     """The command line that makes the image of an installed root. The size is in .config, for every release."""
     argv = ["make", "-s", "--eval", _READY, "ndakit_ready", *steps.finish, f"USER_PROFILE={profile}"]
     argv += [f"USER_PACKAGES={request.packages}", f"USER_FILES={request.files}", f"BIN_DIR={bin_dir}"]

@@ -14,7 +14,7 @@ from ndakit.core import json_text
 
 
 @dataclass(frozen=True)
-class Device:
+class ListedDevice:
     """One device that an ImageBuilder makes images for (its PROFILE)."""
 
     name: str
@@ -31,7 +31,7 @@ class Info:
     architecture: str
     revision: str
     default_packages: tuple[str, ...]
-    devices: Mapping[str, Device]
+    devices: Mapping[str, ListedDevice]
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,7 @@ def info(text: str) -> Info:
     architecture = re.search(r'^Current Architecture: "(.*)"$', text, re.MULTILINE)
     revision = re.search(r'^Current Revision: "(.*)"$', text, re.MULTILINE)
     defaults = re.search(r"^Default Packages: (.*)$", text, re.MULTILINE)
-    devices: dict[str, Device] = {}
+    devices: dict[str, ListedDevice] = {}
     _, _, tail = text.partition("Available Profiles:")
     # A device is a line without indentation that ends in a colon, and the indented lines below it.
     for block in re.finditer(r"^(?P<name>[^\s:]+):\n(?P<body>(?:[ \t]+.*\n?)*)", tail + "\n", re.MULTILINE):
@@ -70,7 +70,7 @@ def info(text: str) -> Info:
                 keys[key[1]] = key[2]
             elif not keys:
                 title = line.strip()
-        devices[block["name"]] = Device(
+        devices[block["name"]] = ListedDevice(
             name=block["name"],
             title=title,
             packages=tuple(keys.get("Packages", "").split()),

@@ -14,10 +14,10 @@ from typing import Literal, NamedTuple
 
 from ndakit.core.addresses import authority
 from ndakit.core.errors import VerifyError
-from ndakit.lab.host import Answer, Host, Load, Poller, Service, SshProbe, Watch, Web
+from ndakit.lab.host import Answer, Host, HostService, Load, Poller, SshProbe, Watch, Web
 from ndakit.lab.host.request import text
-from ndakit.lab.plan import LabPlan, Seat
-from ndakit.lab.server_ports import Kind, Port, path_asked
+from ndakit.lab.plan import LabPlan, VantagePoint
+from ndakit.lab.server_ports import Kind, ServerPort, path_asked
 from ndakit.model import Address, Endpoint, Profile
 from ndakit.model.links import WayOut
 from ndakit.node.facts import OutputNotUnderstood, ServerState, parse_statistics
@@ -73,7 +73,7 @@ class LoadResult:
     first_error: str = ""
 
 
-class Front(NamedTuple):
+class ServicePort(NamedTuple):
     """Where clients ask for a service: one of its endpoints, and a port there."""
 
     service: str
@@ -89,12 +89,12 @@ class RunningServer:
     label: str
     addresses: tuple[Address, ...]
     address: str
-    ports: tuple[Port, ...]
+    ports: tuple[ServerPort, ...]
     pages: Mapping[str, bytes] = field(default_factory=dict)
     """MD5 digest → the page that a check knows by it."""
     certificate: str = ""
     """PEM with its key, for the ports that speak HTTPS."""
-    services: dict[Port, Service] = field(default_factory=dict)
+    services: dict[ServerPort, HostService] = field(default_factory=dict)
 
     def start(self) -> None:
         for port in self.ports:
@@ -104,18 +104,18 @@ class RunningServer:
             elif service is None:
                 self.services[port] = self._serve(port)
 
-    def _serve(self, port: Port) -> Service:
-        at, talks = self.address, port.talks
+    def _serve(self, port: ServerPort) -> HostService:
+        at, exchanges = self.address, port.exchanges
         if port.kind == "udp":
-            return self.host.udp(port.number, address=at, name=self.label, talks=talks)
+            return self.host.udp(port.number, address=at, name=self.label, exchanges=exchanges)
         if port.kind == "smtp":
-            return self.host.smtp(port.number, address=at, name=self.label, talks=talks)
+            return self.host.smtp(port.number, address=at, name=self.label, exchanges=exchanges)
         if port.kind == "tcp":
-            return self.host.tcp(port.number, address=at, banner=self.label, talks=talks)
+            return self.host.tcp(port.number, address=at, banner=self.label, exchanges=exchanges)
         pages = {p.path: (p.status, None if p.digest is None else text(self.pages[p.digest])) for p in port.pages}
         certificate = self.certificate if port.tls else ""
         return self.host.web(
-            port.number, address=at, name=self.label, talks=talks, certificate=certificate, pages=pages
+            port.number, address=at, name=self.label, exchanges=exchanges, certificate=certificate, pages=pages
         )
 
     def hear_pings(self, *, heard: bool) -> None:
@@ -155,11 +155,11 @@ class LabPeople:
         self.path = path_asked(profile)
         """What is asked for over HTTP."""
 
-    def statistics(self, seat: Seat, address: Address) -> list[ServerState]:
+    def statistics(self, point: VantagePoint, address: Address) -> list[ServerState]:
         """The statistics page of a node's address, as somebody gets it; empty if it does not answer."""
         port = self.profile.monitoring.statistics.port
         url = f"http://{authority(address, port)}/;csv"
-        answer = self._host(seat).get(url, source=self._source(seat, address), timeout_s=REQUEST_TIMEOUT_S)
+        answer = self._host(point).get(url, source=self._source(point, address), timeout_s=REQUEST_TIMEOUT_S)
         if answer.status != 200:
             return []
         try:
@@ -167,15 +167,15 @@ class LabPeople:
         except OutputNotUnderstood:
             return []
 
-    def client_for(self, endpoint: Endpoint, service: str = "") -> Seat:
+    def client_for(self, endpoint: Endpoint, service: str = "") -> VantagePoint:
         """Somebody who uses a service on an endpoint: in the VIP's network; beyond its gateway for nat to servers in
         that network, who would answer a neighbour directly. Raises LabLacks if nobody can."""
-        seat = self.plan.clients.get(endpoint.network)
+        point = self.plan.clients.get(endpoint.network)
         if service and self._answers_neighbours(endpoint, service):
-            seat = self.plan.outside.get(endpoint.network)
-        if seat is None or seat.address(endpoint.address.version) is None:
+            point = self.plan.outside.get(endpoint.network)
+        if point is None or point.address(endpoint.address.version) is None:
             raise LabLacks(f"client who could ask {endpoint.address}", endpoint.network)
-        return seat
+        return point
 
     def _answers_neighbours(self, endpoint: Endpoint, service: str) -> bool:
         found = self.profile.services[service]
@@ -185,13 +185,19 @@ class LabPeople:
         )
 
     def get(
-        self, seat: Seat, address: Address, port: int, *, path: str = "", headers: Mapping[str, str] | None = None
+        self,
+        point: VantagePoint,
+        address: Address,
+        port: int,
+        *,
+        path: str = "",
+        headers: Mapping[str, str] | None = None,
     ) -> Answer:
         """One HTTP request."""
         url = f"http://{authority(address, port)}{path or self.path}"
-        source = self._source(seat, address)
+        source = self._source(point, address)
         asked = self.by_name(address, port) | dict(headers or {})
-        return self._host(seat).get(url, headers=asked, source=source, timeout_s=REQUEST_TIMEOUT_S)
+        return self._host(point).get(url, headers=asked, source=source, timeout_s=REQUEST_TIMEOUT_S)
 
     def by_name(self, address: Address, port: int) -> dict[str, str]:
         """The Host header of who asks a service by the name that leads to its own pool; empty where it has no names."""
@@ -202,12 +208,12 @@ class LabPeople:
         return {}
 
     def load(
-        self, seat: Seat, address: Address, port: int, pool: str, requests: int, transport: str = "tcp"
+        self, point: VantagePoint, address: Address, port: int, pool: str, requests: int, transport: str = "tcp"
     ) -> LoadResult:
         """Requests one after the other in small batches; who answered, in names of the pool's servers. Fewer than
         `requests` if `UNANSWERED` of them timed out: each of those takes five seconds."""
         names = self._names(pool)
-        host, source = self._host(seat), self._source(seat, address)
+        host, source = self._host(point), self._source(point, address)
         shares: Counter[str] = Counter()
         errors: list[str] = []
         kind = _scheme(self._kind(pool, port, transport))
@@ -242,73 +248,75 @@ class LabPeople:
             self.tell(f"{authority(address, port)} " + _bar(shares))
         return LoadResult(total, dict(shares), len(errors), errors[0] if errors else "")
 
-    def ask(self, front: Front, requests: int = 30) -> LoadResult:
+    def ask(self, service_port: ServicePort, requests: int = 30) -> LoadResult:
         """Some requests to a service."""
-        name, endpoint, port = front
+        name, endpoint, port = service_port
         service = self.profile.services[name]
-        seat = self.client_for(endpoint, name)
-        return self.load(seat, endpoint.address, port, service.pool, requests, service.transport)
+        point = self.client_for(endpoint, name)
+        return self.load(point, endpoint.address, port, service.pool, requests, service.transport)
 
-    def outside(self, way: WayOut) -> tuple[Seat, Address]:
+    def outside(self, way: WayOut) -> tuple[VantagePoint, Address]:
         """Who gets out by a way out, and the web server that they ask there. Raises LabLacks if nobody can."""
-        seat, beyond = self.plan.inside.get((way.network, way.version)), self.plan.outside.get(way.through)
+        point, beyond = self.plan.inside.get((way.network, way.version)), self.plan.outside.get(way.through)
         address = beyond.address(way.version) if beyond is not None else None
-        if seat is None or address is None:
+        if point is None or address is None:
             raise LabLacks(f"IPv{way.version} host that could get out through {way.gateway}", way.network)
-        return seat, address
+        return point, address
 
     def ask_out(self, way: WayOut) -> Answer:
         """One request from inside to the web server outside, which says whom it saw."""
-        seat, address = self.outside(way)
-        return self.get(seat, address, OUTSIDE_PORT)
+        point, address = self.outside(way)
+        return self.get(point, address, OUTSIDE_PORT)
 
-    def watch(self, front: Front | WayOut, interval_s: float = WATCH_INTERVAL_S) -> Watch:
+    def watch(self, service_port: ServicePort | WayOut, interval_s: float = WATCH_INTERVAL_S) -> Watch:
         """Ask a service, or from inside the web server outside, over fresh connections until the context ends: every
         `interval_s` who answers, behind TCP and UDP; behind HTTP whether it lets connect, and for the page every 100 ms
         at most."""
-        if isinstance(front, WayOut):
-            seat, address = self.outside(front)
-            asked = (self._poll(seat, address, OUTSIDE_PORT, "http", max(REQUEST_INTERVAL_S, interval_s)),
-                     self._poll(seat, address, OUTSIDE_PORT, "tcp", interval_s))  # fmt: skip
+        if isinstance(service_port, WayOut):
+            point, address = self.outside(service_port)
+            asked = (self._poll(point, address, OUTSIDE_PORT, "http", max(REQUEST_INTERVAL_S, interval_s)),
+                     self._poll(point, address, OUTSIDE_PORT, "tcp", interval_s))  # fmt: skip
             return Watch(*asked)
-        name, _, port = front
+        name, _, port = service_port
         service = self.profile.services[name]
         if _scheme(self._kind(service.pool, port, service.transport)) != "http":
-            return Watch(self.poller(front, interval_s))
+            return Watch(self.poller(service_port, interval_s))
         pages_s = max(REQUEST_INTERVAL_S, interval_s)
-        return Watch(self.poller(front, pages_s), self._poller(front, "tcp", interval_s))
+        return Watch(self.poller(service_port, pages_s), self._poller(service_port, "tcp", interval_s))
 
-    def poller(self, front: Front, interval_s: float) -> Poller:
+    def poller(self, service_port: ServicePort, interval_s: float) -> Poller:
         """Ask a service who answers, over fresh connections, until the context ends."""
-        name, _, port = front
+        name, _, port = service_port
         service = self.profile.services[name]
         kind = _scheme(self._kind(service.pool, port, service.transport))
-        return self._poller(front, kind, interval_s, lines=1 if kind == "tcp" else 0)
+        return self._poller(service_port, kind, interval_s, lines=1 if kind == "tcp" else 0)
 
-    def _poller(self, front: Front, kind: str, interval_s: float, lines: int = 0) -> Poller:
-        name, endpoint, port = front
+    def _poller(self, service_port: ServicePort, kind: str, interval_s: float, lines: int = 0) -> Poller:
+        name, endpoint, port = service_port
         return self._poll(self.client_for(endpoint, name), endpoint.address, port, kind, interval_s, lines)
 
-    def _poll(self, seat: Seat, address: Address, port: int, kind: str, interval_s: float, lines: int = 0) -> Poller:
-        return self._host(seat).poller(
+    def _poll(
+        self, point: VantagePoint, address: Address, port: int, kind: str, interval_s: float, lines: int = 0
+    ) -> Poller:
+        return self._host(point).poller(
             f"{kind}://{authority(address, port)}" + (self.path if kind == "http" else ""),
             interval_s=interval_s,
             timeout_s=PAGE_TIMEOUT_S if kind == "http" else POLL_TIMEOUT_S,
-            source=self._source(seat, address),
+            source=self._source(point, address),
             lines=lines,
             headers=self.by_name(address, port) if kind == "http" else (),
         )
 
-    def client_seen(self, seat: Seat, address: Address, port: int, pool: str) -> str:
+    def client_seen(self, point: VantagePoint, address: Address, port: int, pool: str) -> str:
         """The client's address as a server sees it that answers on a VIP's TCP port; `nobody` and why if none does."""
         kind = self._kind(pool, port, "tcp")
         if kind == "http":
-            asked = self.get(seat, address, port)
+            asked = self.get(point, address, port)
             return str(asked.seen.get("client", "")) or f"nobody: {asked.error}"
         question = b"HELO lab.invalid\r\n" if kind == "smtp" else b"client?\n"
-        answer = self._host(seat).ask(
+        answer = self._host(point).ask(
             f"tcp://{authority(address, port)}", question,
-            source=self._source(seat, address), lines=2, timeout_s=REQUEST_TIMEOUT_S,
+            source=self._source(point, address), lines=2, timeout_s=REQUEST_TIMEOUT_S,
         )  # fmt: skip
         return answer.body.split()[-1] if answer.ok else f"nobody: {answer.error}"
 
@@ -328,36 +336,36 @@ class LabPeople:
         return kinds.get(server.port or found.port or port, "tcp")
 
     def scan(
-        self, seat: Seat, address: Address, ports: Sequence[int], protocol: Literal["tcp", "udp"] = "tcp"
+        self, point: VantagePoint, address: Address, ports: Sequence[int], protocol: Literal["tcp", "udp"] = "tcp"
     ) -> dict[int, str]:
         """Port → open, closed (refused), filtered (nothing came within a second), …; more about UDP at Host.scan."""
-        host, source = self._host(seat), self._source(seat, address)
+        host, source = self._host(point), self._source(point, address)
         return host.scan(address, ports, protocol=protocol, source=source, timeout_s=SCAN_TIMEOUT_S)
 
     def scan_all(
-        self, wanted: Sequence[tuple[Seat, Address, Sequence[int], Literal["tcp", "udp"]]]
+        self, wanted: Sequence[tuple[VantagePoint, Address, Sequence[int], Literal["tcp", "udp"]]]
     ) -> list[dict[int, str]]:
         """Several scans at once, for each spends its time waiting for ports that keep silent."""
         with ThreadPoolExecutor(max_workers=max(1, len(wanted))) as pool:
             return list(pool.map(lambda one: self.scan(*one), wanted))
 
-    def ssh_probe(self, seat: Seat, address: Address) -> SshProbe:
+    def ssh_probe(self, point: VantagePoint, address: Address) -> SshProbe:
         """Banner and ways to authenticate."""
-        return self._host(seat).ssh_probe(address, self.profile.ssh_port, source=self._source(seat, address))
+        return self._host(point).ssh_probe(address, self.profile.ssh_port, source=self._source(point, address))
 
-    def ssh_run(self, seat: Seat, address: Address, argv: Sequence[str]) -> str:
+    def ssh_run(self, point: VantagePoint, address: Address, argv: Sequence[str]) -> str:
         """Log in with the key that the user gave, and run a command; its output, "" if the login fails."""
-        host, port, source = self._host(seat), self.profile.ssh_port, self._source(seat, address)
+        host, port, source = self._host(point), self.profile.ssh_port, self._source(point, address)
         ran = host.ssh_run(address, self.identity or "", argv, port=port, source=source)
         return ran.stdout if ran.returncode == 0 else ""
 
-    def _host(self, seat: Seat) -> Host:
-        return self.hosts[seat.host]
+    def _host(self, point: VantagePoint) -> Host:
+        return self.hosts[point.host]
 
-    def _source(self, seat: Seat, address: Address) -> str:
-        found = seat.address(address.version)
+    def _source(self, point: VantagePoint, address: Address) -> str:
+        found = point.address(address.version)
         if found is None:
-            host = self.plan.hosts[seat.host]
+            host = self.plan.hosts[point.host]
             raise LabLacks(f"IPv{address.version} address for {host.name}, who is to ask {address}", host.network)
         return str(found)
 

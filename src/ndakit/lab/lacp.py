@@ -71,7 +71,7 @@ def decode(frame: bytes) -> tuple[Side, Side] | None:
     return actor, partner
 
 
-class Member:
+class BundleMember:
     """One port of a bundle."""
 
     def __init__(self, bundle: Bundle, number: int) -> None:
@@ -154,7 +154,7 @@ class Bundle:
     def __init__(self, system: bytes, ports: Sequence[Hashable], *, speaks: bool = True) -> None:
         self.system = system
         self.speaks = speaks
-        self.members = {port: Member(self, number) for number, port in enumerate(ports, 1)}
+        self.members = {port: BundleMember(self, number) for number, port in enumerate(ports, 1)}
 
     @property
     def group(self) -> tuple[int, bytes, int] | None:

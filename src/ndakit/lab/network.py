@@ -18,13 +18,13 @@ from typing import Literal, Self
 from ndakit.core.deadline import Deadline
 from ndakit.lab.boot import IDLE_S, enter
 from ndakit.lab.clients import OUTSIDE_PORT, RunningServer
-from ndakit.lab.host import Host, HostSpec, Interface, LabHosts, certificate
+from ndakit.lab.host import Host, HostInterface, HostSpec, LabHosts, certificate
 from ndakit.lab.host.image import LabImage
 from ndakit.lab.nodes import LabNodes
 from ndakit.lab.pace import Meter
-from ndakit.lab.plan import PlannedHost, Seat, plan
+from ndakit.lab.plan import PlannedHost, VantagePoint, plan
 from ndakit.lab.server_ports import need_pages
-from ndakit.lab.switch import Port, Switch
+from ndakit.lab.switch import Switch, SwitchPort
 from ndakit.machine import vm
 from ndakit.machine.accelerator import Accelerator, probe
 from ndakit.machine.boot_image import BootImage, mac_of
@@ -140,12 +140,12 @@ class LabNetwork(LabNodes):
         """Plug a node's bond (802.3ad) into one switch or MLAG pair, or into one that was not told to speak LACP."""
         self.switch.bundle(self.bond_ports(node, bond), SWITCH, speaks=switches == "one")
 
-    def bond_ports(self, node: str, bond: str) -> list[Port]:
+    def bond_ports(self, node: str, bond: str) -> list[SwitchPort]:
         """The switch's ports for the cards of a node's bond, in the profile's order."""
         by_name = {port.name: port for port in self.switch.ports()}
         return [by_name[f"{node}-{card}"] for card in self.bond_cards(node, bond)]
 
-    def carrying(self, node: str, bond: str) -> list[Port]:
+    def carrying(self, node: str, bond: str) -> list[SwitchPort]:
         """Those of them over which the switch lets frames pass now."""
         return [port for port in self.bond_ports(node, bond) if self.switch.carries(port)]
 
@@ -176,21 +176,21 @@ class LabNetwork(LabNodes):
         for planned in self.plan.hosts.values():
             if planned.role in MACHINES[name]:
                 self.hosts[planned.name] = hosts.add(_spec(planned))
-        for (pool, server), seat in self.plan.servers.items():
-            if self.plan.hosts[seat.host].role in MACHINES[name]:
-                self._start_server(pool, server, seat)
+        for (pool, server), point in self.plan.servers.items():
+            if self.plan.hosts[point.host].role in MACHINES[name]:
+                self._start_server(pool, server, point)
         for side in server_sides(self.profile):
             self._set_up(side, name)
-        for seat in self.plan.outside.values():
-            if self.plan.hosts[seat.host].role in MACHINES[name]:
-                for address in seat.addresses:
-                    self.hosts[seat.host].web(OUTSIDE_PORT, address=address, name="outside")
+        for point in self.plan.outside.values():
+            if self.plan.hosts[point.host].role in MACHINES[name]:
+                for address in point.addresses:
+                    self.hosts[point.host].web(OUTSIDE_PORT, address=address, name="outside")
 
     def _set_up(self, side: ServerSide, machine: str) -> None:
         """Run a server's own script in it, as its admin would: that is what `./inv servers` writes. The same for a
         router between the balancers and their servers."""
-        seats = (self.plan.servers.get((pool, server)) for pool, _, server in (n.partition("/") for n in side.names))
-        host = next((self.plan.hosts[seat.host] for seat in seats if seat is not None), None)
+        points = (self.plan.servers.get((pool, server)) for pool, _, server in (n.partition("/") for n in side.names))
+        host = next((self.plan.hosts[point.host] for point in points if point is not None), None)
         if side.router:
             owners = (h for h in self.plan.hosts.values() if any(i.address in side.own for i in h.addresses))
             host = next((h for h in owners if h.role == "router"), None)
@@ -221,14 +221,14 @@ class LabNetwork(LabNodes):
         ran = self.server_host(pool, server).run(["dash", "-s", action], stdin=self._script(side), check=False)
         return ran.stdout + ran.stderr
 
-    def _start_server(self, pool: str, server: str, seat: Seat) -> None:
-        host = self.plan.hosts[seat.host]
-        twin = next((r for (p, s), r in self.servers.items() if self.plan.servers[p, s] == seat), None)
+    def _start_server(self, pool: str, server: str, point: VantagePoint) -> None:
+        host = self.plan.hosts[point.host]
+        twin = next((r for (p, s), r in self.servers.items() if self.plan.servers[p, s] == point), None)
         if twin is None:
-            address = "" if host.role == "server" else str(seat.addresses[0])
-            label = str(seat.addresses[0])
+            address = "" if host.role == "server" else str(point.addresses[0])
+            label = str(point.addresses[0])
             twin = RunningServer(
-                self.hosts[seat.host], label, seat.addresses, address, host.ports, self._pages, self._certificate
+                self.hosts[point.host], label, point.addresses, address, host.ports, self._pages, self._certificate
             )
             twin.start()
         self.servers[pool, server] = twin
@@ -294,16 +294,16 @@ class LabNetwork(LabNodes):
         """A server is dead for a while: its programs are stopped (its ports refuse connections), and where the check
         may ask for more than ports it does not answer pings either."""
         running = self.servers[pool, server]
-        deaf = self.profile.pools[pool].check.type in ("ping", "script")
+        ignore_pings = self.profile.pools[pool].check.type in ("ping", "script")
         self.tell(f"{server} stops serving")
         running.stop()
-        if deaf:
+        if ignore_pings:
             running.hear_pings(heard=False)
         try:
             yield
         finally:
             running.start()
-            if deaf:
+            if ignore_pings:
                 running.hear_pings(heard=True)
             self.tell(f"{server} serves again")
 
@@ -315,7 +315,7 @@ class LabNetwork(LabNodes):
                 stack.enter_context(self.server_down(pool, server))
             yield
 
-    def port_of(self, host: str) -> Port:
+    def port_of(self, host: str) -> SwitchPort:
         """The switch's port behind which a host of the lab is."""
         planned = self.plan.hosts[host]
         machine = next(name for name, roles in MACHINES.items() if planned.role in roles)
@@ -327,7 +327,7 @@ class LabNetwork(LabNodes):
 
 
 def _spec(planned: PlannedHost) -> HostSpec:
-    card = Interface(planned.segment, planned.mac, tuple(map(str, planned.addresses)), planned.vlan)
+    card = HostInterface(planned.segment, planned.mac, tuple(map(str, planned.addresses)), planned.vlan)
     return HostSpec(
         name=planned.name,
         interfaces=(card,),

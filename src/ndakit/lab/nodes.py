@@ -72,11 +72,11 @@ class LabNodes(LabPeople):
 
     def states(self, node: str) -> list[ServerState]:
         """What a node's statistics say about the servers, asked by some admin; empty if it does not answer."""
-        for seat in self.plan.admins.values():
-            network = self.plan.hosts[seat.host].network
+        for point in self.plan.admins.values():
+            network = self.plan.hosts[point.host].network
             for address in self.profile.nodes[node].addresses.get(network, ()):
-                if seat.address(address.version) is not None:
-                    return self.statistics(seat, address)
+                if point.address(address.version) is not None:
+                    return self.statistics(point, address)
         return []
 
     def ipvs_trouble(self, node: str) -> str:

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field, replace
 from ipaddress import ip_address, ip_network
 from typing import Literal
 
-from ndakit.lab.server_ports import Port, joined, ports_of
+from ndakit.lab.server_ports import ServerPort, joined, ports_of
 from ndakit.lab.subnets import narrower, take, without
 from ndakit.machine.boot_image import mac_of
 from ndakit.model import Address, Profile, Subnet
@@ -33,7 +33,7 @@ FAR_WEB, FAR_STRANGER = 0x50, 0x42
 
 
 @dataclass(frozen=True)
-class Interface:
+class PlannedAddress:
     """An address with its prefix length."""
 
     address: Address
@@ -53,7 +53,7 @@ class PlannedHost:
     segment: str
     mac: str
     vlan: int | None
-    addresses: tuple[Interface, ...]
+    addresses: tuple[PlannedAddress, ...]
     behind: tuple[Address, ...] = ()
     """Addresses on its loopback: what lies behind this router."""
     gateways: tuple[Address, ...] = ()
@@ -61,11 +61,11 @@ class PlannedHost:
     """(VIP, next hop): what the network's routers would know of VIPs that are routed."""
     beyond: tuple[Address, ...] = ()
     """Servers of other networks that are hosts of their own (tun): this router finds them on its own segment."""
-    ports: tuple[Port, ...] = ()
+    ports: tuple[ServerPort, ...] = ()
 
 
 @dataclass(frozen=True)
-class Seat:
+class VantagePoint:
     """Where somebody sits: the host, and the source address to use there, per IP version."""
 
     host: str
@@ -94,20 +94,20 @@ class LabPlan:
     segments: tuple[str, ...]
     balancers: dict[str, tuple[BalancerNic, ...]]
     hosts: dict[str, PlannedHost]
-    servers: dict[tuple[str, str], Seat] = field(default_factory=dict)
+    servers: dict[tuple[str, str], VantagePoint] = field(default_factory=dict)
     """(pool, server) → where it runs."""
-    clients: dict[str, Seat] = field(default_factory=dict)
+    clients: dict[str, VantagePoint] = field(default_factory=dict)
     """network → somebody who uses services from there."""
-    admins: dict[str, Seat] = field(default_factory=dict)
+    admins: dict[str, VantagePoint] = field(default_factory=dict)
     """source name (with the subnet, if it has several) → somebody inside it."""
-    strangers: dict[str, Seat] = field(default_factory=dict)
+    strangers: dict[str, VantagePoint] = field(default_factory=dict)
     """network → somebody there, or behind its routers, who is in none of `access.sources`; absent if nobody can be.
     Where only one family has strangers on the network itself, the other's are under `<network>, from afar`."""
     direct: tuple[str, ...] = ()
     """Cards whose cable leads to the other node and nowhere else: those of a heartbeat between two nodes."""
-    inside: dict[tuple[str, int], Seat] = field(default_factory=dict)
+    inside: dict[tuple[str, int], VantagePoint] = field(default_factory=dict)
     """(network, IP version) → somebody there whose default gateway is a gateway VIP: a server if there is one."""
-    outside: dict[str, Seat] = field(default_factory=dict)
+    outside: dict[str, VantagePoint] = field(default_factory=dict)
     """network → the far side of its gateway, where a web server runs for the servers' way out."""
 
 
@@ -196,7 +196,7 @@ class _Planner:
         cards_own = list(found.addresses)
         for address in (a for a in addresses if a not in there):
             subnet = next((s for s in net.subnet if address in s), None)
-            cards_own.append(Interface(address, subnet.prefixlen if subnet else 64))
+            cards_own.append(PlannedAddress(address, subnet.prefixlen if subnet else 64))
         versions = {i.address.version for i in cards_own}
         self.hosts[host] = replace(
             found,
@@ -224,7 +224,7 @@ class _Planner:
         gate = self.hosts[router]
         hops = tuple(i.address for i in gate.addresses if i.address.version == address.version)
         made = self.add(name, "server", gate.network, (), ())
-        own = Interface(address, address.max_prefixlen)
+        own = PlannedAddress(address, address.max_prefixlen)
         self.hosts[made] = replace(self.hosts[made], addresses=(own,), gateways=hops[:1])
         self.hosts[router] = replace(gate, beyond=(*gate.beyond, address))
         return made
@@ -247,7 +247,7 @@ class _Planner:
         if address not in host.behind and address not in _addresses(host):
             self.hosts[router] = replace(host, behind=(*host.behind, address))
 
-    def listen(self, host: str, ports: tuple[Port, ...]) -> None:
+    def listen(self, host: str, ports: tuple[ServerPort, ...]) -> None:
         """Let a host answer on further ports."""
         self.hosts[host] = replace(self.hosts[host], ports=joined((*self.hosts[host].ports, *ports)))
 
@@ -267,8 +267,8 @@ def plan(profile: Profile) -> LabPlan:
     _add_outside(p, lab)
     for source, subnets in profile.access.sources.items():
         for subnet in subnets:
-            if seat := _admin(p, source, subnet):
-                lab.admins[source if len(subnets) == 1 else f"{source} {subnet}"] = seat
+            if point := _admin(p, source, subnet):
+                lab.admins[source if len(subnets) == 1 else f"{source} {subnet}"] = point
     for name in profile.networks:
         _add_client(p, lab, name)
     for name in profile.networks:
@@ -313,10 +313,12 @@ def _add_servers(p: _Planner, lab: LabPlan) -> None:
                     continue
                 homes[address] = host
             p.listen(host, ports_of(p.profile, pool_name, name))
-            lab.servers[(pool_name, name)] = Seat(host, tuple(a for a in server.address if homes.get(a) == host))
-    for key, seat in lab.servers.items():
-        if p.hosts[seat.host].role == "server":  # the same in every pool, also where one does not name all addresses
-            lab.servers[key] = Seat(seat.host, _addresses(p.hosts[seat.host]))
+            lab.servers[(pool_name, name)] = VantagePoint(
+                host, tuple(a for a in server.address if homes.get(a) == host)
+            )
+    for key, point in lab.servers.items():
+        if p.hosts[point.host].role == "server":  # the same in every pool, also where one does not name all addresses
+            lab.servers[key] = VantagePoint(point.host, _addresses(p.hosts[point.host]))
 
 
 def _tunnelled(profile: Profile, pool: str) -> bool:
@@ -331,17 +333,17 @@ def _add_outside(p: _Planner, lab: LabPlan) -> None:
             for gateway in net.gateway:
                 for number in (FAR_WEB, FAR_STRANGER):
                     p.behind(router, p.far[gateway.version][number])
-            lab.outside[name] = Seat(router, tuple(p.far[g.version][FAR_WEB] for g in net.gateway))
+            lab.outside[name] = VantagePoint(router, tuple(p.far[g.version][FAR_WEB] for g in net.gateway))
 
 
-def _admin(p: _Planner, source: str, subnet: Subnet) -> Seat | None:
+def _admin(p: _Planner, source: str, subnet: Subnet) -> VantagePoint | None:
     """Somebody inside a source: on a network that overlaps it, behind the router that leads there, or (where nothing is
     free) somebody who is there for another reason."""
     for name, net in p.profile.networks.items():
         for own in (s for s in net.subnet if s.version == subnet.version and s.overlaps(subnet)):
             if (near := p.free((narrower(own, subnet),), own)) is not None:
                 host = p.add(f"admin-{source}", "admin", name, (near,), tuple(net.gateway or ()))
-                return Seat(host, (near,))
+                return VantagePoint(host, (near,))
     if subnet.is_link_local:
         return None  # nobody with such an address is behind a router
     routed = [r.to for net in p.profile.networks.values() for r in net.routes if r.to.version == subnet.version]
@@ -349,9 +351,9 @@ def _admin(p: _Planner, source: str, subnet: Subnet) -> Seat | None:
     for region, gone in (*regions, (subnet, [*p.on_link, *routed])):
         if (far := p.free(without(region, gone), region)) is not None and (router := p.way_to(far)) is not None:
             p.behind(router, far)
-            return Seat(router, (far,))
+            return VantagePoint(router, (far,))
     there = ((h, a) for h in p.hosts.values() for a in (*_addresses(h), *h.behind) if a in subnet)
-    return next((Seat(host.name, (address,)) for host, address in there), None)
+    return next((VantagePoint(host.name, (address,)) for host, address in there), None)
 
 
 def _add_client(p: _Planner, lab: LabPlan, name: str) -> None:
@@ -361,20 +363,22 @@ def _add_client(p: _Planner, lab: LabPlan, name: str) -> None:
     if len(own) < len(gateways):  # a full subnet: its clients come from outside
         p.used -= {*own}
         far = tuple(p.far[g.version][FAR_STRANGER] for g in gateways)
-        lab.clients[name] = Seat(p.router(name, gateways), far)
+        lab.clients[name] = VantagePoint(p.router(name, gateways), far)
     elif own:
-        lab.clients[name] = Seat(p.add(f"client-{name}", "client", name, own, gateways), own)
+        lab.clients[name] = VantagePoint(p.add(f"client-{name}", "client", name, own, gateways), own)
     else:
         there = next((h for h in p.hosts.values() if h.network == name), None)
         if there is not None:
-            lab.clients[name] = Seat(there.name, _addresses(there))
+            lab.clients[name] = VantagePoint(there.name, _addresses(there))
 
 
 def _add_strangers(p: _Planner, lab: LabPlan, name: str) -> None:
     net = p.profile.networks[name]
     near = tuple(a for s in net.subnet if (a := p.free(without(s, p.sources), s)) is not None)
     if near:
-        lab.strangers[name] = Seat(p.add(f"stranger-{name}", "stranger", name, near, tuple(net.gateway or ())), near)
+        lab.strangers[name] = VantagePoint(
+            p.add(f"stranger-{name}", "stranger", name, near, tuple(net.gateway or ())), near
+        )
     versions = {a.version for a in near}
     afar: dict[str, tuple[Address, ...]] = {}
     for version in (v for v in net.families if v not in versions):
@@ -383,24 +387,24 @@ def _add_strangers(p: _Planner, lab: LabPlan, name: str) -> None:
             break
     for router, addresses in afar.items():
         key = f"{name}, from afar" if name in lab.strangers else name
-        lab.strangers.setdefault(key, Seat(router, addresses))
+        lab.strangers.setdefault(key, VantagePoint(router, addresses))
 
 
 def _add_inside(p: _Planner, lab: LabPlan, name: str) -> None:
     """Those who get out through a gateway VIP: servers that have it, and for the other families somebody else."""
     net, ways = p.profile.networks[name], [way for way in ways_out(p.profile) if way.network == name]
     for side in servers(p.profile) if ways else ():
-        seat = next((s for n in side.names if (s := lab.servers.get(_split(n))) is not None), None)
+        point = next((s for n in side.names if (s := lab.servers.get(_split(n))) is not None), None)
         for given in side.gateways:
-            if seat is not None and p.hosts[seat.host].role == "server" and any(given.own in s for s in net.subnet):
-                lab.inside.setdefault((name, given.own.version), seat)
+            if point is not None and p.hosts[point.host].role == "server" and any(given.own in s for s in net.subnet):
+                lab.inside.setdefault((name, given.own.version), point)
     lacking = [way for way in ways if (name, way.version) not in lab.inside]
     gateways = [p.profile.vips[way.gateway].address_of(way.version) for way in lacking]
     homes = [net.subnet_of(way.version) for way in lacking]
     own = tuple(a for s in homes if s is not None and (a := p.free((s,), s)) is not None)
     if own:
         host = p.add(f"inside-{name}", "server", name, own, tuple(g for g in gateways if g is not None))
-        lab.inside.update({(name, a.version): Seat(host, own) for a in own})
+        lab.inside.update({(name, a.version): VantagePoint(host, own) for a in own})
 
 
 def _split(name: str) -> tuple[str, str]:

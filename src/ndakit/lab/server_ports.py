@@ -63,11 +63,11 @@ class Page:
 
 
 @dataclass(frozen=True)
-class Port:
+class ServerPort:
     """A port that a lab server answers on, and how: HTTP, SMTP, lines and an echo, or datagrams echoed (and DNS).
 
-    `tls`: also HTTPS, for clients that begin with it. `talks`: what is answered to what, in bytes; for nothing said it
-    is part of the greeting. `matters` decides between two pools that want different kinds of one port.
+    `tls`: also HTTPS, for clients that begin with it. `exchanges`: what is answered to what, in bytes; for nothing
+    said it is part of the greeting. `matters` decides between two pools that want different kinds of one port.
     """
 
     number: int
@@ -75,27 +75,27 @@ class Port:
     matters: int = 0
     tls: bool = False
     pages: tuple[Page, ...] = ()
-    talks: tuple[tuple[bytes, bytes], ...] = ()
+    exchanges: tuple[tuple[bytes, bytes], ...] = ()
 
     @property
     def datagrams(self) -> bool:
         """True for UDP."""
         return self.kind == "udp"
 
-    def joined(self, other: Port) -> Port:
+    def joined(self, other: ServerPort) -> ServerPort:
         """This port for what both want of it."""
         kept = max(self, other, key=lambda port: port.matters)
         return replace(
             kept,
             tls=self.tls or other.tls,
             pages=tuple(dict.fromkeys((*self.pages, *other.pages))),
-            talks=tuple(dict.fromkeys((*self.talks, *other.talks))),
+            exchanges=tuple(dict.fromkeys((*self.exchanges, *other.exchanges))),
         )
 
 
-def joined(ports: Iterable[Port]) -> tuple[Port, ...]:
+def joined(ports: Iterable[ServerPort]) -> tuple[ServerPort, ...]:
     """Each port once."""
-    found: dict[tuple[int, bool], Port] = {}
+    found: dict[tuple[int, bool], ServerPort] = {}
     for port in ports:
         key = (port.number, port.datagrams)
         found[key] = found[key].joined(port) if key in found else port
@@ -114,15 +114,15 @@ def tried_ports(service: Service) -> tuple[int, ...]:
     return tuple(sorted(found))
 
 
-def ports_of(profile: Profile, pool: str, server: str) -> tuple[Port, ...]:
+def ports_of(profile: Profile, pool: str, server: str) -> tuple[ServerPort, ...]:
     """What a server of a pool offers: its services' ports, and what the pool's check asks."""
     check = profile.pools[pool].check
     fixed = profile.pools[pool].servers[server].port or profile.pools[pool].port
     services = [profile.services[s] for s in profile.services_of(pool)]
-    found: list[Port] = []
+    found: list[ServerPort] = []
     for service in services:
         kind, matters = _of_service(service.transport, service.protocol, shows_client=service.shows_client)
-        found += [Port(number, kind, matters) for number in ((fixed,) if fixed else tried_ports(service))]
+        found += [ServerPort(number, kind, matters) for number in ((fixed,) if fixed else tried_ports(service))]
     own = {p.number for p in found} or ({fixed} if fixed else set())
     for number in sorted({check.port} if check.port else own):
         found += _of_check(check, number, datagrams=any(p.datagrams for p in found if p.number == number))
@@ -138,26 +138,26 @@ def _of_service(transport: str, protocol: str, *, shows_client: bool) -> tuple[K
     return ("http", _BETTER) if shows_client else ("tcp", 0)
 
 
-def _of_check(check: Check, number: int, *, datagrams: bool) -> list[Port]:
+def _of_check(check: Check, number: int, *, datagrams: bool) -> list[ServerPort]:
     """What a check wants to find on a port. `datagrams`: the port is a UDP service's."""
     talk = (raw_bytes(check.send or ""), raw_bytes(check.expect.reply or ""))
-    talks = (talk,) if talk[1] else ()
+    exchanges = (talk,) if talk[1] else ()
     if check.type in WITHOUT_PORT:
         return []
     if check.type in ("dns", "udp"):
-        return [Port(number, "udp", _WANTED, talks=talks)]
+        return [ServerPort(number, "udp", _WANTED, exchanges=exchanges)]
     if check.type == "smtp":
-        return [Port(number, "smtp", _WANTED)]
+        return [ServerPort(number, "smtp", _WANTED)]
     if check.type in ("http", "https"):
         wanted = check.expect.status is not None or check.expect.digest is not None
         page = Page(check.request_path, check.expect.status or 200, check.expect.digest)
-        return [Port(number, "http", _WANTED, tls=check.type == "https", pages=(page,) if wanted else ())]
+        return [ServerPort(number, "http", _WANTED, tls=check.type == "https", pages=(page,) if wanted else ())]
     if check.type == "script":
         # Nobody knows what the script asks: both ports are open, and HTTP is what it asks most likely.
-        open_anyway = [] if datagrams and check.port is None else [Port(number, "http", _BETTER)]
-        return [*open_anyway, *([Port(number, "udp")] if check.port is not None or datagrams else [])]
+        open_anyway = [] if datagrams and check.port is None else [ServerPort(number, "http", _BETTER)]
+        return [*open_anyway, *([ServerPort(number, "udp")] if check.port is not None or datagrams else [])]
     # A greeting is what only a server that speaks first has.
-    return [Port(number, "tcp", _WANTED if talks and not talk[0] else 0, talks=talks)]
+    return [ServerPort(number, "tcp", _WANTED if exchanges and not talk[0] else 0, exchanges=exchanges)]
 
 
 def pages_given(profile: Profile, given: Mapping[Path, bytes]) -> dict[str, bytes]:

@@ -25,9 +25,9 @@ from ndakit.core import workspace
 from ndakit.lab.frames import mac_text, protocol_name, protocol_of
 from ndakit.lab.lacp import SLOW_PROTOCOLS, Bundle
 from ndakit.lab.pcap import PcapWriter
-from ndakit.lab.switch_port import DropReason, Flow, Frame, Port, PortCounters
+from ndakit.lab.switch_port import DropReason, Flow, Frame, PortCounters, SwitchPort
 
-__all__ = ["DropReason", "Flow", "Frame", "Observation", "Port", "PortCounters", "Switch"]
+__all__ = ["DropReason", "Flow", "Frame", "Observation", "PortCounters", "Switch", "SwitchPort"]
 
 _Result = TypeVar("_Result")
 
@@ -82,13 +82,13 @@ class Switch:
     def __init__(self) -> None:
         self._kept = contextlib.ExitStack()
         self._folder: Path | None = None
-        self._ports: dict[str, list[Port]] = {}
+        self._ports: dict[str, list[SwitchPort]] = {}
         self._numbers = itertools.count(1)
-        self._learned: dict[tuple[str, bytes, bytes], Port] = {}
-        self._blocked: set[tuple[Port, Port]] = set()
-        self._delayed: list[tuple[float, int, Port, bytes]] = []
-        self._backlogged: set[Port] = set()
-        self._bundled: set[Port] = set()
+        self._learned: dict[tuple[str, bytes, bytes], SwitchPort] = {}
+        self._blocked: set[tuple[SwitchPort, SwitchPort]] = set()
+        self._delayed: list[tuple[float, int, SwitchPort, bytes]] = []
+        self._backlogged: set[SwitchPort] = set()
+        self._bundled: set[SwitchPort] = set()
         self._observers: tuple[Observation, ...] = ()
         self._commands: deque[Callable[[], None]] = deque()
         self._selector = selectors.DefaultSelector()
@@ -123,13 +123,13 @@ class Switch:
         self._wake_out.close()
         self._kept.close()
 
-    def port(self, segment: str, name: str) -> Port:
+    def port(self, segment: str, name: str) -> SwitchPort:
         """A new port on a segment (made if new), to be given to one `Nic`. Names are unique in a switch."""
         folder = self._folder
         if folder is None:
             raise ValueError("the switch is not open")
 
-        def made() -> Port:
+        def made() -> SwitchPort:
             if any(port.name == name for ports in self._ports.values() for port in ports):
                 raise ValueError(f"the switch has a port {name} already")
             number = next(self._numbers)
@@ -137,7 +137,9 @@ class Switch:
             wire.setblocking(False)
             for option in (socket.SO_RCVBUF, socket.SO_SNDBUF):
                 wire.setsockopt(socket.SOL_SOCKET, option, 1 << 20)
-            port = Port(segment, name, folder / f"{number}.guest", folder / f"{number}.switch", self._carrier, wire)
+            port = SwitchPort(
+                segment, name, folder / f"{number}.guest", folder / f"{number}.switch", self._carrier, wire
+            )
             wire.bind(str(port.switch_path))
             self._ports.setdefault(segment, []).append(port)
             self._selector.register(wire, selectors.EVENT_READ, port)
@@ -145,14 +147,14 @@ class Switch:
 
         return self._do(made)
 
-    def ports(self, segment: str | None = None) -> tuple[Port, ...]:
+    def ports(self, segment: str | None = None) -> tuple[SwitchPort, ...]:
         """The ports of a segment, or all."""
         found = self._ports.items()
         return self._do(lambda: tuple(p for name, ports in found if segment in (None, name) for p in ports))
 
     # -- bundles -------------------------------------------------------------------------------------------------------
 
-    def bundle(self, ports: Sequence[Port], system: str, *, speaks: bool = True) -> Bundle:
+    def bundle(self, ports: Sequence[SwitchPort], system: str, *, speaks: bool = True) -> Bundle:
         """Make one link of several ports to one machine, by LACP; each leaves the bundle that it was in.
 
         `system`: the MAC address by which the switch calls itself. Ports whose switches call themselves by the same are
@@ -171,11 +173,11 @@ class Switch:
         self._do(apply)
         return made
 
-    def carries(self, port: Port) -> bool:
+    def carries(self, port: SwitchPort) -> bool:
         """True if frames pass a port as far as its bundle is concerned."""
         return self._do(lambda: port._bundle is None or port._bundle.members[port].carries)
 
-    def _carrier(self, port: Port, up: bool) -> None:
+    def _carrier(self, port: SwitchPort, up: bool) -> None:
         def apply() -> None:
             if port._bundle is not None:
                 port._bundle.members[port].link(up)
@@ -184,12 +186,12 @@ class Switch:
         if self._running:
             self._do(apply)
 
-    def _forget_learned(self, ports: set[Port]) -> None:
+    def _forget_learned(self, ports: set[SwitchPort]) -> None:
         self._learned = {key: at for key, at in self._learned.items() if at not in ports}
 
     # -- faults --------------------------------------------------------------------------------------------------------
 
-    def cut(self, port: Port) -> None:
+    def cut(self, port: SwitchPort) -> None:
         """Nothing passes this port any more, in both directions; the machine sees its carrier all the same.
 
         (With the carrier: `Vm.set_link`.) What waits for it is dropped, what was learned behind it forgotten.
@@ -203,7 +205,7 @@ class Switch:
 
         self._do(apply)
 
-    def heal(self, port: Port) -> None:
+    def heal(self, port: SwitchPort) -> None:
         """Undo `cut`."""
 
         def apply() -> None:
@@ -211,15 +213,15 @@ class Switch:
 
         self._do(apply)
 
-    def block(self, source: Port, destination: Port) -> None:
+    def block(self, source: SwitchPort, destination: SwitchPort) -> None:
         """Frames from one port do not reach another; the other way stays open (a one-directional fault)."""
         self._do(lambda: self._blocked.add((source, destination)))
 
-    def unblock(self, source: Port, destination: Port) -> None:
+    def unblock(self, source: SwitchPort, destination: SwitchPort) -> None:
         """Undo `block`."""
         self._do(lambda: self._blocked.discard((source, destination)))
 
-    def delay(self, port: Port, delay_ms: float) -> None:
+    def delay(self, port: SwitchPort, delay_ms: float) -> None:
         """Frames to this port's machine arrive so much later (0: at once)."""
 
         def apply() -> None:
@@ -233,7 +235,7 @@ class Switch:
 
     # -- facts ---------------------------------------------------------------------------------------------------------
 
-    def counters(self, port: Port) -> PortCounters:
+    def counters(self, port: SwitchPort) -> PortCounters:
         """What has passed a port so far."""
 
         def taken() -> PortCounters:
@@ -323,7 +325,7 @@ class Switch:
         while self._commands:
             self._commands.popleft()()
 
-    def _take(self, port: Port) -> None:
+    def _take(self, port: SwitchPort) -> None:
         """Take what a machine has sent."""
         wire = port._socket
         for _ in range(_BURST):
@@ -347,7 +349,7 @@ class Switch:
                 else:
                     self._forward(port.segment, port, data, now_s)
 
-    def _hear(self, port: Port, data: bytes, now_s: float) -> None:
+    def _hear(self, port: SwitchPort, data: bytes, now_s: float) -> None:
         """Take a frame that no switch passes on."""
         if port._bundle is None:
             port._drops["link-local"] += 1
@@ -358,14 +360,14 @@ class Switch:
             self._forget_learned({port})
         self._negotiate(port, now_s)
 
-    def _negotiate(self, port: Port, now_s: float) -> None:
+    def _negotiate(self, port: SwitchPort, now_s: float) -> None:
         """Say by LACP what is due."""
         assert port._bundle is not None
         words = port._bundle.members[port].due(now_s)
         if words is not None:
             self._send(port, words, now_s)
 
-    def _forward(self, segment: str, source: Port | None, data: bytes, now_s: float) -> None:
+    def _forward(self, segment: str, source: SwitchPort | None, data: bytes, now_s: float) -> None:
         """Deliver a frame where it belongs: to the port where its destination was seen, else to all others."""
         vlan = data[14:16] if data[12:14] in (b"\x81\x00", b"\x88\xa8") else b""
         vlan = bytes((vlan[0] & 0x0F, vlan[1])) if len(vlan) == 2 else b""
@@ -384,7 +386,7 @@ class Switch:
             if bundle is not None and bundle.speaks:
                 # Of all its ports the one over which this conversation goes; flooded frames come by here for each.
                 way = bundle.way(data)
-                if known is not None and isinstance(way, Port):
+                if known is not None and isinstance(way, SwitchPort):
                     port = way  # where it was learned is the bundle, not the port
                 elif way is not port:
                     if way is None:
@@ -399,7 +401,7 @@ class Switch:
             else:
                 self._send(port, data, now_s)
 
-    def _send(self, port: Port, data: bytes, now_s: float) -> None:
+    def _send(self, port: SwitchPort, data: bytes, now_s: float) -> None:
         """Hand a frame to a machine, behind those that wait for it already."""
         if port._is_cut:
             port._drops["cut"] += 1
@@ -410,7 +412,7 @@ class Switch:
                 port._queue.append((now_s, data))
                 self._backlogged.add(port)
 
-    def _pass(self, port: Port, data: bytes) -> bool:
+    def _pass(self, port: SwitchPort, data: bytes) -> bool:
         """Put a frame into a machine's socket; False if that is full."""
         try:
             port._socket.sendto(data, str(port.guest_path))
@@ -425,7 +427,7 @@ class Switch:
             port._flows[data[0:6], "out", protocol_of(data)] += 1
         return True
 
-    def _drain(self, port: Port, now_s: float) -> None:
+    def _drain(self, port: SwitchPort, now_s: float) -> None:
         """Try what waits for a machine; drop what has waited too long."""
         queue = port._queue
         while queue:

@@ -47,14 +47,14 @@ class PortCounters:
 
 
 @dataclass(eq=False)
-class Port:
+class SwitchPort:
     """A socket of the switch, for one network card. Made by `Switch.port`."""
 
     segment: str
     name: str
     guest_path: Path
     switch_path: Path
-    _told: Callable[[Port, bool], None] = field(repr=False)
+    _told: Callable[[SwitchPort, bool], None] = field(repr=False)
     _socket: socket.socket = field(repr=False)
     _bundle: Bundle | None = field(default=None, repr=False)
     _is_cut: bool = False

@@ -20,7 +20,18 @@ from cryptography.x509.oid import ExtendedKeyUsageOID
 
 from ndakit.core import pem
 from ndakit.core.mistakes import KeyPath, ProfileMistake, ProfileWarning, listing, show
-from ndakit.load.certificates import DATE, Bundle, Fault, Unusable, covers, facts, load, read, self_signed, signed_by
+from ndakit.load.certificates import (
+    DATE,
+    CertificateBundle,
+    CertificateFault,
+    Unusable,
+    covers,
+    facts,
+    load,
+    read,
+    self_signed,
+    signed_by,
+)
 from ndakit.load.loaded import Loaded
 from ndakit.load.secrets import Secrets
 
@@ -51,13 +62,13 @@ def check(
     return tuple(mistakes), tuple(warnings)
 
 
-def _faults(profile: Profile, secrets: Secrets, now: datetime) -> Iterator[tuple[KeyPath, Fault]]:
+def _faults(profile: Profile, secrets: Secrets, now: datetime) -> Iterator[tuple[KeyPath, CertificateFault]]:
     looked_at: set[str] = set()
     for name, service in profile.services.items():
         if service.tls is None:
             continue
         at: KeyPath = ("services", name, "tls")
-        readable: dict[str, Bundle] = {}
+        readable: dict[str, CertificateBundle] = {}
         for number, reference in enumerate(service.tls.certificates):
             place: KeyPath = (*at, "certificates", number)
             try:
@@ -88,16 +99,16 @@ def _faults(profile: Profile, secrets: Secrets, now: datetime) -> Iterator[tuple
             yield ("pools", name, "to_servers", "verify"), fault
 
 
-def _about(secret: str, fault: Fault) -> Fault:
-    return Fault(fault.code, f"certificate {secret}: {fault.what}", fault.fix, fault.severe)
+def _about(secret: str, fault: CertificateFault) -> CertificateFault:
+    return CertificateFault(fault.code, f"certificate {secret}: {fault.what}", fault.fix, fault.severe)
 
 
-def _not_covered(service: str, host: str, bundles: dict[str, Bundle]) -> Fault:
+def _not_covered(service: str, host: str, bundles: dict[str, CertificateBundle]) -> CertificateFault:
     has = "; ".join(f"{secret} is for {listing(bundle.names) or 'no name'}" for secret, bundle in bundles.items())
     why = ""
     if any(_one_label_short(name, host) for bundle in bundles.values() for name in bundle.names):
         why = " (the * of a certificate is one whole label)"
-    return Fault(
+    return CertificateFault(
         "certificate-name", f"no certificate of service {service} covers {host}: {has}{why}",
         f"get a certificate that has {host} among its names (subjectAltName), or take {host} out of hostnames",
     )  # fmt: skip
@@ -110,7 +121,7 @@ def _one_label_short(name: str, host: str) -> bool:
 # -- judging -----------------------------------------------------------------------------------------------------------
 
 
-def faults(text: bytes, now: datetime) -> Iterator[Fault]:
+def faults(text: bytes, now: datetime) -> Iterator[CertificateFault]:
     """What is wrong with a readable secret, apart from the names that it has to cover."""
     bundle = read(text)
     yield from _key_faults(text, bundle)
@@ -118,30 +129,30 @@ def faults(text: bytes, now: datetime) -> Iterator[Fault]:
     yield from _date_faults(bundle, now)
     yield from _strength_faults(bundle)
     if not bundle.names:
-        yield Fault(
+        yield CertificateFault(
             "certificate-no-names", f"{facts(bundle.leaf)}: it has no names (subjectAltName), and browsers look at "
             "nothing else",
             "get a certificate with the host names as subjectAltName",
         )  # fmt: skip
     yield from _usage_faults(bundle.leaf)
     if b"\r" in text:
-        yield Fault(
+        yield CertificateFault(
             "certificate-line-ends", "it has the line ends of DOS; the image gets it with those of Unix",
             "sed -i 's/\\r$//' its file; or leave it as it is", severe=False,
         )  # fmt: skip
 
 
-def _key_faults(text: bytes, bundle: Bundle) -> Iterator[Fault]:
+def _key_faults(text: bytes, bundle: CertificateBundle) -> Iterator[CertificateFault]:
     keys = [block for block in pem.blocks(text) if block.is_key]
     own = facts(bundle.leaf)
     if len(keys) != 1:
         what = f"it holds {len(keys)} private keys" if keys else "there is no private key in it"
         fix = "keep the key of the first certificate only" if keys else "add the private key that belongs to it, as PEM"
-        yield Fault("certificate-keys", f"{what} ({own})", fix)
+        yield CertificateFault("certificate-keys", f"{what} ({own})", fix)
         return
     (key,) = keys
     if key.encrypted:
-        yield Fault(
+        yield CertificateFault(
             "certificate-key-encrypted",
             f"its private key needs a password, and nobody types one when a balancer starts ({own})",
             "take the password away: openssl pkey -in KEY -out NEWKEY, and put the new key in its place",
@@ -150,7 +161,7 @@ def _key_faults(text: bytes, bundle: Bundle) -> Iterator[Fault]:
     try:
         public = serialization.load_pem_private_key(key.text, None).public_key()
     except (ValueError, TypeError, UnsupportedAlgorithm):
-        yield Fault(
+        yield CertificateFault(
             "certificate-key-broken", f"its private key is damaged, or of a kind that is not known ({own})",
             "paste the whole key, from its -----BEGIN line to its -----END line",
         )  # fmt: skip
@@ -159,12 +170,12 @@ def _key_faults(text: bytes, bundle: Bundle) -> Iterator[Fault]:
         return
     other = next((one for one in bundle.chain if _same_key(public, one)), None)
     if other is not None:
-        yield Fault(
+        yield CertificateFault(
             "certificate-order", f"the private key belongs to {facts(other)}, and the first certificate is {own}",
             "put the certificate of the key first, then the one that signed it, and so on",
         )  # fmt: skip
     else:
-        yield Fault(
+        yield CertificateFault(
             "certificate-key-other", f"its private key belongs to another certificate than {own}",
             "put the key in that the certificate was asked for with, or get a new certificate for this key",
         )  # fmt: skip
@@ -182,7 +193,7 @@ def _spki(key: object) -> bytes:
     return key.public_bytes(serialization.Encoding.DER, form)  # type: ignore[attr-defined,no-any-return]
 
 
-def _order_faults(bundle: Bundle) -> Iterator[Fault]:
+def _order_faults(bundle: CertificateBundle) -> Iterator[CertificateFault]:
     """A chain from the server's certificate upwards, each signed by the next (RFC 5246, 7.4.2)."""
     everything = (bundle.leaf, *bundle.chain)
     for number, (lower, upper) in enumerate(itertools.pairwise(everything), 1):
@@ -196,7 +207,7 @@ def _order_faults(bundle: Bundle) -> Iterator[Fault]:
             what, fix = "the chain goes on after its root", "delete what comes after it"
         else:
             what, fix = "the chain has a gap", f"put the certificate of {issuer} between the two"
-        yield Fault(
+        yield CertificateFault(
             "certificate-chain",
             f"{what}: certificate {number} ({facts(lower)}) was signed by {issuer}, and the next one is {facts(upper)}",
             fix,
@@ -204,12 +215,12 @@ def _order_faults(bundle: Bundle) -> Iterator[Fault]:
         return
     last = everything[-1]
     if self_signed(bundle.leaf):
-        yield Fault(
+        yield CertificateFault(
             "certificate-self-signed", f"it signs itself ({facts(bundle.leaf)}): browsers warn of it",
             "good enough to begin with; for the public get one from a CA", severe=False,
         )  # fmt: skip
     elif not self_signed(last) and not _known_root(last):
-        yield Fault(
+        yield CertificateFault(
             "certificate-chain-open",
             f"the chain ends with {facts(last)}, signed by {show(last.issuer.rfc4514_string(), 80)}, which is no CA "
             "that browsers know",
@@ -235,24 +246,24 @@ def _known_root(certificate: x509.Certificate) -> bool:
     return False
 
 
-def _date_faults(bundle: Bundle, now: datetime) -> Iterator[Fault]:
+def _date_faults(bundle: CertificateBundle, now: datetime) -> Iterator[CertificateFault]:
     for number, one in enumerate((bundle.leaf, *bundle.chain)):
         which = facts(one) if number == 0 else f"{facts(one)} of the chain"
         ends, begins = one.not_valid_after_utc, one.not_valid_before_utc
         renew = "renew it at its CA, and put the new certificate and its chain in its place"
         if ends < now:
-            yield Fault("certificate-expired", f"it is out of date since {ends:{DATE}} ({which})", renew)
+            yield CertificateFault("certificate-expired", f"it is out of date since {ends:{DATE}} ({which})", renew)
         elif begins > now:
-            yield Fault(
+            yield CertificateFault(
                 "certificate-early", f"it is not valid before {begins:%Y-%m-%d %H:%M} UTC ({which})",
                 "wait until then, or look at this machine's clock: date",
             )  # fmt: skip
         elif ends - now < timedelta(days=WARN_DAYS):
             days = (ends - now).days
-            yield Fault("certificate-ends-soon", f"it ends in {days} days ({which})", renew, severe=False)
+            yield CertificateFault("certificate-ends-soon", f"it ends in {days} days ({which})", renew, severe=False)
 
 
-def _strength_faults(bundle: Bundle) -> Iterator[Fault]:
+def _strength_faults(bundle: CertificateBundle) -> Iterator[CertificateFault]:
     for one in (bundle.leaf, *bundle.chain):
         try:
             key = one.public_key()
@@ -270,14 +281,14 @@ def _strength_faults(bundle: Bundle) -> Iterator[Fault]:
             yield _weak("its key is neither RSA nor EC", one)
         algorithm = _signature_hash(one)
         if algorithm in _WEAK_HASHES and not self_signed(one):
-            yield Fault(
+            yield CertificateFault(
                 "certificate-signature", f"it is signed with {algorithm.upper()}, which can be forged ({facts(one)})",
                 "let the CA sign it anew, with SHA-256",
             )  # fmt: skip
 
 
-def _weak(why: str, certificate: x509.Certificate) -> Fault:
-    return Fault(
+def _weak(why: str, certificate: x509.Certificate) -> CertificateFault:
+    return CertificateFault(
         "certificate-weak", f"{why} ({facts(certificate)})",
         "make a new key (openssl ecparam -name prime256v1 -genkey, or openssl genrsa 2048) and get a certificate for "
         "it",
@@ -292,19 +303,19 @@ def _signature_hash(certificate: x509.Certificate) -> str:
     return algorithm.name if algorithm is not None else ""
 
 
-def _usage_faults(leaf: x509.Certificate) -> Iterator[Fault]:
+def _usage_faults(leaf: x509.Certificate) -> Iterator[CertificateFault]:
     try:
         usage = leaf.extensions.get_extension_for_class(x509.ExtendedKeyUsage).value
     except (x509.ExtensionNotFound, ValueError):
         return
     if ExtendedKeyUsageOID.SERVER_AUTH not in usage and ExtendedKeyUsageOID.ANY_EXTENDED_KEY_USAGE not in usage:
-        yield Fault(
+        yield CertificateFault(
             "certificate-usage", f"it is not for servers, by its extended key usage ({facts(leaf)})",
             "get a certificate for servers (serverAuth)",
         )  # fmt: skip
 
 
-def _public_file(path: str, content: bytes, now: datetime) -> Iterator[Fault]:
+def _public_file(path: str, content: bytes, now: datetime) -> Iterator[CertificateFault]:
     """Faults of an attached file of CA certificates or of revocation lists."""
     for block in pem.blocks(content):
         try:
@@ -318,10 +329,12 @@ def _public_file(path: str, content: bytes, now: datetime) -> Iterator[Fault]:
             else:
                 continue
         except (ValueError, UnsupportedAlgorithm):
-            yield Fault("ca-broken", f"a block {block.label} in {show(path)} is damaged", "copy the file anew")
+            yield CertificateFault(
+                "ca-broken", f"a block {block.label} in {show(path)} is damaged", "copy the file anew"
+            )
             continue
         if ends is not None and ends < now:
-            yield Fault(
+            yield CertificateFault(
                 "ca-expired", f"{show(path)}: {what} is out of date since {ends:{DATE}}{about}",
                 "get the new one from the CA: with this one HAProxy refuses everybody",
             )  # fmt: skip

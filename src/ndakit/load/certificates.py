@@ -31,7 +31,7 @@ DATE = "%Y-%m-%d"
 
 
 @dataclass(frozen=True)
-class Fault:
+class CertificateFault:
     """Something about a certificate. `severe`: nothing is built with it."""
 
     code: str
@@ -41,7 +41,7 @@ class Fault:
 
 
 @dataclass(frozen=True)
-class Bundle:
+class CertificateBundle:
     """What a secret holds: the server's certificate and the others of the chain, in the order of the text."""
 
     leaf: x509.Certificate
@@ -61,15 +61,15 @@ class Bundle:
 class Unusable(Exception):
     """A text from which nothing can be taken: `fault` says why."""
 
-    def __init__(self, fault: Fault) -> None:
+    def __init__(self, fault: CertificateFault) -> None:
         super().__init__(fault.what)
         self.fault = fault
 
 
-def read(text: bytes) -> Bundle:
+def read(text: bytes) -> CertificateBundle:
     """The certificates of a secret. Raises Unusable for what cannot be read at all."""
     if not text.strip():
-        raise Unusable(Fault("certificate-empty", "it is empty", _PASTE))
+        raise Unusable(CertificateFault("certificate-empty", "it is empty", _PASTE))
     found = pem.blocks(text)
     certificates = [
         block for block in found if block.label in ("CERTIFICATE", "X509 CERTIFICATE", "TRUSTED CERTIFICATE")
@@ -80,16 +80,18 @@ def read(text: bytes) -> Bundle:
         if not found and text[:1] == b"\x30":
             what += " (it looks like DER or PKCS #12)"
             fix = "turn it into PEM: openssl pkcs12 -in FILE.p12 -nodes, or openssl x509 -inform DER -in FILE"
-        raise Unusable(Fault("certificate-missing", what, fix))
+        raise Unusable(CertificateFault("certificate-missing", what, fix))
     read_ones: list[x509.Certificate] = []
     for number, block in enumerate(certificates, 1):
         try:
             read_ones.append(load(block))
         except (ValueError, UnsupportedAlgorithm):
             raise Unusable(
-                Fault("certificate-broken", f"certificate {number} in it is damaged (cut off, or changed)", _PASTE)
+                CertificateFault(
+                    "certificate-broken", f"certificate {number} in it is damaged (cut off, or changed)", _PASTE
+                )
             ) from None
-    return Bundle(read_ones[0], tuple(read_ones[1:]))
+    return CertificateBundle(read_ones[0], tuple(read_ones[1:]))
 
 
 _PASTE = (
@@ -98,7 +100,7 @@ _PASTE = (
 )
 
 
-def load(block: pem.Block) -> x509.Certificate:
+def load(block: pem.PemBlock) -> x509.Certificate:
     """The certificate of a block. Raises ValueError and UnsupportedAlgorithm.
 
     Numbers that RFC 5280 forbids are no news to those who have such a certificate: CAs that browsers know have them.
@@ -118,7 +120,7 @@ def names_of(certificate: x509.Certificate) -> tuple[str, ...]:
     return (*dns, *(str(address) for address in names.get_values_for_type(x509.IPAddress)))
 
 
-def covers(bundle: Bundle, host: str) -> bool:
+def covers(bundle: CertificateBundle, host: str) -> bool:
     """True if a client that asks for this name takes the certificate; `*.x` is covered by the same wildcard only, and
     a certificate's `*` stands for one whole label (RFC 6125, 6.4.3)."""
     first, _, rest = host.partition(".")

@@ -30,7 +30,7 @@ from ndakit.machine.console_errors import (
     GuestRestarted,
     OutputDamaged,
 )
-from ndakit.machine.console_protocol import Answer, Damaged, Session, place_with_noise, without_noise
+from ndakit.machine.console_protocol import ConsoleAnswer, Damaged, Session, place_with_noise, without_noise
 from ndakit.node import files
 from ndakit.node.errors import CommandTimeout, OutputTooLarge
 from ndakit.node.shell import (
@@ -337,7 +337,7 @@ class Console:
 
     # -- commands ------------------------------------------------------------------------------------------------------
 
-    def _attempt(self, session: Session, command: str, timeout_s: float) -> Answer | None:
+    def _attempt(self, session: Session, command: str, timeout_s: float) -> ConsoleAnswer | None:
         """Send a command and wait for its answer; None if it did not arrive whole."""
         number, start = session.next_number(), self._end
         for line, ack in session.lines(command, number, timeout_s):

@@ -56,7 +56,7 @@ class Damaged(ValueError):
 
 
 @dataclass(frozen=True)
-class Answer:
+class ConsoleAnswer:
     """What a command came to: its exit code (None: killed when its time was over) and the bytes of its output."""
 
     rc: int | None
@@ -155,7 +155,7 @@ class Session:
         taken = plain.rfind(self._token + b"+")
         return bool(plain[plain.find(b"\n", taken) :].strip()) if taken >= 0 else bool(plain.strip())
 
-    def answer(self, data: bytes, number: int) -> Answer | None:
+    def answer(self, data: bytes, number: int) -> ConsoleAnswer | None:
         """The answer to command `number` in the stream, None while it is not complete. Raises Damaged."""
         ended = False
         plain = _KERNEL_LINE.sub(b"", data)
@@ -191,7 +191,7 @@ class Session:
             data[end + len(marks[2]) : stop],
         )
 
-    def _decode(self, header: bytes, stdout: bytes, stderr: bytes, sums: bytes) -> Answer | None:
+    def _decode(self, header: bytes, stdout: bytes, stderr: bytes, sums: bytes) -> ConsoleAnswer | None:
         """The answer, or None if it is not what its sums say."""
         found = re.fullmatch(rb" (\d+|T) ([-bh])", header)
         if found is None:
@@ -207,4 +207,4 @@ class Session:
             wanted = [hashlib.md5(text, usedforsecurity=False).hexdigest().encode() for text in (stdout, stderr)]
             if re.findall(rb"\b[0-9a-f]{32}\b", sums) != wanted:
                 return None
-        return Answer(None if found[1] == b"T" else int(found[1]), stdout, stderr)
+        return ConsoleAnswer(None if found[1] == b"T" else int(found[1]), stdout, stderr)

@@ -18,7 +18,7 @@ HUGE_PAGE_MIB = 2
 
 
 @dataclass(frozen=True)
-class Machine:
+class MachineSize:
     """What a value has to fit: the memory, the files that HAProxy has open at its limit (0 without it), packages."""
 
     memory_mib: int
@@ -120,7 +120,7 @@ _REFUSED: tuple[tuple[str, str], ...] = (
 _DEAD_QUEUES = ("blackhole", "plug", "ingress", "clsact")
 
 
-def harm(key: str, value: str, machine: Machine) -> Harm | None:
+def harm(key: str, value: str, machine: MachineSize) -> Harm | None:
     """What a value does to the way in, or to everybody; None if it is harmless, or not known to do harm."""
     plain = general(key)
     for pattern, why in _REFUSED:
@@ -154,10 +154,10 @@ def _fix(at: _Range) -> str:
     return f"delete it, or write {most}"
 
 
-def _three(least: int, what: str, unit: str) -> Callable[[str, Machine], Harm | None]:
+def _three(least: int, what: str, unit: str) -> Callable[[str, MachineSize], Harm | None]:
     """Three numbers, each not smaller than the one before, and the last one at least so large."""
 
-    def check(value: str, machine: Machine) -> Harm | None:
+    def check(value: str, machine: MachineSize) -> Harm | None:
         numbers = [_number(word) for word in value.split()]
         known = [n for n in numbers if n is not None]
         if len(numbers) == 3 and len(known) == 3 and known == sorted(known) and known[0] > 0 and known[2] >= least:
@@ -167,7 +167,7 @@ def _three(least: int, what: str, unit: str) -> Callable[[str, Machine], Harm | 
     return check
 
 
-def _free(value: str, machine: Machine) -> Harm | None:
+def _free(value: str, machine: MachineSize) -> Harm | None:
     number, most = _number(value), machine.memory_mib * 1024 // 8
     if number is not None and 256 <= number <= most:
         return None
@@ -178,7 +178,7 @@ def _free(value: str, machine: Machine) -> Harm | None:
     return Harm("error", why, f"delete it, or write 256 to {most} (an eighth of {machine.memory_mib} MiB)")
 
 
-def _huge(value: str, machine: Machine) -> Harm | None:
+def _huge(value: str, machine: MachineSize) -> Harm | None:
     number, most = _number(value), machine.memory_mib // 4 // HUGE_PAGE_MIB
     if number is not None and 0 <= number <= most:
         return None
@@ -190,7 +190,7 @@ FILES_OF_OPENWRT = 4096
 """Files that a node without HAProxy is left: more than its daemons together ever open."""
 
 
-def _files(value: str, machine: Machine) -> Harm | None:
+def _files(value: str, machine: MachineSize) -> Harm | None:
     number = _number(value)
     needed = max(machine.files, FILES_OF_OPENWRT)
     if number is not None and number >= needed:
@@ -205,7 +205,7 @@ _CONGESTION = ("cubic", "reno")
 """What the kernels of OpenWrt's releases have built in; the others are packages, kmod-tcp-NAME."""
 
 
-def _congestion(value: str, machine: Machine) -> Harm | None:
+def _congestion(value: str, machine: MachineSize) -> Harm | None:
     packaged = sorted(p.removeprefix("kmod-tcp-") for p in machine.packages if p.startswith("kmod-tcp-"))
     if value in (*_CONGESTION, *packaged):
         return None
@@ -214,7 +214,7 @@ def _congestion(value: str, machine: Machine) -> Harm | None:
     return Harm("error", why, f"{more}, or write {' or '.join((*_CONGESTION, *packaged))}")
 
 
-_COMPUTED: Mapping[str, Callable[[str, Machine], Harm | None]] = {
+_COMPUTED: Mapping[str, Callable[[str, MachineSize], Harm | None]] = {
     "net.ipv4.tcp_mem": _three(
         1024,
         f"TCP gets no memory beyond that many pages of {PAGE_KIB} KiB: no connection works, SSH's neither",

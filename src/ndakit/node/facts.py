@@ -62,7 +62,7 @@ class Result(Protocol):
     stdout: str
 
 
-class Host(Protocol):
+class CommandHost(Protocol):
     """testinfra's host, as far as it is used here."""
 
     def run(self, command: str, *args: str) -> Result:
@@ -106,7 +106,7 @@ class BondCard:
 class NodeFacts:
     """Asks one node."""
 
-    def __init__(self, host: Host) -> None:
+    def __init__(self, host: CommandHost) -> None:
         self._host = host
 
     def text(self, command: str, *args: str) -> str:

@@ -18,7 +18,7 @@ from types import MappingProxyType
 from ndakit.core.errors import ErrorGroup, InputError, Location
 from ndakit.core.release import Release
 from ndakit.packages import install as packages_install
-from ndakit.packages.install import Member
+from ndakit.packages.install import PackageMember
 
 NAME = re.compile(r"[a-z0-9][a-z0-9+._-]*")
 SCRIPTS = ("preinst", "postinst", "prerm", "postrm")
@@ -65,7 +65,7 @@ class Package:
     kept: tuple[str, ...]
     """Further paths that sysupgrade keeps: conffiles that the package itself does not have."""
     scripts: Mapping[str, str]
-    members: Mapping[str, Member]
+    members: Mapping[str, PackageMember]
 
     def version(self, release: Release) -> str:
         """The version as packages of this release write it."""
@@ -251,7 +251,7 @@ class _Reader:
         # libc is every package's dependency (PKG_DEFAULT_DEPENDS); opkg 2022 crashes on a package with none at all.
         return tuple(dict.fromkeys(["libc", *(word.removeprefix("+") for word in text.split())]))
 
-    def _members(self, title: str) -> dict[str, Member]:
+    def _members(self, title: str) -> dict[str, PackageMember]:
         number, lines = self.blocks.get(title, (0, []))
         install = packages_install.Install(self.folder)
         for offset, line in packages_install.logical(lines):

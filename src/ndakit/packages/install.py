@@ -31,7 +31,7 @@ class NotUnderstood(Exception):
 
 
 @dataclass(frozen=True)
-class Member:
+class PackageMember:
     """A file, folder or symbolic link of a package. `target` is a link's."""
 
     kind: Literal["file", "dir", "link"]
@@ -40,11 +40,11 @@ class Member:
     target: str = ""
 
 
-def put(members: dict[str, Member], path: str, content: bytes, mode: int) -> None:
+def put(members: dict[str, PackageMember], path: str, content: bytes, mode: int) -> None:
     """Add a file, with the folders above it."""
     for parent in [*Path(path).parents][-2::-1]:
-        members.setdefault(parent.as_posix(), Member("dir", 0o755))
-    members[path] = Member("file", mode, content)
+        members.setdefault(parent.as_posix(), PackageMember("dir", 0o755))
+    members[path] = PackageMember("file", mode, content)
 
 
 def logical(lines: Sequence[str]) -> Iterator[tuple[int, str]]:
@@ -66,7 +66,7 @@ class Install:
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
-        self.members: dict[str, Member] = {}
+        self.members: dict[str, PackageMember] = {}
 
     def run(self, line: str) -> None:
         """Do one line. Raises NotUnderstood."""
@@ -89,7 +89,7 @@ class Install:
         if command == "LN":
             if len(sources) != 1 or "$" in sources[0]:
                 raise NotUnderstood("$(LN) makes one link", "write: $(LN) TARGET $(1)/LINK")
-            self._add(self._inside(place, last, Path(sources[0]).name), Member("link", 0o777, target=sources[0]))
+            self._add(self._inside(place, last, Path(sources[0]).name), PackageMember("link", 0o777, target=sources[0]))
             return
         found_sources = [path for word in sources for path in self._sources(word)]
         if len(found_sources) > 1 and not self._is_folder(place):
@@ -128,10 +128,10 @@ class Install:
 
     def _make_folder(self, path: str) -> None:
         for part in [*[p.as_posix() for p in Path(path).parents][-2::-1], *([path] if path else [])]:
-            if self.members.setdefault(part, Member("dir", 0o755)).kind != "dir":
+            if self.members.setdefault(part, PackageMember("dir", 0o755)).kind != "dir":
                 raise NotUnderstood(f"/{part} is a file and a folder at once", "give one of them another name")
 
-    def _add(self, path: str, member: Member) -> None:
+    def _add(self, path: str, member: PackageMember) -> None:
         parent = Path(path).parent.as_posix()
         if parent != "." and not self._is_folder(parent):
             raise NotUnderstood(f"there is no folder $(1)/{parent} yet", f"add $(INSTALL_DIR) $(1)/{parent} before")
@@ -154,7 +154,7 @@ class Install:
     def _copy(self, source: Path, to: str) -> None:
         """Copy as `cp -fpR` does, with modes reduced to what git keeps: executable or not."""
         if source.is_symlink():
-            self._add(to, Member("link", 0o777, target=source.readlink().as_posix()))
+            self._add(to, PackageMember("link", 0o777, target=source.readlink().as_posix()))
         elif source.is_dir():
             self._make_folder(to)
             for entry in sorted(source.iterdir()):
@@ -165,7 +165,7 @@ class Install:
         else:
             raise NotUnderstood(f"{source.name} is neither a file, nor a folder, nor a link", "take it away")
 
-    def _file(self, source: Path, mode: int) -> Member:
+    def _file(self, source: Path, mode: int) -> PackageMember:
         """A file of the package's folder. Raises NotUnderstood for one that only the image would show to others."""
         own_mode = source.stat().st_mode
         if mode & 0o004 and not own_mode & 0o111:  # a program is no secret, and its mode is what git keeps of it
@@ -182,4 +182,4 @@ class Install:
                 f"{source.name} holds a private key, and could be in the image",
                 "use $(INSTALL_CONF), so that only root reads it on the node (whoever has the image can read it)",
             )
-        return Member("file", mode, content)
+        return PackageMember("file", mode, content)

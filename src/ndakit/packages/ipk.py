@@ -15,7 +15,7 @@ from pathlib import Path
 
 from ndakit.core.release import Release
 from ndakit.packages.folder import Package
-from ndakit.packages.install import Member
+from ndakit.packages.install import PackageMember
 
 ARCHITECTURE = "all"
 _CONTROL_MAX = 1024 * 1024
@@ -37,20 +37,20 @@ def build(package: Package, release: Release) -> bytes:
     """The .ipk of a package for a release: no times, no names of users, sorted."""
     data = _tar(package.members)
     control = {
-        "control": Member("file", 0o644, _control(package, release, len(data)).encode()),
+        "control": PackageMember("file", 0o644, _control(package, release, len(data)).encode()),
         "postinst": _script(_AROUND.format(guard=_GUARD, call="default_postinst")),
         "prerm": _script(_AROUND.format(guard="", call="default_prerm")),
     }
     for name, text in package.scripts.items():
         control[f"{name}-pkg" if name in ("postinst", "prerm") else name] = _script(text)
     if package.conffiles:
-        control["conffiles"] = Member("file", 0o644, "".join(f"{p}\n" for p in package.conffiles).encode())
+        control["conffiles"] = PackageMember("file", 0o644, "".join(f"{p}\n" for p in package.conffiles).encode())
     return _gzip(
         _tar(
             {
-                "debian-binary": Member("file", 0o644, b"2.0\n"),
-                "data.tar.gz": Member("file", 0o644, _gzip(data)),
-                "control.tar.gz": Member("file", 0o644, _gzip(_tar(control))),
+                "debian-binary": PackageMember("file", 0o644, b"2.0\n"),
+                "data.tar.gz": PackageMember("file", 0o644, _gzip(data)),
+                "control.tar.gz": PackageMember("file", 0o644, _gzip(_tar(control))),
             },
             whole=False,
         )
@@ -108,23 +108,23 @@ def _control(package: Package, release: Release, size: int) -> str:
     return "".join(f"{key}: {value}\n" for key, value in fields if value)
 
 
-def _script(text: str) -> Member:
-    return Member("file", 0o755, text.encode())
+def _script(text: str) -> PackageMember:
+    return PackageMember("file", 0o755, text.encode())
 
 
-def _tar(members: Mapping[str, Member], *, whole: bool = True) -> bytes:
+def _tar(members: Mapping[str, PackageMember], *, whole: bool = True) -> bytes:
     """A tar of the members as GNU tar would write it: `whole` sorts and begins with `./`."""
     sink = io.BytesIO()
     with tarfile.open(fileobj=sink, mode="w", format=tarfile.GNU_FORMAT) as archive:
         if whole:
-            archive.addfile(_header("./", Member("dir", 0o755)))
+            archive.addfile(_header("./", PackageMember("dir", 0o755)))
         for path in sorted(members) if whole else members:
             member = members[path]
             archive.addfile(_header(f"./{path}", member), io.BytesIO(member.content))
     return sink.getvalue()
 
 
-def _header(name: str, member: Member) -> tarfile.TarInfo:
+def _header(name: str, member: PackageMember) -> tarfile.TarInfo:
     found = tarfile.TarInfo(name)
     found.mode, found.size, found.linkname = member.mode, len(member.content), member.target
     found.type = {"file": tarfile.REGTYPE, "dir": tarfile.DIRTYPE, "link": tarfile.SYMTYPE}[member.kind]

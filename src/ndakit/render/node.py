@@ -12,8 +12,7 @@ from ipaddress import IPv4Interface, IPv6Interface, ip_interface
 
 from ndakit.core.names import uci_name
 from ndakit.core.release import Release
-from ndakit.model import Address, Capacity, Profile, capacity_of, transparent
-from ndakit.model import Route as ProfileRoute
+from ndakit.model import Address, Capacity, Profile, Route, capacity_of, transparent
 from ndakit.model.capacity import BACKLOG_FLOOR, FILES_DEFAULT
 from ndakit.model.profile import PEERS_PORT, SYNC_PORT
 from ndakit.model.sizing import Tuning
@@ -60,12 +59,12 @@ class Interface:
 
 
 @dataclass(frozen=True)
-class Route:
+class RouteSection:
     """A route beyond the default one."""
 
     section_type: str
     interface: str
-    route: ProfileRoute
+    route: Route
 
 
 @dataclass(frozen=True)
@@ -178,10 +177,10 @@ class NodeView:
         return tuple(found)
 
     @functools.cached_property
-    def routes(self) -> tuple[Route, ...]:
+    def routes(self) -> tuple[RouteSection, ...]:
         """The routes of all networks."""
         return tuple(
-            Route("route" if r.to.version == 4 else "route6", uci_name(name), r)
+            RouteSection("route" if r.to.version == 4 else "route6", uci_name(name), r)
             for name, net in self.profile.networks.items()
             for r in net.routes
         )

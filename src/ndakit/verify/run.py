@@ -54,7 +54,7 @@ class MachineTooBusy(VerifyError):
         )
 
 
-class Meter(Protocol):
+class PaceMeter(Protocol):
     """How late this machine runs the lab's machines (pace.Meter)."""
 
     def since(self, moment_s: float) -> Pace:
@@ -86,20 +86,20 @@ class Verdict:
 
 
 @dataclass(frozen=True)
-class Trying:
+class ClaimStarted:
     """A claim is about to be tried."""
 
     claim: Claim
 
 
 @dataclass(frozen=True)
-class Tried:
+class ClaimDone:
     """A claim was tried."""
 
     verdict: Verdict
 
 
-Listener = Callable[[Trying | Tried], None]
+Listener = Callable[[ClaimStarted | ClaimDone], None]
 
 
 def select(claims: Sequence[Claim], only: str | None) -> tuple[Claim, ...]:
@@ -120,7 +120,7 @@ def select(claims: Sequence[Claim], only: str | None) -> tuple[Claim, ...]:
 
 
 def run(
-    lab: LabNetwork, claims: Sequence[Claim], listener: Listener, meter: Meter | None = None
+    lab: LabNetwork, claims: Sequence[Claim], listener: Listener, meter: PaceMeter | None = None
 ) -> tuple[Verdict, ...]:
     """Try each claim; an error of the lab or of a node makes a claim fail with the error's text and the run goes on.
 
@@ -134,26 +134,26 @@ def run(
             together = list(group)
             begun = [pool.submit(_once, lab, claim) if beside else None for claim in together]
             for claim, future in zip(together, begun, strict=True):
-                listener(Trying(claim))
+                listener(ClaimStarted(claim))
                 failed = {v.name for v in verdicts if not v.ok} & set(claim.needs)
                 if failed:
                     why = f"{', '.join(sorted(failed))} did not hold before"
                     verdict = Verdict(claim.name, claim.text, "not tried", "not tried", why)
                 else:
-                    verdict = again.try_it(lab, claim, None if future is None else future.result())
+                    verdict = again.run(lab, claim, None if future is None else future.result())
                 verdicts.append(verdict)
-                listener(Tried(verdict))
+                listener(ClaimDone(verdict))
     return tuple(verdicts)
 
 
 class _Again:
     """Tries a claim as often as this machine's pace asks for, and as long as there is time for it."""
 
-    def __init__(self, meter: Meter | None) -> None:
+    def __init__(self, meter: PaceMeter | None) -> None:
         self._meter = meter
         self._left_s = AGAIN_S
 
-    def try_it(self, lab: LabNetwork, claim: Claim, tried: _Try | None = None) -> Verdict:
+    def run(self, lab: LabNetwork, claim: Claim, tried: _Try | None = None) -> Verdict:
         """The verdict on one claim; `tried`: its first try, if that has been made already."""
         started_s = time.monotonic() if tried is None else tried.begun_s
         verdict = self._judged(lab, claim, tried)
@@ -173,7 +173,7 @@ class _Again:
             times = "once" if len(disturbed) == 1 else f"{len(disturbed)} times"
             busy = replace(
                 verdict, state="too busy", tries=len(disturbed), disturbed=tuple(disturbed),
-                detail=f"{trouble}. Tried {times}, the last time: {seen}",
+                detail=f"{trouble}. ClaimDone {times}, the last time: {seen}",
             )  # fmt: skip
             lab.tell(f"{trouble}: {claim.name} does not count")
             last = len(disturbed) == TRIES or self._left_s <= 0
@@ -227,7 +227,7 @@ def _once(lab: LabNetwork, claim: Claim) -> _Try:
     begun_s = time.monotonic()
     late_matters = True
     try:
-        outcome = claim.try_it(lab)
+        outcome = claim.run(lab)
     except NdakitError as error:
         detail = f"{error.what} ({error.where}); {error.fix}"
         verdict = Verdict(claim.name, claim.text, "fails", "no figure", detail)

@@ -39,7 +39,7 @@ _MIB = 1024 * 1024
 
 
 @dataclass(frozen=True)
-class Limits:
+class DownloadLimits:
     """How long and how often is tried."""
 
     connect_s: float = 15.0
@@ -188,7 +188,7 @@ def mirror(text: str) -> str:
     return text.strip().rstrip("/")
 
 
-def small(url: str, *, max_bytes: int, limits: Limits) -> bytes:
+def small(url: str, *, max_bytes: int, limits: DownloadLimits) -> bytes:
     """A small file in memory. Raises MirrorFailed's kinds, NotThere among them."""
     for attempt in range(1, limits.attempts + 1):
         try:
@@ -211,7 +211,7 @@ def small(url: str, *, max_bytes: int, limits: Limits) -> bytes:
     raise AssertionError("the last attempt returns or raises")
 
 
-def large(url: str, partial: Path, *, max_bytes: int, limits: Limits, progress: Progress) -> None:
+def large(url: str, partial: Path, *, max_bytes: int, limits: DownloadLimits, progress: Progress) -> None:
     """Download into the file `partial`, going on where an earlier call ended; on return everything is there.
 
     A connection that breaks off is taken up again as long as each attempt brings enough. Beside the file lies
@@ -241,7 +241,7 @@ def forget(partial: Path) -> None:
     _facts_file(partial).unlink(missing_ok=True)
 
 
-def _once(url: str, partial: Path, max_bytes: int, limits: Limits, progress: Progress) -> None:
+def _once(url: str, partial: Path, max_bytes: int, limits: DownloadLimits, progress: Progress) -> None:
     known = _facts(partial)
     have = _size(partial)
     tag = _tag(known.get("etag")) if known.get("url") == shown(url) else None
@@ -283,7 +283,9 @@ class _Answer:
 
 
 @contextlib.contextmanager
-def _answer(url: str, start: int, tag: str | None, limits: Limits, end_s: float | None = None) -> Iterator[_Answer]:
+def _answer(
+    url: str, start: int, tag: str | None, limits: DownloadLimits, end_s: float | None = None
+) -> Iterator[_Answer]:
     """The answer to a request; `end_s` (monotonic clock) is when its last byte has to be there."""
     if url.startswith("file:"):
         with _local(url, start) as answer:
@@ -313,7 +315,7 @@ def _local(url: str, start: int) -> Iterator[_Answer]:
 
 
 @contextlib.contextmanager
-def _http(url: str, start: int, tag: str | None, limits: Limits, end_s: float | None) -> Iterator[_Answer]:
+def _http(url: str, start: int, tag: str | None, limits: DownloadLimits, end_s: float | None) -> Iterator[_Answer]:
     import requests
 
     from ndakit.imagebuilder.fetch import http_limit
@@ -344,7 +346,7 @@ def _http(url: str, start: int, tag: str | None, limits: Limits, end_s: float | 
             yield _Answer(begin, total, _tag(answer.headers.get("ETag")), kind, _chunks(url, answer, limits, limit))
 
 
-def _chunks(url: str, answer: requests.Response, limits: Limits, limit: http_limit.Limit) -> Iterator[bytes]:
+def _chunks(url: str, answer: requests.Response, limits: DownloadLimits, limit: http_limit.Limit) -> Iterator[bytes]:
     """The body as it was sent, in pieces as they come, so that a slow mirror is seen to be slow."""
     while True:
         with _told(url, limits, limit):
@@ -355,7 +357,7 @@ def _chunks(url: str, answer: requests.Response, limits: Limits, limit: http_lim
 
 
 @contextlib.contextmanager
-def _told(url: str, limits: Limits, limit: http_limit.Limit) -> Iterator[None]:
+def _told(url: str, limits: DownloadLimits, limit: http_limit.Limit) -> Iterator[None]:
     """Turn what requests and urllib3 raise into our errors."""
     import requests
     from urllib3.exceptions import HTTPError, ReadTimeoutError
@@ -381,7 +383,7 @@ def _told(url: str, limits: Limits, limit: http_limit.Limit) -> Iterator[None]:
         raise MirrorRedirects(url, "to an address that cannot be read") from None
 
 
-def _timed(url: str, answer: _Answer, limits: Limits) -> Iterator[bytes]:
+def _timed(url: str, answer: _Answer, limits: DownloadLimits) -> Iterator[bytes]:
     """The chunks, as long as enough of them come in time: a trickle never meets the socket's own time limit."""
     since_s, came = time.monotonic(), 0
     for chunk in answer.chunks:

@@ -30,7 +30,7 @@ from ndakit.core.release import Release
 from ndakit.core.workspace import cache, file_sha256, hold, scratch_folder, swap_folder, write_atomic
 from ndakit.imagebuilder import output
 from ndakit.imagebuilder.fetch import archive, download, errors, trust
-from ndakit.imagebuilder.fetch.download import Limits, MirrorFailed, NotThere
+from ndakit.imagebuilder.fetch.download import DownloadLimits, MirrorFailed, NotThere
 from ndakit.imagebuilder.fetch.trust import LISTING, VerificationFailed
 
 OPENWRT = ("https://downloads.openwrt.org",)
@@ -64,7 +64,7 @@ class Origin:
     offline: bool = False
     checksum: str | None = None
     keys: tuple[Path, ...] = ()
-    limits: Limits = field(default_factory=Limits)
+    limits: DownloadLimits = field(default_factory=DownloadLimits)
 
 
 @dataclass(frozen=True)
@@ -116,7 +116,7 @@ def fetch(
     offline: bool = False,
     checksum: str | None = None,
     keys: Sequence[Path] = (),
-    limits: Limits | None = None,
+    limits: DownloadLimits | None = None,
     events: Events = ignore,
 ) -> Fetched:
     """The ImageBuilder for a release and a target such as `x86/64`, from the cache or the first mirror that has it.
@@ -127,7 +127,7 @@ def fetch(
     """
     origin = Origin(
         tuple(download.mirror(m) for m in mirrors), offline, pinned(checksum) if checksum else None, tuple(keys),
-        limits or Limits(),
+        limits or DownloadLimits(),
     )  # fmt: skip
     return get(release, target, origin, events)
 

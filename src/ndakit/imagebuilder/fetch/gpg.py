@@ -19,7 +19,7 @@ _QUIET = ("--batch", "--no-tty", "--no-autostart", "--status-fd", "1")
 
 
 @dataclass(frozen=True)
-class Verdict:
+class GpgVerdict:
     """`signer` is the primary key's fingerprint if a believed key signed; else `why` says what was found."""
 
     signer: str | None
@@ -31,7 +31,7 @@ def available() -> bool:
     return process.find("gpg") is not None
 
 
-def verify(message: bytes, made: bytes, key_files: Sequence[Path], fingerprints: Collection[str]) -> Verdict:
+def verify(message: bytes, made: bytes, key_files: Sequence[Path], fingerprints: Collection[str]) -> GpgVerdict:
     """Ask gpg who signed `message`.
 
     Believed are the keys in `key_files` (armoured or not), and those of the user's own keyring whose primary
@@ -64,24 +64,24 @@ def _imported(home: Path, path: Path) -> set[str]:
     return {words[3].upper() for words in _status(done.stdout) if words[1] == "IMPORT_OK" and len(words) > 3}
 
 
-def verdict(output: str, believed: Collection[str]) -> Verdict:
+def verdict(output: str, believed: Collection[str]) -> GpgVerdict:
     """Read the status lines: VALIDSIG names the primary key last, whether or not that key has expired."""
     signers: list[str] = []
     unknown: list[str] = []
     for words in _status(output):
         if words[1] in ("BADSIG", "REVKEYSIG", "EXPSIG"):
             meaning = {"BADSIG": "is wrong", "REVKEYSIG": "is by a revoked key", "EXPSIG": "has expired"}[words[1]]
-            return Verdict(None, f"the GPG signature by {words[2]} {meaning}")
+            return GpgVerdict(None, f"the GPG signature by {words[2]} {meaning}")
         if words[1] == "VALIDSIG":
             signers.append(words[-1].upper())
         if words[1] == "NO_PUBKEY":
             unknown.append(words[2])
     for signer in signers:
         if signer in believed:
-            return Verdict(signer)
+            return GpgVerdict(signer)
     if signers or unknown:
-        return Verdict(None, f"it is signed by the GPG key {(signers or unknown)[0]}, which is not known here")
-    return Verdict(None, "gpg finds no signature in it")
+        return GpgVerdict(None, f"it is signed by the GPG key {(signers or unknown)[0]}, which is not known here")
+    return GpgVerdict(None, "gpg finds no signature in it")
 
 
 def _status(output: str) -> list[list[str]]:

@@ -71,7 +71,7 @@ _PIN = "get the archive's SHA-256 from a source you trust and pin it: --checksum
 
 
 @dataclass(frozen=True)
-class Keys:
+class TrustedKeys:
     """Who is trusted for one release: usign keys by id, files with GPG keys, fingerprints of GPG keys."""
 
     usign: Mapping[str, usign.PublicKey]
@@ -79,7 +79,7 @@ class Keys:
     gpg_fingerprints: frozenset[str]
 
 
-def keys_for(release: Release, folders: Sequence[Path] = ()) -> Keys:
+def keys_for(release: Release, folders: Sequence[Path] = ()) -> TrustedKeys:
     """The keys that ship for this release's branch, and those of further folders.
 
     In a folder lie usign keys (named by their id) and GPG keys (`.asc`) for every release; what lies in a subfolder
@@ -99,7 +99,7 @@ def keys_for(release: Release, folders: Sequence[Path] = ()) -> Keys:
             known[key.key_id] = key
     lines = [line.split("#")[0].split() for line in (SHIPPED / FINGERPRINTS).read_text().splitlines()]
     prints = frozenset(words[0] for words in lines if words and branch in words[1:])
-    return Keys(known, tuple(gpg_files), prints)
+    return TrustedKeys(known, tuple(gpg_files), prints)
 
 
 def _read(path: Path) -> usign.PublicKey:
@@ -112,7 +112,7 @@ def _read(path: Path) -> usign.PublicKey:
     return key
 
 
-def verify(listing: bytes, fetch: Callable[[str], bytes | None], keys: Keys, where: str) -> str:
+def verify(listing: bytes, fetch: Callable[[str], bytes | None], keys: TrustedKeys, where: str) -> str:
     """Who vouches for this list of checksums, in words.
 
     `fetch` brings a file that lies beside the list, None if there is none. Raises SignatureMissing, SignatureWrong,
@@ -147,7 +147,7 @@ def verify(listing: bytes, fetch: Callable[[str], bytes | None], keys: Keys, whe
     raise SignatureUntrusted(where, "; ".join(why), _advice(keys, gpg=text is not None))
 
 
-def _advice(keys: Keys, *, gpg: bool) -> str:
+def _advice(keys: TrustedKeys, *, gpg: bool) -> str:
     """What makes the signer known."""
     put = (
         "check the key at https://openwrt.org/docs/guide-user/security/signatures and put it into the workspace's keys/"

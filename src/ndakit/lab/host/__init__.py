@@ -7,11 +7,24 @@ from ndakit.lab.host import image
 from ndakit.lab.host.certificate import throw_away as certificate
 from ndakit.lab.host.channel import LabHostLost, LabHostRefused
 from ndakit.lab.host.connections import Call, Heard, Held
-from ndakit.lab.host.hosts import Host, LabCommandFailed, LabHosts, Service, Web
+from ndakit.lab.host.hosts import Host, HostService, LabCommandFailed, LabHosts, Web
 from ndakit.lab.host.image import LabHostNotMade, LabImage
-from ndakit.lab.host.measure import Answer, Clock, Gap, Load, Ping, Polled, Ran, SshProbe, Try, Watched, WebStats, gaps
+from ndakit.lab.host.measure import (
+    Answer,
+    Clock,
+    Gap,
+    Load,
+    Ping,
+    Polled,
+    ProgramResult,
+    SshProbe,
+    Try,
+    Watched,
+    WebStats,
+    gaps,
+)
 from ndakit.lab.host.poller import Poller, Watch
-from ndakit.lab.host.spec import Behaviour, HostSpec, Interface
+from ndakit.lab.host.spec import Behaviour, HostInterface, HostSpec
 
 __all__ = [
     "Answer",
@@ -22,8 +35,9 @@ __all__ = [
     "Heard",
     "Held",
     "Host",
+    "HostInterface",
+    "HostService",
     "HostSpec",
-    "Interface",
     "LabCommandFailed",
     "LabHostLost",
     "LabHostNotMade",
@@ -34,8 +48,7 @@ __all__ = [
     "Ping",
     "Polled",
     "Poller",
-    "Ran",
-    "Service",
+    "ProgramResult",
     "SshProbe",
     "Try",
     "Watch",

@@ -20,16 +20,16 @@ from ndakit.core.errors import VerifyError
 from ndakit.lab.host import request
 from ndakit.lab.host.channel import MARGIN_S, OWN, QUICK_S, Channel
 from ndakit.lab.host.connections import Call, Held
-from ndakit.lab.host.measure import Answer, Clock, Load, Ping, Ran, SshProbe, Try, WebStats
+from ndakit.lab.host.measure import Answer, Clock, Load, Ping, ProgramResult, SshProbe, Try, WebStats
 from ndakit.lab.host.poller import Poller
-from ndakit.lab.host.request import Address, Headers, Talks
+from ndakit.lab.host.request import Address, Exchanges, Headers
 from ndakit.lab.host.spec import Behaviour, HostSpec
 
 
 class LabCommandFailed(VerifyError):
     """A program in a lab host ended with a failure."""
 
-    def __init__(self, host: str, ran: Ran) -> None:
+    def __init__(self, host: str, ran: ProgramResult) -> None:
         ended = "did not end in its time" if ran.timed_out else process.ending(ran.returncode)
         super().__init__(
             f"{ran.argv[0]} {ended}: {(ran.stderr or ran.stdout).strip()[-300:]}",
@@ -122,7 +122,7 @@ class Host:
         *,
         address: Address = "",
         name: str = "",
-        talks: Talks = (),
+        exchanges: Exchanges = (),
         certificate: str = "",
         **behaviour: Unpack[Behaviour],
     ) -> Web:
@@ -130,37 +130,43 @@ class Host:
 
         With a `certificate` (PEM, with its key) it speaks HTTPS on the same port as well.
         """
-        place = self._place(port, address, name, talks)
+        place = self._place(port, address, name, exchanges)
         given = self._ask("web", **place, certificate=certificate, behaviour=behaviour)
         return Web(self, given["server"], given["port"])
 
-    def tcp(self, port: int, *, address: Address = "", banner: str | None = None, talks: Talks = ()) -> Service:
+    def tcp(
+        self, port: int, *, address: Address = "", banner: str | None = None, exchanges: Exchanges = ()
+    ) -> HostService:
         """Start a TCP server: says `banner` (the host's name; "" for nothing) and a newline, then echoes.
 
-        The line `client?` is answered with the client's address, what is in `talks` as they say.
+        The line `client?` is answered with the client's address, what is in `exchanges` as they say.
         """
         text = self.name if banner is None else banner
-        given = self._ask("tcp", **self._place(port, address, "", talks), banner=text)
-        return Service(self, given["server"], given["port"])
+        given = self._ask("tcp", **self._place(port, address, "", exchanges), banner=text)
+        return HostService(self, given["server"], given["port"])
 
-    def smtp(self, port: int, *, address: Address = "", name: str = "", talks: Talks = (), code: int = 220) -> Service:
+    def smtp(
+        self, port: int, *, address: Address = "", name: str = "", exchanges: Exchanges = (), code: int = 220
+    ) -> HostService:
         """Start a mail server that takes no mail: it greets with `code` and its name, HELO is told the client's
         address."""
-        given = self._ask("smtp", **self._place(port, address, name, talks), code=code)
-        return Service(self, given["server"], given["port"])
+        given = self._ask("smtp", **self._place(port, address, name, exchanges), code=code)
+        return HostService(self, given["server"], given["port"])
 
-    def udp(self, port: int, *, address: Address = "", name: str = "", talks: Talks = (), dns_code: int = 0) -> Service:
+    def udp(
+        self, port: int, *, address: Address = "", name: str = "", exchanges: Exchanges = (), dns_code: int = 0
+    ) -> HostService:
         """Start a UDP server: sends each datagram back with its name and a space before it.
 
         Questions to a name server are answered as one does, with the status `dns_code` (0: no error); what is in
-        `talks` as they say.
+        `exchanges` as they say.
         """
-        given = self._ask("udp", **self._place(port, address, name, talks), dns_code=dns_code)
-        return Service(self, given["server"], given["port"])
+        given = self._ask("udp", **self._place(port, address, name, exchanges), dns_code=dns_code)
+        return HostService(self, given["server"], given["port"])
 
-    def _place(self, port: int, address: Address, name: str, talks: Talks) -> dict[str, Any]:
+    def _place(self, port: int, address: Address, name: str, exchanges: Exchanges) -> dict[str, Any]:
         return {
-            "port": port, "address": str(address), "name": name or self.name, "talks": request.talks(talks),
+            "port": port, "address": str(address), "name": name or self.name, "exchanges": request.exchanges(exchanges),
         }  # fmt: skip
 
     # -- what it asks of others
@@ -291,12 +297,14 @@ class Host:
 
     # -- programs
 
-    def run(self, argv: Sequence[str], *, stdin: bytes = b"", timeout_s: float = 10.0, check: bool = True) -> Ran:
+    def run(
+        self, argv: Sequence[str], *, stdin: bytes = b"", timeout_s: float = 10.0, check: bool = True
+    ) -> ProgramResult:
         """Run a program in the host's namespace. Raises LabCommandFailed (with `check`), LabHostRefused."""
         given = self._ask(
             "run", within_s=timeout_s + MARGIN_S, argv=list(argv), stdin=request.text(stdin), timeout_s=timeout_s
         )
-        ran = Ran(tuple(argv), **given)
+        ran = ProgramResult(tuple(argv), **given)
         if check and (ran.returncode != 0 or ran.timed_out):
             raise LabCommandFailed(self.name, ran)
         return ran
@@ -327,7 +335,7 @@ class Host:
         source: Address = "",
         stdin: bytes = b"",
         timeout_s: float = 15.0,
-    ) -> Ran:
+    ) -> ProgramResult:
         """Run a command over SSH with a private key (its text; it lies in memory, readable by root alone, meanwhile).
 
         Exit code 255 is SSH's own failure, with its reason on stderr.
@@ -344,7 +352,7 @@ class Host:
             stdin=request.text(stdin),
             timeout_s=timeout_s,
         )
-        return Ran(tuple(argv), **given)
+        return ProgramResult(tuple(argv), **given)
 
     def _in_full(self, target: dict[str, Any], timeout_s: float) -> Answer:
         return Answer.of(self._ask("ask", within_s=timeout_s + MARGIN_S, **target, timeout_s=timeout_s))
@@ -353,7 +361,7 @@ class Host:
         return self._channel.ask(self.name, do, within_s=within_s, **given)
 
 
-class Service:
+class HostService:
     """A server that runs in a host."""
 
     def __init__(self, host: Host, number: int, port: int) -> None:
@@ -370,7 +378,7 @@ class Service:
         return dict(self._host._ask("stats", server=self._number))
 
 
-class Web(Service):
+class Web(HostService):
     """A web server."""
 
     def set(self, **changes: Unpack[Behaviour]) -> None:

@@ -340,7 +340,7 @@ class Ping:
 
 
 @dataclass(frozen=True)
-class Ran:
+class ProgramResult:
     """A program that ended; `returncode` is negative if a signal ended it (also after a time-out)."""
 
     argv: tuple[str, ...]

@@ -12,12 +12,12 @@ Address = str | IPv4Address | IPv6Address
 Headers = Mapping[str, str] | Sequence[tuple[str, str]]
 
 
-Talks = Sequence[tuple[bytes, bytes]]
+Exchanges = Sequence[tuple[bytes, bytes]]
 """What a client may say to a server first, and what it is answered then; for nothing said it is in the greeting."""
 
 
-def talks(given: Talks) -> list[list[str]]:
-    """Talks as they travel in JSON."""
+def exchanges(given: Exchanges) -> list[list[str]]:
+    """Exchanges as they travel in JSON."""
     return [[text(said), text(answer)] for said, answer in given]
 
 

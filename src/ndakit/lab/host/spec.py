@@ -8,7 +8,7 @@ from typing import Literal, TypedDict
 
 
 @dataclass(frozen=True)
-class Interface:
+class HostInterface:
     """A card of a host: its segment, its MAC address, its addresses with prefix lengths, its VLAN if tagged."""
 
     segment: str
@@ -29,7 +29,7 @@ class HostSpec:
     """
 
     name: str
-    interfaces: tuple[Interface, ...]
+    interfaces: tuple[HostInterface, ...]
     gateways: tuple[str, ...] = ()
     routes: tuple[tuple[str, str], ...] = ()
     loopback: tuple[str, ...] = ()

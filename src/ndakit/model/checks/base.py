@@ -205,7 +205,7 @@ class Check(Model):
         return self.rise or 2
 
     @property
-    def talks(self) -> bool:
+    def exchanges(self) -> bool:
         """True if a tcp check says or waits for something beyond the connection."""
         return self.type == "tcp" and (self.send is not None or self.expect.reply is not None)
 
@@ -221,7 +221,7 @@ class Check(Model):
         Connecting may take min(`timeout connect`, `inter`), and `timeout check` comes on top, for the answer once
         connected (HAProxy's configuration manual, "timeout check"); a tcp check ends with the connection.
         """
-        answer = self.type != "tcp" or self.talks
+        answer = self.type != "tcp" or self.exchanges
         return min(connect_s, self.interval_s) + (self.timeout_s if answer else 0.0)
 
     def detection_s(self, connect_s: float) -> float:

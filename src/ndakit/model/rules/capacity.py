@@ -23,7 +23,7 @@ from ndakit.model.capacity import (
 from ndakit.model.profile import Profile
 from ndakit.model.rules.findings import Finding, error, warning
 from ndakit.model.spans import Spans
-from ndakit.model.sysctl_values import Machine, device, harm, port_range
+from ndakit.model.sysctl_values import MachineSize, device, harm, port_range
 from ndakit.model.sysctls import KNOWN, general, gone, owner
 from ndakit.model.traffic import ConnectionLimit
 
@@ -228,11 +228,11 @@ def servers(profile: Profile) -> Iterator[Finding]:
             )  # fmt: skip
 
 
-def machine(profile: Profile) -> Machine:
+def machine(profile: Profile) -> MachineSize:
     """What a kernel value has to fit."""
     found = capacity_of(profile)
     added = frozenset(name for name, wish in profile.image.packages.items() if wish == "add")
-    return Machine(found.memory_mib, found.files, added)
+    return MachineSize(found.memory_mib, found.files, added)
 
 
 def _devices(profile: Profile) -> tuple[str, ...]:

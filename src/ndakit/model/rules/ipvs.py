@@ -61,7 +61,7 @@ def checks_of_engine(profile: Profile) -> Iterator[Finding]:
         if not balanced:
             continue
         user = balanced[0]
-        if check.talks:
+        if check.exchanges:
             yield error(
                 "talk-needs-proxy",
                 f"pool {name}'s tcp check sends or expects something, and keepalived, behind service {user}, only "

@@ -116,7 +116,7 @@ class Backend:
 
 
 @dataclass(frozen=True)
-class Detour:
+class FallbackRule:
     """Another backend for the time when no server of the ones named is left; with `addresses` only for clients that
     came to one of these, and with nothing but these for all of them."""
 
@@ -131,7 +131,7 @@ class HostRoute:
 
     conditions: tuple[Condition, ...]
     backend: str
-    detours: tuple[Detour, ...]
+    fallback_rules: tuple[FallbackRule, ...]
 
 
 @dataclass(frozen=True)
@@ -142,7 +142,7 @@ class Frontend:
     protocol: str
     binds: tuple[Bind, ...]
     backend: str
-    detours: tuple[Detour, ...]
+    fallback_rules: tuple[FallbackRule, ...]
     routes: tuple[HostRoute, ...]
     unknown: UnknownHosts | None
     timeouts: Timeouts
@@ -267,13 +267,13 @@ def sorry_response(page: bytes) -> bytes:
 def _frontend(node: NodeView, name: str, backends: _Backends) -> Frontend:
     profile = node.profile
     service = profile.services[name]
-    backend, detours = _way(node, name, service.pool, backends)
+    backend, fallback_rules = _way(node, name, service.pool, backends)
     return Frontend(
         name=frontend_name(name),
         protocol=service.protocol,
         binds=tuple(Bind(e.address, ports) for e in profile.endpoints(name) for ports in e.ports),
         backend=backend,
-        detours=detours,
+        fallback_rules=fallback_rules,
         routes=tuple(_route(node, name, number, backends) for number in range(len(service.routes))),
         unknown=host_names.unknown(service),
         timeouts=service.timeouts,
@@ -282,7 +282,7 @@ def _frontend(node: NodeView, name: str, backends: _Backends) -> Frontend:
     )
 
 
-def _way(node: NodeView, name: str, pool: str, backends: _Backends) -> tuple[str, tuple[Detour, ...]]:
+def _way(node: NodeView, name: str, pool: str, backends: _Backends) -> tuple[str, tuple[FallbackRule, ...]]:
     """The backend of a pool of a service, and the others that are asked before it: where it is empty, and where a
     client came by another family."""
     profile = node.profile
@@ -291,20 +291,22 @@ def _way(node: NodeView, name: str, pool: str, backends: _Backends) -> tuple[str
     if profile.services[name].transparent:  # from a client's address to a server's of the same family
         families = [*sorted({e.address.version for e in endpoints})]
     names = {v: [_backend(node, name, one, backends, v).name for one in chain] for v in families}
-    detours: list[Detour] = []
+    fallback_rules: list[FallbackRule] = []
     for version in reversed(families):
         first = version == families[0]
         came_to = () if first else tuple(dict.fromkeys(e.address for e in endpoints if e.address.version == version))
         ours = names[version]
         # The last resort first: HAProxy takes the first rule that holds.
-        detours += [Detour(ours[i], tuple(ours[:i]), came_to) for i in range(len(ours) - 1, -1 if came_to else 0, -1)]
-    return names[families[0]][0], tuple(detours)
+        fallback_rules += [
+            FallbackRule(ours[i], tuple(ours[:i]), came_to) for i in range(len(ours) - 1, -1 if came_to else 0, -1)
+        ]
+    return names[families[0]][0], tuple(fallback_rules)
 
 
 def _route(node: NodeView, service: str, number: int, backends: _Backends) -> HostRoute:
     route = node.profile.services[service].routes[number]
-    backend, detours = _way(node, service, route.pool, backends)
-    return HostRoute(host_names.conditions(route, number + 1), backend, detours)
+    backend, fallback_rules = _way(node, service, route.pool, backends)
+    return HostRoute(host_names.conditions(route, number + 1), backend, fallback_rules)
 
 
 def _chain(profile: Profile, pool: str) -> list[str]:

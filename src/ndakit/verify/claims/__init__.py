@@ -25,7 +25,7 @@ from ndakit.verify.claims import (
     scheduling,
     traffic,
 )
-from ndakit.verify.claims.base import Claim, LeftOut, Outcome, front
+from ndakit.verify.claims.base import Claim, LeftOut, Outcome, service_port
 
 __all__ = ["Claim", "LeftOut", "Outcome", "all_claims", "left_out"]
 
@@ -146,12 +146,12 @@ def _about_pools(profile: Profile) -> Iterator[Claim | LeftOut]:
             yield Claim(f"drain/{name}", text, partial(scheduling.drained, name=name))
         elif profile.ipvs_services_of(name):
             yield LeftOut(f"drain/{name}", scheduling.no_drain(profile, name))
-        if front(profile, name) is None and (pool.sorry is not None or scheduling.has_quorum(pool)):
+        if service_port(profile, name) is None and (pool.sorry is not None or scheduling.has_quorum(pool)):
             yield LeftOut(f"sorry/{name}", "no service has it as its own pool, so that nobody can ask it by itself")
-        if scheduling.has_quorum(pool) and front(profile, name):
+        if scheduling.has_quorum(pool) and service_port(profile, name):
             text = f"below the quorum of {name} the sorry server answers, although servers are left"
             yield Claim(f"quorum/{name}", text, partial(scheduling.quorum, name=name))
-        if pool.sorry is not None and front(profile, name):
+        if pool.sorry is not None and service_port(profile, name):
             text = f"with all servers of {name} dead, clients get what the profile says"
             yield Claim(f"sorry/{name}", text, partial(traffic.sorry, name=name))
 

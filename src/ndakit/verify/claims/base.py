@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from ndakit.lab.clients import Front
+from ndakit.lab.clients import ServicePort
 from ndakit.lab.network import LabNetwork
-from ndakit.lab.plan import Seat
+from ndakit.lab.plan import VantagePoint
 from ndakit.model import Address, Endpoint, Profile
 
 SLACK_S = 2.0
@@ -26,11 +26,11 @@ class Outcome:
 
 @dataclass(frozen=True)
 class Claim:
-    """One statement about the pair. `name` is group/subject; `text` a sentence; `try_it` finds out."""
+    """One statement about the pair. `name` is group/subject; `text` a sentence; `run` finds out."""
 
     name: str
     text: str
-    try_it: Callable[[LabNetwork], Outcome]
+    run: Callable[[LabNetwork], Outcome]
     needs: tuple[str, ...] = ()
     """Claims that have to be tried, and hold, before this one."""
     thorough: bool = False
@@ -54,20 +54,20 @@ def targets(profile: Profile, service: str) -> list[tuple[Endpoint, int]]:
     return [(e, p) for e in profile.endpoints(service) for low, high in e.ports for p in dict.fromkeys((low, high))]
 
 
-def first_front(profile: Profile, service: str) -> Front:
+def first_service_port(profile: Profile, service: str) -> ServicePort:
     """A service's first address and port."""
-    return Front(service, *targets(profile, service)[0])
+    return ServicePort(service, *targets(profile, service)[0])
 
 
-def front(profile: Profile, pool: str) -> Front | None:
+def service_port(profile: Profile, pool: str) -> ServicePort | None:
     """A service in front of a pool, with an address and port to try."""
-    return next((first_front(profile, name) for name, s in profile.services.items() if s.pool == pool), None)
+    return next((first_service_port(profile, name) for name, s in profile.services.items() if s.pool == pool), None)
 
 
-def reachable_addresses(lab: LabNetwork, node: str, seat: Seat) -> list[Address]:
+def reachable_addresses(lab: LabNetwork, node: str, point: VantagePoint) -> list[Address]:
     """The node's own addresses in the network in which a host of the lab sits."""
-    own = lab.profile.nodes[node].addresses.get(lab.plan.hosts[seat.host].network, ())
-    return [a for a in own if seat.address(a.version) is not None]
+    own = lab.profile.nodes[node].addresses.get(lab.plan.hosts[point.host].network, ())
+    return [a for a in own if point.address(a.version) is not None]
 
 
 def share_text(shares: dict[str, int]) -> str:

@@ -12,10 +12,10 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from ndakit.core.deadline import Deadline, DeadlineExceeded
-from ndakit.lab.clients import Front, LabLacks
+from ndakit.lab.clients import LabLacks, ServicePort
 from ndakit.lab.network import SWITCH, LabNetwork, Switches
 from ndakit.model import Profile
-from ndakit.verify.claims.base import Outcome, first_front
+from ndakit.verify.claims.base import Outcome, first_service_port
 from ndakit.verify.claims.failover import gap_errors, measured, poll_target, precision, unserved
 
 REQUESTS = 48
@@ -94,17 +94,17 @@ def _disagreements(lab: LabNetwork, node: str, bond: str) -> Iterator[str]:
             yield f"the switch does not take {port.name} into the bundle"
 
 
-def _fronts(profile: Profile, network: str) -> list[Front]:
+def _service_ports(profile: Profile, network: str) -> list[ServicePort]:
     """A service whose requests come by the bond; else one whose servers are asked over it; else any."""
     here = {n for n in profile.networks if profile.base_owner(n) == network}
     outside = [
-        first_front(profile, name)._replace(endpoint=endpoint)
+        first_service_port(profile, name)._replace(endpoint=endpoint)
         for name in profile.services
         for endpoint in profile.endpoints(name)
         if endpoint.network in here and profile.services[name].transport == "tcp"
     ]
     inside = [
-        first_front(profile, name)
+        first_service_port(profile, name)
         for name, service in profile.services.items()
         for server in profile.pools[service.pool].servers.values()
         if any(profile.network_of(a) in here for a in server.address)
@@ -114,9 +114,9 @@ def _fronts(profile: Profile, network: str) -> list[Front]:
 
 def _talk(lab: LabNetwork, network: str) -> None:
     """Have many connections over the bond; where no service uses it, what goes over it anyway has to do."""
-    for front in _fronts(lab.profile, network):
+    for service_port in _service_ports(lab.profile, network):
         with contextlib.suppress(LabLacks):
-            lab.ask(front, REQUESTS)
+            lab.ask(service_port, REQUESTS)
             return
     time.sleep(10.0)
 
@@ -124,8 +124,8 @@ def _talk(lab: LabNetwork, network: str) -> None:
 def case(lab: LabNetwork, network: str, kind: Case) -> Outcome:
     """Plug in, wait until it works, take cards out, ask all the time, and put everything back."""
     bond = lab.profile.base_device(network)
-    front = next(iter(_fronts(lab.profile, network)), None) or poll_target(lab.profile)
-    if front is None:
+    service_port = next(iter(_service_ports(lab.profile, network)), None) or poll_target(lab.profile)
+    if service_port is None:
         return Outcome(False, "not tried", "there is nothing that a client could ask meanwhile")
     wrong: list[str] = []
     figures: list[str] = []
@@ -142,7 +142,7 @@ def case(lab: LabNetwork, network: str, kind: Case) -> Outcome:
         if kind.switches != "one" and len(used[0]) >= len(lab.bond_cards(master, bond)):
             wrong.append(f"{master} uses {', '.join(used[0])} at once, although they do not belong together")
         for cards in kind.out(lab.bond_cards(master, bond), used[0]):
-            with lab.watch(front) as watch:
+            with lab.watch(service_port) as watch:
                 time.sleep(0.5)
                 lab.tell(f"{', '.join(cards)} of {master} lose their link")
                 _links(lab, master, cards, up=False)

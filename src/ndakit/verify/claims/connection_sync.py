@@ -13,12 +13,12 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
-from ndakit.lab.clients import OUTSIDE_PORT, Front
+from ndakit.lab.clients import OUTSIDE_PORT, ServicePort
 from ndakit.lab.host import Call, LabHostRefused
 from ndakit.lab.network import LabNetwork
-from ndakit.lab.plan import Seat
+from ndakit.lab.plan import VantagePoint
 from ndakit.model import Address, Endpoint, Profile
-from ndakit.verify.claims.base import Outcome, first_front, targets
+from ndakit.verify.claims.base import Outcome, first_service_port, targets
 from ndakit.verify.claims.failover import gap_bound_s
 from ndakit.verify.claims.firewall import egress_ways
 
@@ -42,7 +42,7 @@ class HandedOver:
 
     egress: tuple[str, ...]
     """Networks whose servers' connections to the outside are tracked."""
-    carried: tuple[Front, ...]
+    carried: tuple[ServicePort, ...]
     """The kernel's services whose connections are tried: the first of each topology and address family."""
     kept: tuple[str, ...]
     """Proxied services whose clients keep their servers."""
@@ -77,14 +77,14 @@ def handed_over(profile: Profile) -> HandedOver:
     )
 
 
-def _carried(profile: Profile) -> Iterator[Front]:
+def _carried(profile: Profile) -> Iterator[ServicePort]:
     seen: set[tuple[str, int]] = set()
     for name in profile.ipvs_services:
         service = profile.services[name]
         for endpoint, port in targets(profile, name) if service.transport == "tcp" else ():
             if (service.topology, endpoint.address.version) not in seen:
                 seen.add((service.topology, endpoint.address.version))
-                yield Front(name, endpoint, port)
+                yield ServicePort(name, endpoint, port)
 
 
 @dataclass
@@ -125,20 +125,20 @@ class _Connection:
 class _Clients:
     """Clients of a service and the server that each of them has."""
 
-    front: Front
+    service_port: ServicePort
     servers: dict[tuple[str, Address], str] = field(default_factory=dict)
 
     def ask(self, lab: LabNetwork) -> list[str]:
         """Let every client connect anew; who has not the server that it had before. Those of one server come one after
         the other: a node that knew nothing of them would spread them."""
-        service, endpoint, port = self.front
+        service, endpoint, port = self.service_port
         order = sorted(self.servers, key=lambda client: self.servers[client]) or _clients(lab, endpoint)
         if not order:
             return [f"nobody in the lab is a client of {service}"]
         pool = lab.profile.services[service].pool
         wrong = []
         for host, source in order:
-            found = lab.load(Seat(host, (source,)), endpoint.address, port, pool, 1)
+            found = lab.load(VantagePoint(host, (source,)), endpoint.address, port, pool, 1)
             server = next(iter(found.shares), "") or f"nobody ({found.first_error})"
             had = self.servers.setdefault((host, source), server)
             if server != had or not found.shares:
@@ -166,7 +166,7 @@ def connections(lab: LabNetwork) -> Outcome:
         for one in _open(lab, wanted):
             stack.enter_context(one.call)
             held.append(one)
-        clients = [_Clients(first_front(lab.profile, name)) for name in wanted.kept]
+        clients = [_Clients(first_service_port(lab.profile, name)) for name in wanted.kept]
         silent = [f"{h.name}: {h.error or 'no answer'}" for h in _waited(held, BEGIN_S)]
         silent += [wrong for each in clients for wrong in each.ask(lab)]
         if silent:
@@ -177,13 +177,13 @@ def connections(lab: LabNetwork) -> Outcome:
 def _open(lab: LabNetwork, wanted: HandedOver) -> Iterator[_Connection]:
     for network in wanted.egress:
         way = egress_ways(lab.profile, network)[0]
-        seat, target = lab.outside(way)
+        point, target = lab.outside(way)
         homes = {s.host: s.address(way.version) for s in lab.plan.servers.values()}
         others = [
             host for host, own in homes.items()
             if lab.plan.hosts[host].role == "server" and own is not None and lab.profile.network_of(own) == network
         ]  # fmt: skip
-        for name in dict.fromkeys((seat.host, *others[:2])):
+        for name in dict.fromkeys((point.host, *others[:2])):
             # Only the outside speaks, and seldom: a packet from inside, and be it an acknowledgement on its way when
             # the VIPs move, would teach a node the connection that it does not know.
             payload = f"GET /lab-stream?{SELDOM_S * 1000:.0f} HTTP/1.1\r\nHost: outside\r\n\r\n".encode()
@@ -193,15 +193,15 @@ def _open(lab: LabNetwork, wanted: HandedOver) -> Iterator[_Connection]:
         yield from _open_service(lab, one)
 
 
-def _open_service(lab: LabNetwork, one: Front) -> Iterator[_Connection]:
+def _open_service(lab: LabNetwork, one: ServicePort) -> Iterator[_Connection]:
     """Two connections: a download, and one over which nothing goes until the client says something, as with SSH."""
-    seat = lab.client_for(one.endpoint, one.service)
-    address, source = one.endpoint.address, seat.address(one.endpoint.address.version)
+    point = lab.client_for(one.endpoint, one.service)
+    address, source = one.endpoint.address, point.address(one.endpoint.address.version)
     kind = lab.speaks(one.service, one.port)
     asked = {"http": f"GET {lab.path} HTTP/1.1\r\nHost: lab\r\n\r\n".encode(), "smtp": b"NOOP\r\n", "tcp": b"hello\n"}
     endless = {"http": b"GET /lab-stream HTTP/1.1\r\nHost: lab\r\n\r\n", "tcp": b"stream\n"}
     name = f"{one.service} ({lab.profile.services[one.service].topology}, IPv{address.version})"
-    host = lab.hosts[seat.host]
+    host = lab.hosts[point.host]
     if kind in endless:
         call = host.call(address, one.port, payload=endless[kind], source=source or "")
         yield _Connection(f"{name}, a download", call, STEADY_S)
@@ -280,4 +280,4 @@ def _figures(held: list[_Connection], clients: list[_Clients], pause_ms: float, 
     elif held:
         yield f"{len(held)} connections went on"
     for each in clients:
-        yield f"{len(each.servers)} clients of {each.front.service} kept their servers"
+        yield f"{len(each.servers)} clients of {each.service_port.service} kept their servers"

@@ -6,12 +6,12 @@ import contextlib
 import time
 
 from ndakit.core.addresses import authority
-from ndakit.lab.clients import Front, LabLacks
+from ndakit.lab.clients import LabLacks, ServicePort
 from ndakit.lab.host import Polled, Watched
 from ndakit.lab.network import LabNetwork
 from ndakit.model import Profile
 from ndakit.model.links import WayOut, ways_out
-from ndakit.verify.claims.base import Outcome, first_front, targets
+from ndakit.verify.claims.base import Outcome, first_service_port, targets
 
 RETURN_POLL_S = 0.05
 """A booting node needs the processor; the handover it ends with is no emergency."""
@@ -51,7 +51,7 @@ def unserved(lab: LabNetwork) -> list[str]:
     for name in lab.profile.services:
         for endpoint, port in targets(lab.profile, name):
             try:
-                result = lab.ask(Front(name, endpoint, port), 1)
+                result = lab.ask(ServicePort(name, endpoint, port), 1)
             except LabLacks:
                 continue
             if result.failures:
@@ -79,15 +79,15 @@ def measured(polled: Polled | Watched) -> dict[str, float | int | str]:
     }
 
 
-def poll_target(profile: Profile) -> Front | WayOut | None:
+def poll_target(profile: Profile) -> ServicePort | WayOut | None:
     """What is asked during a failover: the first service, on its first address and port; without services the first way
     out. None if there is nothing to ask."""
     if profile.services:
-        return first_front(profile, next(iter(profile.services)))
+        return first_service_port(profile, next(iter(profile.services)))
     return next(ways_out(profile), None)
 
 
-def asked(lab: LabNetwork) -> Front | WayOut:
+def asked(lab: LabNetwork) -> ServicePort | WayOut:
     """The same for a lab. Raises LabLacks if there is nothing."""
     found = poll_target(lab.profile)
     if found is None:

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from ndakit.core.deadline import Deadline
 from ndakit.lab.frames import announced, decode_vrrp
 from ndakit.lab.network import LabNetwork
-from ndakit.lab.switch import Frame, Port
+from ndakit.lab.switch import Frame, SwitchPort
 from ndakit.model import Profile
 from ndakit.model.links import deciding, watched_alone
 from ndakit.verify.claims import bonding
@@ -241,7 +241,7 @@ def _wait_other(lab: LabNetwork, adverts: _Adverts, master: str, timeout_s: floa
 
 
 @dataclass(frozen=True)
-class Cable:
+class NodeCable:
     """The cable of a network, or of several that share a card, bond or bridge: its cards on each node."""
 
     network: str
@@ -250,18 +250,18 @@ class Cable:
     """Why its link decides who is master; empty if it does not."""
 
 
-def cables(profile: Profile) -> tuple[Cable, ...]:
+def cables(profile: Profile) -> tuple[NodeCable, ...]:
     """Every cable of a node, in the order of the networks. Of a bridge that is its first port: the lab plugs in no
     other one."""
     decides = deciding(profile)
-    found: list[Cable] = []
+    found: list[NodeCable] = []
     for name, net in profile.networks.items():
         if profile.base_owner(name) == name:
             shared = [n for n in profile.networks if set(profile.networks[n].nics) & set(net.nics)]
             why = next((f"{n}: {decides[n]}" for n in shared if n in decides), "")
             cards = net.nics if net.bond is not None else net.nics[:1]
             if not any(set(cards) & set(cable.cards) for cable in found):
-                found.append(Cable(name, cards, why))
+                found.append(NodeCable(name, cards, why))
     return tuple(found)
 
 
@@ -297,7 +297,7 @@ def _cards(lab: LabNetwork, node: str) -> list[str]:
     return [nic.name for nic in lab.plan.balancers[node] if nic.segment]
 
 
-def _ports(lab: LabNetwork, node: str) -> list[Port]:
+def _ports(lab: LabNetwork, node: str) -> list[SwitchPort]:
     names = {f"{node}-{card}" for card in _cards(lab, node)}
     return [port for port in lab.switch.ports() if port.name in names]
 
@@ -351,7 +351,7 @@ def _heal(lab: LabNetwork, node: str) -> None:
         lab.switch.heal(port)
 
 
-def _pairs(lab: LabNetwork, node: str) -> list[tuple[Port, Port]]:
+def _pairs(lab: LabNetwork, node: str) -> list[tuple[SwitchPort, SwitchPort]]:
     """The master's ports, each with those of the other nodes on the same segment."""
     others = [p for n in lab.profile.nodes if n != node for p in _ports(lab, n)]
     return [(mine, other) for mine in _ports(lab, node) for other in others if mine.segment == other.segment]
@@ -367,7 +367,7 @@ def _hear(lab: LabNetwork, node: str) -> None:
         lab.switch.unblock(mine, other)
 
 
-def _between(lab: LabNetwork, node: str) -> list[tuple[Port, Port]]:
+def _between(lab: LabNetwork, node: str) -> list[tuple[SwitchPort, SwitchPort]]:
     """The same without the heartbeats."""
     quiet = {f"{node}-{nic}" for name in lab.profile.heartbeats for nic in lab.profile.networks[name].nics}
     return [(mine, other) for mine, other in _pairs(lab, node) if mine.name not in quiet]

@@ -8,7 +8,7 @@ from typing import Literal
 
 from ndakit.core.addresses import authority
 from ndakit.lab.network import LabNetwork
-from ndakit.lab.plan import Seat
+from ndakit.lab.plan import VantagePoint
 from ndakit.lab.server_ports import WATCHED_PORTS
 from ndakit.model import Address, Opening, Profile
 from ndakit.model.links import WayOut, ways_out
@@ -25,15 +25,18 @@ def watched(profile: Profile, protocol: Protocol) -> set[int]:
 
 def firewall(lab: LabNetwork, network: str) -> Outcome:
     """A list of ports tried from a client and a stranger of the network, against what the model opens."""
-    seats = {f"client-{network}": lab.plan.clients.get(network), f"stranger-{network}": lab.plan.strangers.get(network)}
+    points = {
+        f"client-{network}": lab.plan.clients.get(network),
+        f"stranger-{network}": lab.plan.strangers.get(network),
+    }
     wanted = [
-        (who, seat, target, protocol, allowed)
-        for who, seat in seats.items()
-        if seat is not None
+        (who, point, target, protocol, allowed)
+        for who, point in points.items()
+        if point is not None
         for protocol in WATCHED_PORTS
-        for target, allowed in expected_open(lab, seat, network, protocol).items()
+        for target, allowed in expected_open(lab, point, network, protocol).items()
     ]
-    answering = _answering(lab, seats.values(), {target for _, _, target, _, _ in wanted})
+    answering = _answering(lab, points.values(), {target for _, _, target, _, _ in wanted})
     ports = {p: watched(lab.profile, p) | own_ports(lab.profile, network, p) for p in WATCHED_PORTS}
     found = lab.scan_all([(s, t, sorted(ports[protocol] | allowed), protocol) for _, s, t, protocol, allowed in wanted])
     # The first packet to somebody new may come late, or not at all: what should be open is asked twice.
@@ -41,14 +44,14 @@ def firewall(lab: LabNetwork, network: str) -> Outcome:
     if any(late):
         again = lab.scan_all([(s, t, p, protocol) for (_, s, t, protocol, _), p in zip(wanted, late, strict=True)])
         found = [states | newer for states, newer in zip(found, again, strict=True)]
-    noted = _noted(lab, seats.values())
+    noted = _noted(lab, points.values())
     wrong = [
         f"{target} answered a ping of {source}, and no node has noted it: what UDP is let in cannot be told"
         for source, target in answering
         if not any((a, b) == (source, target) and p.startswith("icmp") for p, a, b, _ in noted)
     ]
-    for (who, seat, target, protocol, allowed), states in zip(wanted, found, strict=True):
-        source = seat.address(target.version)
+    for (who, point, target, protocol, allowed), states in zip(wanted, found, strict=True):
+        source = point.address(target.version)
         let_in = let_through(lab.profile, network, source, protocol)
         more = own_ports(lab.profile, network, protocol)
         for port, state in states.items():
@@ -64,41 +67,43 @@ def firewall(lab: LabNetwork, network: str) -> Outcome:
 
 
 def _answering(
-    lab: LabNetwork, seats: Iterable[Seat | None], targets: Collection[Address]
+    lab: LabNetwork, points: Iterable[VantagePoint | None], targets: Collection[Address]
 ) -> list[tuple[Address, Address]]:
     """Who (source) gets an answer to a ping from where (target): so that it is known that packets let in are noted."""
     return [
         (source, target)
-        for seat in seats
+        for point in points
         for target in targets
-        if seat is not None and (source := seat.address(target.version)) is not None
-        if lab.hosts[seat.host].ping(target, source=source).ok
+        if point is not None and (source := point.address(target.version)) is not None
+        if lab.hosts[point.host].ping(target, source=source).ok
     ]
 
 
-def _noted(lab: LabNetwork, seats: Iterable[Seat | None]) -> set[tuple[str, Address, Address, int]]:
+def _noted(lab: LabNetwork, points: Iterable[VantagePoint | None]) -> set[tuple[str, Address, Address, int]]:
     """What the nodes' firewalls have let in from these people (NodeFacts.let_in). A UDP port that keeps silent may be
     shut, or somebody may listen there who has nothing to say; and of refusals the kernel sends only some. So it is not
     the answer that tells, but what the kernel notes of the packets that it has accepted."""
-    sources = [a for seat in seats if seat is not None for a in seat.addresses]
+    sources = [a for point in points if point is not None for a in point.addresses]
     nodes = [node for node in lab.profile.nodes if lab.is_up(node)]
     with ThreadPoolExecutor(max_workers=max(1, len(nodes))) as pool:
         return set().union(*pool.map(lambda node: lab.facts(node).let_in(sources), nodes))
 
 
-def expected_open(lab: LabNetwork, seat: Seat, network: str, protocol: Protocol = "tcp") -> dict[Address, set[int]]:
+def expected_open(
+    lab: LabNetwork, point: VantagePoint, network: str, protocol: Protocol = "tcp"
+) -> dict[Address, set[int]]:
     """Address → ports that somebody in a network may find open there, from the model alone."""
     profile = lab.profile
     found: dict[Address, set[int]] = {}
     for node in profile.nodes:
-        for target in reachable_addresses(lab, node, seat):
-            source = seat.address(target.version)
+        for target in reachable_addresses(lab, node, point):
+            source = point.address(target.version)
             admin = source is not None and any(source in s for s in profile.sources(target.version))
             own = {profile.ssh_port} | ({profile.monitoring.statistics.port} if profile.runs_haproxy else set())
             found[target] = own if admin and protocol == "tcp" else set()
     for vip in profile.vips.values():
         for address in vip.address:
-            source = seat.address(address.version)
+            source = point.address(address.version)
             if source is None or vip.network != network:
                 continue
             admin = any(source in s for s in profile.sources(address.version))
@@ -108,7 +113,7 @@ def expected_open(lab: LabNetwork, seat: Seat, network: str, protocol: Protocol 
         for endpoint in profile.endpoints(name):
             if endpoint.address in found:
                 ports = _sampled(profile, name, protocol)
-                source = seat.address(endpoint.address.version)
+                source = point.address(endpoint.address.version)
                 found[endpoint.address] |= {p for p in ports if not denied(profile, network, source, p, protocol)}
     return found
 

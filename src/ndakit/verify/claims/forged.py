@@ -15,7 +15,7 @@ from ipaddress import ip_address
 from ndakit.lab.clients import LabLacks
 from ndakit.lab.frames import VrrpAdvert, decode_vrrp, encode_vrrp
 from ndakit.lab.network import LabNetwork
-from ndakit.lab.plan import Seat
+from ndakit.lab.plan import VantagePoint
 from ndakit.lab.switch import Frame
 from ndakit.model import Profile
 from ndakit.model.vrrp import VrrpInstance, instances_of
@@ -115,10 +115,10 @@ def forgeries_of(lab: LabNetwork, holders: dict[str, tuple[str, ...]]) -> list[F
         vip = next(v for v, facts in lab.profile.vips.items() if facts.group == instance.group)
         for holder in holders[vip]:
             view = instances_of(lab.profile, holder)[number]
-            seat = _sender(lab, view)
-            if seat is None:
+            point = _sender(lab, view)
+            if point is None:
                 continue
-            found += [Forgery(seat.host, holder, view, advert) for advert in _adverts(lab.profile, view)]
+            found += [Forgery(point.host, holder, view, advert) for advert in _adverts(lab.profile, view)]
     return found
 
 
@@ -144,13 +144,13 @@ def _adverts(profile: Profile, instance: VrrpInstance) -> Iterator[VrrpAdvert]:
             yield replace(advert, source=ip_address("fe80::1"), destination=ip_address("ff02::12"))
 
 
-def _sender(lab: LabNetwork, instance: VrrpInstance) -> Seat | None:
+def _sender(lab: LabNetwork, instance: VrrpInstance) -> VantagePoint | None:
     """Somebody on the instance's network who has its IP version; None on a heartbeat that has room for nobody else.
     Raises LabLacks."""
-    for seats in (lab.plan.strangers, lab.plan.clients):
-        seat = seats.get(instance.network)
-        if seat is not None and seat.address(instance.version) is not None:
-            return seat
+    for points in (lab.plan.strangers, lab.plan.clients):
+        point = points.get(instance.network)
+        if point is not None and point.address(instance.version) is not None:
+            return point
     if instance.heartbeat:
         return None
     raise LabLacks("host that could forge adverts", instance.network)

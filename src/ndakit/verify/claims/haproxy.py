@@ -47,10 +47,10 @@ def names(lab: LabNetwork, name: str) -> Outcome:
     asked = [route.example for route in service.routes if route.example is not None]
     asked += [service.own_name] if service.own_name is not None else []
     for endpoint, port in targets(lab.profile, name):
-        seat = lab.client_for(endpoint, name)
+        point = lab.client_for(endpoint, name)
         for host in (*dict.fromkeys(asked), UNKNOWN_NAME):
             pool = service.pool_for(host)
-            answer = lab.get(seat, endpoint.address, port, headers={"Host": host})
+            answer = lab.get(point, endpoint.address, port, headers={"Host": host})
             who = lab.pools_of(answer.server) if answer.status == 200 else ()
             if pool is not None:
                 good, seen = pool in who, "/".join(who) or f"status {answer.status} {answer.error}".strip()
@@ -85,9 +85,9 @@ def client_address(lab: LabNetwork, name: str) -> Outcome:
     wrong: list[str] = []
     seen = ""
     for endpoint, port in targets(lab.profile, name):
-        seat = lab.client_for(endpoint)
-        own = str(seat.address(endpoint.address.version))
-        answer = lab.get(seat, endpoint.address, port, headers=FORGED)
+        point = lab.client_for(endpoint)
+        own = str(point.address(endpoint.address.version))
+        answer = lab.get(point, endpoint.address, port, headers=FORGED)
         seen = answer.seen_header("x-forwarded-for") or ""
         if seen != own:
             wrong.append(f"X-Forwarded-For is '{seen}', the client is {own}")
@@ -95,7 +95,7 @@ def client_address(lab: LabNetwork, name: str) -> Outcome:
         if proto != "http":
             wrong.append(f"X-Forwarded-Proto is '{proto}'")
         wrong += _arrived(answer, FORGED)
-        answer = lab.get(seat, endpoint.address, port, headers=DISGUISED)
+        answer = lab.get(point, endpoint.address, port, headers=DISGUISED)
         refuses = not lab.profile.release.haproxy_header_patterns
         if answer.status != (REFUSED if refuses else 200):
             wrong.append(f"a request with {', '.join(DISGUISED)} gets status {answer.status}")

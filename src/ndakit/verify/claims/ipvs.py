@@ -44,10 +44,10 @@ def seen_client(lab: LabNetwork, name: str) -> Outcome:
     seen = ""
     service = lab.profile.services[name]
     for endpoint, port in targets(lab.profile, name):
-        seat, at = lab.client_for(endpoint, name), authority(endpoint.address, port)
-        own = str(seat.address(endpoint.address.version))
+        point, at = lab.client_for(endpoint, name), authority(endpoint.address, port)
+        own = str(point.address(endpoint.address.version))
         for _ in range(ROUNDS * len(lab.profile.pools[service.pool].servers)):
-            seen = lab.client_seen(seat, endpoint.address, port, service.pool)
+            seen = lab.client_seen(point, endpoint.address, port, service.pool)
             if seen != own:
                 wrong.append(f"a server behind {at} saw {seen}, the client is {own}")
                 break
@@ -62,11 +62,11 @@ def way_back(lab: LabNetwork, name: str) -> Outcome:
     total: Counter[str] = Counter()
     for endpoint, port in targets(lab.profile, name):
         watch = _Answers(endpoint, port, service.transport, balancers)
-        seat, at = lab.client_for(endpoint, name), authority(endpoint.address, port)
+        point, at = lab.client_for(endpoint, name), authority(endpoint.address, port)
         with lab.switch.on_frame(watch.see):
             # Who has the VIP is asked anew, so that everybody who would answer does.
-            lab.hosts[seat.host].run(["ip", "neigh", "flush", "to", str(endpoint.address)], check=False)
-            result = lab.load(seat, endpoint.address, port, service.pool, REQUESTS, service.transport)
+            lab.hosts[point.host].run(["ip", "neigh", "flush", "to", str(endpoint.address)], check=False)
+            result = lab.load(point, endpoint.address, port, service.pool, REQUESTS, service.transport)
         if result.failures:
             wrong.append(f"{result.failures} of {result.total} requests to {at} failed")
         through, past = watch.counts["balancer"], watch.counts["others"]
@@ -109,8 +109,8 @@ def persistence(lab: LabNetwork, name: str) -> Outcome:
     wrong: list[str] = []
     kept = ""
     for endpoint, port in targets(lab.profile, name):
-        seat, at = lab.client_for(endpoint, name), authority(endpoint.address, port)
-        result = lab.load(seat, endpoint.address, port, service.pool, REQUESTS, service.transport)
+        point, at = lab.client_for(endpoint, name), authority(endpoint.address, port)
+        result = lab.load(point, endpoint.address, port, service.pool, REQUESTS, service.transport)
         kept = ", ".join(result.shares)
         if result.failures or len(result.shares) != 1:
             wrong.append(f"{result.total} connections to {at} were answered by {kept or 'nobody'}")

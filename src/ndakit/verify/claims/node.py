@@ -72,24 +72,24 @@ def ssh(lab: LabNetwork, node: str) -> Outcome:
     """Reachable from inside, not from outside, without passwords; with the user's key if there is one."""
     inside, wrong = 0, []
     login = ""
-    for source, seat in lab.plan.admins.items():
-        for target in reachable_addresses(lab, node, seat):
-            probe = lab.ssh_probe(seat, target)
+    for source, point in lab.plan.admins.items():
+        for target in reachable_addresses(lab, node, point):
+            probe = lab.ssh_probe(point, target)
             inside += 1
             if not probe.banner:
-                wrong.append(f"{source} ({seat.addresses[0]}) gets no SSH answer from {target}")
+                wrong.append(f"{source} ({point.addresses[0]}) gets no SSH answer from {target}")
             elif probe.open_door:
                 wrong.append(f"{target} lets anybody in, without a key or a password")
             elif set(probe.methods) != {"publickey"}:
                 wrong.append(f"{target} offers {', '.join(probe.methods) or 'nothing'}, not just publickey")
             elif lab.identity is not None and not login:
-                login = lab.ssh_run(seat, target, ["cat", "/proc/sys/kernel/hostname"]).strip()
+                login = lab.ssh_run(point, target, ["cat", "/proc/sys/kernel/hostname"]).strip()
                 if login != lab.profile.hostname(node):
                     wrong.append(f"the key given by --identity does not log in to {target}")
     if not inside:
         wrong.append(NOBODY_INSIDE)
     wrong += intruders(lab, node, lab.profile.ssh_port)
-    outside = sum(len(reachable_addresses(lab, node, seat)) for seat in lab.plan.strangers.values())
+    outside = sum(len(reachable_addresses(lab, node, point)) for point in lab.plan.strangers.values())
     figure = f"{inside} way(s) in, {outside} shut" + (", login by key works" if login else "")
     return Outcome(not wrong, figure, "; ".join(wrong), {"inside": inside, "outside": outside})
 
@@ -100,13 +100,13 @@ def statistics(lab: LabNetwork, node: str) -> Outcome:
     proxies = bool(lab.profile.haproxy_services)
     wrong = []
     inside = servers = 0
-    for source, seat in lab.plan.admins.items():
-        for target in reachable_addresses(lab, node, seat):
+    for source, point in lab.plan.admins.items():
+        for target in reachable_addresses(lab, node, point):
             inside += 1
-            states = lab.statistics(seat, target)
+            states = lab.statistics(point, target)
             servers = max(servers, len(states))
             # Without proxied services it lists no server, as if it were not there.
-            if not states and (proxies or lab.get(seat, target, port, path="/;csv").status != 200):
+            if not states and (proxies or lab.get(point, target, port, path="/;csv").status != 200):
                 wrong.append(f"{source} does not get it from {target}")
     if not inside:
         wrong.append(NOBODY_INSIDE)
@@ -117,14 +117,14 @@ def statistics(lab: LabNetwork, node: str) -> Outcome:
 def intruders(lab: LabNetwork, node: str, port: int) -> list[str]:
     """Which strangers find a port of the node open."""
     wanted = [
-        (network, seat, target)
-        for network, seat in lab.plan.strangers.items()
-        for target in reachable_addresses(lab, node, seat)
+        (network, point, target)
+        for network, point in lab.plan.strangers.items()
+        for target in reachable_addresses(lab, node, point)
     ]
-    found = lab.scan_all([(seat, target, [port], "tcp") for _, seat, target in wanted])
+    found = lab.scan_all([(point, target, [port], "tcp") for _, point, target in wanted])
     return [
-        f"a stranger on {network} ({seat.address(target.version)}) reaches port {port} of {target}"
-        for (network, seat, target), states in zip(wanted, found, strict=True)
+        f"a stranger on {network} ({point.address(target.version)}) reaches port {port} of {target}"
+        for (network, point, target), states in zip(wanted, found, strict=True)
         if states[port] == "open"
     ]
 

@@ -7,23 +7,23 @@ from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 
 from ndakit.core.addresses import authority, literal
-from ndakit.lab.clients import Front
+from ndakit.lab.clients import ServicePort
 from ndakit.lab.network import LabNetwork
 from ndakit.lab.server_ports import joined, ports_of
 from ndakit.model import Pool, Profile
 from ndakit.model.engines import IPVS
-from ndakit.verify.claims.base import SLACK_S, Outcome, first_front, front, share_text
+from ndakit.verify.claims.base import SLACK_S, Outcome, first_service_port, service_port, share_text
 
 REQUESTS = 8
 METHODS: Mapping[str, str] = {"nat": "-m", "dr": "-g", "tun": "-i"}
 """How ipvsadm calls the topologies; without any of them it takes -g."""
 
 
-def _lasting(profile: Profile, pool: str) -> Front | None:
+def _lasting(profile: Profile, pool: str) -> ServicePort | None:
     """The first service of the kernel's with this pool over which a connection can be held open: tcp, with servers that
     speak HTTP."""
     for name in profile.ipvs_services_of(pool):
-        found, ahead = profile.services[name], first_front(profile, name)
+        found, ahead = profile.services[name], first_service_port(profile, name)
         if found.pool == pool and found.protocol == "tcp" and _by_http(profile, pool, ahead.port):
             return ahead
     return None
@@ -64,15 +64,15 @@ def drained(lab: LabNetwork, name: str) -> Outcome:
     ahead = _lasting(lab.profile, name)
     assert ahead is not None, "can_drain says so"
     names = {lab.servers[name, s].label: s for s in lab.profile.pools[name].servers if (name, s) in lab.servers}
-    seat, address = lab.client_for(ahead.endpoint, ahead.service), ahead.endpoint.address
-    source = str(seat.address(address.version))
-    held = lab.hosts[seat.host].hold(f"http://{authority(address, ahead.port)}/", source=source)
+    point, address = lab.client_for(ahead.endpoint, ahead.service), ahead.endpoint.address
+    source = str(point.address(address.version))
+    held = lab.hosts[point.host].hold(f"http://{authority(address, ahead.port)}/", source=source)
     server = names.get(held.server)
     if server is None:
         return Outcome(False, "not tried", f"no connection to {authority(address, ahead.port)}: {held.first.error}")
     try:
         with _without_weight(lab, ahead, server):
-            result = lab.load(seat, address, ahead.port, name, REQUESTS)
+            result = lab.load(point, address, ahead.port, name, REQUESTS)
             after = held.again()
     finally:
         held.close()
@@ -90,7 +90,7 @@ def drained(lab: LabNetwork, name: str) -> Outcome:
 
 
 @contextmanager
-def _without_weight(lab: LabNetwork, ahead: Front, server: str) -> Iterator[None]:
+def _without_weight(lab: LabNetwork, ahead: ServicePort, server: str) -> Iterator[None]:
     """A server without weight on the master for a while (docs/topologies.md, "Taking a server out")."""
     node = lab.one_master()
     pool = lab.profile.pools[lab.profile.services[ahead.service].pool]
@@ -102,7 +102,7 @@ def _without_weight(lab: LabNetwork, ahead: Front, server: str) -> Iterator[None
         lab.order(node, weight_command(lab.profile, ahead, server, pool.servers[server].weight))
 
 
-def weight_command(profile: Profile, ahead: Front, server: str, weight: int) -> str:
+def weight_command(profile: Profile, ahead: ServicePort, server: str, weight: int) -> str:
     """The command that gives a server another weight until keepalived adds it anew (ipvsadm(8)).
 
     It sets all that there is of a server: what is not said again (the way there, the limits) would be lost.
@@ -130,20 +130,20 @@ def has_quorum(pool: Pool) -> bool:
 
 def quorum(lab: LabNetwork, name: str) -> Outcome:
     """Servers stop until the others' weights are below the quorum; the sorry server answers; then all return."""
-    pool, ahead = lab.profile.pools[name], front(lab.profile, name)
+    pool, ahead = lab.profile.pools[name], service_port(lab.profile, name)
     assert ahead is not None and pool.quorum is not None, "the claim is made for such pools only"
     service, endpoint, port = ahead
-    seat, transport = lab.client_for(endpoint, service), lab.profile.services[service].transport
+    point, transport = lab.client_for(endpoint, service), lab.profile.services[service].transport
     others = set(lab.profile.pools[pool.sorry.pool or ""].servers) if pool.sorry else set()
     with ExitStack() as stack:
         for server in (stopped := to_stop(pool)):
             stack.enter_context(lab.server_down(name, server))
         for server in stopped:
             lab.wait_server(name, server, up=False, timeout_s=lab.profile.detection_s(name) + SLACK_S)
-        below = lab.load(seat, endpoint.address, port, name, REQUESTS, transport)
+        below = lab.load(point, endpoint.address, port, name, REQUESTS, transport)
     for server in pool.servers:
         lab.wait_server(name, server, up=True, timeout_s=lab.profile.recovery_s(name) + SLACK_S)
-    again = lab.load(seat, endpoint.address, port, name, REQUESTS, transport)
+    again = lab.load(point, endpoint.address, port, name, REQUESTS, transport)
     wrong = []
     if below.failures or not below.shares or not set(below.shares) <= others:
         wrong.append(f"without {', '.join(stopped)}: {share_text(below.shares)}, {below.failures} failures")

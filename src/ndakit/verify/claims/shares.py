@@ -11,7 +11,7 @@ import time
 from collections import Counter
 from collections.abc import Mapping
 
-from ndakit.lab.clients import Front, LoadResult
+from ndakit.lab.clients import LoadResult, ServicePort
 from ndakit.lab.network import LabNetwork
 from ndakit.model import Pool, Profile
 
@@ -105,14 +105,14 @@ def shows_at_once(lab: LabNetwork, service: str, port: int) -> bool:
     )
 
 
-def hold_at_once(lab: LabNetwork, ahead: Front) -> dict[str, int]:
+def hold_at_once(lab: LabNetwork, ahead: ServicePort) -> dict[str, int]:
     """Open connections on which a server goes on answering, one after the other, and who has how many of them at the
     end; nobody is `nobody`."""
     name = lab.profile.services[ahead.service].pool
     pool = lab.profile.pools[name]
     labels = {lab.servers[name, s].label: s for s in pool.servers if (name, s) in lab.servers}
-    seat, address = lab.client_for(ahead.endpoint, ahead.service), ahead.endpoint.address
-    host, source = lab.hosts[seat.host], seat.address(address.version) or ""
+    point, address = lab.client_for(ahead.endpoint, ahead.service), ahead.endpoint.address
+    host, source = lab.hosts[point.host], point.address(address.version) or ""
     payload = _BUSY[lab.speaks(ahead.service, ahead.port)]
     held, found = [], Counter[str]()
     try:

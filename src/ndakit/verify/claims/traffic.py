@@ -5,10 +5,10 @@ from __future__ import annotations
 import time
 
 from ndakit.core.addresses import authority
-from ndakit.lab.clients import Front
+from ndakit.lab.clients import ServicePort
 from ndakit.lab.network import LabNetwork
 from ndakit.model import Endpoint
-from ndakit.verify.claims.base import SLACK_S, Outcome, front, share_text, targets
+from ndakit.verify.claims.base import SLACK_S, Outcome, service_port, share_text, targets
 from ndakit.verify.claims.shares import IN_TURN, at_once_errors, hold_at_once, share_errors, shows_at_once
 
 HOLDER_WAIT_S = 8.0
@@ -50,8 +50,8 @@ def service(lab: LabNetwork, name: str) -> Outcome:
     requests = RANDOM_REQUESTS if lab.profile.pools[found.pool].balance == "random" else REQUESTS
     held = ""
     for endpoint, port in targets(lab.profile, name):
-        seat, at = lab.client_for(endpoint, name), authority(endpoint.address, port)
-        result = lab.load(seat, endpoint.address, port, found.pool, requests, found.transport)
+        point, at = lab.client_for(endpoint, name), authority(endpoint.address, port)
+        result = lab.load(point, endpoint.address, port, found.pool, requests, found.transport)
         total += result.total
         if result.failures:
             wrong.append(f"{result.failures} of {result.total} to {at} failed ({result.first_error})")
@@ -60,7 +60,7 @@ def service(lab: LabNetwork, name: str) -> Outcome:
         for server, count in result.shares.items():
             shares[server] = shares.get(server, 0) + count
         if not held and shows_at_once(lab, name, port):
-            at_once = hold_at_once(lab, Front(name, endpoint, port))
+            at_once = hold_at_once(lab, ServicePort(name, endpoint, port))
             held = f"; {share_text(at_once)} of {sum(at_once.values())} at once"
             wrong += [f"{at}: {w}" for w in at_once_errors(lab.profile, name, at_once)]
     figure = share_text(shares) + f" of {total} requests" + held
@@ -75,7 +75,7 @@ def service(lab: LabNetwork, name: str) -> Outcome:
 def check(lab: LabNetwork, name: str) -> Outcome:
     """Kill one server's program, watch it leave, ask for the others, start it again, watch it return."""
     pool = lab.profile.pools[name]
-    ahead = front(lab.profile, name)
+    ahead = service_port(lab.profile, name)
     victim = next(n for n, s in pool.servers.items() if s.weight)
     with lab.server_down(name, victim):
         left_s = lab.wait_server(name, victim, up=False, timeout_s=lab.profile.detection_s(name) + SLACK_S)
@@ -133,13 +133,13 @@ def _sorry_answer(lab: LabNetwork, name: str, service: str, endpoint: Endpoint) 
     """Does an endpoint answer as the profile says for the time without servers, and what it answers."""
     wanted, port = lab.profile.pools[name].sorry, endpoint.ports[0][0]
     assert wanted is not None, "looked at before"
-    seat = lab.client_for(endpoint, service)
+    point = lab.client_for(endpoint, service)
     if wanted.page is not None:
-        answer = lab.get(seat, endpoint.address, port)
+        answer = lab.get(point, endpoint.address, port)
         same = answer.body.strip() == wanted.page.content.decode(errors="replace").strip()
         return answer.status == 503 and same, f"status {answer.status}, {'the page' if same else 'another text'}"
     transport = lab.profile.services[service].transport
-    result = lab.load(seat, endpoint.address, port, name, SORRY_REQUESTS, transport)
+    result = lab.load(point, endpoint.address, port, name, SORRY_REQUESTS, transport)
     others = set(lab.profile.pools[wanted.pool or ""].servers)
     good = result.failures == 0 and bool(result.shares) and set(result.shares) <= others
     return good, share_text(result.shares)
