@@ -236,6 +236,41 @@ def servers(c: Context, profile: str, server: str | None = None, out: str | None
     write_scripts(Workspace.at(), profile, server, Path(out) if out else None, as_json=json)
 
 
+@task(
+    positional=["profile"],
+    help={
+        "profile": PROFILE_HELP,
+        "node": "whose image (may be left out if there is only one)",
+        "to": "the disk, by path (/dev/sdX, /dev/disk/by-id/…) or serial number; or a file (./NAME.img)",
+        "yes": "do not ask: the serial number of the disk (its name if it has none), or the name of the file",
+        "json": "the outcome as JSON",
+    },
+)
+@shown
+def flash(
+    c: Context,
+    profile: str,
+    node: str | None = None,
+    to: str | None = None,
+    yes: str | None = None,
+    json: bool = False,
+) -> None:
+    """Write a node's image to a disk, a stick or a file, and read it back."""
+    from ndakit.cli.flash import flash_node
+    from ndakit.core.workspace import Workspace
+
+    flash_node(Workspace.at(), profile, node, to, yes, as_json=json)
+
+
+@task(help={"json": "the same as JSON"})
+@shown
+def disks(c: Context, json: bool = False) -> None:
+    """Show the disks of this machine, and which of them `flash` would overwrite."""
+    from ndakit.cli.flash import show_disks
+
+    show_disks(as_json=json)
+
+
 @task(positional=["profile"], help={"profile": PROFILE_HELP, "node": "the node to boot (default: the first)"})
 @shown
 def boot(c: Context, profile: str, node: str | None = None) -> None:
@@ -337,7 +372,7 @@ def clean(c: Context, cache: bool = False, gone: bool = False) -> None:
 
 GROUPS = (
     ("look", (list_profiles, show, check, package_list)),
-    ("make", (certificate, render, fetch, build, lock, servers)),
+    ("make", (certificate, render, fetch, build, lock, servers, disks, flash)),
     ("try", (boot, verify, demo)),
     ("care", (test, bench, clean)),
 )

@@ -85,6 +85,12 @@ def say(text: str = "") -> None:
     _write(text, sys.stdout)
 
 
+def ask(question: str) -> str:
+    """The line that a person types in answer to a question; empty at the end of the input."""
+    _write(question, sys.stderr, end="")
+    return sys.stdin.readline() if sys.stdin is not None else ""
+
+
 def note(text: str) -> None:
     """A line about the run itself, on standard error, so that output for scripts stays clean."""
     _write(text, sys.stderr)
@@ -100,8 +106,8 @@ class ProgressLine:
         self._to = to
         self._said_s = time.monotonic()
 
-    def __call__(self, done_bytes: int, total_bytes: int | None) -> None:
-        """Say it, unless that was just done."""
+    def __call__(self, done_bytes: int, total_bytes: int | None, *, took_s: float = 0.0) -> None:
+        """Say it, unless that was just done; with the speed if it is known how long that took."""
         live = sys.stderr is not None and sys.stderr.isatty() and os.environ.get("TERM") != "dumb"
         finished = total_bytes is not None and done_bytes >= total_bytes
         now_s = time.monotonic()
@@ -111,6 +117,8 @@ class ProgressLine:
         text = f"  {done_bytes / 2**20:.1f} MiB"
         if total_bytes:
             text = f"  {done_bytes / 2**20:.1f} of {total_bytes / 2**20:.1f} MiB, {100 * done_bytes // total_bytes} %"
+        if took_s > 0:
+            text += f", {done_bytes / 2**20 / took_s:.1f} MiB/s"
         if live:
             # The cursor goes back, so that whatever is said next takes the line's place.
             print(f"\r\033[K{'' if finished else inert(text)}\r", end="", file=sys.stderr, flush=True)

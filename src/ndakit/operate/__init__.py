@@ -1,0 +1,1 @@
+"""What is done with a pair after its images are built."""
