@@ -18,7 +18,7 @@ from ndakit.core.workspace import file_sha256
 from ndakit.image.artifacts import Artifact, ImageFile
 from ndakit.image.disk import DiskImageBroken
 from ndakit.operate import disks, flash
-from ndakit.operate.disks import Disk, TargetUnusable
+from ndakit.operate.disks import TargetDisk, TargetUnusable
 from test_artifacts import record
 
 MIB = 1024 * 1024
@@ -43,9 +43,9 @@ def artifact(tmp_path: Path) -> Artifact:
     return Artifact(folder, record(path, images=(file,), warning=None))
 
 
-def disk(path: Path, **changes: Any) -> Disk:
+def disk(path: Path, **changes: Any) -> TargetDisk:
     """A free disk of 32 GB."""
-    made = Disk(
+    made = TargetDisk(
         name="sdb", path=path, kind="disk", size_bytes=32_000_000_000, model="DataTraveler", serial="60A44C", bus="usb",
         read_only=False, removable=True, filesystem="", mounted=(), numbers=(8, 16), parts=(),
     )  # fmt: skip
@@ -53,7 +53,7 @@ def disk(path: Path, **changes: Any) -> Disk:
 
 
 @pytest.fixture
-def stick(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Disk:
+def stick(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> TargetDisk:
     """A disk of 8 MiB with old data everywhere; a file takes its place, everything else is as with a disk."""
     path = tmp_path / "sdb"
     path.write_bytes(b"\xee" * 8 * MIB)
@@ -71,7 +71,7 @@ def device(name: str, **facts: Any) -> dict[str, Any]:
     } | facts  # fmt: skip
 
 
-def listed(*devices: dict[str, Any]) -> tuple[Disk, ...]:
+def listed(*devices: dict[str, Any]) -> tuple[TargetDisk, ...]:
     return disks.parse(json.dumps({"blockdevices": devices}))
 
 
@@ -209,7 +209,7 @@ def test_a_folder_and_a_missing_folder_are_named(artifact: Artifact, tmp_path: P
 # -- onto a disk -------------------------------------------------------------------------------------------------------
 
 
-def test_a_disk_holds_the_image_and_nothing_of_its_old_table_at_its_end(artifact: Artifact, stick: Disk) -> None:
+def test_a_disk_holds_the_image_and_nothing_of_its_old_table_at_its_end(artifact: Artifact, stick: TargetDisk) -> None:
     done = flash.to_disk(artifact, stick, quiet)
     content = stick.path.read_bytes()
     assert content[: len(CONTENT)] == CONTENT
@@ -231,7 +231,7 @@ def after_each(writes: int, write: Callable[..., None]) -> Callable[..., None]:
 
 
 def test_wherever_the_power_goes_the_disk_starts_nothing_or_is_whole(
-    artifact: Artifact, stick: Disk, monkeypatch: pytest.MonkeyPatch
+    artifact: Artifact, stick: TargetDisk, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     write = flash._write
     finished = False
@@ -253,7 +253,7 @@ def test_wherever_the_power_goes_the_disk_starts_nothing_or_is_whole(
 
 
 def test_a_stick_that_lies_about_its_size_is_found_out_and_starts_nothing(
-    artifact: Artifact, stick: Disk, monkeypatch: pytest.MonkeyPatch
+    artifact: Artifact, stick: TargetDisk, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     write = flash._write
     monkeypatch.setattr(flash, "_write", lambda fd, piece, offset: offset > 2 * MIB or write(fd, piece, offset))
@@ -264,7 +264,7 @@ def test_a_stick_that_lies_about_its_size_is_found_out_and_starts_nothing(
     assert stick.path.read_bytes()[:MIB] == bytes(MIB)
 
 
-def test_an_image_of_the_lab_does_not_come_onto_a_disk(artifact: Artifact, stick: Disk) -> None:
+def test_an_image_of_the_lab_does_not_come_onto_a_disk(artifact: Artifact, stick: TargetDisk) -> None:
     lab = Artifact(artifact.folder, replace(artifact.record, warning="a lab image"))
     with pytest.raises(flash.NotForDisks, match="a lab image"):
         flash.to_disk(lab, stick, quiet)
@@ -272,7 +272,7 @@ def test_an_image_of_the_lab_does_not_come_onto_a_disk(artifact: Artifact, stick
 
 
 def test_a_disk_that_is_refused_is_not_even_opened(
-    artifact: Artifact, stick: Disk, monkeypatch: pytest.MonkeyPatch
+    artifact: Artifact, stick: TargetDisk, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(flash, "_open", lambda _: pytest.fail("it was opened"))
     with pytest.raises(TargetUnusable, match="is read-only"):

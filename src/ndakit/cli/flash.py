@@ -16,7 +16,7 @@ from ndakit.image.artifacts import Artifact, images_of
 from ndakit.load import load
 from ndakit.load.loaded import Loaded
 from ndakit.operate import disks, flash
-from ndakit.operate.disks import Disk, TargetUnusable
+from ndakit.operate.disks import TargetDisk, TargetUnusable
 
 _MIB = 1024 * 1024
 _FILES = (".img", ".raw", ".bin")
@@ -55,12 +55,12 @@ def flash_node(
     artifact = images_of(workspace, loaded, [node])[node]
     image = flash.image_for_disk(artifact)
     target = _target(to, loaded, node)
-    if isinstance(target, Disk) and (refusal := target.refusal(image.disk_bytes or 0)) is not None:
+    if isinstance(target, TargetDisk) and (refusal := target.refusal(image.disk_bytes or 0)) is not None:
         raise refusal
     terminal.note(f"image:  {artifact.folder / image.name}")
     terminal.note(f"        {artifact.record.hostname}, OpenWrt {artifact.record.release}, id {artifact.id[:12]}, "
                   f"{disks.size(image.disk_bytes or 0)}")  # fmt: skip
-    if isinstance(target, Disk):
+    if isinstance(target, TargetDisk):
         _confirm_disk(target, yes)
         done = flash.to_disk(artifact, target, _Shown(terminal.note))
     else:
@@ -80,7 +80,7 @@ def _one_node(loaded: Loaded, node: str | None) -> str:
     return nodes[0]
 
 
-def _target(to: str | None, loaded: Loaded, node: str) -> Disk | Path:
+def _target(to: str | None, loaded: Loaded, node: str) -> TargetDisk | Path:
     """The disk or the file that is meant. Raises TargetUnusable."""
     if not to:
         raise TargetUnusable(
@@ -101,7 +101,7 @@ def _target(to: str | None, loaded: Loaded, node: str) -> Disk | Path:
         raise TargetUnusable(unusable.what, where=unusable.where, fix=fix) from None
 
 
-def _confirm_disk(disk: Disk, yes: str | None) -> None:
+def _confirm_disk(disk: TargetDisk, yes: str | None) -> None:
     terminal.note(f"disk:   {disk}")
     for part in disk.parts:
         terminal.note(f"        {part}")
@@ -128,12 +128,12 @@ def _confirm(called: str, yes: str | None, question: str, where: str) -> None:
         raise NotConfirmed(what, where=where, fix="look which disk this is (./inv disks), and run it again")
 
 
-def _state(disk: Disk) -> str:
+def _state(disk: TargetDisk) -> str:
     refusal = disk.refusal(0)
     return "yes" if refusal is None else f"no: {refusal.what}"
 
 
-def _facts(disk: Disk) -> dict[str, Any]:
+def _facts(disk: TargetDisk) -> dict[str, Any]:
     refusal = disk.refusal(0)
     return {
         "path": str(disk.path),

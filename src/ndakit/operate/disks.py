@@ -61,7 +61,7 @@ class Part:
 
 
 @dataclass(frozen=True)
-class Disk:
+class TargetDisk:
     """A whole disk. `numbers` are its major and minor device numbers; `parts` all that is on it, in lsblk's order."""
 
     name: str
@@ -115,7 +115,7 @@ class Disk:
         return None
 
 
-def present() -> tuple[Disk, ...]:
+def present() -> tuple[TargetDisk, ...]:
     """The disks of this machine that are not empty drives. Raises DisksUnknown, ToolMissing."""
     process.require("lsblk", package="util-linux", reason="to look at the disks")
     done = process.run(["lsblk", "--json", "--bytes", "--tree", "--output", COLUMNS], timeout_s=_LSBLK_S, check=False)
@@ -124,7 +124,7 @@ def present() -> tuple[Disk, ...]:
     return parse(done.stdout)
 
 
-def parse(text: str) -> tuple[Disk, ...]:
+def parse(text: str) -> tuple[TargetDisk, ...]:
     """lsblk's JSON as disks. Raises DisksUnknown."""
     try:
         devices = json.loads(text)["blockdevices"]
@@ -133,7 +133,7 @@ def parse(text: str) -> tuple[Disk, ...]:
         raise DisksUnknown(f"its answer cannot be read ({clean(repr(cause))})") from cause
 
 
-def choose(disks: Sequence[Disk], wanted: str) -> Disk:
+def choose(disks: Sequence[TargetDisk], wanted: str) -> TargetDisk:
     """The disk that is meant by a path (also a link such as /dev/disk/by-id/…) or a serial number.
 
     Raises TargetUnusable: nothing is called so, several are, or it is only a part of a disk.
@@ -179,14 +179,14 @@ def size(size_bytes: int) -> str:
     return f"{number:.0f} {unit}" if unit == "B" else f"{number:.1f} {unit}"
 
 
-def _one_of(disks: Sequence[Disk]) -> str:
+def _one_of(disks: Sequence[TargetDisk]) -> str:
     usable = [f"{disk.path} ({size(disk.size_bytes)}, {disk.called})" for disk in disks if disk.refusal(0) is None]
     return f"name one of {', '.join(usable)}" if usable else "plug the disk in; none that is free is here now"
 
 
-def _disk(facts: Mapping[str, Any]) -> Disk:
+def _disk(facts: Mapping[str, Any]) -> TargetDisk:
     major, _, minor = str(facts["maj:min"]).partition(":")
-    return Disk(
+    return TargetDisk(
         name=_text(facts, "name"),
         path=Path(_text(facts, "path")),
         kind=_text(facts, "type"),

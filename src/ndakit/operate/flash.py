@@ -24,7 +24,7 @@ from pathlib import Path
 from ndakit.core.errors import BuildError, MachineError
 from ndakit.image import disk as image_disk
 from ndakit.image.artifacts import Artifact, ImageFile
-from ndakit.operate.disks import Disk, TargetUnusable
+from ndakit.operate.disks import TargetDisk, TargetUnusable
 
 PIECE = 1 << 20
 """Bytes written at once, and those that come last."""
@@ -87,7 +87,7 @@ def image_for_disk(artifact: Artifact) -> ImageFile:
     )
 
 
-def to_disk(artifact: Artifact, disk: Disk, progress: Progress) -> Flashed:
+def to_disk(artifact: Artifact, disk: TargetDisk, progress: Progress) -> Flashed:
     """Overwrite a whole disk with the image, and read it back.
 
     Raises NothingToFlash, NotForDisks, TargetUnusable, DiskBusy, WriteFailed, DiskImageBroken. After Ctrl-C, or if the
@@ -148,7 +148,7 @@ def to_file(artifact: Artifact, target: Path, progress: Progress) -> Flashed:
     return Flashed(target, source, total, zeros, digest.hexdigest(), write_s, read_s)
 
 
-def _open(disk: Disk) -> int:
+def _open(disk: TargetDisk) -> int:
     """The disk, for us alone, and the same one that was looked at."""
     try:
         fd = os.open(disk.path, os.O_RDWR | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW)
@@ -171,7 +171,7 @@ def _open(disk: Disk) -> int:
     return fd
 
 
-def _overwrite(fd: int, disk: Disk, source: Path, total: int, progress: Progress) -> Flashed:
+def _overwrite(fd: int, disk: TargetDisk, source: Path, total: int, progress: Progress) -> Flashed:
     started_s = time.monotonic()
     has = os.lseek(fd, 0, os.SEEK_END)
     if has < total:
