@@ -7,9 +7,9 @@ import signal
 from collections.abc import Generator
 from pathlib import Path
 
-import labrig
 import pytest
 
+import labrig
 import spending
 import turns
 from pairs import Pair
@@ -23,8 +23,17 @@ for setting in [name for name in os.environ if name.startswith("PYTHON")]:
     del os.environ[setting]
 
 
+VM = Path(__file__).parent / "vm"
 TURNS = pytest.StashKey[turns.Turns]()
 TRIED_AGAIN = "tried again"
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """What lies in tests/vm boots virtual machines; known before `-m` chooses."""
+    for item in items:
+        if item.path.is_relative_to(VM):
+            item.add_marker(pytest.mark.vm)
 
 
 @pytest.hookimpl(wrapper=True)

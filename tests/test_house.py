@@ -198,6 +198,23 @@ def test_no_two_classes_share_a_name_without_a_reason() -> None:
     assert twice == set(ONE_NAME_TWICE)
 
 
+def test_every_test_lies_in_the_folder_of_what_it_tries() -> None:
+    ours = {"data", "support", "vm", "standin"}  # standin: lab/, the stand-in for OpenWrt
+    folders = {p.name for p in (ROOT / "tests").iterdir() if p.is_dir() and p.name != "__pycache__"}
+    assert folders - ours <= {one for one in rooms() if "/" not in one}
+    assert {p.name for p in (ROOT / "tests").glob("*.py")} == {"conftest.py", "test_house.py"}
+
+
+def test_what_boots_machines_lies_in_vm_and_nothing_else_does() -> None:
+    """Its mark comes from its path (tests/conftest.py); one that stands elsewhere would be run by --quick."""
+    asked = ("-m", "pytest", "--collect-only", "-q", "-m", "vm")
+    collected = run(sys.executable, *asked).stdout.splitlines()
+    files = {line.split("::")[0] for line in collected if "::" in line}
+    assert files == {p.relative_to(ROOT).as_posix() for p in (ROOT / "tests/vm").glob("test_*.py")}
+    others = [p for p in (ROOT / "tests").rglob("*.py") if p.parent.name != "tests"]
+    assert [p for p in others if re.search(r"mark\.vm\b", p.read_text())] == []
+
+
 def test_style() -> None:
     done = run(sys.executable, "-m", "ruff", "check", ".")
     assert done.returncode == 0, done.stdout
@@ -217,7 +234,9 @@ def shell_files() -> list[Path]:
     """Every shell script of the repository; rendered ones are in the goldens and have a test of their own."""
     tracked = run("git", "ls-files", "-z", "--cached", "--others", "--exclude-standard").stdout.split("\0")
     files = [
-        ROOT / name for name in tracked if name and (ROOT / name).is_file() and not name.startswith("tests/golden/")
+        ROOT / name
+        for name in tracked
+        if name and (ROOT / name).is_file() and not name.startswith("tests/data/golden/")
     ]
     files = [f for f in files if f.suffix != ".j2"]  # templates are none before they are rendered
     return [f for f in files if re.match(rb"#!\s*/(usr/)?bin/(env )?(ba|a|da)?sh\b", f.read_bytes()[:40])]

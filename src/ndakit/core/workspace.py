@@ -29,7 +29,7 @@ from ndakit.core.errors import InputError, MachineError
 
 _SHIPPED = Path(__file__).resolve().parents[3]
 _WRITING = "build"
-EXAMPLES = frozenset({"apache-pair", "bakery", "far-tun", "mirror-dr", "shop-nat"})
+EXAMPLES = frozenset({"apache-pair", "bakery", "far-tun", "iis-tproxy", "mirror-dr", "rtmp-tproxy", "shop-nat"})
 """The profiles that ship with ndakit."""
 
 

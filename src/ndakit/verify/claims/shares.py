@@ -1,7 +1,7 @@
 """Which server gets how much, by the pool's way of choosing: what a client must see, and how to ask so that it shows.
 
-HAProxy's ways are held against a real HAProxy (tests/test_haproxy_live.py), IPVS's against the kernel
-(tests/test_schedulers_vm.py).
+HAProxy's ways are held against a real HAProxy (tests/render/test_haproxy_live.py), IPVS's against the kernel
+(tests/vm/test_schedulers_vm.py).
 """
 
 from __future__ import annotations
