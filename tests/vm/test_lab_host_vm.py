@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import signal
@@ -19,12 +20,12 @@ from ndakit.core.deadline import Deadline
 from ndakit.lab import host as lab_host
 from ndakit.lab.host import Host, HostInterface, HostSpec, LabHostLost, LabHosts, Polled
 from ndakit.lab.switch import Switch, SwitchPort
-from ndakit.machine import accelerator
-from ndakit.machine.spec import Nic
+from ndakit.machine import accelerator, saved
+from ndakit.machine.spec import Nic, VmSpec
 from ndakit.machine.vm import Vm, launch
 from places import ROOT
 
-pytestmark = pytest.mark.alone
+pytestmark = pytest.mark.timed
 
 BOOT_S = 120.0
 V4, V6 = "192.0.2.1", "2001:db8::1"
@@ -129,6 +130,7 @@ def polled_during(client: Host, url: str, fault: Iterator[None], *, interval_s: 
     return poller.read()
 
 
+@pytest.mark.alone
 @pytest.mark.parametrize("url", [f"http://{V4}/", f"http://[{V6}]/", f"icmp://{V4}"])
 @pytest.mark.parametrize("interval_s", [0.02, 0.005])
 def test_a_cut_cable_is_measured_within_the_resolution(net: Net, client: Host, url: str, interval_s: float) -> None:
@@ -153,6 +155,7 @@ def test_a_cut_cable_is_measured_within_the_resolution(net: Net, client: Host, u
     assert gap.at_least_ms <= outage_ms + 25
 
 
+@pytest.mark.alone
 def test_a_frozen_machine_is_measured_within_the_resolution(net: Net, client: Host) -> None:
     times: list[float] = []
 
@@ -175,6 +178,7 @@ def test_a_frozen_machine_is_measured_within_the_resolution(net: Net, client: Ho
     assert gap.end_ms == pytest.approx(clock.theirs_ms(times[1]), abs=found.resolution_ms + clock.error_ms + 50)
 
 
+@pytest.mark.alone
 def test_the_machine_s_clock_runs_as_ours(net: Net) -> None:
     before, started_s = net.two.hosts.clock(), time.monotonic()
     time.sleep(3)
@@ -250,6 +254,87 @@ def test_a_machine_that_ends_is_noticed(image: lab_host.LabImage, tmp_path: Path
             vm.power_off()
             with pytest.raises(LabHostLost):
                 host.run(["true"])
+
+
+# -- from a state that was kept ---------------------------------------------------------------------------------------
+
+
+def card(number: int, address: str) -> HostInterface:
+    return HostInterface("lan", f"02:00:00:00:02:{number:02x}", (f"{address}/24", f"2001:db8::{number}/64"))
+
+
+def mac_of_card(number: int) -> str:
+    return f"52:54:00:00:0a:{number:02x}"
+
+
+@pytest.fixture(scope="module")
+def kept(image: lab_host.LabImage, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The state of a machine that had booted, with one of its cards plugged in."""
+    folder = tmp_path_factory.mktemp("kept")
+    with Switch() as switch, launch(alike(1, switch, image, ("lan",)), folder, accelerator.TCG) as vm:
+        LabHosts.connect(vm.agent_path, segments={}, timeout_s=BOOT_S).close()
+        place = saved.place(vm.spec, accelerator.TCG, cache=folder)
+        assert place is not None
+        assert saved.keep(vm, place)
+        assert vm.status() == "running", "it goes on itself"
+        LabHosts.connect(vm.agent_path, segments={}).close()
+    return place
+
+
+def alike(number: int, switch: Switch, image: lab_host.LabImage, segments: tuple[str, ...]) -> VmSpec:
+    """Machines that differ in their names and cables only."""
+    ports = [switch.port(segment, f"kept{number}-{segment}") for segment in segments]
+    nics = [Nic(f"seg{i}", mac_of_card(i), ports[i] if i < len(ports) else None) for i in range(3)]
+    return image.machine(f"kept{number}", nics)
+
+
+def test_machines_from_a_state_are_as_good_as_booted_ones(image: lab_host.LabImage, kept: Path, tmp_path: Path) -> None:
+    segments = {"wan": mac_of_card(0), "lan": mac_of_card(1)}
+    drawn: list[str] = []
+    with contextlib.ExitStack() as stack:
+        switch = stack.enter_context(Switch())
+        hosts = []
+        for number in (1, 2):
+            spec = alike(number, switch, image, ("wan", "lan"))
+            vm = stack.enter_context(launch(spec, tmp_path, accelerator.TCG, state=kept))
+            assert vm.resumed
+            connected = stack.enter_context(LabHosts.connect(vm.agent_path, segments=segments))
+            connected.resumed()
+            hosts.append(connected.add(HostSpec(f"h{number}", (card(number, f"192.0.2.{number}"),))))
+            # The wall clock is ours, and the two draw other random numbers, although they were one machine.
+            words = "date +%s.%N; od -An -N16 -tx1 /dev/urandom"
+            clock, numbers = hosts[-1].run(["sh", "-c", words]).stdout.split("\n", 1)
+            assert abs(float(clock) - time.time()) < 5
+            drawn.append(numbers)
+        assert drawn[0] != drawn[1]
+        hosts[0].web(80)
+        for at in ("192.0.2.1", "[2001:db8::1]"):
+            assert dict(hosts[1].load(f"http://{at}/", 50, at_once=4).share) == {"h1": 50}
+
+
+def test_a_state_that_qemu_does_not_take_is_removed_and_the_machine_boots(
+    image: lab_host.LabImage, kept: Path, tmp_path: Path
+) -> None:
+    broken = tmp_path / "broken.state"
+    broken.write_bytes(kept.read_bytes()[: kept.stat().st_size // 2])
+    with Switch() as switch:
+        spec = alike(3, switch, image, ("lan",))
+        with launch(spec, tmp_path, accelerator.TCG, state=broken) as vm:
+            assert not vm.resumed and not broken.exists()
+            LabHosts.connect(vm.agent_path, segments={}, timeout_s=BOOT_S).close()
+
+
+def test_a_machine_that_is_switched_on_again_boots(image: lab_host.LabImage, kept: Path, tmp_path: Path) -> None:
+    with Switch() as switch, launch(alike(4, switch, image, ()), tmp_path, accelerator.TCG, state=kept) as vm:
+        assert vm.resumed and b"ready" not in vm.console_log.read_bytes()
+        vm.power_off()
+        vm.power_on()
+        assert not vm.resumed
+        LabHosts.connect(vm.agent_path, segments={}, timeout_s=BOOT_S).close()
+        assert b"lab host: ready for its control port" in vm.console_log.read_bytes()
+
+
+# -- making the image -------------------------------------------------------------------------------------------------
 
 
 def build_command(cache: Path) -> list[str | Path]:

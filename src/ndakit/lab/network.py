@@ -9,13 +9,14 @@ statistics page. What the nodes tell is the business of `nodes`, who asks their 
 from __future__ import annotations
 
 import contextlib
+import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Literal, Self
 
-from ndakit.core.deadline import Deadline
+from ndakit.core.deadline import Deadline, DeadlineExceeded
 from ndakit.lab.boot import IDLE_S, enter
 from ndakit.lab.clients import OUTSIDE_PORT, RunningServer
 from ndakit.lab.host import Host, HostInterface, HostSpec, LabHosts, certificate
@@ -25,7 +26,7 @@ from ndakit.lab.pace import Meter
 from ndakit.lab.plan import PlannedHost, VantagePoint, plan
 from ndakit.lab.server_ports import need_pages
 from ndakit.lab.switch import Switch, SwitchPort
-from ndakit.machine import vm
+from ndakit.machine import saved, vm
 from ndakit.machine.accelerator import Accelerator, probe
 from ndakit.machine.boot_image import BootImage, mac_of
 from ndakit.machine.spec import Nic, VmSpec
@@ -36,6 +37,11 @@ from ndakit.render.servers import script
 
 LAB_MEMORY_MIB = 128
 HOST_MEMORY_MIB = 6
+MEMORY_STEP_MIB = 128
+LAB_CARDS = 6
+"""The lab's own machines are alike, whatever the profile, so that one state serves them all: with so many cards and so
+much memory; a profile with more segments or many hosts makes others. Cards without a segment stay unused."""
+RESUME_TIMEOUT_S = 30.0
 BOOT_TIMEOUT_S = 240.0
 SET_UP_TIMEOUT_S = 60.0
 
@@ -104,7 +110,9 @@ class LabNetwork(LabNodes):
         self._stack.enter_context(self.pace)
         machines = self._machines
         for name in MACHINES:
-            machines[name] = self._stack.enter_context(self._launch(self._lab_machine(name, switch)))
+            spec = self._lab_machine(name, switch)
+            state = saved.place(spec, self.accelerator)
+            machines[name] = self._stack.enter_context(vm.launch(spec, self._run_dir, self.accelerator, state=state))
         for node in self.profile.nodes:
             self._nodes[node] = self._stack.enter_context(self._launch(self._balancer(node, switch)))
             self._unplug(node)
@@ -160,19 +168,33 @@ class LabNetwork(LabNodes):
                 self._nodes[node].set_link(nic.name, up=False)
 
     def _lab_machine(self, name: str, switch: Switch) -> VmSpec:
-        nics = tuple(
-            Nic(f"seg{i}", mac_of(self.profile.name, name, segment), switch.port(segment, f"{name}-{segment}"))
-            for i, segment in enumerate(self.plan.segments)
-        )
+        ports = [switch.port(segment, f"{name}-{segment}") for segment in self.plan.segments]
+        spare = [None] * (LAB_CARDS - len(ports))
+        nics = tuple(Nic(f"seg{i}", _lab_mac(name, i), port) for i, port in enumerate([*ports, *spare]))
         hosts = sum(h.role in MACHINES[name] for h in self.plan.hosts.values())
-        return self._lab_image.machine(name, nics, memory_mib=LAB_MEMORY_MIB + HOST_MEMORY_MIB * hosts)
+        steps = math.ceil((LAB_MEMORY_MIB + HOST_MEMORY_MIB * hosts) / MEMORY_STEP_MIB)
+        return self._lab_image.machine(name, nics, memory_mib=steps * MEMORY_STEP_MIB)
+
+    def _connect(self, name: str, machine: vm.Vm) -> LabHosts:
+        """A connection to a lab machine that is up: from a state that was kept, or booted, and then its state is."""
+        segments = {segment: _lab_mac(name, i) for i, segment in enumerate(self.plan.segments)}
+        if machine.resumed:
+            with contextlib.suppress(DeadlineExceeded):
+                hosts = LabHosts.connect(machine.agent_path, segments=segments, timeout_s=RESUME_TIMEOUT_S)
+                hosts.resumed()
+                return hosts
+            machine.power_off()
+            machine.power_on()
+        hosts = LabHosts.connect(machine.agent_path, segments=segments, timeout_s=BOOT_TIMEOUT_S)
+        if (place := saved.place(machine.spec, self.accelerator)) is not None:
+            hosts.close()  # nobody talks to those that go on from the state
+            saved.keep(machine, place)
+            hosts = LabHosts.connect(machine.agent_path, segments=segments, timeout_s=BOOT_TIMEOUT_S)
+        return hosts
 
     def _populate(self, name: str, machine: vm.Vm) -> None:
         """Make the hosts of one lab machine, and start what they offer."""
-        segments = {s: mac_of(self.profile.name, name, s) for s in self.plan.segments}
-        hosts = self._stack.enter_context(
-            LabHosts.connect(machine.agent_path, segments=segments, timeout_s=BOOT_TIMEOUT_S)
-        )
+        hosts = self._stack.enter_context(self._connect(name, machine))
         for planned in self.plan.hosts.values():
             if planned.role in MACHINES[name]:
                 self.hosts[planned.name] = hosts.add(_spec(planned))
@@ -324,6 +346,11 @@ class LabNetwork(LabNodes):
     def server_host(self, pool: str, server: str) -> Host:
         """The lab host on which a server runs, for faults."""
         return self.servers[pool, server].host
+
+
+def _lab_mac(machine: str, number: int) -> str:
+    """The address of a card of one of the lab's own machines: the same in every lab, for it is a part of its state."""
+    return mac_of("lab", machine, str(number))
 
 
 def _spec(planned: PlannedHost) -> HostSpec:

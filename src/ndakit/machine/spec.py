@@ -161,6 +161,8 @@ class Runtime:
     firmware_log: Path
     agent_path: Path | None = None
     efi: EfiFirmware | None = None
+    incoming: bool = False
+    """Wait for a state instead of starting."""
 
 
 _MACHINES: Mapping[Architecture, tuple[str, ...]] = {
@@ -214,6 +216,8 @@ def qemu_argv(spec: VmSpec, accelerator: Accelerator, runtime: Runtime) -> list[
             argv += ["-initrd", _escape(spec.initrd)]  # QEMU splits several initrds at commas
         if spec.append:
             argv += ["-append", spec.append]
+    if runtime.incoming:
+        argv += ["-incoming", "defer"]
     return argv
 
 

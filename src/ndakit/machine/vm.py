@@ -27,6 +27,8 @@ from ndakit.machine.spec import Runtime, VmSpec, qemu_argv
 
 _START_S = 60.0
 _QUIT_S = 3.0
+_STATE_S = 30.0
+"""For writing or reading a state of some 100 MiB."""
 
 
 class VmNotStarted(VerifyError):
@@ -64,6 +66,7 @@ class Vm:
         *,
         program: str | None = None,
         cache: Path | None = None,
+        state: Path | None = None,
     ) -> None:
         self.spec = spec
         self.run_dir = run_dir.absolute()
@@ -74,6 +77,9 @@ class Vm:
         self.console = Console(spec.name, log=self.console_log, facts=self.facts)
         self._program = program or PROGRAMS[spec.architecture]
         self._cache = cache
+        self._state = state
+        self.resumed = False
+        """Whether it went on from a state, instead of booting."""
         self._monitor = Monitor(spec.name)
         self._child: process.Child | None = None
         self._lock = threading.RLock()
@@ -111,17 +117,35 @@ class Vm:
     def power_on(self) -> None:
         """Switch the machine on (after `power_off` or its own shutdown: again, with the disks as they were left).
 
-        Raises VmNotStarted, ToolMissing. The console has to be activated anew.
+        Raises VmNotStarted, ToolMissing. The console has to be activated anew. From a state it goes on only the first
+        time; one that QEMU does not take is removed, and the machine boots.
         """
         with self._lock:
             if self.alive or self._runtime is None:
                 return
+            state, self._state = self._state, None
+            self.resumed = False
+            if state is not None and state.is_file():
+                with contextlib.suppress(VmNotStarted):
+                    self._start(incoming=True)
+                    self.resumed = self._resume(state)
+                if not self.resumed:
+                    state.unlink(missing_ok=True)
+            if not self.resumed:
+                self._start(incoming=False)
+            self._tell_carrier(True)
+
+    def _start(self, *, incoming: bool) -> None:
+        """Start QEMU; `incoming`: it waits for a state."""
+        with self._lock:
+            runtime = self._runtime
+            assert runtime is not None, "power_on looks"
             self._end_process()
             ours_qmp, theirs_qmp = socket.socketpair()
             ours_console, theirs_console = socket.socketpair()
             with theirs_qmp, theirs_console:
                 fds = (theirs_qmp.fileno(), theirs_console.fileno())
-                runtime = replace(self._runtime, qmp_fd=fds[0], console_fd=fds[1])
+                runtime = replace(runtime, qmp_fd=fds[0], console_fd=fds[1], incoming=incoming)
                 argv = qemu_argv(self.spec, self.accelerator, runtime)
                 self.qemu_log.unlink(missing_ok=True)
                 try:
@@ -140,7 +164,38 @@ class Vm:
                 self._end_process()
                 said = "" if child is None else child.log_tail()
                 raise VmNotStarted(self.spec.name, returncode, shlex.join(argv), self.qemu_log, said) from cause
-            self._tell_carrier(True)
+
+    def _resume(self, state: Path) -> bool:
+        """Go on from a state; False if QEMU does not take it (then it may have ended)."""
+        try:
+            self._execute("migrate-incoming", {"uri": f"exec:cat {shlex.quote(str(state))}"})
+            deadline = Deadline(_STATE_S, f"the state of {self.spec.name}", where=str(self.qemu_log))
+            deadline.wait_until(lambda: self.status() != "inmigrate", every_s=0.02)
+            self._execute("cont")
+        except VerifyError:
+            return False
+        return self.status() == "running"
+
+    def save_state(self, path: Path) -> bool:
+        """Write the machine's state into a file, from which one with the same spec can go on; False, and no file, if
+        that does not work. It stands still meanwhile. Its disks are no part of the state: they must not be written."""
+        self.freeze()
+        try:
+            self._execute("migrate-set-parameters", {"max-bandwidth": 1 << 40})
+            self._execute("migrate", {"uri": f"exec:cat >{shlex.quote(str(path))}"})
+            deadline = Deadline(_STATE_S, f"the state of {self.spec.name}", where=str(self.qemu_log))
+            deadline.wait_until(lambda: self._moved() not in ("setup", "active", "device", "none"), every_s=0.02)
+            saved = self._moved() == "completed"
+        except VerifyError:
+            saved = False
+        finally:
+            self.thaw()
+        if not saved:
+            path.unlink(missing_ok=True)
+        return saved
+
+    def _moved(self) -> str:
+        return str(self._execute("query-migrate").get("status", "none"))
 
     def power_off(self) -> None:
         """Pull the plug: QEMU quits, nothing is written back, no goodbye is sent."""
@@ -301,13 +356,20 @@ class Vm:
 
 
 def launch(
-    spec: VmSpec, run_dir: Path, accelerator: Accelerator, *, program: str | None = None, cache: Path | None = None
+    spec: VmSpec,
+    run_dir: Path,
+    accelerator: Accelerator,
+    *,
+    program: str | None = None,
+    cache: Path | None = None,
+    state: Path | None = None,
 ) -> Vm:
     """Start a machine; logs and throw-away disks go to `run_dir`, which may be shared by machines of other names.
 
     Use it as `with launch(…) as vm:`. QEMU ends with the context, and with this process, however that ends. `program`
-    is QEMU's name or path (default: that of the architecture), `cache` where unpacked images are kept. Raises
+    is QEMU's name or path (default: that of the architecture), `cache` where unpacked images are kept, `state` what
+    `save_state` wrote for the same spec: if it is there, the machine goes on from it instead of booting. Raises
     ToolMissing, QemuTooOld, VmNotStarted, ImageMissing, ImageDamaged, EfiMissing, WorkspaceBusy (a machine of that
     name runs from `run_dir` already).
     """
-    return Vm(spec, run_dir, accelerator, program=program, cache=cache).open()
+    return Vm(spec, run_dir, accelerator, program=program, cache=cache, state=state).open()

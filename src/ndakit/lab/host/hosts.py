@@ -6,6 +6,7 @@ requests and closed ports are results, not exceptions; exceptions mean that the 
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
@@ -78,6 +79,11 @@ class LabHosts:
         host = Host(self._channel, spec)
         self.hosts[spec.name] = host
         return host
+
+    def resumed(self) -> None:
+        """Tell a machine that went on from a state what time it is, and random numbers that no other one has. Raises
+        LabHostRefused."""
+        self._channel.ask(OWN, "resumed", now_s=time.time(), seed=os.urandom(32).hex())
 
     def remove(self, name: str) -> None:
         """End a host at once: its services, its cards, its namespace."""
