@@ -41,25 +41,14 @@ def test_without_a_task_the_tasks_are_listed_by_what_people_do(workspace: Path) 
         assert word in done.stdout
 
 
-def test_every_task_has_help(workspace: Path) -> None:
-    for name in (
-        "list",
-        "show",
-        "check",
-        "render",
-        "fetch",
-        "build",
-        "lock",
-        "boot",
-        "verify",
-        "demo",
-        "test",
-        "bench",
-        "clean",
-    ):
-        done = inv(workspace, name, "--help")
-        assert done.returncode == 0, name
-        assert "Docstring:" in done.stdout, name
+def test_every_task_and_each_of_its_options_has_help(workspace: Path) -> None:
+    for name, task in namespace.tasks.items():
+        assert task.__doc__, name
+        assert all(argument.help for argument in task.get_arguments()), name
+    done = inv(workspace, "verify", "--help")
+    assert done.returncode == 0
+    assert "Docstring:" in done.stdout
+    assert "--identity" in done.stdout
 
 
 def test_list_names_every_profile_and_the_broken_ones(workspace: Path) -> None:
