@@ -17,6 +17,7 @@ import pytest
 
 from ndakit.core.workspace import Workspace
 from ndakit.load import load
+from ndakit.tasks import namespace
 from places import ROOT
 
 
