@@ -155,7 +155,8 @@ def test_password_logins_are_found_out(pair: Pair) -> None:
     off = "uci set dropbear.@dropbear[0].{0}=off; uci set dropbear.@dropbear[0].{1}=off; uci commit dropbear"
     words = ("PasswordAuth", "RootPasswordAuth")
     opening = off.format(*words).replace("off;", "on;")
-    restart = "; " + renewed("dropbear", "restart", stay=0)
+    listens = "i=0; until netstat -ltn | grep -q ':22 ' || [ $i -ge 50 ]; do i=$((i+1)); sleep 0.1; done"
+    restart = f"; {renewed('dropbear', 'restart', stay=0)}; {listens}"
     with broken(pair, "lb2", opening + restart, off.format(*words) + restart):
         assert_fails(pair, "ssh/lb2", "not just publickey")
 
