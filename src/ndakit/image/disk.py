@@ -123,7 +123,8 @@ def inspect_archive(path: Path) -> int:
             for entry in archive:
                 total += entry.size
                 names.add(entry.name.removeprefix("./"))
-    except (tarfile.TarError, EOFError, zlib.error, ValueError, OverflowError) as cause:
+    except (tarfile.TarError, EOFError, zlib.error, ValueError, OverflowError, TypeError) as cause:
+        # TypeError: tarfile takes the ord() of what is missing, where the head of the gzip stream ends too early.
         raise DiskImageBroken(path, f"it is no whole archive ({clean(str(cause))[:80]})") from cause
     if "etc/openwrt_release" not in names:
         raise DiskImageBroken(path, "there is no /etc/openwrt_release in it")
