@@ -12,13 +12,13 @@ import pytest
 
 import goldens
 from ndakit.core.release import Release
-from ndakit.lab.clients import LabPeople
+from ndakit.lab.clients import LabPeople, LoadResult
 from ndakit.lab.host import Host
 from ndakit.lab.network import LabNetwork
 from ndakit.lab.plan import VantagePoint, plan
 from ndakit.model import Profile
 from ndakit.render.claimed_headers import CLAIMS, ClaimGroup
-from ndakit.verify.claims import haproxy, shares
+from ndakit.verify.claims import haproxy, shares, traffic
 from ndakit.verify.claims.base import Outcome, first_service_port
 
 POINT = SimpleNamespace(host="client", address=lambda version: "203.0.113.9")
@@ -117,6 +117,22 @@ def test_a_claim_does_not_wait_for_requests_that_time_out_once_it_has_failed(
     assert found.total == len(made)
     assert asked - 1 <= found.total <= asked
     assert (found.failures, found.first_error) == (found.total // 2, error)
+
+
+@pytest.mark.parametrize(("balance", "asked"), [("source", 12), ("first", 12), ("roundrobin", 60)])
+def test_where_one_server_has_to_answer_all_a_dozen_requests_show_it(balance: str, asked: int) -> None:
+    profile, made = weighted(1, 1, balance=balance), []
+
+    def load(point: object, address: object, port: int, pool: str, requests: int, transport: str) -> LoadResult:
+        made.append(requests)
+        return LoadResult(requests, {"w0": requests - 1, "w1": 1}, 0)
+
+    network = SimpleNamespace(
+        profile=profile, client_for=lambda *_: POINT, load=load, speaks=lambda *_: "http", servers={}, hosts={}
+    )
+    outcome = traffic.service(cast(LabNetwork, network), "web")
+    assert made == [asked]
+    assert not outcome.ok, "one answer of another server is enough"
 
 
 # -- connections at once -----------------------------------------------------------------------------------------------

@@ -43,6 +43,13 @@ _BUSY = {"http": b"GET /lab-stream?5000 HTTP/1.1\r\nHost: lab\r\n\r\n", "tcp": b
 connection of tcp does so by being there."""
 
 
+def keeps_one(profile: Profile, service: str) -> bool:
+    """True if one client's requests for one path at one address all go to one server."""
+    found = profile.services[service]
+    word = found.carried_by.balance[profile.pools[found.pool].balance]
+    return profile.persistence(service) is not None or word in STICKY
+
+
 def share_errors(profile: Profile, service: str, result: LoadResult) -> list[str]:
     """What is wrong with the shares of one client's requests that came one after the other."""
     name = profile.services[service].pool
@@ -57,7 +64,7 @@ def share_errors(profile: Profile, service: str, result: LoadResult) -> list[str
         return [f"{', '.join(drained)} answered, and has weight 0"]
     if word in HEAVIEST and (heaviest := max(weights.values())) > max(weights[n] for n in result.shares):
         return [f"{', '.join(sorted(result.shares))} answered, and not a server of weight {heaviest}"]
-    if profile.persistence(service) is not None or word in STICKY:
+    if keeps_one(profile, service):
         if len(result.shares) > 1:
             why = "persistence" if profile.persistence(service) is not None else f"balance {pool.balance}"
             return [f"{why} spread one client over {len(result.shares)} servers"]

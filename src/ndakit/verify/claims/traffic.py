@@ -9,7 +9,7 @@ from ndakit.lab.clients import ServicePort
 from ndakit.lab.network import LabNetwork
 from ndakit.model import Endpoint
 from ndakit.verify.claims.base import SLACK_S, Outcome, service_port, share_text, targets
-from ndakit.verify.claims.shares import IN_TURN, at_once_errors, hold_at_once, share_errors, shows_at_once
+from ndakit.verify.claims.shares import IN_TURN, at_once_errors, hold_at_once, keeps_one, share_errors, shows_at_once
 
 HOLDER_WAIT_S = 8.0
 """A handover may be under way when holders are asked for; it takes no longer than this."""
@@ -19,6 +19,9 @@ REQUESTS = 60
 
 RANDOM_REQUESTS = 240
 """The same where chance decides."""
+
+KEPT_REQUESTS = 12
+"""The same where one server has to answer all of them: any other way of choosing shows within a few."""
 
 SORRY_REQUESTS = 6
 """Who answers does not change: a few are enough."""
@@ -48,6 +51,8 @@ def service(lab: LabNetwork, name: str) -> Outcome:
     shares: dict[str, int] = {}
     total = 0
     requests = RANDOM_REQUESTS if lab.profile.pools[found.pool].balance == "random" else REQUESTS
+    if keeps_one(lab.profile, name):
+        requests = KEPT_REQUESTS
     held = ""
     for endpoint, port in targets(lab.profile, name):
         point, at = lab.client_for(endpoint, name), authority(endpoint.address, port)
