@@ -202,18 +202,23 @@ class LabNodes(LabPeople):
         return bool(self.profile.haproxy_services)
 
     def _unsettled(self) -> str:
-        for node in self._nodes:
-            if self._proxies and self.is_up(node):
-                states = self.states(node)
-                if not states:
-                    return f"the statistics of {node} do not answer"
-                down = [f"{s.proxy}/{s.server} {s.status}" for s in states if not s.up]
-                if down:
-                    return f"{node} sees {', '.join(down)}"
-            if self.is_up(node) and (trouble := self.ipvs_trouble(node)):
-                return trouble
         # keepalived's account comes last: it costs a node that is still booting the most.
-        return self._vips_trouble() or next(filter(None, self._ask_each(self.vrrp_trouble).values()), "")
+        return (
+            next(filter(None, self._ask_each(self._servers_trouble).values()), "")
+            or self._vips_trouble()
+            or next(filter(None, self._ask_each(self.vrrp_trouble).values()), "")
+        )
+
+    def _servers_trouble(self, node: str) -> str:
+        """Which servers a node does not see, by HAProxy and in the kernel; empty if it sees all."""
+        if self._proxies:
+            states = self.states(node)
+            if not states:
+                return f"the statistics of {node} do not answer"
+            down = [f"{s.proxy}/{s.server} {s.status}" for s in states if not s.up]
+            if down:
+                return f"{node} sees {', '.join(down)}"
+        return self.ipvs_trouble(node)
 
     def _vips_trouble(self) -> str:
         """Which VIPs are not where they belong; empty if all are."""
