@@ -237,7 +237,7 @@ class LabNodes(LabPeople):
         """Wait until every running node sees a server up (or down); the seconds, None if it does not happen in time."""
         started_s = time.monotonic()
         while True:
-            seen = [self._sees(node, pool, server) for node in self._nodes if self.is_up(node)]
+            seen = self._ask_each(lambda node: self._sees(node, pool, server)).values()
             took_s = time.monotonic() - started_s
             if seen and all(s is up for s in seen):
                 self.tell(f"{server} is {'in' if up else 'out of'} pool {pool} after {took_s:.1f} s")
