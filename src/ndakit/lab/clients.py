@@ -168,8 +168,8 @@ class LabPeople:
             return []
 
     def client_for(self, endpoint: Endpoint, service: str = "") -> VantagePoint:
-        """Somebody who uses a service on an endpoint: in the VIP's network; beyond its gateway for nat to servers in
-        that network, who would answer a neighbour directly. Raises LabLacks if nobody can."""
+        """Somebody who uses a service on an endpoint: in the VIP's network; beyond its gateway where servers in that
+        network would answer a neighbour directly (nat, tproxy). Raises LabLacks if nobody can."""
         point = self.plan.clients.get(endpoint.network)
         if service and self._answers_neighbours(endpoint, service):
             point = self.plan.outside.get(endpoint.network)
@@ -180,7 +180,7 @@ class LabPeople:
     def _answers_neighbours(self, endpoint: Endpoint, service: str) -> bool:
         found = self.profile.services[service]
         servers = self.profile.pools[found.pool].servers.values()
-        return found.topology == "nat" and any(
+        return found.returning and any(
             self.profile.network_of(a) == endpoint.network for s in servers for a in s.address
         )
 

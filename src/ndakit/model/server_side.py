@@ -140,7 +140,7 @@ class ServerSide:
 
 def servers(profile: Profile) -> tuple[ServerSide, ...]:
     """Every machine that stands in a pool, in the profile's order; then the inner routers that servers of topology nat
-    answer through."""
+    and tproxy answer through."""
     machines: list[dict[tuple[str, str], Server]] = []
     first_with: dict[Address, int] = {}
     for pool, found in profile.pools.items():
@@ -317,11 +317,11 @@ def _side(profile: Profile, name: str, machine: Mapping[tuple[str, str], Server]
 
 
 def _routers(profile: Profile) -> Iterator[ServerSide]:
-    """The inner routers behind which servers of topology nat are, with what each must do with their answers."""
+    """The inner routers behind which servers of topology nat and tproxy are, with what each does with their answers."""
     found: dict[Address, _Needs] = {}
     for pool, its in profile.pools.items():
-        for service in profile.ipvs_services_of(pool):
-            if profile.services[service].topology != "nat" or its.reply_route != "policy":
+        for service in profile.services_of(pool):
+            if not profile.services[service].returning or its.reply_route != "policy":
                 continue
             for server in its.servers.values():
                 for version in dict.fromkeys(e.address.version for e in profile.endpoints(service)):
@@ -351,11 +351,11 @@ def _duty(
     needs: _Needs, service: str, vip: Address, own: Address, ports: Sequence[tuple[int, int]], policy: bool
 ) -> None:
     """What one address of a service asks of one address of a server."""
-    topology = needs.profile.services[service].topology
-    if topology == "nat" and policy:
+    topology, returning = needs.profile.services[service].topology, needs.profile.services[service].returning
+    if returning and policy:
         for port in ports:
             needs.answers_through_us(service, own, port)
-    elif topology == "nat":
+    elif returning:
         needs.through_us(service, own)
     elif topology == "dr":
         needs.direct(service, vip, own)

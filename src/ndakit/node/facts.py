@@ -168,6 +168,23 @@ class NodeFacts:
         """What the kernel balances by itself; empty without IPVS. ipvsadm is not needed for that."""
         return parse_virtual_servers(self.text("cat /proc/net/ip_vs"))
 
+    def taken_in(self, version: int) -> str:
+        """What of the three things that take in packets for a socket of the node's own, though they are addressed to
+        somebody else, is missing in an IP version (topology tproxy); empty if all are there."""
+        program = "iptables" if version == 4 else "ip6tables"
+        nft = self.text("nft list ruleset | grep -F -e %s", "socket transparent 1")
+        mark = parse_transparent_mark(nft, self.text(f"{program} -w -t mangle -S"))
+        if mark is None:
+            return "has no DIVERT rule, which marks packets for which one of its sockets waits,"
+        tables = re.findall(rf"fwmark 0x{mark:x}(?:/0x{mark:x})? lookup (\S+)", self.text(f"ip -{version} rule show"))
+        if not tables:
+            return f"has no policy rule for packets with the mark {mark:#x}"
+        if not re.search(
+            r"^local (?:default|0\.0\.0\.0/0|::/0) ", self.text(f"ip -{version} route show table {tables[0]}"), re.M
+        ):
+            return f"has no local route for everything in table {tables[0]}"
+        return ""
+
     def bond(self, device: str) -> list[BondCard]:
         """The cards of a bond (802.3ad); empty if there is no such bond."""
         return parse_bond(self.text("cat %s", f"/proc/net/bonding/{device}"))
@@ -221,6 +238,16 @@ def parse_addresses(text: str) -> dict[str, set[IPv4Interface | IPv6Interface]]:
         if not interface.is_link_local or interface.network.num_addresses == 1:
             found.setdefault(device, set()).add(interface)
     return found
+
+
+def parse_transparent_mark(nft: str, mangle: str) -> int | None:
+    """The mark that packets get for which a transparent socket waits: from the rules of nft, or from those of iptables'
+    table mangle (`iptables -S`); None if none do."""
+    if found := re.search(r"socket transparent 1 .*?mark set (?:meta )?mark (?:\||or) (0x[0-9a-f]+)", nft):
+        return int(found[1], 16)
+    jump = re.search(r"^-A PREROUTING -p tcp -m socket --transparent -j (\S+)", mangle, re.M)
+    mark = re.search(rf"^-A {re.escape(jump[1])} -j MARK --set-xmark (0x[0-9a-f]+)/", mangle, re.M) if jump else None
+    return int(mark[1], 16) if mark else None
 
 
 def parse_bond(text: str) -> list[BondCard]:

@@ -24,6 +24,7 @@ from ndakit.verify.claims import (
     node,
     scheduling,
     traffic,
+    transparent,
 )
 from ndakit.verify.claims.base import Claim, LeftOut, Outcome, service_port
 
@@ -43,6 +44,7 @@ def left_out(profile: Profile) -> tuple[LeftOut, ...]:
 def _everything(profile: Profile) -> Sequence[Claim | LeftOut]:
     return (
         *_about_nodes(profile),
+        *transparent.about_nodes(profile),
         *_about_services(profile),
         *_about_networks(profile),
         *_about_pools(profile),
@@ -133,7 +135,7 @@ def _about_pools(profile: Profile) -> Iterator[Claim | LeftOut]:
             if name not in watched_alone(profile):  # failover/empty tries those
                 yield LeftOut(f"check/{name}", "no service uses this pool")
             continue
-        if profile.ipvs_services_of(name):
+        if any(profile.services[s].shows_client for s in profile.services_of(name)):
             text = f"servers of {name} have what their topology needs (./inv servers)"
             yield Claim(f"servers/{name}", text, partial(ipvs.server_side, pool=name))
         if sum(1 for s in pool.servers.values() if s.weight) > 1:

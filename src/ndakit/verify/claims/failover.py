@@ -54,8 +54,14 @@ def unserved(lab: LabNetwork) -> list[str]:
                 result = lab.ask(ServicePort(name, endpoint, port), 1)
             except LabLacks:
                 continue
+            at = authority(endpoint.address, port)
             if result.failures:
-                wrong.append(f"{name} does not answer at {authority(endpoint.address, port)} ({result.first_error})")
+                wrong.append(f"{name} does not answer at {at} ({result.first_error})")
+            elif lab.profile.services[name].transparent:
+                seat = lab.client_for(endpoint, name)
+                seen = lab.client_seen(seat, endpoint.address, port, lab.profile.services[name].pool)
+                own = str(seat.address(endpoint.address.version))
+                wrong += [f"a server of {name} at {at} saw {seen}, the client is {own}"] if seen != own else []
     for way in ways_out(lab.profile):
         with contextlib.suppress(LabLacks):
             answer = lab.ask_out(way)

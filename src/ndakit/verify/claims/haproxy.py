@@ -8,14 +8,19 @@ from functools import partial
 from ndakit.lab.host.measure import Answer
 from ndakit.lab.network import LabNetwork
 from ndakit.model import Profile
+from ndakit.verify.claims import transparent
 from ndakit.verify.claims.base import Claim, LeftOut, Outcome, targets
 
 
 def about_service(profile: Profile, name: str) -> Iterator[Claim | LeftOut]:
     """What is claimed of a service that HAProxy carries, beyond its answers and shares."""
-    if profile.services[name].protocol == "http":
+    service = profile.services[name]
+    if service.transparent:
+        yield from transparent.about_service(name)
+    if service.protocol == "http":
         text = f"servers of {name} learn the client's address, and clients cannot forge it"
-        yield Claim(f"client-address/{name}", text, partial(client_address, name=name))
+        group = "client-headers" if service.transparent else "client-address"
+        yield Claim(f"{group}/{name}", text, partial(client_address, name=name))
         yield from _about_names(profile, name)
 
 
@@ -85,7 +90,7 @@ def client_address(lab: LabNetwork, name: str) -> Outcome:
     wrong: list[str] = []
     seen = ""
     for endpoint, port in targets(lab.profile, name):
-        point = lab.client_for(endpoint)
+        point = lab.client_for(endpoint, name)
         own = str(point.address(endpoint.address.version))
         answer = lab.get(point, endpoint.address, port, headers=FORGED)
         seen = answer.seen_header("x-forwarded-for") or ""

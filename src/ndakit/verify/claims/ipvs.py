@@ -40,6 +40,12 @@ def about_service(profile: Profile, name: str) -> Iterator[Claim | LeftOut]:
 
 def seen_client(lab: LabNetwork, name: str) -> Outcome:
     """The address that servers see: the client's own, for nobody stands in between."""
+    seen, wrong = seen_by_servers(lab, name)
+    return Outcome(not wrong, f"servers see {seen}", "; ".join([*wrong, *_blame(lab, name, wrong)]))
+
+
+def seen_by_servers(lab: LabNetwork, name: str) -> tuple[str, list[str]]:
+    """The client's address as the servers saw it last, and what was wrong with it at each place where it was tried."""
     wrong: list[str] = []
     seen = ""
     service = lab.profile.services[name]
@@ -51,7 +57,7 @@ def seen_client(lab: LabNetwork, name: str) -> Outcome:
             if seen != own:
                 wrong.append(f"a server behind {at} saw {seen}, the client is {own}")
                 break
-    return Outcome(not wrong, f"servers see {seen}", "; ".join([*wrong, *_blame(lab, name, wrong)]))
+    return seen, wrong
 
 
 def way_back(lab: LabNetwork, name: str) -> Outcome:
