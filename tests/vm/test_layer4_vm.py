@@ -1,4 +1,4 @@
-"""Services that the kernel balances (nat, dr, tun): every claim holds, and fails when its fact is broken."""
+"""Services whose servers see the clients (nat, dr, tun, tproxy): every claim holds, and fails when its fact is broken."""
 
 from __future__ import annotations
 
@@ -59,6 +59,11 @@ pools:
     servers: {{beh1: 10.21.0.21, beh2: 10.21.0.22}}
   plain: {{port: 80, servers: {{web1: 192.168.0.91, web2: 192.168.0.92}}}}
   ftp: {{check: {{port: 21, interval_s: 1}}, servers: {{ftp1: 192.168.0.95, ftp2: 192.168.0.96}}}}
+  sites:
+    port: 80
+    check: {{type: http, path: /health, interval_s: 1, timeout_s: 1}}
+    servers: {{web1: [192.168.0.91, "fd00:0:0:1::91"], web2: [192.168.0.92, "fd00:0:0:1::92"]}}
+  rtmp: {{check: {{type: tcp, interval_s: 1}}, servers: {{web1: 192.168.0.91, web2: 192.168.0.92}}}}
 services:
   natted: {{vip: www, port: 8082, topology: nat, protocol: tcp, pool: static}}
   names: {{vip: www, families: [ipv4], port: 53, topology: nat, protocol: udp, pool: names}}
@@ -70,6 +75,9 @@ services:
   shop: {{vip: www, families: [ipv4], port: 80, protocol: http, pool: plain}}
   shell: {{vip: www, families: [ipv4], port: 22, topology: nat, protocol: tcp, pool: own}}
   ftp: {{vip: www, families: [ipv4], port: [21, 20000-39999], topology: nat, protocol: tcp, pool: ftp}}
+  iis: {{vip: www, port: 8087, topology: tproxy, protocol: http, pool: sites}}
+  rtmp: {{vip: www, families: [ipv4], port: 1935, topology: tproxy, protocol: tcp, pool: rtmp}}
+  owned: {{vip: www, families: [ipv4], port: 8088, topology: tproxy, protocol: tcp, pool: own}}
 """
 
 
@@ -93,6 +101,10 @@ CLAIMS = (
     *("service/behind", "client-address/behind", "way-back/behind", "servers/behind", "check/behind"),
     # Port 22 of a VIP is a service's, and that of the nodes is still their own SSH; 20001 ports are one service.
     *("service/shell", "way-back/shell", "ssh/lb1", "ssh/lb2", "service/ftp", "way-back/ftp"),
+    # HAProxy in between, and the servers see the clients all the same; `owned` by a rule of the server's own.
+    *("divert/lb1", "divert/lb2", "service/iis", "client-address/iis", "client-headers/iis", "way-back/iis"),
+    *("servers/sites", "check/sites", "service/rtmp", "client-address/rtmp", "way-back/rtmp"),
+    *("service/owned", "client-address/owned", "way-back/owned", "servers/own"),
 )
 
 
@@ -119,6 +131,43 @@ def test_an_inner_router_that_sends_the_answers_elsewhere_is_named(pair: Pair) -
         outcome = pair.outcome("way-back/behind")
     assert not outcome.ok
     assert "router 192.168.0.253 has no rule for its answers from 10.21.0.21 port 8086" in outcome.detail
+
+
+@pytest.mark.parametrize(
+    ("breaking", "mending", "name", "words"),
+    [("nft flush chain inet fw4 tproxy_divert", "fw4 restart", "client-address/iis",
+      "lb1 has no DIVERT rule, which marks packets for which one of its sockets waits, for IPv6"),
+     ("ip -6 rule del priority 1000", "ip -6 rule add priority 1000 fwmark 0x1/0x1 lookup 100", "way-back/iis",
+      "lb1 has no policy rule for packets with the mark 0x1 for IPv6"),
+     ("ip route flush table 100", "ip route add local default dev lo table 100", "client-address/rtmp",
+      "lb1 has no local route for everything in table 100 for IPv4")],
+)  # fmt: skip
+def test_a_node_that_does_not_take_answers_to_clients_in_is_named(
+    pair: Pair, breaking: str, mending: str, name: str, words: str
+) -> None:
+    lab = pair.lab
+    assert lab.one_master() == "lb1"
+    lab.order("lb1", breaking)
+    try:
+        outcome, about_node = pair.outcome(name), pair.outcome("divert/lb1")
+    finally:
+        lab.order("lb1", mending)
+    assert not outcome.ok
+    assert words in outcome.detail
+    assert not about_node.ok
+    assert words in about_node.detail
+    assert pair.outcome("divert/lb2").ok
+    assert pair.outcome("divert/lb1").ok
+
+
+def test_a_tproxy_server_without_the_gateway_vip_is_named(pair: Pair) -> None:
+    breaking, mending = "ip route replace default via 192.168.0.254", "ip route replace default via 192.168.0.1"
+    with on_server(pair, "sites", "web1", breaking, mending):
+        outcome = pair.outcome("way-back/iis")
+        assert not outcome.ok
+        assert "went past the balancers" in outcome.detail
+        assert "server web1 has not 192.168.0.1 as its default gateway" in outcome.detail
+        assert not pair.outcome("servers/sites").ok
 
 
 def test_a_dr_server_that_answers_arp_for_the_vip_is_named(pair: Pair) -> None:
@@ -217,6 +266,19 @@ def test_a_node_that_does_not_forward_is_found_out_when_it_becomes_master(pair: 
         assert outcome.detail.count("does not answer") == 1
     finally:
         lab.run("lb2", "fw4 restart")
+
+
+def test_a_node_without_the_divert_rule_is_found_out_when_it_becomes_master(pair: Pair) -> None:
+    lab = pair.lab
+    lab.order("lb2", "nft flush chain inet fw4 tproxy_divert")
+    try:
+        outcome = pair.outcome("failover/cable/wan")
+    finally:
+        lab.order("lb2", "fw4 restart")
+    assert not outcome.ok
+    for at in ("iis does not answer at 203.0.113.10:8087", "iis does not answer at [2001:db8:0:1::10]:8087"):
+        assert at in outcome.detail
+    assert "natted" not in outcome.detail
 
 
 def test_without_its_watcher_a_node_whose_keepalived_cannot_start_keeps_its_vips(pair: Pair) -> None:
