@@ -1,4 +1,4 @@
-"""Services whose servers see the clients (nat, dr, tun, tproxy): every claim holds, and fails when its fact is broken."""
+"""Services whose servers see the clients (nat, dr, tun, tproxy): every claim holds, and fails without its fact."""
 
 from __future__ import annotations
 
