@@ -137,7 +137,7 @@ def test_an_inner_router_that_sends_the_answers_elsewhere_is_named(pair: Pair) -
     ("breaking", "mending", "name", "words"),
     [("nft flush chain inet fw4 tproxy_divert", "fw4 restart", "client-address/iis",
       "lb1 has no DIVERT rule, which marks packets for which one of its sockets waits, for IPv6"),
-     ("ip -6 rule del priority 1000", "ip -6 rule add priority 1000 fwmark 0x1/0x1 lookup 100", "way-back/iis",
+     ("ip -6 rule del priority 1000", "ip -6 rule add priority 1000 fwmark 0x1/0x1 lookup 100", "client-address/iis",
       "lb1 has no policy rule for packets with the mark 0x1 for IPv6"),
      ("ip route flush table 100", "ip route add local default dev lo table 100", "client-address/rtmp",
       "lb1 has no local route for everything in table 100 for IPv4")],

@@ -1,4 +1,5 @@
-"""A pair of 19.07: fw3, and a keepalived that cannot see through how many routers an advert came; the firewall does."""
+"""A pair of 19.07: fw3, tproxy by firewall.user, and a keepalived that cannot see through how many routers an advert
+came; the firewall does."""
 
 from __future__ import annotations
 
@@ -30,11 +31,19 @@ nodes:
 vips:
   www: {{network: lan, address: 192.168.5.10}}
   six: {{network: lan, address: "2001:db8:5::10", group: six}}
+  gw: {{network: lan, address: 192.168.5.9, role: gateway}}
+  gw6: {{network: lan, address: "2001:db8:5::9", role: gateway, group: six}}
 pools:
   web: {{port: 80, check: {{type: tcp, interval_s: 1}}, servers: {{web1: [192.168.5.21, "2001:db8:5::21"]}}}}
-services: {{web: {{vip: [www, six], port: 80, protocol: http, pool: web}}}}
+  live: {{port: 1935, check: {{type: tcp, interval_s: 1}}, servers: {{str1: [192.168.5.31, "2001:db8:5::31"]}}}}
+services:
+  web: {{vip: [www, six], port: 80, protocol: http, pool: web}}
+  live: {{vip: www, port: 1935, topology: tproxy, protocol: tcp, pool: live}}
+  live6: {{vip: six, port: 1935, topology: tproxy, protocol: tcp, pool: live}}
 """
-CLAIMS = ("daemons/lb1", "daemons/lb2", "vrrp/lb1", "vrrp/lb2", "vips/one-holder", "service/web", "vrrp/forged")
+CLAIMS = ("daemons/lb1", "daemons/lb2", "vrrp/lb1", "vrrp/lb2", "vips/one-holder", "service/web", "vrrp/forged",
+          "divert/lb1", "divert/lb2", "client-address/live", "way-back/live", "client-address/live6", "way-back/live6",
+          "servers/live")  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -63,6 +72,24 @@ def test_a_firewall_that_does_not_look_at_the_ttl_is_found_out(old: Pair, progra
         lab.settle()
     assert not outcome.ok, outcome.figure
     assert outcome.detail in (f"{node} gave the VIPs of {instance} up" for node in ("lb1", "lb2"))
+
+
+@pytest.mark.parametrize(("program", "name"), [("iptables", "live"), ("ip6tables", "live6")])
+def test_a_node_without_the_divert_rule_is_named_and_a_reload_of_fw3_brings_it_back_once(
+    old: Pair, program: str, name: str
+) -> None:
+    lab = old.lab
+    lab.settle()
+    for node in ("lb1", "lb2"):
+        lab.order(node, f"{program} -w -t mangle -F PREROUTING")
+    outcome = old.outcome(f"client-address/{name}")
+    for node in ("lb1", "lb2"):
+        lab.order(node, "/etc/init.d/firewall reload; /etc/init.d/firewall reload")
+        jumps = lab.run(node, f"{program} -w -t mangle -S PREROUTING | grep -c transparent")
+        assert jumps.strip() == "1"
+    assert not outcome.ok
+    assert "has no DIVERT rule" in outcome.detail
+    assert old.outcome(f"client-address/{name}").ok
 
 
 def test_adverts_of_ipv6_leave_as_if_from_a_neighbour(old: Pair) -> None:
