@@ -12,11 +12,11 @@ from ndakit.lab.clients import LabPeople
 from ndakit.lab.plan import plan
 from ndakit.model import Profile, transparent
 from ndakit.model.package_needs import needed
+from ndakit.model.server_side import servers
 from ndakit.node.facts import NodeFacts
 from ndakit.render.engines.haproxy import haproxy
 from ndakit.render.node import NodeView
 from ndakit.render.render import Tree, render
-from ndakit.render.servers import servers
 from ndakit.verify.claims import all_claims
 
 HAPROXY, USER, NFT = "/etc/haproxy.cfg", "/etc/firewall.user", "/etc/nftables.d/20-tproxy.nft"
@@ -74,7 +74,7 @@ def test_clients_of_each_family_are_led_to_servers_of_theirs_which_are_checked_t
         "web.web", "spare.web", "web.web.ipv6", "spare.web.ipv6", "streams", "far"
     }  # fmt: skip
     (frontend,) = (f for f in view.frontends if f.name == "service:web")
-    assert [(d.backend, [str(a) for a in d.addresses], d.empty) for d in frontend.detours] == [
+    assert [(d.backend, [str(a) for a in d.addresses], d.empty) for d in frontend.fallback_rules] == [
         ("spare.web.ipv6", ["2001:db8:0:1::10"], ("web.web.ipv6",)),
         ("web.web.ipv6", ["2001:db8:0:1::10"], ()),
         ("spare.web", [], ("web.web",)),

@@ -31,14 +31,8 @@ def versions(profile: Profile) -> tuple[int, ...]:
 
 
 def pools(profile: Profile, service: str) -> tuple[str, ...]:
-    """The pools whose servers can get a service's requests: its own, that one's sorry pool and so on, each once."""
-    chain: list[str] = []
-    pool: str | None = profile.services[service].pool
-    while pool is not None and pool in profile.pools and pool not in chain:
-        chain.append(pool)
-        sorry = profile.pools[pool].sorry
-        pool = sorry.pool if sorry is not None else None
-    return tuple(chain)
+    """The pools whose servers can get a service's requests: its own, those of its routes, and their sorry pools."""
+    return tuple(pool for pool in profile.pools if service in profile.services_of(pool))
 
 
 def sockets(profile: Profile, service: str, version: int) -> frozenset[tuple[Address, int]]:

@@ -58,9 +58,9 @@ def unserved(lab: LabNetwork) -> list[str]:
             if result.failures:
                 wrong.append(f"{name} does not answer at {at} ({result.first_error})")
             elif lab.profile.services[name].transparent:
-                seat = lab.client_for(endpoint, name)
-                seen = lab.client_seen(seat, endpoint.address, port, lab.profile.services[name].pool)
-                own = str(seat.address(endpoint.address.version))
+                point = lab.client_for(endpoint, name)
+                seen = lab.client_seen(point, endpoint.address, port, lab.profile.services[name].pool)
+                own = str(point.address(endpoint.address.version))
                 wrong += [f"a server of {name} at {at} saw {seen}, the client is {own}"] if seen != own else []
     for way in ways_out(lab.profile):
         with contextlib.suppress(LabLacks):

@@ -8,8 +8,8 @@ from collections import Counter
 from collections.abc import Iterator
 from functools import partial
 
+from ndakit.core.addresses import authority
 from ndakit.lab.frames import decode_segment, mac_text
-from ndakit.lab.host.request import authority
 from ndakit.lab.network import LabNetwork
 from ndakit.lab.switch import Frame
 from ndakit.model import Address, Profile, transparent
@@ -64,13 +64,13 @@ def way_back(lab: LabNetwork, name: str) -> Outcome:
     total: Counter[str] = Counter()
     for endpoint, port in targets(lab.profile, name):
         version = endpoint.address.version
-        seat, at = lab.client_for(endpoint, name), authority(endpoint.address, port)
-        client = seat.address(version)
+        point, at = lab.client_for(endpoint, name), authority(endpoint.address, port)
+        client = point.address(version)
         assert client is not None, "client_for gives only those who have one"
         servers = {address for address, _ in transparent.sockets(lab.profile, name, version)}
         watch = _Answers(servers, client, balancers)
         with lab.switch.on_frame(watch.see):
-            result = lab.load(seat, endpoint.address, port, service.pool, REQUESTS)
+            result = lab.load(point, endpoint.address, port, service.pool, REQUESTS)
         total.update(watch.counts)
         if result.failures:
             wrong.append(f"{result.failures} of {result.total} requests to {at} failed")
@@ -110,5 +110,5 @@ def _blame(lab: LabNetwork, name: str, wrong: list[str]) -> list[str]:
     nodes = [node for node in lab.profile.nodes if lab.is_up(node)]
     return [
         *(trouble for node in nodes for trouble in node_trouble(lab, node)),
-        *server_trouble(lab, lab.profile.services[name].pool)[:3],
+        *[t for pool in transparent.pools(lab.profile, name) for t in server_trouble(lab, pool)][:3],
     ]
