@@ -144,6 +144,26 @@ def test_nft_files_are_read_inside_fw4s_table() -> None:
     assert error.fix == "mend b"
 
 
+@pytest.mark.parametrize("wrong", [False, True])
+def test_what_this_machines_kernel_lacks_is_no_fault_of_the_file_and_the_rest_is_still_read(
+    monkeypatch: pytest.MonkeyPatch, wrong: bool
+) -> None:
+    path, asked = "/etc/nftables.d/20-tproxy.nft", real_daemons._run
+
+    def without_nft_socket(root: Path, script: str) -> process.Done:
+        done = asked(root, script)
+        if not script.startswith("nft") or "socket transparent" not in (root / path.lstrip("/")).read_text():
+            return done
+        said = f"{path}:6:1-9: Error: Could not process rule: No such file or directory"
+        return dataclasses.replace(done, returncode=1, stderr=said)
+
+    monkeypatch.setattr(real_daemons, "_run", without_nft_socket)
+    file = goldens.tree("iis-tproxy")[path]
+    content = file.content.replace(b"counter accept", b"kounter accept") if wrong else file.content
+    found = checked(Tree([dataclasses.replace(file, content=content)]))
+    assert [e.where for e in found] == ([f"{path}:7:1"] if wrong else [])
+
+
 def test_a_sorry_page_as_large_as_allowed_is_not_cut_off(tmp_path: Path) -> None:
     (tmp_path / "large.html").write_bytes(b"x" * BUFFER_BYTES)
     text = goldens.PROFILES["bakery"].read_text()

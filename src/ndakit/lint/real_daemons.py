@@ -47,6 +47,9 @@ _OLD_HTTPCHK = re.compile(rb"^(\s*option httpchk .* HTTP/1\.1)\\r\\nHost:.*$", r
 """The only form of an http check with a Host that HAProxy before 2.2 has (OpenWrt up to 19.07); today's refuses it, so
 that it sees the line without the Host."""
 
+_KERNEL_LACKS, _SOCKET = "Could not process rule: No such file or directory", "socket transparent 1"
+"""What nft says where the kernel has no module for a word, and the word for which not every machine has one."""
+
 _USER_NOBODY = re.compile(rb"^(\s*user) nobody$", re.MULTILINE)
 """keepalived becomes the user of a script to look whether it may run it. The namespace here has root alone, so that the
 script is looked at as root's: everybody may run what has the modes of `render.MODES`, which lint checks."""
@@ -301,6 +304,12 @@ def _nft(tree: Tree, root: Path) -> Iterator[DaemonRefuses]:
         # fw4 reads these inside its own table (docs/facts.md, Firewall).
         (root / "check.nft").write_text(f'table inet fw4 {{\n\tinclude "{path}"\n}}\n')
         done = _run(root, "nft -c -f /check.nft")
+        if _KERNEL_LACKS in done.stderr and _SOCKET in tree[path].text:
+            # This machine's kernel has no nft_socket, the node's has (kmod-nft-socket): the rest of the file is read.
+            target = root / path.lstrip("/")
+            target.unlink()
+            target.write_text(tree[path].text.replace(_SOCKET, "meta mark 0"))
+            done = _run(root, "nft -c -f /check.nft")
         if done.returncode != 0:
             match = re.search(rf"{re.escape(path)}:(\d+):[\d-]+: Error: (.*)", done.stderr)
             number, text = (int(match[1]), match[2]) if match else (0, " ".join(done.tail(3)))
