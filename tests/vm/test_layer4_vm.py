@@ -160,16 +160,6 @@ def test_a_node_that_does_not_take_answers_to_clients_in_is_named(
     assert pair.outcome("divert/lb1").ok
 
 
-def test_a_tproxy_server_without_the_gateway_vip_is_named(pair: Pair) -> None:
-    breaking, mending = "ip route replace default via 192.168.0.254", "ip route replace default via 192.168.0.1"
-    with on_server(pair, "sites", "web1", breaking, mending):
-        outcome = pair.outcome("way-back/iis")
-        assert not outcome.ok
-        assert "went past the balancers" in outcome.detail
-        assert "server web1 has not 192.168.0.1 as its default gateway" in outcome.detail
-        assert not pair.outcome("servers/sites").ok
-
-
 def test_a_dr_server_that_answers_arp_for_the_vip_is_named(pair: Pair) -> None:
     settings = "echo {} >/proc/sys/net/ipv4/conf/all/arp_ignore"
     with on_server(pair, "media", "med1", settings.format(0), settings.format(1)):
@@ -189,12 +179,20 @@ def test_a_dr_server_without_the_vip_is_named(pair: Pair) -> None:
         assert "server med2 has no 192.168.0.10 on lo" in ipvs.server_side(pair.lab, "media").detail
 
 
-def test_a_nat_server_without_the_gateway_vip_is_named(pair: Pair) -> None:
+@pytest.mark.parametrize(
+    ("pool", "server", "name", "words"),
+    [("static", "img1", "client-address/natted", "the client is 203.0.113."),
+     ("sites", "web1", "way-back/iis", "went past the balancers")],
+)  # fmt: skip
+def test_a_server_without_the_gateway_vip_is_named(pair: Pair, pool: str, server: str, name: str, words: str) -> None:
     breaking, mending = "ip route replace default via 192.168.0.254", "ip route replace default via 192.168.0.1"
-    with on_server(pair, "static", "img1", breaking, mending):
-        outcome = pair.outcome("client-address/natted")
+    with on_server(pair, pool, server, breaking, mending):
+        outcome = pair.outcome(name)
         assert not outcome.ok
-        assert "server img1 has not 192.168.0.1 as its default gateway" in outcome.detail
+        assert words in outcome.detail
+        assert f"server {server} has not 192.168.0.1 as its default gateway" in outcome.detail
+        assert not pair.outcome(f"servers/{pool}").ok
+
 
 
 def test_a_tun_server_with_rp_filter_on_is_named(pair: Pair) -> None:
