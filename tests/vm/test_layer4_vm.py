@@ -194,7 +194,6 @@ def test_a_server_without_the_gateway_vip_is_named(pair: Pair, pool: str, server
         assert not pair.outcome(f"servers/{pool}").ok
 
 
-
 def test_a_tun_server_with_rp_filter_on_is_named(pair: Pair) -> None:
     settings = "echo {} >/proc/sys/net/ipv4/conf/ndakit4/rp_filter"
     with on_server(pair, "far", "far1", settings.format(1), settings.format(0)):
