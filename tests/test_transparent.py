@@ -10,7 +10,7 @@ import goldens
 from ndakit.core.release import NEWEST_POINTS, newest
 from ndakit.lab.clients import LabPeople
 from ndakit.lab.plan import plan
-from ndakit.model import Profile, transparent
+from ndakit.model import Profile, rules, transparent
 from ndakit.model.package_needs import needed
 from ndakit.model.server_side import servers
 from ndakit.node.facts import NodeFacts
@@ -121,6 +121,19 @@ def test_servers_that_would_answer_neighbours_directly_are_asked_from_beyond_the
     lab = LabPeople(profile, plan(profile), None, print)
     seats = lab.plan.clients if near else lab.plan.outside
     assert lab.client_for(profile.endpoints("web")[0], "web") == seats["lan"]
+
+
+@pytest.mark.parametrize(
+    ("families", "told"),
+    [
+        ("", ["server iis1 at 192.168.5.21 gets 4 checks a second (pool iis, 2 nodes)"]),
+        ("families: [ipv4], ", []),
+    ],
+)
+def test_a_server_is_checked_once_for_each_family(families: str, told: list[str]) -> None:
+    text = goldens.PROFILES["iis-tproxy"].read_text().replace("interval_s: 2", "interval_s: 1")
+    profile = goldens.parse(text.replace("iis: {vip: www, ", f"iis: {{vip: www, {families}"))
+    assert [f.what for f in rules.findings(profile) if f.code == "many-checks"] == told
 
 
 # -- how a node is asked -----------------------------------------------------------------------------------------------

@@ -208,7 +208,14 @@ def check_load(profile: Profile) -> Iterator[Finding]:
 
 def _checkers(profile: Profile, pool: str) -> int:
     """How many times each node checks a server of a pool at the same time."""
-    found = 1 if profile.haproxy_services_of(pool) else 0
+    families: set[int] = set()  # HAProxy checks each address that it uses once
+    for name in profile.haproxy_services_of(pool):
+        service = profile.services[name]
+        if service.transparent and all(v in profile.vips for v in service.vip):
+            families |= {e.address.version for e in profile.endpoints(name)}
+        else:
+            families.add(next(iter(profile.pools[pool].servers.values())).address[0].version)
+    found = len(families)
     for name in profile.ipvs_services_of(pool):
         service = profile.services[name]
         if service.pool == pool and all(v in profile.vips for v in service.vip):
