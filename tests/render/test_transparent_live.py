@@ -13,8 +13,11 @@ import pytest
 import goldens
 from haproxy_live import configuration, program
 from ndakit.core import process, uci
+from ndakit.render.render import render
 
-DRIVER = Path(__file__).with_name("transparent_driver.py")
+DRIVER = goldens.ROOT / "tests/support/transparent_driver.py"
+SMALL = "sizing: {sessions_per_second: 1, session_duration_s: 1}\n"
+"""Few connections: as many files as those of the example need, not every user may have open."""
 NETWORK, NFT = "/etc/config/network", "/etc/nftables.d/20-tproxy.nft"
 CLIENTS = {4: ("198.51.100.150", "198.51.100.151"), 6: ("2001:db8:5::50", "2001:db8:5::51")}
 UNUSED = "preferred_lft 0"
@@ -36,7 +39,8 @@ def commands(network: str) -> Iterator[list[str]]:
 
 def tried(folder: Path, asked: list[tuple[str, str, int]], *changes: tuple[str, str, str]) -> Any:
     """Run the example for IIS. `changes`: (file, old, new) made to the rendered files first."""
-    tree = goldens.tree("iis-tproxy")
+    profile = goldens.parse(goldens.PROFILES["iis-tproxy"].read_text() + SMALL)
+    tree = render(profile, "lb1", goldens.TEMPLATES)
     texts = {NETWORK: tree[NETWORK].text, NFT: tree[NFT].text, "/etc/haproxy.cfg": configuration(tree, folder)}
     for path, old, new in changes:
         assert old in texts[path], f"{path} does not hold {old!r}"

@@ -116,7 +116,7 @@ def test_what_is_claimed_of_the_examples(name: str) -> None:
 def test_servers_that_would_answer_neighbours_directly_are_asked_from_beyond_the_gateway(
     topology: str, near: bool
 ) -> None:
-    text = (goldens.ROOT / "tests/valid/tproxy-nat.yaml").read_text().replace("tproxy", topology)
+    text = (goldens.DATA / "valid/tproxy-nat.yaml").read_text().replace("tproxy", topology)
     profile = goldens.parse(text.replace("name: proxy-nat", "name: near"))
     lab = LabPeople(profile, plan(profile), None, print)
     seats = lab.plan.clients if near else lab.plan.outside
