@@ -13,8 +13,9 @@ from ndakit.cli.verify import verify_profile
 from ndakit.core.workspace import Workspace
 from ndakit.lab import server_ports
 from ndakit.lab.clients import RunningServer
-from ndakit.lab.server_ports import Page, PageMissing, PageUnusable, ServerPort
+from ndakit.lab.server_ports import PageMissing, PageUnusable, ServerPort
 from ndakit.model import Profile
+from ndakit.model.checks import Page
 
 HEAD = """\
 name: made

@@ -22,6 +22,7 @@ from ndakit.image.artifacts import ImageNotBuilt, images_of
 from ndakit.load import field_types, load, messages, yaml_nodes
 from ndakit.load.json_schema import models
 from ndakit.model import Attachment
+from ndakit.model.checks import HttpCheck, TcpCheck
 from places import DATA, ROOT
 
 SHIPPED = Workspace(ROOT)
@@ -223,8 +224,11 @@ def test_another_kind_of_mapping_replaces_the_inherited_one(workspace: Workspace
     write(workspace, "base", bakery("base", ("check: http", "check: {type: http, path: /alive}")))
     write(workspace, "tcp", "extends: [base]\nname: tcp\npools: {web: {check: {type: tcp, fall: 5}}}\n")
     write(workspace, "http", "extends: [base]\nname: http\npools: {web: {check: {fall: 5}}}\n")
-    assert load.load(workspace, "tcp").profile.pools["web"].check.path is None
-    assert load.load(workspace, "http").profile.pools["web"].check.path == "/alive"
+    assert load.load(workspace, "tcp").profile.pools["web"].check == TcpCheck.model_validate(
+        {"type": "tcp", "fall": "5"}
+    )
+    other = HttpCheck.model_validate({"type": "http", "path": "/alive", "fall": "5"})
+    assert load.load(workspace, "http").profile.pools["web"].check == other
 
 
 def test_a_mapping_merges_onto_an_inherited_short_form(workspace: Workspace) -> None:

@@ -7,6 +7,7 @@ import pytest
 import goldens
 from ndakit.load.json_schema import descriptions
 from ndakit.model import Check, Profile
+from ndakit.model.checks import HttpCheck, TcpCheck
 from ndakit.render.engines.haproxy import haproxy
 from ndakit.render.node import NodeView
 
@@ -31,11 +32,11 @@ def with_services(services: str) -> Profile:
 @pytest.mark.parametrize(
     ("check", "connect_s", "attempt_s"),
     [
-        (Check(type="http", interval_s=2, timeout_s=3), 5, 5),  # `inter` bounds connecting, the answer comes on top
-        (Check(type="http", interval_s=2, timeout_s=3), 0.5, 3.5),  # `timeout connect` bounds it
-        (Check(type="http", interval_s=10, timeout_s=0.25), 5, 5.25),
-        (Check(type="tcp", interval_s=2, timeout_s=3), 5, 2),  # connected is good: no answer to wait for
-        (Check(type="tcp", interval_s=2, timeout_s=3), 0.5, 0.5),
+        (HttpCheck(interval_s=2, timeout_s=3), 5, 5),  # `inter` bounds connecting, the answer comes on top
+        (HttpCheck(interval_s=2, timeout_s=3), 0.5, 3.5),  # `timeout connect` bounds it
+        (HttpCheck(interval_s=10, timeout_s=0.25), 5, 5.25),
+        (TcpCheck(interval_s=2, timeout_s=3), 5, 2),  # connected is good: no answer to wait for
+        (TcpCheck(interval_s=2, timeout_s=3), 0.5, 0.5),
     ],
 )
 def test_an_attempt_lasts_as_long_as_connecting_and_the_answer_may(
@@ -45,15 +46,15 @@ def test_an_attempt_lasts_as_long_as_connecting_and_the_answer_may(
 
 
 def test_a_death_is_noticed_after_fall_intervals_each_with_its_attempt() -> None:
-    check = Check(type="http", interval_s=2, timeout_s=3, fall=4)
+    check = HttpCheck(interval_s=2, timeout_s=3, fall=4)
     assert check.detection_s(5) == 4 * (2 + 2 + 3)
-    assert Check(fall=3).detection_s(5) == 3 * (2 + 2)
+    assert TcpCheck(fall=3).detection_s(5) == 3 * (2 + 2)
 
 
 def test_a_return_is_noticed_after_the_attempt_that_fails_still_and_rise_good_ones() -> None:
-    check = Check(type="http", interval_s=2, timeout_s=3, rise=2)
+    check = HttpCheck(interval_s=2, timeout_s=3, rise=2)
     assert check.recovery_s(0.5) == 3.5 + 2 * (2 + 3.5)
-    assert Check(rise=1).recovery_s(5) == 2 + (2 + 2)
+    assert TcpCheck(rise=1).recovery_s(5) == 2 + (2 + 2)
 
 
 @pytest.mark.parametrize("services", [TWO_USERS, "\n".join(["services:", *TWO_USERS.splitlines()[:0:-1]])])
@@ -79,10 +80,10 @@ def test_the_figures_of_the_documentation() -> None:
     told = " ".join(descriptions(Check)["fall"].split())
     connect_s = 5.0
     for check, words in (
-        (Check(), "12 s (tcp)"),
-        (Check(type="http"), "18 s (http)"),
-        (Check(interval_s=30), "105 s"),
-        (Check(interval_s=30, retry_delay_s=1), "47 s (tcp, HAProxy)"),
+        (TcpCheck(), "12 s (tcp)"),
+        (HttpCheck(), "18 s (http)"),
+        (TcpCheck(interval_s=30), "105 s"),
+        (TcpCheck(interval_s=30, retry_delay_s=1), "47 s (tcp, HAProxy)"),
     ):
         assert f"{check.detection_s(connect_s):.0f} s" == " ".join(words.split()[:2])
         assert words in told

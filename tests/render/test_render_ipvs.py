@@ -14,9 +14,10 @@ from ndakit.core.uci import read
 from ndakit.core.workspace import cache
 from ndakit.lint.config_text import Block, haproxy, keepalived
 from ndakit.lint.real_daemons import check
-from ndakit.model import Check, Profile
+from ndakit.model import Profile
 from ndakit.model import rules as model_rules
-from ndakit.model.checks.base import raw_bytes
+from ndakit.model.checks import HttpCheck, ScriptCheck, SmtpCheck, TcpCheck
+from ndakit.model.checks.text import raw_bytes
 from ndakit.render import filters
 from ndakit.render.engines.ipvs import ipvs
 from ndakit.render.firewall import MARK_MASK
@@ -121,20 +122,20 @@ def test_fall_and_retry_delay_become_retries() -> None:
 
 
 def test_the_bounds_of_keepalived_s_checks() -> None:
-    found = Check(type="tcp", interval_s=2, timeout_s=1, fall=3, retry_delay_s=0.5)
+    found = TcpCheck(interval_s=2, timeout_s=1, fall=3, retry_delay_s=0.5)
     assert found.keepalived_detection_s == 2 + 3 * 1 + 2 * 0.5
     assert found.keepalived_recovery_s == 1 + 2 + 1
-    assert Check(type="http", interval_s=2, timeout_s=1, fall=1).keepalived_detection_s == 2 + 2
-    assert Check(type="smtp", interval_s=2, timeout_s=1, fall=1).keepalived_detection_s == 2 + 4  # three answers
+    assert HttpCheck(interval_s=2, timeout_s=1, fall=1).keepalived_detection_s == 2 + 2
+    assert SmtpCheck(interval_s=2, timeout_s=1, fall=1).keepalived_detection_s == 2 + 4  # three answers
     asked = {"type": "script", "script": "c.sh", "interval_s": 2, "timeout_s": 1.2, "fall": 1}
-    script = Check.model_validate(asked, context={"attach": lambda _: b"#!/bin/sh\n"})
+    script = ScriptCheck.model_validate(asked, context={"attach": lambda _: b"#!/bin/sh\n"})
     assert script.keepalived_detection_s == 2 + 2  # whole seconds
     profile = goldens.profile("mirror-dr")
     assert profile.detection_s("mirror") == profile.pools["mirror"].check.keepalived_detection_s
 
 
 def test_a_retry_delay_shortens_haproxy_s_bounds_as_well() -> None:
-    plain, quick = Check(interval_s=2, fall=3), Check(interval_s=2, fall=3, retry_delay_s=0.5)
+    plain, quick = TcpCheck(interval_s=2, fall=3), TcpCheck(interval_s=2, fall=3, retry_delay_s=0.5)
     assert plain.detection_s(5) == 3 * (2 + 2)
     assert quick.detection_s(5) == 2 + 2 + 2 * (0.5 + 2)
     assert quick.recovery_s(5) == 2 + 2 + 2 + 0.5 + 2

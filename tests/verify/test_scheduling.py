@@ -9,6 +9,7 @@ from ndakit.lab.clients import ServicePort
 from ndakit.lab.network import LabNetwork
 from ndakit.load import load
 from ndakit.model import Profile
+from ndakit.model.checks import SmtpCheck
 from ndakit.node.facts import VirtualServer
 from ndakit.verify.claims import all_claims, scheduling
 from ndakit.verify.claims.base import targets
@@ -55,7 +56,7 @@ def test_draining_and_the_quorum_are_claimed_where_they_can_be_tried(profile: Pr
 
 def test_draining_is_not_claimed_where_no_connection_can_be_held_open(profile: Profile) -> None:
     pool = profile.pools["far"]
-    smtp = pool.model_copy(update={"check": pool.check.model_copy(update={"type": "smtp"})})
+    smtp = pool.model_copy(update={"check": SmtpCheck()})
     assert scheduling.can_drain(profile, "far")
     assert not scheduling.can_drain(profile.model_copy(update={"pools": profile.pools | {"far": smtp}}), "far")
 

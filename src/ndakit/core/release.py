@@ -177,11 +177,6 @@ class Release:
         return self.branch >= (19, 7)
 
     @property
-    def keepalived_ping_udp(self) -> bool:
-        """True if keepalived has PING_CHECK and UDP_CHECK with payloads (2.2.0; 19.07 has 2.0, 21.02 has 2.2)."""
-        return self.branch >= (21, 2)
-
-    @property
     def keepalived_ttl(self) -> bool:
         """True if keepalived can refuse unicast adverts that came through a router (`unicast_peer`: min_ttl and
         max_ttl, new in 2.1.0; 19.07 has 2.0.18, 21.02 has 2.2). Before, the firewall has to look at the TTL."""

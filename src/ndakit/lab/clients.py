@@ -17,8 +17,9 @@ from ndakit.core.errors import VerifyError
 from ndakit.lab.host import Answer, Host, HostService, Load, Poller, SshProbe, Watch, Web
 from ndakit.lab.host.request import text
 from ndakit.lab.plan import LabPlan, VantagePoint
-from ndakit.lab.server_ports import Kind, ServerPort, path_asked
+from ndakit.lab.server_ports import ServerPort, path_asked
 from ndakit.model import Address, Endpoint, Profile
+from ndakit.model.checks.base import Kind
 from ndakit.model.links import WayOut
 from ndakit.node.facts import OutputNotUnderstood, ServerState, parse_statistics
 

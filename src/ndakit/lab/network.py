@@ -75,7 +75,7 @@ class LabNetwork(LabNodes):
         super().__init__(profile, plan(profile), identity, tell)
         self._pages = pages or {}
         need_pages(profile, self._pages)
-        self._certificate = certificate() if any(p.check.type == "https" for p in profile.pools.values()) else ""
+        self._certificate = certificate() if any(p.check.encrypted for p in profile.pools.values()) else ""
         self.boot_s: dict[str, float] = {}
         self.accelerator: Accelerator = probe()
         self._images = images
@@ -316,7 +316,7 @@ class LabNetwork(LabNodes):
         """A server is dead for a while: its programs are stopped (its ports refuse connections), and where the check
         may ask for more than ports it does not answer pings either."""
         running = self.servers[pool, server]
-        ignore_pings = self.profile.pools[pool].check.type in ("ping", "script")
+        ignore_pings = not self.profile.pools[pool].check.needs_port
         self.tell(f"{server} stops serving")
         running.stop()
         if ignore_pings:

@@ -13,14 +13,10 @@ from pathlib import Path
 from typing import Literal
 
 from ndakit.core.errors import InputError
-from ndakit.model import Check, Profile, Service
-from ndakit.model.checks.base import WITHOUT_PORT, raw_bytes
+from ndakit.model import Profile, Service
+from ndakit.model.checks import HttpCheck, Page, Speaks
+from ndakit.model.checks.base import ANYWAY, BETTER, NEEDED, Kind
 
-Kind = Literal["http", "smtp", "tcp", "udp"]
-
-_WANTED = 2
-"""How much a port's kind matters: what a check or an http service needs; what is only better; what is there anyway."""
-_BETTER = 1
 RANGE_WHOLE_MAX = 64
 """Of a range with more ports than that the lab has samples only."""
 WATCHED_PORTS: Mapping[Literal["tcp", "udp"], tuple[int, ...]] = {
@@ -54,21 +50,8 @@ class PageUnusable(InputError):
 
 
 @dataclass(frozen=True)
-class Page:
-    """What a web server answers on a path; `digest` is the MD5 digest of the body, None for any body."""
-
-    path: str
-    status: int
-    digest: str | None = None
-
-
-@dataclass(frozen=True)
 class ServerPort:
-    """A port that a lab server answers on, and how: HTTP, SMTP, lines and an echo, or datagrams echoed (and DNS).
-
-    `tls`: also HTTPS, for clients that begin with it. `exchanges`: what is answered to what, in bytes; for nothing
-    said it is part of the greeting. `matters` decides between two pools that want different kinds of one port.
-    """
+    """A port that a lab server answers on, and what it says there (model/checks/base.py, `Speaks`)."""
 
     number: int
     kind: Kind
@@ -76,6 +59,12 @@ class ServerPort:
     tls: bool = False
     pages: tuple[Page, ...] = ()
     exchanges: tuple[tuple[bytes, bytes], ...] = ()
+    code: int | None = None
+
+    @classmethod
+    def speaking(cls, number: int, what: Speaks) -> ServerPort:
+        """The port of a number on which this is said."""
+        return cls(number, what.kind, what.matters, what.tls, what.pages, what.exchanges, what.code)
 
     @property
     def datagrams(self) -> bool:
@@ -124,40 +113,19 @@ def ports_of(profile: Profile, pool: str, server: str) -> tuple[ServerPort, ...]
         kind, matters = _of_service(service.transport, service.protocol, shows_client=service.shows_client)
         found += [ServerPort(number, kind, matters) for number in ((fixed,) if fixed else tried_ports(service))]
     own = {p.number for p in found} or ({fixed} if fixed else set())
-    for number in sorted({check.port} if check.port else own):
-        found += _of_check(check, number, datagrams=any(p.datagrams for p in found if p.number == number))
+    for number in sorted({check.asked_port} if check.asked_port else own):
+        datagrams = any(p.datagrams for p in found if p.number == number)
+        found += [ServerPort.speaking(number, what) for what in check.offered(datagrams=datagrams)]
     return joined(found)
 
 
 def _of_service(transport: str, protocol: str, *, shows_client: bool) -> tuple[Kind, int]:
     if transport == "udp":
-        return "udp", _WANTED
+        return "udp", NEEDED
     if protocol == "http":
-        return "http", _WANTED
+        return "http", NEEDED
     # Where a server sees the client one is as good as the other, and HTTP says whom it saw.
-    return ("http", _BETTER) if shows_client else ("tcp", 0)
-
-
-def _of_check(check: Check, number: int, *, datagrams: bool) -> list[ServerPort]:
-    """What a check wants to find on a port. `datagrams`: the port is a UDP service's."""
-    talk = (raw_bytes(check.send or ""), raw_bytes(check.expect.reply or ""))
-    exchanges = (talk,) if talk[1] else ()
-    if check.type in WITHOUT_PORT:
-        return []
-    if check.type in ("dns", "udp"):
-        return [ServerPort(number, "udp", _WANTED, exchanges=exchanges)]
-    if check.type == "smtp":
-        return [ServerPort(number, "smtp", _WANTED)]
-    if check.type in ("http", "https"):
-        wanted = check.expect.status is not None or check.expect.digest is not None
-        page = Page(check.request_path, check.expect.status or 200, check.expect.digest)
-        return [ServerPort(number, "http", _WANTED, tls=check.type == "https", pages=(page,) if wanted else ())]
-    if check.type == "script":
-        # Nobody knows what the script asks: both ports are open, and HTTP is what it asks most likely.
-        open_anyway = [] if datagrams and check.port is None else [ServerPort(number, "http", _BETTER)]
-        return [*open_anyway, *([ServerPort(number, "udp")] if check.port is not None or datagrams else [])]
-    # A greeting is what only a server that speaks first has.
-    return [ServerPort(number, "tcp", _WANTED if exchanges and not talk[0] else 0, exchanges=exchanges)]
+    return ("http", BETTER) if shows_client else ("tcp", ANYWAY)
 
 
 def pages_given(profile: Profile, given: Mapping[Path, bytes]) -> dict[str, bytes]:
@@ -180,13 +148,12 @@ def need_pages(profile: Profile, pages: Mapping[str, bytes]) -> None:
 
 
 def _digests(profile: Profile) -> Sequence[tuple[str, str]]:
-    return [(n, p.check.expect.digest) for n, p in profile.pools.items() if p.check.expect.digest is not None]
+    checks = [(n, p.check) for n, p in profile.pools.items() if isinstance(p.check, HttpCheck)]
+    return [(n, c.expect.digest) for n, c in checks if c.expect.digest is not None]
 
 
 def path_asked(profile: Profile) -> str:
     """The path that the lab's clients ask for: one on which no check wants something else than the usual answer."""
-    checks = [p.check for p in profile.pools.values() if p.check.type in ("http", "https")]
-    special = {
-        c.request_path for c in checks if c.expect.digest is not None or c.expect.status not in (None, 200)
-    }  # fmt: skip
+    checks = [p.check for p in profile.pools.values() if isinstance(p.check, HttpCheck)]
+    special = {c.request_path for c in checks if c.unusual}
     return next(path for path in ("/", "/lab", *(f"/lab{n}" for n in range(len(special)))) if path not in special)

@@ -33,12 +33,24 @@ def alternatives(annotation: Any) -> Iterator[Any]:
         yield inner
 
 
+def models_of(annotation: Any) -> tuple[type[Model], ...]:
+    """The model classes that a type may be: several where a key, such as a check's `type`, decides."""
+    return tuple(m for m in alternatives(annotation) if isinstance(m, type) and issubclass(m, Model))
+
+
 def model_of(annotation: Any) -> type[Model] | None:
-    """The model class that a type is or may be."""
-    for member in alternatives(annotation):
-        if isinstance(member, type) and issubclass(member, Model):
-            return member
-    return None
+    """The model class that a type is or may be; of several that a key decides between, what they have in common."""
+    members = models_of(annotation)
+    if len(members) < 2:
+        return members[0] if members else None
+    above = (c for c in members[0].__mro__ if issubclass(c, Model) and c is not Model)
+    return next((c for c in above if all(issubclass(m, c) for m in members)), members[0])
+
+
+def variant(annotation: Any, tag: int | str) -> type[Model] | None:
+    """The one of several model classes that a part of pydantic's location names; None if it names none."""
+    members = models_of(annotation)
+    return next((m for m in members if m.__name__ == tag), None) if len(members) > 1 else None
 
 
 @functools.cache
@@ -52,11 +64,12 @@ def field_type(model: type[Model], key: str) -> Any:
 
 def step(annotation: Any, part: str | int) -> Any:
     """The annotation one key or position further down; None if nothing is known there."""
+    if isinstance(part, str) and (members := models_of(annotation)):
+        inner = [found for m in members if (found := field_type(m, part)) is not None]
+        return Union[tuple(inner)] if len(inner) > 1 else inner[0] if inner else None  # noqa: UP007  # made at run time
     for member in alternatives(annotation):
         origin = get_origin(member)
         if isinstance(part, str):
-            if isinstance(member, type) and issubclass(member, Model):
-                return field_type(member, part)
             if origin is dict:
                 return get_args(member)[1]
         elif origin is tuple:
@@ -90,7 +103,7 @@ def _places() -> dict[str, tuple[str, ...]]:
                 )
                 if below is not None and len(above) < 8:
                     ahead.append((below, (*above, key, *(["NAME"] if named else []))))
-    return {key: tuple(sorted(places, key=lambda p: (p.count("."), p))) for key, places in found.items()}
+    return {key: tuple(sorted(set(places), key=lambda p: (p.count("."), p))) for key, places in found.items()}
 
 
 def places_of(key: str) -> tuple[str, ...]:

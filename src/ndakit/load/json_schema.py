@@ -33,7 +33,8 @@ def schema() -> Schema:
     strict: dict[str, Schema] = dict(made.pop("$defs"))
     strict["Profile"] = made
     for name, model in models().items():
-        _complete(strict[name], model)
+        if name in strict:
+            _complete(strict[name], model)
     strict["Profile"]["properties"] |= {"extends": _EXTENDS}
     strict["Profile"]["patternProperties"] = {"^x-": {"description": "Yours: a place for anchors."}}
     parts = {name: _tidy(part) for name, part in sorted(strict.items())}
@@ -57,11 +58,27 @@ def models() -> Mapping[str, type[Model]]:
         if model.__name__ not in found:
             found[model.__name__] = model
             for key in model.model_fields:
-                for inner in _classes(field_types.field_type(model, key)):
+                annotation = field_types.field_type(model, key)
+                if (
+                    len(field_types.models_of(annotation)) > 1
+                    and (common := field_types.model_of(annotation)) is not None
+                ):
+                    visit(common)
+                for inner in _classes(annotation):
                     visit(inner)
 
     visit(Profile)
     return found
+
+
+def common_of(model: type[Model]) -> type[Model] | None:
+    """What a class has in common with others, between which a key `type` decides; None if it is none of several."""
+    return next((c for c in models().values() if c is not model and issubclass(model, c)), None)
+
+
+def kinds_of(model: type[Model]) -> tuple[type[Model], ...]:
+    """The classes that have this one in common."""
+    return tuple(m for m in models().values() if common_of(m) is model)
 
 
 @functools.cache
@@ -96,6 +113,9 @@ def _classes(annotation: Any) -> Iterator[type[Model]]:
 def _complete(part: Schema, model: type[Model]) -> None:
     """Add the short forms that only the validators know."""
     body = next((b for b in part.get("anyOf", ()) if "properties" in b), part)
+    common = common_of(model)
+    if common is not None and model.model_fields["type"].default != common.model_fields["type"].default:
+        body["required"] = ["type", *body.get("required", ())]
     for key in body["properties"]:
         if text := descriptions(model).get(key):
             body["properties"][key] = {"description": text} | body["properties"][key]
@@ -125,7 +145,9 @@ def _tidy(part: Any) -> Any:
             continue
         if key == "default" and (value is None or isinstance(value, dict)):
             continue
-        found[key] = {k: _tidy(v) for k, v in value.items()} if key == "properties" else _tidy(value)
+        # Not `oneOf`: in a fragment, which may leave the type out, a key can fit several.
+        to = "anyOf" if key == "oneOf" else key
+        found[to] = {k: _tidy(v) for k, v in value.items()} if key == "properties" else _tidy(value)
     if isinstance(found.get("anyOf"), list):
         kept = [p for p in found["anyOf"] if p != {"type": "null"}]
         if len(kept) == 1:

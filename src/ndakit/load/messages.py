@@ -8,7 +8,7 @@ from __future__ import annotations
 import itertools
 import json
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from ipaddress import ip_address
 from typing import Any
 
@@ -18,7 +18,7 @@ from ndakit.core import names
 from ndakit.core.errors import Location
 from ndakit.core.mistakes import KeyPath, ProfileMistake, clean, dotted, guess, show
 from ndakit.load import field_types, foreign_words
-from ndakit.load.yaml_nodes import ListNode, MapNode, Node
+from ndakit.load.yaml_nodes import MapNode, Node
 from ndakit.model import Model, Profile
 
 Facts = Mapping[str, Any]
@@ -98,7 +98,7 @@ def kind_of_pattern(pattern: str) -> str:
 
 def mistake(path: KeyPath, facts: Facts, tree: MapNode, at: Location) -> ProfileMistake:
     """What is wrong at `path`, from pydantic's facts about it."""
-    node = _node(tree, path)
+    node = node_at(tree, path)
     kind = facts["type"]
     expected = field_types.at(path)
     if isinstance(node, MapNode) and expected is not None and not field_types.is_mapping(expected):
@@ -121,16 +121,17 @@ def mistake(path: KeyPath, facts: Facts, tree: MapNode, at: Location) -> Profile
     )
 
 
-def _node(tree: Node, path: KeyPath) -> Node | None:
+def node_at(tree: Any, path: KeyPath) -> Any:
+    """What stands at a path of a tree, or of a copy of it; None if nothing does."""
     node: Any = tree
     for part in path:
-        if isinstance(node, MapNode) and part in node:
-            node = node[str(part)]
-        elif isinstance(node, ListNode) and isinstance(part, int) and part < len(node):
+        if isinstance(node, dict):
+            node = node.get(part)
+        elif isinstance(node, list) and isinstance(part, int) and part < len(node):
             node = node[part]
         else:
             return None
-    return node  # type: ignore[no-any-return]  # walked through nodes only
+    return node
 
 
 def _missing(path: KeyPath, facts: Facts, node: Node | None, at: Location) -> ProfileMistake:
@@ -144,7 +145,8 @@ def _missing(path: KeyPath, facts: Facts, node: Node | None, at: Location) -> Pr
 
 def _unknown(path: KeyPath, facts: Facts, node: Node | None, at: Location) -> ProfileMistake:
     key = str(path[-1])
-    model = field_types.model_of(field_types.at(path[:-1])) or Profile
+    common = field_types.model_of(field_types.at(path[:-1])) or Profile
+    model = _owner(facts["loc"]) or common
     if key in model.planned:
         return ProfileMistake(
             "planned-key",
@@ -152,6 +154,8 @@ def _unknown(path: KeyPath, facts: Facts, node: Node | None, at: Location) -> Pr
             at=at,
             fix=f"leave '{key}' out until a version carries it",
         )
+    if (other := _of_another_variant(path, facts, node, at)) is not None:
+        return other
     where = f"in {dotted(path[:-1])}" if len(path) > 1 else "at the top of a profile"
     what = f"there is no key '{show(key)}' {where}"
     near = guess(key, [*model.model_fields, *(["extends"] if model is Profile else [])])
@@ -159,7 +163,7 @@ def _unknown(path: KeyPath, facts: Facts, node: Node | None, at: Location) -> Pr
     elsewhere = field_types.places_of(key)
     if near is not None and near.lower() == key.lower():
         fix = f"did you mean '{near}'?"
-    elif (known := foreign_words.key(key, model.__name__)) is not None:
+    elif (known := foreign_words.key(key, common.__name__)) is not None:
         fix = _here(known, path)
         if isinstance(node, str) and node.isdecimal():
             fix = fix.replace("{count: …}", f"{{count: {show(node)}}}")
@@ -175,6 +179,56 @@ def _unknown(path: KeyPath, facts: Facts, node: Node | None, at: Location) -> Pr
     else:
         fix = f"keys {where}: {', '.join(model.model_fields)}"
     return ProfileMistake("unknown-key", what, at=at, fix=fix)
+
+
+def _owner(loc: Sequence[int | str]) -> type[Model] | None:
+    """The class that pydantic was validating where a location ends."""
+    expected: Any = Profile
+    for part in loc[:-1]:
+        expected = field_types.variant(expected, part) or field_types.step(expected, part)
+    return field_types.model_of(expected)
+
+
+def _of_another_variant(path: KeyPath, facts: Facts, node: Any, at: Location) -> ProfileMistake | None:
+    """A key that others of several classes have, between which a `type` decides; None if none has it."""
+    expected, loc = _up_to_variant(facts["loc"])
+    if not loc:
+        return None
+    members = field_types.models_of(expected)
+    keys = [str(part) for part in loc[1:]]
+    if isinstance(node, dict) and len(node) == 1 and any(_has(m, [*keys, *node]) for m in members):
+        keys += node
+    kinds = [_kind(m) for m in members if _has(m, keys)]
+    if not kinds:
+        return None
+    key, name = ".".join(keys), str(path[path.index(keys[0]) - 1])
+    this = next(_kind(m) for m in members if m.__name__ == loc[0])
+    if len(kinds) == len(members) - 1:
+        return ProfileMistake("key-of-type", f"a {this} {name} has no {key}", at=at, fix=f"leave {key} out")
+    article = "an" if kinds[0] == "http" else "a"
+    what = f"'{key}' belongs to {article} {_either(tuple(kinds))} {name}, and this one is {this}"
+    return ProfileMistake("key-of-type", what, at=at, fix=f"write type: {kinds[0]}, or leave {key} out")
+
+
+def _up_to_variant(loc: Sequence[int | str]) -> tuple[Any, Sequence[int | str]]:
+    """The annotation at which a location names one of several classes, and the rest of it from that name on."""
+    expected: Any = Profile
+    for number, part in enumerate(loc):
+        if field_types.variant(expected, part) is not None:
+            return expected, loc[number:]
+        expected = field_types.step(expected, part)
+    return expected, ()
+
+
+def _kind(model: type[Model]) -> str:
+    return str(model.model_fields["type"].default)
+
+
+def _has(model: type[Model], keys: Sequence[str]) -> bool:
+    found: Any = model
+    for key in keys:
+        found = field_types.step(found, key)
+    return found is not None
 
 
 def _here(text: str, path: KeyPath) -> str:
@@ -230,7 +284,7 @@ def _words(path: KeyPath) -> tuple[tuple[str, ...], Mapping[str, str], str]:
     model = field_types.model_of(expected)
     if model is not None and model.short_form is not None:
         key = model.short_form
-        return field_types.words(field_types.field_type(model, key)), model.planned_values.get(key, {}), str(path[-1])
+        return field_types.words(field_types.step(expected, key)), model.planned_values.get(key, {}), str(path[-1])
     key = next((p for p in reversed(path) if isinstance(p, str)), "")
     owner = field_types.model_of(field_types.at(path[: -1 - path[::-1].index(key)])) if key else None
     return field_types.words(expected), owner.planned_values.get(key, {}) if owner is not None else {}, key
@@ -420,6 +474,7 @@ PYDANTIC_TYPES: Mapping[str, Callable[[KeyPath, Facts, Node | None, Location], P
     "missing": _missing,
     "extra_forbidden": _unknown,
     "literal_error": _not_allowed,
+    "union_tag_invalid": _not_allowed,
     "string_pattern_mismatch": _pattern_mismatch,
     "string_too_long": _text_too_long,
     "too_short": _too_few,

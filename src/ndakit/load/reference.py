@@ -16,7 +16,7 @@ from pydantic_core import PydanticUndefined
 
 from ndakit.core.workspace import Workspace, write_atomic
 from ndakit.load import dump, field_types, messages
-from ndakit.load.json_schema import descriptions, models, schema
+from ndakit.load.json_schema import common_of, descriptions, kinds_of, models, schema
 from ndakit.model import Model, Profile
 from ndakit.model.base import Between
 
@@ -114,14 +114,24 @@ def _section(model: type[Model]) -> Iterator[str]:
     title = "At the top" if model is Profile else model.__name__
     yield f"### {title}\n"
     yield _doc(model)
-    if model.short_form is not None:
+    if (common := common_of(model)) is not None:
+        link = f"[{common.__name__}](#{common.__name__.lower()})"
+        yield f"Written as `type: {model.model_fields['type'].default}`; beside these keys it has those of {link}."
+    elif model.short_form is not None:
         yield f"Short form: the value of `{model.short_form}` alone."
     yield ""
     yield "| key | value | default | meaning |"
     yield "|---|---|---|---|"
     if model is Profile:
         yield "| `extends` | name, or list of names | – | Fragments or profiles merged below this one; see above. |"
+    common = common_of(model)
     for key, field in model.model_fields.items():
+        if common is not None and key in common.model_fields:
+            continue
+        if key == "type" and (kinds := kinds_of(model)):
+            words = " \\| ".join(f"[`{k.model_fields[key].default}`](#{k.__name__.lower()})" for k in kinds)
+            yield f"| `type` | {words} | {_default(field)} | {_cell(descriptions(model)[key])} |"
+            continue
         meaning = " ".join(descriptions(model).get(key, "").split()) or _class_words(field_types.field_type(model, key))
         yield f"| `{key}` | {_value(field_types.field_type(model, key))} | {_default(field)} | {_cell(meaning)} |"
     yield ""
@@ -168,7 +178,8 @@ def _value(annotation: Any) -> str:
         if isinstance(member, type) and issubclass(member, Model):
             if member.__name__ == "Attachment":
                 return _BY_VALIDATOR["_attach"]
-            return f"[{member.__name__}](#{member.__name__.lower()})"
+            common = field_types.model_of(annotation) or member
+            return f"[{common.__name__}](#{common.__name__.lower()})"
         if origin is dict:
             return f"{_key(get_args(member)[0])} → {_value(get_args(member)[1])}"
         if origin is tuple:
@@ -202,6 +213,8 @@ def _planned() -> Iterator[str]:
     yield "|---|---|---|"
     for name, model in models().items():
         where = "at the top" if model is Profile else f"[{name}](#{name.lower()})"
+        if common_of(model) is not None:
+            continue
         for key, what in model.planned.items():
             yield f"| {where} | `{key}` | {what} |"
         for key, values in model.planned_values.items():

@@ -22,6 +22,8 @@ from ndakit.load.yaml_nodes import ListNode, MapNode, Node, with_key
 from ndakit.model import Profile
 
 _ROUNDS_MAX = 64
+NO_SUCH_VARIANT = "union_tag_invalid"
+"""pydantic's word for a `type` that is none."""
 
 _STAND_INS: Mapping[str, Any] = {
     "release": "24.10.8",
@@ -80,7 +82,8 @@ def diagnose(tree: MapNode, attach: Callable[[str], bytes], empty: frozenset[Key
             hollow = facts["type"] == "too_short" and path in inside
             if not known and not hollow and path not in meant:
                 mistakes.append(messages.mistake(path, facts, tree, _place_of(tree, path, facts)))
-            paths.add(path)
+            # Without its type nothing can be said about the other keys.
+            paths.add(path[:-1] if facts["type"] == NO_SUCH_VARIANT and path[-1] == "type" else path)
             if facts["loc"][-1] == "[key]":
                 cut.add((*path[:-1], messages.better_name(str(path[-1]))))
         for path in sorted(paths, key=lambda p: (-len(p), str(p))):
@@ -144,6 +147,8 @@ def _faults(error: ValidationError, tree: Any) -> Iterator[tuple[KeyPath, Mappin
     found: dict[KeyPath, Mapping[str, Any]] = {}
     for facts in error.errors(include_url=False, include_input=False):
         path = _own_path(facts["loc"], tree, missing=facts["type"] == "missing")
+        if facts["type"] == NO_SUCH_VARIANT and isinstance(messages.node_at(tree, path), dict):
+            path = (*path, "type")
         before = found.get(path)
         if before is None or _weight(facts) > _weight(before):
             found[path] = facts
@@ -160,11 +165,15 @@ def _weight(facts: Any) -> int:
 def _own_path(loc: tuple[int | str, ...], tree: Any, *, missing: bool) -> KeyPath:
     """The part of pydantic's location that is a path of the profile (unions and key checks add words of their own)."""
     path: list[int | str] = []
-    node, expected = tree, Profile
+    node: Any = tree
+    expected: Any = Profile
     for number, part in enumerate(loc):
         if part == "[key]":
             break
         last = number == len(loc) - 1
+        if (chosen := field_types.variant(expected, part)) is not None:
+            expected = chosen
+            continue
         if isinstance(node, dict) and isinstance(part, str):
             if part not in node and not (missing and last):
                 break

@@ -9,7 +9,7 @@ from ndakit.model.base import (
     Subnet,
 )
 from ndakit.model.capacity import Capacity, capacity_of
-from ndakit.model.checks.base import Check, Expect
+from ndakit.model.checks import Check
 from ndakit.model.firewall import Firewall, Opening
 from ndakit.model.host import (
     Access,
@@ -38,7 +38,6 @@ __all__ = [
     "Capacity",
     "Check",
     "Endpoint",
-    "Expect",
     "FamilyName",
     "Firewall",
     "Image",

@@ -78,6 +78,8 @@ class Engine:
     """Word in the profile → its own word, for each way to choose a server that it has."""
     persistence: tuple[str, ...]
     """The types of persistence that it has."""
+    checker: str
+    """The program that checks its servers, as messages write it."""
     service: str
     """The init script, and the daemon, that must run on a node for it."""
     opens_sockets: bool
@@ -151,6 +153,7 @@ HAPROXY = Engine(
     balance={word: word for word in ("roundrobin", "leastconn", "source", "first", "uri", "random")},
     balance_since={"random": Later((19, 7), "leastconn")},  # new in HAProxy 1.9; 18.06 has 1.8
     persistence=("source",),
+    checker="HAProxy",
     service="haproxy",
     opens_sockets=True,
     packages=(("haproxy", "balances, checks the servers, answers when none is left"),),
@@ -224,6 +227,7 @@ IPVS = Engine(
     },
     balance_since={"mh": Later(None, "source")},  # no release's kmod-nf-ipvs has it (docs/facts.md, Releases)
     persistence=("source",),
+    checker="keepalived",
     service="keepalived",
     opens_sockets=False,
     packages=(

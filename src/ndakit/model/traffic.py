@@ -30,7 +30,7 @@ from ndakit.model.base import (
     as_list,
     mistake,
 )
-from ndakit.model.checks.base import Check
+from ndakit.model.checks import AnyCheck, TcpCheck
 from ndakit.model.engines import HAPROXY, Engine, carrier
 from ndakit.model.http import HostRoute, covers
 from ndakit.model.tls import Tls, ToServers
@@ -138,7 +138,7 @@ class Pool(Model):
     `random`. By IPVS (nat, dr, tun): `roundrobin` (wrr), `leastconn` (wlc), `source` (sh), `destination` (dh),
     `locality` (lblc), `locality-replica` (lblcr), `shortest-delay` (sed), or IPVS's own names; what each does is in
     topologies.md."""
-    check: Check = Check()
+    check: AnyCheck = TcpCheck()
     """How the servers are watched: a type, or a mapping."""
     sorry: Sorry | None = None
     """What clients get when no server is left; without it HAProxy's plain 503, or (topology nat, dr, tun) nothing. IPVS

@@ -13,6 +13,7 @@ from ipaddress import IPv4Address
 
 from ndakit.core.addresses import authority
 from ndakit.model import Address, Profile
+from ndakit.model.checks import PingCheck, ScriptCheck
 from ndakit.model.links import watched
 from ndakit.model.profile import IPVS_SYNC_PORT, PEERS_PORT, SYNC_PORT
 from ndakit.render.engines.haproxy import haproxy
@@ -194,16 +195,16 @@ def _watched_alone(profile: Profile, pool: str) -> WatchedPool:
         script=f"pool-{pool}",
         backends=(),
         ipvs_pattern="",
-        pinged=tuple(addresses) if check.type == "ping" else (),
-        asked=tuple((a, s.port or check.port or found.port or 0) for s in servers for a in s.address)
-        if check.type == "script"
+        pinged=tuple(addresses) if isinstance(check, PingCheck) else (),
+        asked=tuple((a, s.port or check.asked_port or found.port or 0) for s in servers for a in s.address)
+        if isinstance(check, ScriptCheck)
         else (),
         interval_s=math.ceil(check.interval_s),
         timeout_s=wait_s * len(addresses) + 1,
         wait_s=wait_s,
         fall=check.fall,
         rise=check.good_in_a_row,
-        user=check.run_as or "nobody" if check.type == "script" else "root",
+        user=check.user if isinstance(check, ScriptCheck) else "root",
     )
 
 

@@ -185,6 +185,7 @@ def render(
         "ipvs": ipvs,
         "packages": packages or package_plan.plan(profile, node),
         "firewall": firewall.firewall(view),
+        "part": functools.partial(_part, tuple(Path(t) for t in templates)),
         "timezone": timezone.posix(profile.system.timezone, where=f"profile {profile.name}, system.timezone"),
     }
     files = []
@@ -255,6 +256,20 @@ def single(templates: Sequence[Path], name: str, subject: str, context: Mapping[
                 return RenderedFile(name.removesuffix(SUFFIX), content, MODE_PROGRAM, source.name)
     raise TemplateBroken(
         "there is no such template", where=name, fix=f"put it into {' or '.join(str(t) for t in templates)}"
+    )
+
+
+def _part(folders: tuple[Path, ...], name: str) -> str:
+    """A part of a template, such as `checks/http.haproxy.j2`, for `include`: the first folder that has it wins. Its
+    text goes into a file that others may read. Raises TemplateBroken, TemplateKept."""
+    for folder in folders:
+        file = folder / name
+        if file.is_file():
+            facts = file.stat()
+            _refuse_kept(file, facts, f"/{name.removesuffix(SUFFIX)}", folder)
+            return _stamped(file, (facts.st_mtime_ns, facts.st_size))
+    raise TemplateBroken(
+        "there is no such template", where=name, fix=f"put it into {' or '.join(str(t) for t in folders)}"
     )
 
 
@@ -431,4 +446,9 @@ def _environment() -> Environment:
 
 
 def _template(source: _Source) -> Any:
-    return _environment().get_template(f"{source.file}@{source.stamp[0]}.{source.stamp[1]}")
+    return _environment().get_template(_stamped(source.file, source.stamp))
+
+
+def _stamped(file: Path, stamp: tuple[int, int]) -> str:
+    """The name of a template for the engine: a changed file is another template."""
+    return f"{file}@{stamp[0]}.{stamp[1]}"

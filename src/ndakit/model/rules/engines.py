@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 
 from ndakit.core.mistakes import KeyPath
 from ndakit.core.release import since
+from ndakit.model.checks import types_of
 from ndakit.model.engines import ENGINES, Engine, Feature, Refused
 from ndakit.model.profile import Profile
 from ndakit.model.rules.findings import Finding, error, warning
@@ -139,4 +140,38 @@ def _balance_of_engine(profile: Profile, name: str, engine: Engine) -> Iterator[
         )  # fmt: skip
 
 
-RULES: tuple[Callable[[Profile], Iterator[Finding]], ...] = (protocols, features, balance)
+def checks(profile: Profile) -> Iterator[Finding]:
+    """Checks, and keys of them, that the program which checks an engine's servers does not have."""
+    for name, pool in profile.pools.items():
+        at: KeyPath = ("pools", name, "check")
+        for engine in ENGINES:
+            users = profile.carried_services_of(engine, name)
+            if not users:
+                continue
+            if engine.name not in pool.check.carried:
+                yield _check_not_carried(profile, name, engine, users[0])
+                continue
+            for keys, refused in pool.check.refused(engine):
+                yield _refusal(profile, refused, (*at, *keys), users[0], pool=name)
+            first = pool.check.carried[engine.name]
+            if engine.is_in(profile.release) and profile.release.branch < first:
+                yield error(
+                    "check-of-release", f"pool {name}'s check is {pool.check.type}, and the {engine.checker} of "
+                    f"OpenWrt {profile.release} has none",
+                    at, f"use release {since(*first)}, or write type: script", other=RELEASE,
+                )  # fmt: skip
+
+
+def _check_not_carried(profile: Profile, pool: str, engine: Engine, user: str) -> Finding:
+    check = profile.pools[pool].check
+    has = next(e.checker for e in ENGINES if e.name in check.carried)
+    return error(
+        f"check-of-{engine.name}",
+        f"pool {pool}'s check is {check.type}, which {has} has and {engine.checker}, behind service {user}, has not",
+        ("pools", pool, "check"),
+        f"write one of {', '.join(types_of(engine, profile.release))}, or a pool of its own for the service",
+        other=("services", user), also=(topology_of(user),),
+    )  # fmt: skip
+
+
+RULES: tuple[Callable[[Profile], Iterator[Finding]], ...] = (protocols, features, balance, checks)

@@ -6,21 +6,17 @@ How packets and answers travel with each topology is in `reply_paths`; what IPVS
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Callable, Iterator
 
 from ndakit.core.mistakes import KeyPath
 from ndakit.core.release import since
 from ndakit.model.base import Address
-from ndakit.model.checks.base import PROXY_CHECKS
 from ndakit.model.engines import IPVS
 from ndakit.model.profile import Profile
 from ndakit.model.rules.engines import RELEASE, topology_of
 from ndakit.model.rules.findings import Finding, error, warning
 from ndakit.model.traffic import Service
 
-_NOT_IN_KEEPALIVED = re.compile(r"\$|~[A-Z]")
-"""keepalived.conf replaces these (keepalived.conf(5), "PARAMETER SUBSTITUTION", "~SEQ"), and has no escape for them."""
 UNREACHABLE_PER_S = 1.0
 """How often Linux tells one address that a port is closed (icmp(7), icmp_ratelimit), after the first six. Measured: of
 two questions a second every other one stays without an answer."""
@@ -36,61 +32,18 @@ def complete_ipvs_services(profile: Profile) -> Iterator[tuple[str, Service]]:
             yield name, service
 
 
-def checks_of_engine(profile: Profile) -> Iterator[Finding]:
-    """Checks that HAProxy or keepalived does not have."""
+def checks_of_datagrams(profile: Profile) -> Iterator[Finding]:
+    """udp services whose pool states no check."""
     for name, pool in profile.pools.items():
-        check, at = pool.check, ("pools", name, "check")
-        proxied, balanced = profile.haproxy_services_of(name), profile.ipvs_services_of(name)
-        if proxied and check.type not in PROXY_CHECKS:
-            yield error(
-                "check-needs-kernel",
-                f"pool {name}'s check is {check.type}, which keepalived has and HAProxy, behind service "
-                f"{proxied[0]}, has not",
-                at, f"write one of {', '.join(PROXY_CHECKS)}, or a pool of its own for the service",
-                other=("services", proxied[0]), also=(topology_of(proxied[0]),),
-            )  # fmt: skip
-        if proxied and check.expect.digest is not None:
-            yield error(
-                "digest-needs-kernel",
-                f"pool {name}'s check compares a digest, which keepalived does and HAProxy, behind service "
-                f"{proxied[0]}, "
-                "does not",
-                (*at, "expect", "digest"), "state expect: {status: 200}, or a pool of its own for the service",
-                other=("services", proxied[0]), also=(topology_of(proxied[0]),),
-            )  # fmt: skip
-        if not balanced:
-            continue
-        user = balanced[0]
-        if check.exchanges:
-            yield error(
-                "talk-needs-proxy",
-                f"pool {name}'s tcp check sends or expects something, and keepalived, behind service {user}, only "
-                "connects",
-                at, "write type: script with a script that does it, or leave send and expect out",
-                other=topology_of(user),
-            )  # fmt: skip
-        if check.good_in_a_row > 1 and check.rise is not None:
-            yield error(
-                "rise-of-kernel",
-                f"pool {name}'s check wants {check.rise} good answers in a row, and keepalived, behind service {user}, "
-                "takes a server back after the first",
-                (*at, "rise"), "write rise: 1, or leave it out", other=topology_of(user),
-            )  # fmt: skip
-        if check.type in ("http", "https") and _NOT_IN_KEEPALIVED.search(check.request_path):
-            yield error(
-                "path-of-keepalived",
-                f"keepalived, behind service {user}, would read $ and ~ in the path {check.path} as something else",
-                (*at, "path"), "write %24 for $ and %7E for ~", other=topology_of(user),
-            )  # fmt: skip
         # A sorry server of IPVS is not checked, whatever its pool says.
-        asked = (s for s in balanced if profile.services[s].pool == name)
+        asked = (s for s in profile.ipvs_services_of(name) if profile.services[s].pool == name)
         for datagrams in (s for s in asked if profile.services[s].transport == "udp"):
-            if "type" not in check.model_fields_set:
+            if "type" not in pool.check.model_fields_set:
                 yield error(
                     "check-of-udp",
                     f"service {datagrams} is udp, and pool {name} states no check: a tcp connection would be tried",
                     ("pools", name), "add check: udp, dns, ping, or {type: tcp, port: …}",
-                    other=("services", datagrams, "protocol"), also=(at,),
+                    other=("services", datagrams, "protocol"), also=(("pools", name, "check"),),
                 )  # fmt: skip
                 break
 
@@ -101,7 +54,7 @@ def closed_ports(profile: Profile) -> Iterator[Finding]:
     for name in profile.ipvs_services:
         service = profile.services[name]
         pool = profile.pools.get(service.pool)
-        if pool is None or pool.check.type != "udp" or pool.check.expect.reply is not None:
+        if pool is None or not pool.check.silence_is_good:
             continue
         endpoints = profile.endpoints(name) if all(v in profile.vips for v in service.vip) else ()
         # One virtual server for each address, or for each family if several ports are one service.
@@ -121,21 +74,6 @@ def closed_ports(profile: Profile) -> Iterator[Finding]:
                 "and a Linux server says so once a second: a dead one would seem well in between",
                 ("pools", first, "check"), "lengthen interval_s, or state expect: {reply: …}: then silence counts too",
                 also=tuple(("pools", name, "check") for name in pools),
-            )  # fmt: skip
-
-
-def checks_of_release(profile: Profile) -> Iterator[Finding]:
-    """Checks that the release's keepalived does not have."""
-    release = profile.release
-    for name, pool in profile.pools.items():
-        check, at = pool.check, ("pools", name, "check")
-        if not profile.ipvs_services_of(name) or not IPVS.is_in(release):
-            continue
-        if check.type in ("ping", "udp") and not release.keepalived_ping_udp:
-            yield error(
-                "check-of-release", f"pool {name}'s check is {check.type}, and the keepalived of OpenWrt {release} "
-                "has none",
-                at, f"use release {since(21, 2)}, or write type: script", other=RELEASE,
             )  # fmt: skip
 
 
@@ -237,9 +175,8 @@ def returning(profile: Profile) -> Iterator[Finding]:
 
 
 RULES: tuple[Callable[[Profile], Iterator[Finding]], ...] = (
-    checks_of_engine,
+    checks_of_datagrams,
     closed_ports,
-    checks_of_release,
     quorums,
     sorry_servers,
     persistence,

@@ -17,7 +17,6 @@ IPVS_TOLD_S = 5.0
 (Linux, include/net/ip_vs.h: IPVS_SYNC_FLUSH_TIME, IPVS_SYNC_CHECK_PERIOD)."""
 RETURN_S = 4
 """A `preempt_delay_s` with which no connection was lost at a return (docs/failover.md)."""
-WATCHED_ALONE = ("ping", "script")
 """Checks that need nothing on a node but its shell: those of pools that no service uses."""
 DEMOTE: KeyPath = ("vrrp", "demote_on")
 
@@ -114,10 +113,10 @@ def demote_on(profile: Profile) -> Iterator[Finding]:
         at: KeyPath = (*DEMOTE, number)
         if pool not in profile.pools:
             yield unknown("pool", pool, profile.pools, at, "pools")
-        elif not profile.services_of(pool) and profile.pools[pool].check.type not in WATCHED_ALONE:
+        elif not profile.services_of(pool) and not profile.pools[pool].check.stands_alone:
             yield error(
                 "demote-check", f"no service uses pool {pool}, so that keepalived looks after its servers by itself, "
-                f"and it can only {' or run a '.join(WATCHED_ALONE)} for that",
+                "and it can only ping or run a script for that",
                 ("pools", pool, "check"), "write check: ping, or type: script with a script that asks them; or let a "
                 "service use the pool", other=at, also=(("services",),),
             )  # fmt: skip

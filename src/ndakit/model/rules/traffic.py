@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 
 from ndakit.core.mistakes import KeyPath, listing
 from ndakit.model.base import Address
+from ndakit.model.checks import HttpCheck
 from ndakit.model.links import routes_only
 from ndakit.model.profile import MARKS_MAX, Profile
 from ndakit.model.rules.findings import Finding, error, unknown, warning
@@ -138,7 +139,7 @@ def check_ports(profile: Profile) -> Iterator[Finding]:
     """Checks that do not know which port to ask."""
     users = _users(profile)
     for name, pool in profile.pools.items():
-        if pool.port is not None or pool.check.port is not None or pool.check.type in ("ping", "script"):
+        if pool.port is not None or pool.check.asked_port is not None or not pool.check.needs_port:
             continue
         # keepalived checks for each virtual server, at its port, unless that has several; and no sorry server.
         sockets = {s for s in users[name] if profile.services[s].carried_by.opens_sockets}
@@ -164,7 +165,7 @@ def check_hosts(profile: Profile) -> Iterator[Finding]:
     """http checks that would ask for the name of only one of two sites."""
     users = _users(profile)
     for name, pool in profile.pools.items():
-        if pool.check.type not in ("http", "https") or pool.check.host is not None:
+        if not isinstance(pool.check, HttpCheck) or pool.check.host is not None:
             continue
         firsts: dict[str, str] = {}
         for service in sorted(users[name]):

@@ -20,7 +20,7 @@ from ndakit.model.capacity import (
     STATISTICS_CONNECTIONS,
     service_limits,
 )
-from ndakit.model.checks.base import raw_bytes
+from ndakit.model.checks import HttpCheck
 from ndakit.model.transparent import as_root
 from ndakit.render.claimed_headers import CLAIMS, ClientClaims
 from ndakit.render.engines import host_names
@@ -99,9 +99,6 @@ class Backend:
     check: Check
     check_host: str
     sni: str | None
-    helo: str
-    send: str
-    reply: str
     checked: bool
     retries: int
     slow_start_s: float | None
@@ -344,10 +341,7 @@ def _backend(node: NodeView, service: str, pool: str, backends: _Backends, versi
         hashed=found.balance in ("source", "uri"),
         check=found.check,
         check_host=_check_host(profile, pool),
-        sni=found.check.host or next(iter(_names(profile, pool)), None),
-        helo=found.check.helo or node.hostname,
-        send=raw_bytes(found.check.send or "").hex(),
-        reply=raw_bytes(found.check.expect.reply or "").hex(),
+        sni=_host_stated(found.check) or next(iter(_names(profile, pool)), None),
         checked=first is None,
         retries=found.retries,
         slow_start_s=found.slow_start_s,
@@ -400,11 +394,15 @@ def _socket(address: Address, port: int | None) -> str:
 
 def _check_host(profile: Profile, pool: str) -> str:
     """The Host of a pool's http check: its own, else the first name of its services, else what clients then type."""
-    own = profile.pools[pool].check.host
+    own = _host_stated(profile.pools[pool].check)
     if own is not None:
         return own
     names, first = _names(profile, pool), profile.haproxy_services_of(pool)[0]
     return names[0] if names else literal(profile.endpoints(first)[0].address)
+
+
+def _host_stated(check: Check) -> str | None:
+    return check.host if isinstance(check, HttpCheck) else None
 
 
 def _names(profile: Profile, pool: str) -> list[str]:

@@ -8,7 +8,6 @@ text is the template's business. Sources: docs/facts.md (IPVS and the firewall);
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from ipaddress import ip_network
@@ -16,57 +15,33 @@ from typing import Literal
 
 from ndakit.model import Address, Check, Endpoint, Pool, Profile, capacity_of
 from ndakit.model import Server as PoolServer
-from ndakit.model.checks.base import raw_bytes
+from ndakit.model.checks import HttpCheck, ScriptCheck
 from ndakit.model.engines import IPVS
 from ndakit.model.links import watched_alone
 from ndakit.render.node import NodeView, Sysctl
 
 CHECK_SCRIPT = "/usr/libexec/ndakit/check-script"
 """What keepalived calls for a check by script: it adds the profile's arguments."""
-STATUS_GOOD = "200-399"
 
 PAGE_BYTES = 4096
 SCARCE_PART = 16
 Method = Literal["NAT", "DR", "TUN"]
 _METHODS: Mapping[str, Method] = {"nat": "NAT", "dr": "DR", "tun": "TUN"}
-_CHECKERS = {
-    "tcp": "TCP_CHECK",
-    "http": "HTTP_GET",
-    "https": "SSL_GET",
-    "smtp": "SMTP_CHECK",
-    "dns": "DNS_CHECK",
-    "udp": "UDP_CHECK",
-    "ping": "PING_CHECK",
-    "script": "MISC_CHECK",
-}
 
 
 @dataclass(frozen=True)
 class Checker:
-    """How keepalived checks one server."""
+    """How keepalived checks one server; the rest is what the check says (templates/checks/TYPE.keepalived.j2)."""
 
-    kind: str
     check: Check
     port: int | None
     """The port that is asked; None where keepalived takes the server's own, or the check has none."""
     host: str | None
-    sni: bool
-    status: str | None
-    helo: str
+    """The name by which clients reach the service."""
+    hostname: str
+    """The node's own name."""
     script: str
     """script: the command, made of words without blanks."""
-    send: str
-    reply: str
-
-    @property
-    def timeout_s(self) -> float:
-        """script: whole seconds, for keepalived takes no others there."""
-        return math.ceil(self.check.timeout_s) if self.kind == "MISC_CHECK" else self.check.timeout_s
-
-    @property
-    def reply_length(self) -> int:
-        """udp: bytes that a good reply has at least; keepalived takes a shorter one that agrees so far for good."""
-        return len(self.reply) // 2
 
     @property
     def retries(self) -> int:
@@ -151,7 +126,7 @@ def ipvs(node: NodeView) -> IpvsView:
         scripts=tuple(
             Script(pool, f"/usr/libexec/ndakit/script-{pool}", c.script.path, c.script.content, c.arguments or ())
             for pool, c in pools.items()
-            if c.script is not None
+            if isinstance(c, ScriptCheck) and c.script is not None
         ),
     )
 
@@ -282,22 +257,16 @@ def _real_server(
 def _checker(node: NodeView, service: str, pool: Pool, address: Address, port: int | None, *, asked: bool) -> Checker:
     """`asked`: the server has no port of its own for keepalived to ask, so that the check must name one."""
     check = pool.check
-    target = check.port or port or node.profile.services[service].first_port
-    kind = _CHECKERS[check.type]
+    target = check.asked_port or port or node.profile.services[service].first_port
     words = (CHECK_SCRIPT, node.profile.services[service].pool, str(address), str(target))
     balanced = node.profile.services[service]
     hostnames = balanced.names_for(balanced.pool)
-    host = check.host or (hostnames[0] if hostnames else None)
-    named = check.type not in ("ping", "script") and (asked or check.port is not None)
+    own = check.host if isinstance(check, HttpCheck) else None
+    named = check.needs_port and (asked or check.asked_port is not None)
     return Checker(
-        kind=kind,
         check=check,
         port=target if named else None,
-        host=host,
-        sni=host is not None,
-        status=STATUS_GOOD if check.expect.status is None else str(check.expect.status),
-        helo=check.helo or node.hostname,
+        host=own or (hostnames[0] if hostnames else None),
+        hostname=node.hostname,
         script=" ".join(words),
-        send=raw_bytes(check.send or "").hex(),
-        reply=raw_bytes(check.expect.reply or "").hex(),
     )
