@@ -76,6 +76,7 @@ def test_the_pair_makes_these_claims(pair: Profile) -> None:
         "firewall/lan",
         "egress/lan",
         "check/apache",
+        "wrong-answer/apache",
         "sorry/apache",
         "failover/haproxy-stopped",
         *(f"failover/cable/{network}" for network in ("wan", "lan")),

@@ -19,7 +19,7 @@ from ndakit.lab.host.request import text
 from ndakit.lab.plan import LabPlan, VantagePoint
 from ndakit.lab.server_ports import ServerPort, path_asked
 from ndakit.model import Address, Endpoint, Profile
-from ndakit.model.checks.base import Kind
+from ndakit.model.checks.base import Kind, Speaks
 from ndakit.model.links import WayOut
 from ndakit.node.facts import OutputNotUnderstood, ServerState, parse_statistics
 
@@ -34,6 +34,8 @@ PAGE_TIMEOUT_S = 0.9
 that a request made during an outage is a failure."""
 SCAN_TIMEOUT_S = 1.0
 REQUEST_TIMEOUT_S = 5.0
+GREETING = 220
+"""How a mail server greets that is well (RFC 5321, 4.2.2)."""
 TIME_OUT = "time-out"
 """What a lab machine calls it if nothing came in time."""
 BATCH = 5
@@ -96,8 +98,21 @@ class RunningServer:
     certificate: str = ""
     """PEM with its key, for the ports that speak HTTPS."""
     services: dict[ServerPort, HostService] = field(default_factory=dict)
+    lies: dict[ServerPort, tuple[ServerPort, HostService]] = field(default_factory=dict)
+    """The ports on which it answers wrongly: what each says then, and who does so."""
+
+    def lie(self, numbers: Sequence[int], what: Speaks) -> None:
+        """Answer wrongly on these ports until `start`; a lie beside another one on a port joins it."""
+        for port in (p for p in self.ports if p.number in numbers and p.datagrams == (what.kind == "udp")):
+            now, service = self.lies.pop(port, (port, self.services.pop(port, None)))
+            if service is not None:
+                service.stop()
+            self.lies[port] = (now.lying(what), self._serve(now.lying(what)))
 
     def start(self) -> None:
+        for _, liar in self.lies.values():
+            liar.stop()
+        self.lies.clear()
         for port in self.ports:
             service = self.services.get(port)
             if isinstance(service, Web):
@@ -108,9 +123,10 @@ class RunningServer:
     def _serve(self, port: ServerPort) -> HostService:
         at, exchanges = self.address, port.exchanges
         if port.kind == "udp":
-            return self.host.udp(port.number, address=at, name=self.label, exchanges=exchanges)
+            return self.host.udp(port.number, address=at, name=self.label, exchanges=exchanges, dns_code=port.code or 0)
         if port.kind == "smtp":
-            return self.host.smtp(port.number, address=at, name=self.label, exchanges=exchanges)
+            code = GREETING if port.code is None else port.code
+            return self.host.smtp(port.number, address=at, name=self.label, exchanges=exchanges, code=code)
         if port.kind == "tcp":
             return self.host.tcp(port.number, address=at, banner=self.label, exchanges=exchanges)
         pages = {p.path: (p.status, None if p.digest is None else text(self.pages[p.digest])) for p in port.pages}

@@ -24,7 +24,7 @@ from ndakit.lab.host.image import LabImage
 from ndakit.lab.nodes import LabNodes
 from ndakit.lab.pace import Meter
 from ndakit.lab.plan import PlannedHost, VantagePoint, plan
-from ndakit.lab.server_ports import need_pages
+from ndakit.lab.server_ports import asked_ports, need_pages
 from ndakit.lab.switch import Switch, SwitchPort
 from ndakit.machine import saved, vm
 from ndakit.machine.accelerator import Accelerator, probe
@@ -328,6 +328,25 @@ class LabNetwork(LabNodes):
             if ignore_pings:
                 running.hear_pings(heard=True)
             self.tell(f"{server} serves again")
+
+    @contextlib.contextmanager
+    def server_lies(self, pool: str, server: str) -> Iterator[None]:
+        """A server answers for a while, but wrongly, as its pool's check has it."""
+        running, lie = self.servers[pool, server], self.profile.pools[pool].check.lie()
+        if lie is None:
+            raise ValueError(f"nothing that answers is wrong for the check of pool {pool}")
+        self.tell(f"{server} answers wrongly")
+        if lie.speaks is not None:
+            running.lie(asked_ports(self.profile, pool, server), lie.speaks)
+        if lie.deaf:
+            running.hear_pings(heard=False)
+        try:
+            yield
+        finally:
+            running.start()
+            if lie.deaf:
+                running.hear_pings(heard=True)
+            self.tell(f"{server} answers as it should")
 
     @contextlib.contextmanager
     def pool_down(self, pool: str) -> Iterator[None]:

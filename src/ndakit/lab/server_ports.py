@@ -66,6 +66,14 @@ class ServerPort:
         """The port of a number on which this is said."""
         return cls(number, what.kind, what.matters, what.tls, what.pages, what.exchanges, what.code)
 
+    def lying(self, what: Speaks) -> ServerPort:
+        """The port with a wrong answer among the right ones: those of other pools' checks stay."""
+        pages = {page.path: page for page in (*self.pages, *what.pages)}
+        exchanges = {**dict(self.exchanges), **dict(what.exchanges)}
+        return replace(
+            self, pages=tuple(pages.values()), exchanges=tuple(exchanges.items()), code=what.code or self.code
+        )
+
     @property
     def datagrams(self) -> bool:
         """True for UDP."""
@@ -106,17 +114,29 @@ def tried_ports(service: Service) -> tuple[int, ...]:
 def ports_of(profile: Profile, pool: str, server: str) -> tuple[ServerPort, ...]:
     """What a server of a pool offers: its services' ports, and what the pool's check asks."""
     check = profile.pools[pool].check
-    fixed = profile.pools[pool].servers[server].port or profile.pools[pool].port
-    services = [profile.services[s] for s in profile.services_of(pool)]
     found: list[ServerPort] = []
-    for service in services:
+    for service in (profile.services[s] for s in profile.services_of(pool)):
         kind, matters = _of_service(service.transport, service.protocol, shows_client=service.shows_client)
-        found += [ServerPort(number, kind, matters) for number in ((fixed,) if fixed else tried_ports(service))]
-    own = {p.number for p in found} or ({fixed} if fixed else set())
-    for number in sorted({check.asked_port} if check.asked_port else own):
+        found += [ServerPort(number, kind, matters) for number in _numbers(profile, pool, server, service)]
+    for number in asked_ports(profile, pool, server):
         datagrams = any(p.datagrams for p in found if p.number == number)
         found += [ServerPort.speaking(number, what) for what in check.offered(datagrams=datagrams)]
     return joined(found)
+
+
+def asked_ports(profile: Profile, pool: str, server: str) -> tuple[int, ...]:
+    """The ports of a server on which it is well or not by its pool's check: the one that the check names, else those of
+    its services."""
+    asked = profile.pools[pool].check.asked_port
+    fixed = profile.pools[pool].servers[server].port or profile.pools[pool].port
+    services = [profile.services[s] for s in profile.services_of(pool)]
+    own = {number for service in services for number in _numbers(profile, pool, server, service)}
+    return (asked,) if asked else tuple(sorted(own or ({fixed} if fixed else ())))
+
+
+def _numbers(profile: Profile, pool: str, server: str, service: Service) -> tuple[int, ...]:
+    fixed = profile.pools[pool].servers[server].port or profile.pools[pool].port
+    return (fixed,) if fixed else tried_ports(service)
 
 
 def _of_service(transport: str, protocol: str, *, shows_client: bool) -> tuple[Kind, int]:

@@ -77,6 +77,8 @@ class Check(Model):
     """False if it asks the host, or may do so: it works without a port, and a dead server answers no ping either."""
     stands_alone: ClassVar[bool] = False
     """True if it also works for a pool that no service uses (`vrrp.demote_on`)."""
+    never_wrong: ClassVar[str] = ""
+    """Why `lie` may be None."""
     connects: ClassVar[bool] = True
     """False if keepalived itself connects to nobody for it, and so has no time-out for that."""
     keepalived_answers: ClassVar[int] = 1

@@ -25,6 +25,7 @@ class ScriptCheck(PortCheck):
     needs_port: ClassVar[bool] = False
     stands_alone: ClassVar[bool] = True
     connects: ClassVar[bool] = False
+    never_wrong: ClassVar[str] = "nobody knows what its script takes for a wrong answer"
 
     type: Literal["script"] = "script"
     """`script`"""

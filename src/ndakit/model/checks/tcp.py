@@ -27,6 +27,8 @@ class TcpCheck(PortCheck):
 
     carried: ClassVar[Mapping[str, Branch]] = {HAPROXY.name: OLDEST, IPVS.name: OLDEST}
 
+    never_wrong: ClassVar[str] = "its check looks at nothing but whether the port is open"
+
     type: Literal["tcp"] = "tcp"
     """`tcp`"""
     send: Talk | None = None

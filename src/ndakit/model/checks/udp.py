@@ -24,6 +24,8 @@ class UdpCheck(PortCheck):
 
     carried: ClassVar[Mapping[str, Branch]] = {IPVS.name: (21, 2)}  # UDP_CHECK with payloads is new in keepalived 2.2.0
 
+    never_wrong: ClassVar[str] = "its check takes any answer, and none, for good"
+
     type: Literal["udp"] = "udp"
     """`udp`"""
     send: Talk | None = None

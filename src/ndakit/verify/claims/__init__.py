@@ -25,6 +25,7 @@ from ndakit.verify.claims import (
     scheduling,
     traffic,
     transparent,
+    wrong_answers,
 )
 from ndakit.verify.claims.base import Claim, LeftOut, Outcome, service_port
 
@@ -130,6 +131,7 @@ def _about_bond(profile: Profile, name: str) -> Iterator[Claim | LeftOut]:
 
 
 def _about_pools(profile: Profile) -> Iterator[Claim | LeftOut]:
+    lying = wrong_answers.WrongAnswers()
     for name, pool in profile.pools.items():
         if not profile.services_of(name):
             if name not in watched_alone(profile):  # failover/empty tries those
@@ -143,6 +145,13 @@ def _about_pools(profile: Profile) -> Iterator[Claim | LeftOut]:
             yield Claim(f"check/{name}", text, partial(traffic.check, name=name))
         else:
             yield LeftOut(f"check/{name}", "only one server of it takes anything: nobody would be left to answer")
+        if why := wrong_answers.why_not(profile, name):
+            yield LeftOut(f"wrong-answer/{name}", why)
+        else:
+            text = f"a server of {name} that answers wrongly leaves the pool though its port is open, and comes back"
+            yield Claim(
+                f"wrong-answer/{name}", text, partial(lying.outcome, name=name), again=partial(lying.again, name=name)
+            )
         if scheduling.can_drain(profile, name):
             text = f"a drained server of {name} keeps its connections, and others get the new ones"
             yield Claim(f"drain/{name}", text, partial(scheduling.drained, name=name))
