@@ -147,6 +147,18 @@ def test_what_was_held_back_is_not_lost_when_the_client_ends(start: Start) -> No
         assert sock.makefile("rb").read() == b"sta"
 
 
+def test_a_quiet_server_waits_to_be_spoken_to_and_says_who_it_is_with_its_first_echo(start: Start) -> None:
+    server = start(EchoServer, "me", [(b"PING\r\n", b"+PONG\r\n")], quiet=True)
+    with connect(server) as sock:
+        sock.sendall(b"PING\r\n")
+        assert sock.recv(100) == b"+PONG\r\n", "what a check expects comes first, and alone"
+    with connect(server) as sock:
+        lines = sock.makefile("rb")
+        for _ in range(2):
+            sock.sendall(b"who\n")
+        assert [lines.readline() for _ in range(3)] == [b"me\n", b"who\n", b"who\n"]
+
+
 def test_a_greeting_has_the_name_first_and_what_a_check_waits_for(start: Start) -> None:
     with connect(start(EchoServer, "me", [(b"", b"+OK ready"), (b"", b"\x01")])) as sock:
         assert sock.recv(100) == b"me +OK ready \x01\n"

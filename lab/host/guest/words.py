@@ -13,22 +13,47 @@ STREAM = b"stream\n"
 
 
 class EchoServer(StreamServer):
-    """Says its banner and greetings in a line, if it has any, then sends back what it gets, but for one question."""
+    """Says its banner and greetings in a line, if it has any, then sends back what it gets, but for one question.
 
-    def __init__(self, loop: Loop, name: str, address: str, port: int, banner: str, exchanges: Exchanges = ()) -> None:
+    `quiet`: it waits to be spoken to, and says that line before the first thing that it sends back.
+    """
+
+    def __init__(
+        self,
+        loop: Loop,
+        name: str,
+        address: str,
+        port: int,
+        banner: str,
+        exchanges: Exchanges = (),
+        *,
+        quiet: bool = False,
+    ) -> None:
         super().__init__(loop, name, address, port, exchanges)
         self.greeting = b" ".join([banner.encode()] * bool(banner) + self.greetings)
+        self.quiet = quiet
 
     def connect(self, sock: socket.socket, peer: tuple[str, int]) -> None:
         """Greet the client."""
         connection = _EchoConnection(self, sock, peer)
-        if self.greeting:
-            connection.send(self.greeting + b"\n")
+        if not self.quiet:
+            connection.greet()
 
 
 class _EchoConnection(Connection):
+    _server: EchoServer
+    _greeted = False
+
+    def greet(self) -> None:
+        """Say who is here, once."""
+        if self._server.greeting and not self._greeted:
+            self.send(self._server.greeting + b"\n")
+        self._greeted = True
+
     def receive(self, data: bytes) -> None:
         """Send it back; who asks for it is told its own address."""
+        if data:
+            self.greet()
         if data == WHO_AM_I:
             self.send(f"you are {self._peer[0]}\n".encode())
         elif data == STREAM:

@@ -119,7 +119,7 @@ class Worker:
     def do_tcp(self, given: Given, done: Done) -> None:
         """Start a TCP server that greets and echoes."""
         place = (given["name"], given["address"], given["port"])
-        self._keep(EchoServer(self._loop, *place, given["banner"], _exchanges(given)), done)
+        self._keep(EchoServer(self._loop, *place, given["banner"], _exchanges(given), quiet=given["quiet"]), done)
 
     def do_smtp(self, given: Given, done: Done) -> None:
         """Start a mail server."""

@@ -128,7 +128,7 @@ class RunningServer:
             code = GREETING if port.code is None else port.code
             return self.host.smtp(port.number, address=at, name=self.label, exchanges=exchanges, code=code)
         if port.kind == "tcp":
-            return self.host.tcp(port.number, address=at, banner=self.label, exchanges=exchanges)
+            return self.host.tcp(port.number, address=at, banner=self.label, exchanges=exchanges, quiet=port.quiet)
         pages = {p.path: (p.status, None if p.digest is None else text(self.pages[p.digest])) for p in port.pages}
         certificate = self.certificate if port.tls else ""
         return self.host.web(

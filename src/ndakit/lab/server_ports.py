@@ -60,11 +60,12 @@ class ServerPort:
     pages: tuple[Page, ...] = ()
     exchanges: tuple[tuple[bytes, bytes], ...] = ()
     code: int | None = None
+    quiet: bool = False
 
     @classmethod
     def speaking(cls, number: int, what: Speaks) -> ServerPort:
         """The port of a number on which this is said."""
-        return cls(number, what.kind, what.matters, what.tls, what.pages, what.exchanges, what.code)
+        return cls(number, what.kind, what.matters, what.tls, what.pages, what.exchanges, what.code, what.quiet)
 
     def lying(self, what: Speaks) -> ServerPort:
         """The port with a wrong answer among the right ones: those of other pools' checks stay."""
@@ -85,6 +86,7 @@ class ServerPort:
         return replace(
             kept,
             tls=self.tls or other.tls,
+            quiet=self.quiet or other.quiet,
             pages=tuple(dict.fromkeys((*self.pages, *other.pages))),
             exchanges=tuple(dict.fromkeys((*self.exchanges, *other.exchanges))),
         )

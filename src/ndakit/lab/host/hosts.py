@@ -141,14 +141,21 @@ class Host:
         return Web(self, given["server"], given["port"])
 
     def tcp(
-        self, port: int, *, address: Address = "", banner: str | None = None, exchanges: Exchanges = ()
+        self,
+        port: int,
+        *,
+        address: Address = "",
+        banner: str | None = None,
+        exchanges: Exchanges = (),
+        quiet: bool = False,
     ) -> HostService:
         """Start a TCP server: says `banner` (the host's name; "" for nothing) and a newline, then echoes.
 
-        The line `client?` is answered with the client's address, what is in `exchanges` as they say.
+        The line `client?` is answered with the client's address, what is in `exchanges` as they say. `quiet`: it waits
+        to be spoken to, and says the banner before its first echo.
         """
         text = self.name if banner is None else banner
-        given = self._ask("tcp", **self._place(port, address, "", exchanges), banner=text)
+        given = self._ask("tcp", **self._place(port, address, "", exchanges), banner=text, quiet=quiet)
         return HostService(self, given["server"], given["port"])
 
     def smtp(

@@ -41,7 +41,8 @@ class Speaks:
 
     `tls`: also HTTPS, for clients that begin with it. `exchanges`: what is answered to what, in bytes; for nothing
     said it is part of the greeting. `code`: the status of a mail server's greeting, or of a name server's answers; None
-    if all is well. `matters` decides between two pools that want different kinds of one port.
+    if all is well. `quiet`: nothing is said, not even who it is, before the client has spoken. `matters` decides
+    between two pools that want different kinds of one port.
     """
 
     kind: Kind
@@ -50,6 +51,7 @@ class Speaks:
     pages: tuple[Page, ...] = ()
     exchanges: tuple[tuple[bytes, bytes], ...] = ()
     code: int | None = None
+    quiet: bool = False
 
 
 @dataclass(frozen=True)
