@@ -16,6 +16,7 @@ from ndakit.lab.network import LabNetwork
 from ndakit.lab.server_ports import ServerPort, asked_ports
 from ndakit.model import Profile
 from ndakit.model.checks import TYPES, Page, Speaks
+from ndakit.model.checks.redis import LOADING, PING
 from ndakit.verify.claims import all_claims, left_out
 from ndakit.verify.claims.wrong_answers import WrongAnswers, victims, why_not
 
@@ -79,6 +80,7 @@ LIES = {
     ),
     "https": ("https", Speaks("http", tls=True, pages=(Page("/", 500),))),
     "smtp": ("smtp", Speaks("smtp", code=554)),
+    "redis": ("redis", Speaks("tcp", exchanges=((PING, LOADING),), quiet=True)),
     "dns": ("dns", Speaks("udp", code=2)),
     "tcp": (
         r"{type: tcp, send: 'ping\r\n', expect: {reply: '+pong'}}",

@@ -51,6 +51,7 @@ def offered(profile: Profile, name: str = "p") -> dict[tuple[int, str], ServerPo
         ("{type: https, port: 443}", "tcp", {(80, "http"), (443, "http")}),
         ("smtp", "tcp", {(80, "smtp")}),
         ("{type: smtp, port: 25}", "tcp", {(80, "http"), (25, "smtp")}),
+        ("redis", "tcp", {(80, "tcp")}),
         ("dns", "tcp", {(80, "http"), (80, "udp")}),
         ("{type: udp, port: 53}", "tcp", {(80, "http"), (53, "udp")}),
         ("ping", "tcp", {(80, "http")}),

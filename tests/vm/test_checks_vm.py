@@ -52,6 +52,7 @@ PROXY: Mapping[str, Case] = {
     "p-greet": Case("type: tcp, expect: {reply: 'ready'}", "step 1 of tcp-check"),
     "p-http": Case("type: http, expect: {status: 418}", "Layer7 wrong status, code: 500", "http"),
     "p-https": Case("type: https, path: /health, host: www.example", "Layer7 wrong status, code: 500"),
+    "p-redis": Case("type: redis", "Layer7"),
     "p-smtp": Case("type: smtp, helo: balancer.example", "Layer7 wrong status, code: 554"),
 }
 CASES = {**KERNEL, **PROXY}

@@ -14,6 +14,7 @@ from ndakit.model.checks.base import Check, Lie, Page, Speaks
 from ndakit.model.checks.dns import DnsCheck
 from ndakit.model.checks.http import HttpCheck, HttpExpect, HttpsCheck
 from ndakit.model.checks.ping import PingCheck
+from ndakit.model.checks.redis import RedisCheck
 from ndakit.model.checks.script import ScriptCheck
 from ndakit.model.checks.smtp import SmtpCheck
 from ndakit.model.checks.tcp import TcpCheck, TcpExpect
@@ -31,6 +32,7 @@ __all__ = [
     "Lie",
     "Page",
     "PingCheck",
+    "RedisCheck",
     "ScriptCheck",
     "SmtpCheck",
     "Speaks",
@@ -58,6 +60,7 @@ AnyCheck = Annotated[
     | Annotated[HttpCheck, Tag("HttpCheck")]
     | Annotated[HttpsCheck, Tag("HttpsCheck")]
     | Annotated[SmtpCheck, Tag("SmtpCheck")]
+    | Annotated[RedisCheck, Tag("RedisCheck")]
     | Annotated[DnsCheck, Tag("DnsCheck")]
     | Annotated[UdpCheck, Tag("UdpCheck")]
     | Annotated[PingCheck, Tag("PingCheck")]
