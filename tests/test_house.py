@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import importlib
 import re
 import subprocess
 import sys
@@ -219,6 +220,14 @@ def test_what_boots_machines_lies_in_vm_and_nothing_else_does() -> None:
     assert files == {p.relative_to(ROOT).as_posix() for p in (ROOT / "tests/vm").glob("test_*.py")}
     others = [p for p in (ROOT / "tests").rglob("*.py") if p.parent.name != "tests"]
     assert [p for p in others if re.search(r"mark\.vm\b", p.read_text())] == []
+
+
+def test_what_a_module_says_that_it_offers_is_there() -> None:
+    for path in SOURCE.rglob("*.py"):
+        for node in ast.parse(path.read_text()).body:
+            if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "__all__":
+                module = importlib.import_module("ndakit." + module_name(path).replace("/", "."))
+                assert [name for name in ast.literal_eval(node.value) if not hasattr(module, name)] == [], path
 
 
 def test_style() -> None:

@@ -19,7 +19,7 @@ from ndakit.core.release import Release
 from ndakit.core.workspace import cache
 from ndakit.lint import real_daemons
 from ndakit.lint.real_daemons import DaemonRefuses, NamespacesRefused, NewHaproxy, check, interfaces, newer_haproxy
-from ndakit.model.capacity import BUFFER_BYTES
+from ndakit.model.sorry_pages import BUFFER_BYTES
 from ndakit.render.render import RenderedFile, Tree, render
 
 HA, KA, SCRIPT = "/etc/haproxy.cfg", "/etc/keepalived/keepalived.conf", "/usr/libexec/ndakit/haproxy-runs"

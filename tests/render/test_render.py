@@ -9,8 +9,7 @@ import pytest
 import goldens
 from ndakit.lint.lint import lint
 from ndakit.load.timezone import UnknownTimezone, posix
-from ndakit.model.capacity import BUFFER_BYTES
-from ndakit.render.engines.haproxy import sorry_response
+from ndakit.model.sorry_pages import BUFFER_BYTES, response
 from ndakit.render.render import NodeUnknown, RenderedFile, TemplateBroken, TemplateConflict, Tree, mode_of, render
 
 
@@ -149,12 +148,12 @@ def test_every_zone_has_a_rule() -> None:
 
 
 def test_a_sorry_page_is_a_whole_response() -> None:
-    head, _, body = sorry_response("<p>ä".encode()).partition(b"\r\n\r\n")
+    head, _, body = response("<p>ä".encode()).partition(b"\r\n\r\n")
     assert head.split(b"\r\n")[0] == b"HTTP/1.1 503 Service Unavailable"
     assert b"Content-Length: 5" in head
     assert b"charset=utf-8" in head
     assert body == "<p>ä".encode()
-    assert b"charset" not in sorry_response(b"\xe4").partition(b"\r\n\r\n")[0]
+    assert b"charset" not in response(b"\xe4").partition(b"\r\n\r\n")[0]
 
 
 def test_a_large_sorry_page_gets_larger_buffers(tmp_path: Path) -> None:

@@ -26,6 +26,7 @@ from ndakit.model.host import (
     Vrrp,
 )
 from ndakit.model.profile import DEVICES, Endpoint, Instance, Profile
+from ndakit.model.sizing import Sizing, Tuning
 from ndakit.model.traffic import Persistence, Pool, Server, Service, Sorry, Timeouts
 
 __all__ = [

@@ -11,6 +11,7 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 
+from ndakit.model import sorry_pages
 from ndakit.model.profile import Profile
 from ndakit.model.spans import Spans
 from ndakit.model.sysctl_values import port_range
@@ -36,8 +37,6 @@ OWN_PORTS_LEAST = 1024
 
 PORTS_KEY = "net.ipv4.ip_local_port_range"
 
-BUFFER_BYTES, LARGE_BUFFER_BYTES = 16 * 1024, 20 * 1024
-"""HAProxy's tune.bufsize, as it comes and where a sorry page needs more."""
 HAPROXY_BYTES = 2 * 1024
 """HAProxy's own bookkeeping of a connection."""
 TLS_BYTES = 16 * 1024
@@ -189,7 +188,7 @@ def capacity_of(profile: Profile) -> Capacity:
         ports_from=tuned_ports[0],
         ports_to=tuned_ports[1],
         ipvs_entries=math.ceil(rate * (duration_s + TRACKED_AFTER_S)) if profile.ipvs_services else 0,
-        buffer_bytes=LARGE_BUFFER_BYTES if _large_page(profile) else BUFFER_BYTES,
+        buffer_bytes=sorry_pages.buffer_bytes(_sorry_pages(profile)),
         tls_sides=tls_sides(profile),
         served=served,
     )
@@ -269,9 +268,10 @@ def _tuned(profile: Profile, key: str) -> int | None:
     return int(value) if value.isdigit() else None
 
 
-def _large_page(profile: Profile) -> bool:
-    pages = [p.sorry.page for p in profile.pools.values() if p.sorry is not None and p.sorry.page is not None]
-    return any(len(page.content) > BUFFER_BYTES - 1024 for page in pages)
+def _sorry_pages(profile: Profile) -> Iterator[bytes]:
+    for pool in profile.pools.values():
+        if pool.sorry is not None and pool.sorry.page is not None:
+            yield pool.sorry.page.content
 
 
 def _mib(count: float) -> int:

@@ -47,9 +47,6 @@ RETRIES = 3
 TUNNEL_S = 3600.0
 """How long an http service's tunnel may be silent, in seconds, unless the service says otherwise."""
 
-SORRY_PAGE_MAX = 16 * 1024
-"""HAProxy keeps an errorfile in one buffer (tune.bufsize, 16 KiB) and refuses larger ones."""
-
 
 class Sorry(Model):
     """What clients get when no server of a pool is left: a page, or another pool."""

@@ -10,11 +10,9 @@ from ndakit.model.checks import HttpCheck
 from ndakit.model.links import routes_only
 from ndakit.model.profile import MARKS_MAX, Profile
 from ndakit.model.rules.findings import Finding, error, unknown, warning
-from ndakit.model.traffic import SORRY_PAGE_MAX
+from ndakit.model.sorry_pages import PAGE_BYTES_MAX
 
 CHECKS_PER_S_MAX = 2.0
-SORRY_HEADER_MAX = 256
-"""The HTTP header that goes into the same buffer as a sorry page."""
 
 
 def unknown_references(profile: Profile) -> Iterator[Finding]:
@@ -227,7 +225,6 @@ def _checkers(profile: Profile, pool: str) -> int:
 
 def sorry_pages(profile: Profile) -> Iterator[Finding]:
     """Sorry pages that HAProxy cannot send."""
-    room = SORRY_PAGE_MAX - SORRY_HEADER_MAX
     for name, pool in profile.pools.items():
         page = pool.sorry.page if pool.sorry is not None else None
         if page is None:
@@ -235,12 +232,12 @@ def sorry_pages(profile: Profile) -> Iterator[Finding]:
         path: KeyPath = ("pools", name, "sorry", "page")
         if not page.content.strip():
             yield error("sorry-page-empty", f"the sorry page {page.path} is empty", path, "write the page")
-        elif len(page.content) > room:
+        elif len(page.content) > PAGE_BYTES_MAX:
             size = f"{len(page.content)} bytes" if len(page.content) < 1_000_000 else "more than 1 MB"
             yield error(
                 "sorry-page-too-big",
                 f"the sorry page {page.path} has {size}; HAProxy keeps page and header in a buffer of 16 KiB",
-                path, f"shorten it to {room} bytes (no embedded pictures), or use sorry: {{pool: …}}",
+                path, f"shorten it to {PAGE_BYTES_MAX} bytes (no embedded pictures), or use sorry: {{pool: …}}",
             )  # fmt: skip
         elif b"\0" in page.content:
             yield error("sorry-page-binary", f"the sorry page {page.path} is no HTML text", path, "name an HTML file")

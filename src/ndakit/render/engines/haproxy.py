@@ -11,11 +11,9 @@ from dataclasses import dataclass
 
 from ndakit.core.addresses import authority, literal
 from ndakit.core.names import backend_name, frontend_name
-from ndakit.model import Address, Check, Profile, Timeouts
+from ndakit.model import Address, Check, Profile, Timeouts, sorry_pages
 from ndakit.model import Server as PoolServer
 from ndakit.model.capacity import (
-    BUFFER_BYTES,
-    LARGE_BUFFER_BYTES,
     POOLS_CONNECTIONS,
     STATISTICS_CONNECTIONS,
     service_limits,
@@ -42,7 +40,6 @@ TOGETHER = "_together"
 """The table in which the connections of all services are counted."""
 STICK_ENTRIES_PER_CONNECTION = 10
 """Clients that are remembered for each connection there can be: most of them are reading what they got."""
-_HTX_BYTES = 512
 
 
 @dataclass(frozen=True)
@@ -192,6 +189,11 @@ class HaproxyView:
         return POOLS_CONNECTIONS
 
     @property
+    def larger_buffers(self) -> bool:
+        """True if its buffers are larger than they come."""
+        return self.buffer_bytes != sorry_pages.BUFFER_BYTES
+
+    @property
     def claims(self) -> ClientClaims:
         """The request headers in which clients could claim something about themselves."""
         return CLAIMS
@@ -207,7 +209,6 @@ def haproxy(node: NodeView) -> HaproxyView:
     frontends = tuple(_frontend(node, name, backends) for name in profile.haproxy_services)
     port = profile.monitoring.statistics.port
     pages = _sorry_pages(profile, {b.pool for b in backends.values() if b.sorry_file is not None})
-    large = any(len(content) > BUFFER_BYTES - _HTX_BYTES for _, content in pages.values())
     size = node.capacity
     return HaproxyView(
         frontends=frontends,
@@ -221,7 +222,7 @@ def haproxy(node: NodeView) -> HaproxyView:
         connections_max=size.haproxy_max,
         together=TOGETHER if size.limited_together else "",
         together_max=size.together_max,
-        buffer_bytes=LARGE_BUFFER_BYTES if large else BUFFER_BYTES,
+        buffer_bytes=size.buffer_bytes,
         connection_bytes=size.connection_bytes,
         tls_sides=size.tls_sides,
         transparent=any(b.transparent for b in backends.values()),
@@ -234,31 +235,13 @@ def _sorry_pages(profile: Profile, pools: set[str]) -> dict[str, tuple[str, byte
     found: dict[str, tuple[str, bytes]] = {}
     for name, pool in profile.pools.items():
         if name in pools and pool.sorry is not None and pool.sorry.page is not None:
-            found[sorry_file(name)] = (pool.sorry.page.path, sorry_response(pool.sorry.page.content))
+            found[sorry_file(name)] = (pool.sorry.page.path, sorry_pages.response(pool.sorry.page.content))
     return found
 
 
 def sorry_file(pool: str) -> str:
     """Where a pool's sorry page lies on the node."""
     return f"{SORRY_FOLDER}/sorry-{pool}.http"
-
-
-def sorry_response(page: bytes) -> bytes:
-    """The page as the HTTP response that HAProxy sends as it stands (configuration manual, errorfile)."""
-    try:
-        page.decode("utf-8")
-        kind = "text/html; charset=utf-8"
-    except UnicodeDecodeError:
-        kind = "text/html"
-    head = (
-        "HTTP/1.1 503 Service Unavailable",
-        f"Content-Type: {kind}",
-        f"Content-Length: {len(page)}",
-        "Cache-Control: no-store",
-        "Retry-After: 10",
-        "Connection: close",
-    )
-    return "".join(f"{line}\r\n" for line in (*head, "")).encode("ascii") + page
 
 
 def _frontend(node: NodeView, name: str, backends: _Backends) -> Frontend:
