@@ -7,8 +7,8 @@ from typing import ClassVar, Literal
 
 from ndakit.core.release import OLDEST
 from ndakit.model.base import Model
-from ndakit.model.checks.base import ANYWAY, NEEDED, Lie, PortCheck, Speaks
-from ndakit.model.checks.text import Talk, other_than, raw_bytes
+from ndakit.model.checks.base import ANYWAY, NEEDED, Lie, Speaks
+from ndakit.model.checks.text import ExchangeCheck, Talk, other_than
 from ndakit.model.engines import HAPROXY, IPVS, Branch, Engine, Refused
 
 TALKS = frozenset({HAPROXY.name})
@@ -22,17 +22,14 @@ class TcpExpect(Model):
     """The answer (or the greeting) contains this. Escapes as in `send`."""
 
 
-class TcpCheck(PortCheck):
+class TcpCheck(ExchangeCheck):
     """A connection is accepted. With `send` or `expect` also: what is answered. These two need topology proxy."""
 
     carried: ClassVar[Mapping[str, Branch]] = {HAPROXY.name: OLDEST, IPVS.name: OLDEST}
-
     never_wrong: ClassVar[str] = "its check looks at nothing but whether the port is open"
 
     type: Literal["tcp"] = "tcp"
     """`tcp`"""
-    send: Talk | None = None
-    r"""What is sent, with the escapes `\r`, `\n`, `\t`, `\\` and `\x41`."""
     expect: TcpExpect = TcpExpect()
     """What counts as a good answer."""
 
@@ -42,24 +39,9 @@ class TcpCheck(PortCheck):
         return self.send is not None or self.expect.reply is not None
 
     @property
-    def sent(self) -> bytes:
-        """What is sent."""
-        return raw_bytes(self.send or "")
-
-    @property
-    def reply(self) -> bytes:
+    def reply_text(self) -> str:
         """What a good answer contains."""
-        return raw_bytes(self.expect.reply or "")
-
-    @property
-    def sent_hex(self) -> str:
-        """What is sent, in hexadecimal."""
-        return self.sent.hex()
-
-    @property
-    def reply_hex(self) -> str:
-        """The reply, in hexadecimal."""
-        return self.reply.hex()
+        return self.expect.reply or ""
 
     def refused(self, engine: Engine) -> Iterator[tuple[tuple[str, ...], Refused]]:
         """What an engine cannot do of this check, each with its place in the check."""

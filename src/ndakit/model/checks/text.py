@@ -1,4 +1,4 @@
-"""Text of a profile that goes over the wire: bytes that no text holds are written as escapes."""
+"""Text of a profile that goes over the wire, and checks that send it: bytes that no text holds are escapes."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Annotated
 from pydantic import BeforeValidator
 
 from ndakit.model.base import Text, mistake
+from ndakit.model.checks.base import PortCheck
 
 _ESCAPES = {"r": b"\r", "n": b"\n", "t": b"\t", "\\": b"\\"}
 _ESCAPE = re.compile(r"\\(x[0-9A-Fa-f]{2}|.?)")
@@ -48,3 +49,35 @@ r"""Text that goes over the wire, with the escapes `\r`, `\n`, `\t`, `\\` and `\
 def other_than(reply: bytes) -> bytes:
     """An answer that does not contain this one."""
     return b"no\r\n" if reply not in b"no\r\n" else b"~~\r\n"
+
+
+class ExchangeCheck(PortCheck):
+    """A check that sends something of the user's choice, and looks at the reply."""
+
+    send: Talk | None = None
+    r"""What is sent, with the escapes `\r`, `\n`, `\t`, `\\` and `\x41`."""
+
+    @property
+    def reply_text(self) -> str:
+        """The reply that is wanted, as the profile writes it; empty for none."""
+        raise NotImplementedError
+
+    @property
+    def sent(self) -> bytes:
+        """What is sent."""
+        return raw_bytes(self.send or "")
+
+    @property
+    def reply(self) -> bytes:
+        """The reply that is wanted."""
+        return raw_bytes(self.reply_text)
+
+    @property
+    def sent_hex(self) -> str:
+        """What is sent, in hexadecimal."""
+        return self.sent.hex()
+
+    @property
+    def reply_hex(self) -> str:
+        """The reply that is wanted, in hexadecimal."""
+        return self.reply.hex()

@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from typing import ClassVar, Literal
 
 from ndakit.model.base import Model
-from ndakit.model.checks.base import Lie, PortCheck, Speaks
-from ndakit.model.checks.text import Talk, raw_bytes
+from ndakit.model.checks.base import Lie, Speaks
+from ndakit.model.checks.text import ExchangeCheck, Talk
 from ndakit.model.engines import IPVS, Branch
 
 
@@ -18,18 +18,15 @@ class UdpExpect(Model):
     """The answer begins with this. Escapes as in `send`."""
 
 
-class UdpCheck(PortCheck):
+class UdpCheck(ExchangeCheck):
     """Nothing says that the port is closed (a Linux server says that to a node once a second, so ask no more often), or
     the answer is as expected. For services of topology nat, dr and tun."""
 
     carried: ClassVar[Mapping[str, Branch]] = {IPVS.name: (21, 2)}  # UDP_CHECK with payloads is new in keepalived 2.2.0
-
     never_wrong: ClassVar[str] = "its check takes any answer, and none, for good"
 
     type: Literal["udp"] = "udp"
     """`udp`"""
-    send: Talk | None = None
-    r"""What is sent, with the escapes `\r`, `\n`, `\t`, `\\` and `\x41`."""
     expect: UdpExpect = UdpExpect()
     """What counts as a good answer."""
 
@@ -39,24 +36,9 @@ class UdpCheck(PortCheck):
         return self.expect.reply is None
 
     @property
-    def sent(self) -> bytes:
-        """What is sent."""
-        return raw_bytes(self.send or "")
-
-    @property
-    def reply(self) -> bytes:
+    def reply_text(self) -> str:
         """What a good answer begins with; keepalived takes a shorter one that agrees so far for good."""
-        return raw_bytes(self.expect.reply or "")
-
-    @property
-    def sent_hex(self) -> str:
-        """What is sent, in hexadecimal."""
-        return self.sent.hex()
-
-    @property
-    def reply_hex(self) -> str:
-        """The reply, in hexadecimal."""
-        return self.reply.hex()
+        return self.expect.reply or ""
 
     @property
     def reply_bytes(self) -> int:

@@ -129,7 +129,7 @@ def killed(lab: LabNetwork) -> Outcome:
     nobody may find two nodes with the same VIP meanwhile."""
     master = lab.one_master()
     lab.survivor(master)
-    names = [name for name, wanted in _daemons(lab).items() if wanted]
+    names = _daemons(lab.profile)
     with Holders(lab) as holders:
         lab.tell(f"{' and '.join(names)} on {master}: killed {KILLS} times")
         loops = " ".join(f"killing {name} &" for name in names)
@@ -152,12 +152,12 @@ def killed(lab: LabNetwork) -> Outcome:
     )  # fmt: skip
 
 
-def _daemons(lab: LabNetwork) -> dict[str, bool]:
-    return {
-        "haproxy": bool(lab.profile.haproxy_services),
-        "keepalived": bool(lab.profile.instances),
-        "conntrackd": lab.profile.tracks_connections,
-    }
+def _daemons(profile: Profile) -> list[str]:
+    """The daemons that carry services, move the VIPs, and tell the other nodes of connections."""
+    carrying = [engine.service for engine in profile.engines]
+    moving = ["keepalived"] if profile.instances else []
+    telling = ["conntrackd"] if profile.tracks_connections else []
+    return list(dict.fromkeys([*carrying, *moving, *telling]))
 
 
 KILLING = (
