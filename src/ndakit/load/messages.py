@@ -8,7 +8,7 @@ from __future__ import annotations
 import itertools
 import json
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from ipaddress import ip_address
 from typing import Any
 
@@ -17,7 +17,7 @@ from pydantic import ValidationError
 from ndakit.core import names
 from ndakit.core.errors import Location
 from ndakit.core.mistakes import KeyPath, ProfileMistake, clean, dotted, guess, show
-from ndakit.load import field_types, foreign_words
+from ndakit.load import field_types, foreign_words, variants
 from ndakit.load.yaml_nodes import MapNode, Node
 from ndakit.model import Model, Profile
 
@@ -146,7 +146,7 @@ def _missing(path: KeyPath, facts: Facts, node: Node | None, at: Location) -> Pr
 def _unknown(path: KeyPath, facts: Facts, node: Node | None, at: Location) -> ProfileMistake:
     key = str(path[-1])
     common = field_types.model_of(field_types.at(path[:-1])) or Profile
-    model = _owner(facts["loc"]) or common
+    model = variants.owner(facts["loc"]) or common
     if key in model.planned:
         return ProfileMistake(
             "planned-key",
@@ -154,7 +154,7 @@ def _unknown(path: KeyPath, facts: Facts, node: Node | None, at: Location) -> Pr
             at=at,
             fix=f"leave '{key}' out until a version carries it",
         )
-    if (other := _of_another_variant(path, facts, node, at)) is not None:
+    if (other := variants.of_another(path, facts["loc"], node, at)) is not None:
         return other
     where = f"in {dotted(path[:-1])}" if len(path) > 1 else "at the top of a profile"
     what = f"there is no key '{show(key)}' {where}"
@@ -175,60 +175,10 @@ def _unknown(path: KeyPath, facts: Facts, node: Node | None, at: Location) -> Pr
             "but this version does not carry it yet"
         )
     elif elsewhere:
-        fix = _here(f"'{key}' is a key of {_either(elsewhere)}: move it there", path)
+        fix = _here(f"'{key}' is a key of {variants.either(elsewhere)}: move it there", path)
     else:
         fix = f"keys {where}: {', '.join(model.model_fields)}"
     return ProfileMistake("unknown-key", what, at=at, fix=fix)
-
-
-def _owner(loc: Sequence[int | str]) -> type[Model] | None:
-    """The class that pydantic was validating where a location ends."""
-    expected: Any = Profile
-    for part in loc[:-1]:
-        expected = field_types.variant(expected, part) or field_types.step(expected, part)
-    return field_types.model_of(expected)
-
-
-def _of_another_variant(path: KeyPath, facts: Facts, node: Any, at: Location) -> ProfileMistake | None:
-    """A key that others of several classes have, between which a `type` decides; None if none has it."""
-    expected, loc = _up_to_variant(facts["loc"])
-    if not loc:
-        return None
-    members = field_types.models_of(expected)
-    keys = [str(part) for part in loc[1:]]
-    if isinstance(node, dict) and len(node) == 1 and any(_has(m, [*keys, *node]) for m in members):
-        keys += node
-    kinds = [_kind(m) for m in members if _has(m, keys)]
-    if not kinds:
-        return None
-    key, name = ".".join(keys), str(path[path.index(keys[0]) - 1])
-    this = next(_kind(m) for m in members if m.__name__ == loc[0])
-    if len(kinds) == len(members) - 1:
-        return ProfileMistake("key-of-type", f"a {this} {name} has no {key}", at=at, fix=f"leave {key} out")
-    article = "an" if kinds[0] == "http" else "a"
-    what = f"'{key}' belongs to {article} {_either(tuple(kinds))} {name}, and this one is {this}"
-    return ProfileMistake("key-of-type", what, at=at, fix=f"write type: {kinds[0]}, or leave {key} out")
-
-
-def _up_to_variant(loc: Sequence[int | str]) -> tuple[Any, Sequence[int | str]]:
-    """The annotation at which a location names one of several classes, and the rest of it from that name on."""
-    expected: Any = Profile
-    for number, part in enumerate(loc):
-        if field_types.variant(expected, part) is not None:
-            return expected, loc[number:]
-        expected = field_types.step(expected, part)
-    return expected, ()
-
-
-def _kind(model: type[Model]) -> str:
-    return str(model.model_fields["type"].default)
-
-
-def _has(model: type[Model], keys: Sequence[str]) -> bool:
-    found: Any = model
-    for key in keys:
-        found = field_types.step(found, key)
-    return found is not None
 
 
 def _here(text: str, path: KeyPath) -> str:
@@ -257,7 +207,7 @@ def _not_allowed(path: KeyPath, facts: Facts, node: Node | None, at: Location) -
             "planned-value",
             f"'{node}' ({planned[node]}) is part of the profile language, but this version does not carry it yet",
             at=at,
-            fix=f"write {_either(allowed)}",
+            fix=f"write {variants.either(allowed)}",
         )
     near = guess(node, allowed)
     fix = f"did you mean '{near}'? " if near and len(allowed) > 1 else ""
@@ -269,7 +219,7 @@ def _not_allowed(path: KeyPath, facts: Facts, node: Node | None, at: Location) -
         "not-allowed",
         f"'{show(node)}' is not one of the values of '{key}'",
         at=at,
-        fix=f"{fix}write {_either(allowed)}",
+        fix=f"{fix}write {variants.either(allowed)}",
     )
 
 
@@ -288,10 +238,6 @@ def _words(path: KeyPath) -> tuple[tuple[str, ...], Mapping[str, str], str]:
     key = next((p for p in reversed(path) if isinstance(p, str)), "")
     owner = field_types.model_of(field_types.at(path[: -1 - path[::-1].index(key)])) if key else None
     return field_types.words(expected), owner.planned_values.get(key, {}) if owner is not None else {}, key
-
-
-def _either(words: tuple[str, ...]) -> str:
-    return words[0] if len(words) == 1 else f"{', '.join(words[:-1])} or {words[-1]}" if words else "something else"
 
 
 def _pattern_mismatch(path: KeyPath, facts: Facts, node: Node | None, at: Location) -> ProfileMistake:
