@@ -12,6 +12,8 @@ import pytest
 import yaml
 
 import goldens
+from ndakit.lab.clients import RunningServer
+from ndakit.lab.host import Host, Web
 from ndakit.lab.network import LabNetwork
 from ndakit.lab.server_ports import ServerPort, asked_ports
 from ndakit.model import Profile
@@ -195,3 +197,57 @@ def test_a_pool_that_is_tried_again_is_tried_alone() -> None:
     found.again(cast(LabNetwork, lab), "shop")
     assert found.outcome(cast(LabNetwork, lab), "shop").ok and found.outcome(cast(LabNetwork, lab), "web").ok
     assert lab.disturbed == [["web", "shop"], ["shop"]]
+
+
+class FakeWeb(Web):
+    """A web server that only remembers what it is told."""
+
+    def __init__(self, said: list[str]) -> None:
+        self.said = said
+
+    def set(self, **changes: object) -> None:
+        self.said.append(f"set {changes}")
+
+    def stop(self) -> None:
+        self.said.append("stop")
+
+
+class FakeHost:
+    """A lab host that remembers what it serves."""
+
+    def __init__(self) -> None:
+        self.said: list[str] = []
+
+    def web(self, port: int, **more: object) -> FakeWeb:
+        self.said.append(f"web {port} {more['pages']} {more['exchanges']}")
+        return FakeWeb(self.said)
+
+
+def server(*ports: ServerPort) -> tuple[RunningServer, list[str]]:
+    host = FakeHost()
+    running = RunningServer(cast(Host, host), "w1", (), "", ports)
+    running.start()
+    host.said.clear()
+    return running, host.said
+
+
+def test_a_web_server_that_lies_keeps_its_port_open_and_tells_the_truth_again() -> None:
+    running, said = server(ServerPort(80, "http", pages=(Page("/two", 418),)), ServerPort(81, "http"))
+    running.lie([80], Speaks("http", pages=(Page("/", 500),)))
+    running.lie([80], Speaks("http", pages=(Page("/three", 500),)))
+    assert said == [
+        "set {'pages': {'/two': (418, None), '/': (500, None)}}",
+        "set {'pages': {'/two': (418, None), '/': (500, None), '/three': (500, None)}}",
+    ]
+    said.clear()
+    running.start()
+    assert said[0] == "set {'pages': {'/two': (418, None)}}" and "stop" not in said and not running.lies
+
+
+def test_what_is_said_in_an_exchange_is_said_by_another_program_for_a_while() -> None:
+    running, said = server(ServerPort(80, "http"))
+    running.lie([80], Speaks("http", exchanges=((b"a", b"b"),)))
+    assert said == ["stop", "web 80 {} ((b'a', b'b'),)"]
+    said.clear()
+    running.start()
+    assert said == ["stop", "web 80 {} ()"]

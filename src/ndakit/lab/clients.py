@@ -104,14 +104,22 @@ class RunningServer:
     def lie(self, numbers: Sequence[int], what: Speaks) -> None:
         """Answer wrongly on these ports until `start`; a lie beside another one on a port joins it."""
         for port in (p for p in self.ports if p.number in numbers and p.datagrams == (what.kind == "udp")):
-            now, service = self.lies.pop(port, (port, self.services.pop(port, None)))
-            if service is not None:
+            now, service = self.lies.get(port, (port, self.services[port]))
+            lying = now.lying(what)
+            if isinstance(service, Web) and lying.exchanges == now.exchanges:
+                service.set(pages=self._pages_of(lying))  # without a moment in which the port is shut
+            else:
                 service.stop()
-            self.lies[port] = (now.lying(what), self._serve(now.lying(what)))
+                service = self._serve(lying)
+            self.lies[port] = (lying, service)
 
     def start(self) -> None:
-        for _, liar in self.lies.values():
-            liar.stop()
+        for port, (_, liar) in self.lies.items():
+            if liar is self.services.get(port) and isinstance(liar, Web):
+                liar.set(pages=self._pages_of(port))
+            else:
+                liar.stop()
+                self.services.pop(port, None)
         self.lies.clear()
         for port in self.ports:
             service = self.services.get(port)
@@ -129,11 +137,14 @@ class RunningServer:
             return self.host.smtp(port.number, address=at, name=self.label, exchanges=exchanges, code=code)
         if port.kind == "tcp":
             return self.host.tcp(port.number, address=at, banner=self.label, exchanges=exchanges, quiet=port.quiet)
-        pages = {p.path: (p.status, None if p.digest is None else text(self.pages[p.digest])) for p in port.pages}
+        pages = self._pages_of(port)
         certificate = self.certificate if port.tls else ""
         return self.host.web(
             port.number, address=at, name=self.label, exchanges=exchanges, certificate=certificate, pages=pages
         )
+
+    def _pages_of(self, port: ServerPort) -> dict[str, tuple[int, str | None]]:
+        return {p.path: (p.status, None if p.digest is None else text(self.pages[p.digest])) for p in port.pages}
 
     def hear_pings(self, *, heard: bool) -> None:
         """Answer echo requests to the server's own addresses, or not. Several servers may live on one host (behind a
