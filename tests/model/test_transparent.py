@@ -10,6 +10,7 @@ import goldens
 from ndakit.core.release import NEWEST_POINTS, newest
 from ndakit.lab.clients import LabPeople
 from ndakit.lab.plan import plan
+from ndakit.lint.lint import lint
 from ndakit.model import Profile, rules, transparent
 from ndakit.model.package_needs import needed
 from ndakit.model.server_side import servers
@@ -44,22 +45,29 @@ def test_each_release_gets_its_own_form_of_rules_rights_and_packages(branch: tup
     assert (NFT in files, USER in files) == (fw4, not fw4)
     assert ("kmod-nft-socket" in packages, "iptables-mod-tproxy" in packages) == (fw4, not fw4)
     network = files["/etc/config/network"].text
-    assert all(f"config {kind}" in network for kind in ("rule 'divert'", "rule6 'divert6'", "route 'divert_local'"))
+    kinds = ("rule", "rule6", "route", "route6")
+    assert [network.count(f"\nconfig {kind}\n") for kind in kinds] == [1, 1, 1, 1]
 
 
 def test_without_such_a_service_nothing_of_it_is_there() -> None:
     files = goldens.tree("apache-pair")
     assert NFT not in files
-    assert "divert" not in files["/etc/config/network"].text
+    assert "config rule" not in files["/etc/config/network"].text
     assert "usesrc" not in files[HAPROXY].text
     assert "setcap" not in files[HAPROXY].text
     assert NodeView(goldens.profile("apache-pair"), "lb1").divert is None
 
 
+@pytest.mark.parametrize("name", ["divert", "divert-local", "rule"])
+def test_no_name_of_a_network_meets_those_of_its_rules_and_routes(name: str) -> None:
+    profile = goldens.parse(goldens.PROFILES["iis-tproxy"].read_text().replace("lan", name))
+    assert lint(render(profile, "lb1", goldens.TEMPLATES), profile, "lb1") == []
+
+
 def test_a_family_that_no_such_service_has_gets_no_rule() -> None:
     network = goldens.tree("rtmp-tproxy")["/etc/config/network"].text
-    assert "config rule 'divert'" in network
-    assert "rule6" not in network
+    assert "config rule\n" in network
+    assert "config rule6" not in network
     assert "divert ip6tables" not in goldens.tree("tproxy-1806")[USER].text
 
 

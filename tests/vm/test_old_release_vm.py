@@ -74,22 +74,22 @@ def test_a_firewall_that_does_not_look_at_the_ttl_is_found_out(old: Pair, progra
     assert outcome.detail in (f"{node} gave the VIPs of {instance} up" for node in ("lb1", "lb2"))
 
 
-@pytest.mark.parametrize(("program", "name"), [("iptables", "live"), ("ip6tables", "live6")])
-def test_a_node_without_the_divert_rule_is_named_and_a_reload_of_fw3_brings_it_back_once(
-    old: Pair, program: str, name: str
-) -> None:
-    lab = old.lab
+def test_a_node_without_the_divert_rule_is_named_and_a_reload_of_fw3_brings_it_back_once(old: Pair) -> None:
+    lab, programs = old.lab, ("iptables", "ip6tables")
     lab.settle()
     for node in ("lb1", "lb2"):
-        lab.order(node, f"{program} -w -t mangle -F PREROUTING")
-    outcome = old.outcome(f"client-address/{name}")
+        lab.order(node, "; ".join(f"{program} -w -t mangle -F PREROUTING" for program in programs))
+    outcomes = [old.outcome(f"client-address/{name}") for name in ("live", "live6")]
     for node in ("lb1", "lb2"):
         lab.order(node, "/etc/init.d/firewall reload; /etc/init.d/firewall reload")
-        jumps = lab.run(node, f"{program} -w -t mangle -S PREROUTING | grep -c transparent")
-        assert jumps.strip() == "1"
-    assert not outcome.ok
-    assert "has no DIVERT rule" in outcome.detail
-    assert old.outcome(f"client-address/{name}").ok
+        for program in programs:
+            jumps = lab.run(node, f"{program} -w -t mangle -S PREROUTING | grep -c transparent")
+            assert jumps.strip() == "1"
+    for outcome in outcomes:
+        assert not outcome.ok
+        assert "has no DIVERT rule" in outcome.detail
+    assert old.outcome("client-address/live").ok
+    assert old.outcome("client-address/live6").ok
 
 
 def test_adverts_of_ipv6_leave_as_if_from_a_neighbour(old: Pair) -> None:
