@@ -19,7 +19,7 @@ from ndakit.render.render import RenderedFile, Tree, render
 
 NET, FW, SSH = "/etc/config/network", "/etc/config/firewall", "/etc/config/dropbear"
 HA, KA, KU = "/etc/haproxy.cfg", "/etc/keepalived/keepalived.conf", "/etc/config/keepalived"
-CTL, KEYS, SCRIPT = "/etc/sysctl.conf", "/etc/dropbear/authorized_keys", "/usr/libexec/ndakit/haproxy-runs"
+CTL, KEYS, SCRIPT = "/etc/sysctl.conf", "/etc/dropbear/authorized_keys", "/usr/libexec/ndakit/daemon-runs"
 UP = "/etc/sysupgrade.conf"
 
 CASES: list[dict[str, str]] = yaml.safe_load((goldens.DATA / "lint_cases.yaml").read_text())

@@ -22,7 +22,7 @@ from ndakit.lint.real_daemons import DaemonRefuses, NamespacesRefused, NewHaprox
 from ndakit.model.sorry_pages import BUFFER_BYTES
 from ndakit.render.render import RenderedFile, Tree, render
 
-HA, KA, SCRIPT = "/etc/haproxy.cfg", "/etc/keepalived/keepalived.conf", "/usr/libexec/ndakit/haproxy-runs"
+HA, KA, SCRIPT = "/etc/haproxy.cfg", "/etc/keepalived/keepalived.conf", "/usr/libexec/ndakit/daemon-runs"
 CT, INIT = "/etc/conntrackd/conntrackd.conf", "/etc/init.d/conntrackd"
 
 
@@ -40,6 +40,25 @@ def changed(path: str, old: str, new: str, profile: str = "apache-pair") -> Tree
 @pytest.mark.parametrize("name", sorted(goldens.PROFILES))
 def test_the_daemons_take_every_golden_tree(name: str) -> None:
     assert [e.text() for e in checked(goldens.tree(name))] == []
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "says", "line"),
+    [
+        ("\txHTTP 2\n", "\txHTTP two\n", "expected number", 29),
+        ("\txHTTP 2\n", "\tTProxy 1\n", "unrecognized keyword", 29),
+        ("HeaderOption forwarded no-ssl", 'AddHeader "X-SSL-Request: 1"', "deprecated", 31),
+        ("private/shops.pem", "private/nowhere.pem", "No such file", 23),
+    ],
+)
+def test_pound_says_what_it_does_not_take_and_what_it_only_warns_of(old: str, new: str, says: str, line: int) -> None:
+    found = checked(changed("/etc/pound/pound.cfg", old, new, "wildcard-shops"))
+    assert found, "Pound took it"
+    first = next(one for one in found if says in one.what)
+    assert isinstance(first, DaemonRefuses)
+    assert first.program == "pound"
+    assert first.where == f"/etc/pound/pound.cfg:{line}:1"
+    assert first.fix.startswith("if you changed templates/rootfs/etc/pound/pound.cfg.j2")
 
 
 @pytest.mark.parametrize(

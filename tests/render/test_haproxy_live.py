@@ -114,7 +114,7 @@ ORDINARY = (
     "Authorization", "Proxy-Authorization", "User-Agent", "Cookie", "Origin", "Referer", "Accept", "Accept-Language",
     "Range", "If-Range", "If-None-Match", "Cache-Control", "Via", "From", "DNT", "X-Requested-With",
     "X-HTTP-Method-Override", "X-CSRF-Token", "X-Api-Key", "X_Api_Key", "X-Auth-Token", "X-Auth-User", "X-Auth-Key",
-    "X-Auth-Email", "X-User-Name", "X-User-Email", "X-Host-Count", "X-Ssl-Request", "X-Real-Estate", "Client-Version",
+    "X-Auth-Email", "X-User-Name", "X-User-Email", "X-Host-Count", "X-Ssl-Requests", "X-Real-Estate", "Client-Version",
     "X-Client-Version", "X-Client-Data", "X-Client-ID", "Client_Id", "X-Request-Id", "X-Correlation-ID", "traceparent",
     "tracestate", "baggage", "b3", "X-B3-TraceId", "uber-trace-id", "X-Amzn-Trace-Id", "X-Cloud-Trace-Context",
     "Sentry-Trace", "Depth", "Destination", "Overwrite", "If", "Lock-Token", "Translate", "OC-Checksum", "X-Amz-Date",

@@ -86,7 +86,7 @@ def test_groups_of_one_network_are_instances_of_their_own() -> None:
 
 def test_a_standalone_node_has_its_vips_as_addresses_and_no_vrrp() -> None:
     tree = goldens.tree("standalone")
-    assert not [p for p in tree if "keepalived" in p or "haproxy-runs" in p]
+    assert not [p for p in tree if "keepalived" in p or "daemon-runs" in p]
     lan = next(s for s in sections("standalone", "network", "interface") if s.name == "lan")
     assert lan.list("ipaddr") == ("192.168.0.11/24", "192.168.0.10/32")
     assert lan.list("ip6addr") == ("fd00:0:0:1::11/64", "fd00:0:0:1::10/128")

@@ -61,6 +61,14 @@ def test_the_name_that_a_client_asks_for_chooses_the_pool(tmp_path: Path) -> Non
     }  # fmt: skip
 
 
+def test_an_expression_that_begins_with_a_hyphen_is_no_flag(tmp_path: Path) -> None:
+    """`-f FILE` would read a file of the node."""
+    routes = "[{host_regex: ['-test\\.', '-f'], pool: api}]"
+    pools = POOLS.partition("  img:")[0]
+    seen = ask(profile(f"routes: {routes}", pools), tmp_path, "shop-test.example", "x-f", "shop.example")
+    assert seen == {"shop-test.example": "api1", "x-f": "api1", "shop.example": "web1"}
+
+
 def test_an_unknown_name_is_refused_and_known_ones_are_not(tmp_path: Path) -> None:
     found = profile(f"hostnames: [shop.example, www.shop.example], unknown_hosts: refuse, routes: {ROUTES}")
     seen = ask(found, tmp_path, "shop.example", "www.shop.example", "api.shop.example", "img1.x", "other.example",
@@ -138,4 +146,4 @@ def test_a_regular_expression_stays_in_its_place(expression: str) -> None:
     text = render(found, "lb1", goldens.TEMPLATES)["/etc/haproxy.cfg"].text
     (frontend,) = [p for p in haproxy(text) if p.kind == "frontend" and p.name == "service:web"]
     (line,) = [line for line in frontend.lines if line.words[:2] == ("acl", "route-1-host-regex")]
-    assert line.words == ("acl", "route-1-host-regex", "req.hdr(host),field(1,:)", "-m", "reg", "-i", expression)
+    assert line.words == ("acl", "route-1-host-regex", "req.hdr(host),field(1,:)", "-m", "reg", "-i", "--", expression)

@@ -83,7 +83,10 @@ def test_a_script_that_is_called_keepalived_is_none(make_root: MakeRoot) -> None
     assert said.out.split() == ["1", "0"], (said.out, said.err)
 
 
-ASK = "ask() { n=0; while [ $n -lt $1 ]; do n=$((n+1)); /usr/libexec/ndakit/haproxy-runs; printf $?; done; echo; }\n"
+ASK = (
+    "ask() { n=0; while [ $n -lt $1 ]; do n=$((n+1)); /usr/libexec/ndakit/daemon-runs haproxy; printf $?; done; "
+    "echo; }\n"
+)
 
 
 def test_an_haproxy_that_ends_again_and_again_does_not_count_as_running(make_root: MakeRoot) -> None:

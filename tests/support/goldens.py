@@ -58,8 +58,12 @@ def profile(name: str) -> Profile:
 def tree(name: str, node: str = "") -> Tree:
     """The rendered tree of a node, by default of the first; placeholders stand for secrets."""
     found = profile(name)
-    held = secrets.placeholders(found, functools.partial(certificates.placeholder, found, datetime.now(UTC)))
-    return render(found, node or next(iter(found.nodes)), TEMPLATES, secrets=held)
+    return render(found, node or next(iter(found.nodes)), TEMPLATES, secrets=placeholders(found))
+
+
+def placeholders(found: Profile) -> secrets.Secrets:
+    """What stands for the secrets of a profile."""
+    return secrets.placeholders(found, functools.partial(certificates.placeholder, found, datetime.now(UTC)))
 
 
 def cases() -> list[tuple[str, str]]:

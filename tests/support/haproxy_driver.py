@@ -7,11 +7,13 @@ stdout. All addresses of the profile lie on the loopback: VIPs, nodes and server
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import http.client
 import json
 import os
 import resource
 import socket
+import ssl
 import subprocess
 import sys
 import threading
@@ -19,7 +21,7 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
-ANSWER = b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\nX-Server: %s\r\n\r\n%s"
+ANSWER = b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\nX-Server: %s\r\nX-Peer: %s\r\n\r\n%s"
 
 
 class Server(threading.Thread):
@@ -70,7 +72,8 @@ class Server(threading.Thread):
             self.connections += 1
             while True:
                 time.sleep(60)
-        sock.sendall(ANSWER % (len(head), self.name_.encode(), head))
+        peer = str(sock.getpeername()[0])
+        sock.sendall(ANSWER % (len(head), self.name_.encode(), peer.encode(), head))
         return False
 
 
@@ -86,6 +89,7 @@ def running(order: dict[str, Any]) -> Iterator[dict[str, Server]]:
         subprocess.run([*ip, "addr", "add", address, "dev", "lo", *more], check=True)
     servers = {s["name"]: Server(s["name"], s["address"], s["port"], s["protocol"]) for s in order["servers"]}
     process = subprocess.Popen([*order["haproxy"], "-db", "-f", order["config"]], stderr=subprocess.PIPE)
+    pound = subprocess.Popen([*order["pound"], "-F", "-f", order["pound_config"]]) if order.get("pound") else None
     try:
         end_s = time.monotonic() + 20
         while True:
@@ -95,15 +99,34 @@ def running(order: dict[str, Any]) -> Iterator[dict[str, Server]]:
             with contextlib.suppress(OSError), socket.create_connection(tuple(order["ready"]), 1):
                 break
             time.sleep(0.05)
+        if pound is not None:
+            wait_for(order["address"], order["port"], pound)
         yield servers
     finally:
-        process.kill()
-        process.wait()
+        for one in (process, pound):
+            if one is not None:
+                one.kill()
+                one.wait()
 
 
-def say(address: str, port: int, text: str, timeout_s: float = 5) -> socket.socket:
-    """A connection over which something was said."""
-    sock = socket.create_connection((address, port), timeout_s)
+def wait_for(address: str, port: int, process: subprocess.Popen[bytes]) -> None:
+    """Until somebody listens there."""
+    end_s = time.monotonic() + 20
+    while True:
+        with contextlib.suppress(OSError), socket.create_connection((address, port), 1):
+            return
+        if process.poll() is not None or time.monotonic() > end_s:
+            raise SystemExit(f"nobody listens on {address} port {port}")
+        time.sleep(0.05)
+
+
+def say(
+    address: str, port: int, text: str, timeout_s: float = 5, tls_name: str = "", source: str = ""
+) -> socket.socket:
+    """A connection over which something was said, with a name over TLS, from an address."""
+    sock = socket.create_connection((address, port), timeout_s, (source, 0) if source else None)
+    if tls_name:
+        sock = trusting().wrap_socket(sock, server_hostname=tls_name)
     sock.sendall(text.encode("latin-1"))
     return sock
 
@@ -114,6 +137,14 @@ def heard(sock: socket.socket) -> str:
         return sock.recv(65536).decode("latin-1")
     except ConnectionError:
         return ""
+
+
+def all_heard(sock: socket.socket) -> str:
+    """All that comes until the end, for answers that come in pieces."""
+    pieces = []
+    while piece := heard(sock):
+        pieces.append(piece)
+    return "".join(pieces)
 
 
 def page(address: str, port: int, path: str, timeout_s: float = 3) -> dict[str, Any]:
@@ -134,9 +165,38 @@ def requests(order: dict[str, Any], servers: dict[str, Server]) -> Any:
     """Raw requests, each over a connection of its own; what comes back."""
     found = []
     for text in order["requests"]:
-        sock = say(order["address"], order["port"], text)
-        found.append(heard(sock))
+        sock = say(order["address"], order["port"], text, tls_name=order.get("tls_name", ""),
+                   source=order.get("source", ""))  # fmt: skip
+        found.append(all_heard(sock) if order.get("tls_name") else heard(sock))
         sock.close()
+    return found
+
+
+def trusting() -> ssl.SSLContext:
+    """A client that takes every certificate, and speaks every version that there is."""
+    context = ssl.create_default_context()
+    context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+    context.set_ciphers("ALL:@SECLEVEL=0")
+    return context
+
+
+def handshakes(order: dict[str, Any], servers: dict[str, Server]) -> Any:
+    """TLS handshakes with names, highest versions and protocols: what came of each."""
+    found = []
+    for name, version, protocols in order["handshakes"]:
+        context = trusting()
+        context.minimum_version = ssl.TLSVersion.TLSv1
+        if version:
+            context.maximum_version = ssl.TLSVersion[version]
+        if protocols:
+            context.set_alpn_protocols(protocols)
+        try:
+            raw = socket.create_connection((order["address"], order["port"]), 5)
+            with context.wrap_socket(raw, server_hostname=name) as sock:
+                der = sock.getpeercert(binary_form=True) or b""
+                found.append([hashlib.sha256(der).hexdigest(), sock.version(), sock.selected_alpn_protocol()])
+        except OSError as cause:
+            found.append(["", type(cause).__name__, None])
     return found
 
 
@@ -244,7 +304,7 @@ def silent(order: dict[str, Any], servers: dict[str, Server]) -> Any:
 
 
 TRIES: dict[str, Callable[[dict[str, Any], dict[str, Server]], Any]] = {
-    f.__name__: f for f in (requests, websocket, idle, flood, shares, silent)
+    f.__name__: f for f in (requests, handshakes, websocket, idle, flood, shares, silent)
 }
 
 if __name__ == "__main__":

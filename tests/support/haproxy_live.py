@@ -8,14 +8,17 @@ from __future__ import annotations
 import functools
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import goldens
 from ndakit.core import process
 from ndakit.core.workspace import cache
 from ndakit.lint import real_daemons
+from ndakit.lint.config_text import POUND
+from ndakit.load.secrets import Secret, Secrets
 from ndakit.model import Profile
 from ndakit.render.render import Tree, render
 
@@ -57,26 +60,49 @@ def configuration(tree: Tree, folder: Path) -> str:
     return text.replace("/etc/ndakit/", f"{folder}/")
 
 
+def pound_configuration(tree: Tree, folder: Path) -> str:
+    """pound.cfg as rendered, but for its account and the node's own folders; its certificates lie in `folder` then."""
+    for path, file in tree.items():
+        if path.startswith("/etc/ndakit/private/"):
+            target = folder / path.removeprefix("/etc/ndakit/")
+            target.parent.mkdir(parents=True, exist_ok=True)
+            target.write_bytes(file.content)
+    text = tree[POUND].text.replace('User "pound"\nGroup "pound"\n', "").replace("/var/run/", f"{folder}/")
+    return text.replace("/etc/ndakit/", f"{folder}/")
+
+
+def _changed(text: str, changes: Sequence[tuple[str, str]]) -> str:
+    for old, new in changes:
+        assert old in text, f"the configuration does not hold {old!r}"
+        text = text.replace(old, new)
+    return text
+
+
 def attempt(
     profile: Profile,
     folder: Path,
     what: str,
     *,
     changes: Sequence[tuple[str, str]] = (),
+    pound_changes: Sequence[tuple[str, str]] = (),
+    secrets: Mapping[str, bytes] = MappingProxyType({}),
     dead: bool = False,
     **order: Any,
 ) -> Any:
     """Render a profile's first node, run its HAProxy, and try one of the driver's functions.
 
-    `changes` are made to the text first (to show what would happen without something); `dead`: no server runs.
+    `changes` are made to the text of haproxy.cfg first, `pound_changes` to that of pound.cfg (to show what would happen
+    without something); `dead`: no server runs.
     """
     node = next(iter(profile.nodes))
-    text = configuration(render(profile, node, goldens.TEMPLATES), folder)
-    for old, new in changes:
-        assert old in text, f"the configuration does not hold {old!r}"
-        text = text.replace(old, new)
+    given = Secrets({name: Secret(value, "a test") for name, value in secrets.items()})
+    tree = render(profile, node, goldens.TEMPLATES, secrets=given)
     config = folder / "haproxy.cfg"
-    config.write_text(text)
+    config.write_text(_changed(configuration(tree, folder), changes))
+    if POUND in tree:
+        pound = folder / "pound.cfg"
+        pound.write_text(_changed(pound_configuration(tree, folder), pound_changes))
+        order |= {"pound": program("pound"), "pound_config": str(pound)}
     places = [*(a for v in profile.vips.values() for a in v.address)]
     places += [a for own in profile.nodes[node].addresses.values() for a in own]
     servers = []

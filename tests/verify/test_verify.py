@@ -39,7 +39,7 @@ from ndakit.node.facts import (
 from ndakit.verify import report
 from ndakit.verify import run as verify_run
 from ndakit.verify.claims import Claim, Outcome, all_claims, left_out
-from ndakit.verify.claims.failover import gap_bound_s, haproxy_stopped, precision, too_long
+from ndakit.verify.claims.failover import daemon_stopped, gap_bound_s, precision, too_long
 from ndakit.verify.claims.firewall import expected_open
 from ndakit.verify.claims.shares import at_once_errors, share_errors
 from ndakit.verify.report import Acceptance
@@ -321,7 +321,7 @@ def test_haproxy_runs_again_whatever_went_wrong_while_it_was_stopped(
     monkeypatch.setattr(lab, "run", lambda node, command: typed.append((node, command)))
     monkeypatch.setattr(lab, "wait_other_master", late)
     with pytest.raises(DeadlineExceeded):
-        haproxy_stopped(lab)
+        daemon_stopped(lab, "haproxy")
     assert typed == [("lb1", f"/etc/init.d/haproxy {word}") for word in ("stop", "start")]
 
 

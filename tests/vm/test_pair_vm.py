@@ -223,7 +223,7 @@ def test_another_sorry_page_is_found_out(pair: Pair) -> None:
 
 
 def test_a_master_that_keeps_the_vips_without_haproxy_is_found_out(pair: Pair) -> None:
-    script = "/usr/libexec/ndakit/haproxy-runs"
+    script = "/usr/libexec/ndakit/daemon-runs"
     breaking = f"cp {script} /tmp/good; printf '#!/bin/sh\\nexit 0\\n' > {script}"
     with broken(pair, "lb1", breaking, f"cp /tmp/good {script}"):
         assert_fails(pair, "failover/haproxy-stopped", "the VIPs stayed on lb1")

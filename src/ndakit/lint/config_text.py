@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 HAPROXY, KEEPALIVED = "/etc/haproxy.cfg", "/etc/keepalived/keepalived.conf"
+POUND = "/etc/pound/pound.cfg"
 """Where the two lie on a node."""
 _HAPROXY_SECTIONS = {"global", "defaults", "frontend", "backend", "listen", "peers", "userlist", "resolvers", "cache"}
 

@@ -9,6 +9,7 @@ import re
 from collections.abc import Iterator
 from ipaddress import ip_address
 
+from ndakit.core.names import frontend_name
 from ndakit.lint.config_text import HAPROXY, Line, Proxy, TextError, haproxy
 from ndakit.lint.subject import LintFinding, Subject
 from ndakit.model import package_plan
@@ -180,7 +181,9 @@ def _binds(subject: Subject, proxy: Proxy, bound: dict[str, int]) -> Iterator[Li
             what = f"'{socket}' names no address: it would listen on all of them"
             yield subject.finding("haproxy-bind", HAPROXY, line.number, what)
             continue
-        if proxy.name.startswith("_") and address.is_loopback:  # ours, for programs of the node
+        # Ours, for programs of the node: keepalived, and Pound.
+        behind_pound = {frontend_name(name) for name in subject.profile.pound_services}
+        if address.is_loopback and (proxy.name.startswith("_") or proxy.name in behind_pound):
             continue
         if address not in own | vips:
             what = f"{address} is neither a VIP nor an address of this node"

@@ -74,8 +74,9 @@ def _scripts(subject: Subject, root: Block) -> Iterator[LintFinding]:
 
 
 def _watching(subject: Subject) -> set[str]:
-    """The scripts that every instance must track: one that asks whether HAProxy runs, where it carries something."""
-    return {"haproxy"} if subject.profile.haproxy_services else set()
+    """The scripts that every instance must track: whether HAProxy runs, where it carries something, and Pound."""
+    found = {"haproxy"} if subject.profile.haproxy_services else set()
+    return found | ({"pound"} if subject.profile.pound_services else set())
 
 
 def _instances(subject: Subject, root: Block) -> Iterator[LintFinding]:

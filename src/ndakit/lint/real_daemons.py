@@ -22,11 +22,11 @@ from ndakit.core import process
 from ndakit.core.errors import BuildError, Location, MachineError, NdakitError
 from ndakit.core.workspace import Workspace, scratch_folder
 from ndakit.lint import config_text
-from ndakit.lint.config_text import HAPROXY, KEEPALIVED
+from ndakit.lint.config_text import HAPROXY, KEEPALIVED, POUND
 from ndakit.lint.subject import mend
 from ndakit.render.render import Tree
 
-PACKAGES = ("haproxy", "keepalived", "nftables", "iproute2", "busybox", "shellcheck", "conntrackd", "netbase")
+PACKAGES = ("haproxy", "keepalived", "nftables", "iproute2", "busybox", "shellcheck", "conntrackd", "netbase", "pound")
 _HAPROXY_PACKAGES = ("haproxy", "busybox", "netbase")
 _NEWER, _NEWER_SUITES = "newer", "testing unstable"
 """Folder in the cache and Debian's suites for a HAProxy that Debian 13 does not have."""
@@ -34,6 +34,7 @@ _INIT = "/etc/init.d/"
 SYSTEM_CAS = "etc/ssl/certs/ca-certificates.crt"
 _TIMEOUT_S = 60.0
 _DOWNLOAD_TIMEOUT_S = 600.0
+
 CONNTRACKD = "/etc/conntrackd/conntrackd.conf"
 _HAPROXY_MESSAGE = re.compile(
     r"\[(?:ALERT|WARNING)\]\s*\(\d+\) : config : (?:parsing \[(?P<file>[^:\]]+):(?P<line>\d+)\]\s*: )?(?P<text>.*)"
@@ -41,6 +42,7 @@ _HAPROXY_MESSAGE = re.compile(
 _CONNTRACKD_MESSAGE = re.compile(
     r"\[(?:ERROR|warning)\] (?!can't connect: is conntrackd running)(?P<text>.*?(?:in line \((?P<line>\d+)\).*)?)$"
 )
+_POUND_MESSAGE = re.compile(r"pound: (?P<file>/[^:]*):(?P<line>\d+)\.[\d.-]+: (?P<text>.*)")
 _KEEPALIVED_MESSAGE = re.compile(r"\((?P<file>/[^:]*): Line (?P<line>\d+)\) (?P<text>.*)")
 _SHELL_MESSAGE = re.compile(r"(?P<file>/[^:]*):(?: line )?(?P<line>\d+):(?P<text>.*)")
 _OLD_HTTPCHK = re.compile(rb"^(\s*option httpchk .* HTTP/1\.1)\\r\\nHost:.*$", re.MULTILINE)
@@ -136,6 +138,7 @@ def check(tree: Tree, cache: Path, *, lab: Path | None = None, haproxy: NewHapro
     base = daemons_root(cache, lab=lab)
     with _filled(tree, base, cache) as root:
         found = [*_keepalived(tree, root), *_conntrackd(tree, root), *_nft(tree, root), *_shell(tree, root)]
+        found += _pound(tree, root)
         if haproxy is None:
             return [*_haproxy(tree, root), *found]
     with _filled(tree, haproxy.root, cache) as root:
@@ -148,6 +151,7 @@ def asked(tree: Tree) -> tuple[str, ...]:
         "haproxy": HAPROXY in tree,
         "keepalived": KEEPALIVED in tree,
         "conntrackd": CONNTRACKD in tree,
+        "pound": POUND in tree,
         "nft": any(p.endswith(".nft") for p in tree),
         "sh": True,
     }
@@ -259,6 +263,18 @@ def _keepalived(tree: Tree, root: Path) -> Iterator[DaemonRefuses]:
         match = _KEEPALIVED_MESSAGE.search(line)
         path, number, text = (match["file"], int(match["line"]), match["text"]) if match else (KEEPALIVED, 0, line)
         yield DaemonRefuses("keepalived", text.strip(), path, number, _source(tree, path))
+
+
+def _pound(tree: Tree, root: Path) -> Iterator[DaemonRefuses]:
+    """Pound's own check reads the certificates as well; what it only warns of is a fault here."""
+    if POUND not in tree:
+        return
+    done = _run(root, f"pound -c -e -f {POUND} </dev/null")
+    said = [line for line in (done.stdout + done.stderr).splitlines() if line.strip() and not line.endswith(" is OK")]
+    for line in said or ([f"exit code {done.returncode}"] if done.returncode else []):
+        match = _POUND_MESSAGE.search(line)
+        path, number, text = (match["file"], int(match["line"]), match["text"]) if match else (POUND, 0, line)
+        yield DaemonRefuses("pound", text.strip(), path, number, _source(tree, path))
 
 
 def _links(names: list[str]) -> str:

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
+from ndakit.core.mistakes import KeyPath
 from ndakit.core.release import Family
 from ndakit.model.engines import ENGINES, Engine
 from ndakit.model.profile import Profile
@@ -79,6 +80,7 @@ NEEDS: tuple[Need, ...] = (
     Need(everywhere("conntrackd", "kmod-nf-conntrack-netlink"), lambda p: p.tracks_connections,
          "the nodes tell each other of the connections that pass through, so that they survive a failover"),
     Need(everywhere("conntrack"), lambda p: p.tracks_connections, "shows those connections"),
+    Need(everywhere("pound"), lambda p: bool(p.pound_services), "ends TLS in front of HAProxy"),
     Need(everywhere("ca-bundle"), _trusts_public_cas,
          "the CAs that browsers know: certificates of servers are compared with them (to_servers.verify: system)"),
     Need(by_firewall(fw3=("iptables-mod-tproxy",), fw4=("kmod-nft-socket",)), _transparent,
@@ -139,6 +141,12 @@ def needed(profile: Profile) -> dict[str, str]:
             for name in need.packages.get(profile.release.family, ()):
                 found.setdefault(name, need.why)
     return found
+
+
+def place_of(profile: Profile, package: str) -> KeyPath | None:
+    """The key because of which a profile needs a package; None where no single one is the reason."""
+    services = profile.pound_services if package == "pound" else ()
+    return next((("services", name, "tls", "terminator") for name in services), None)
 
 
 def kept(profile: Profile) -> dict[str, str]:

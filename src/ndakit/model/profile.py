@@ -7,6 +7,7 @@ verification ask the same source. Rules over several objects are in `rules`.
 from __future__ import annotations
 
 import functools
+import itertools
 import re
 import zlib
 from collections.abc import Mapping
@@ -38,6 +39,8 @@ IPVS_SYNC_PORT, IPVS_SYNC_GROUP = 8848, "224.0.0.81"
 """UDP port and multicast group of IPVS's sync daemon (ipvsadm(8))."""
 MARKS_MAX = IPVS.marked_services_max or 0
 """Firewall marks for services."""
+POUND_PORT = 10443
+"""The first TCP port of the loopback on which HAProxy takes from Pound what Pound has decrypted."""
 PEERS_PORT = 10000
 """TCP port on which the nodes' HAProxies tell each other which client belongs to which server."""
 
@@ -389,6 +392,14 @@ class Profile(Model):
     def ipvs_services(self) -> tuple[str, ...]:
         """The services that the kernel balances (IPVS)."""
         return self.carried_services(IPVS)
+
+    @functools.cached_property
+    def pound_services(self) -> Mapping[str, int]:
+        """The services for which Pound ends TLS → the port of the loopback on which HAProxy takes them from it."""
+        names = [n for n in self.haproxy_services if (tls := self.services[n].tls) is not None and tls.by_pound]
+        taken = {self.monitoring.statistics.port, self.ssh_port}
+        free = (port for port in itertools.count(POUND_PORT) if port not in taken)
+        return dict(zip(names, free, strict=False))
 
     @property
     def statistics_wanted(self) -> bool:

@@ -116,10 +116,13 @@ class Tls(Model):
     """HAProxy ends TLS: clients get a certificate, the servers are asked as `to_servers` of their pool says."""
 
     planned: ClassVar = {"acme": "certificates from a CA by ACME"}
-    planned_values: ClassVar = {"terminator": {"pound": "TLS by Pound", "stunnel": "TLS by stunnel"}}
+    planned_values: ClassVar = {"terminator": {"stunnel": "TLS by stunnel"}}
 
-    terminator: Literal["haproxy"] = "haproxy"
-    """The program that ends TLS: `haproxy`."""
+    terminator: Literal["haproxy", "pound"] = "haproxy"
+    """The program that ends TLS: `haproxy`; or `pound`, in front of HAProxy on the same node, which adds
+    `X-SSL-Request: 1` to every request (http services only). No release of OpenWrt has Pound: its package is built once
+    in OpenWrt's SDK (docs/pound.md, where its limits are as well: no HTTP/2, no client certificates, fewer
+    connections)."""
     certificates: Annotated[tuple[SecretRef, ...], Field(min_length=1)]
     """Secrets, each a PEM text: the certificate, its chain, its private key. Which one a client gets is decided by the
     name that it asks for; the first one is for other names."""
@@ -136,8 +139,19 @@ class Tls(Model):
     hsts_s: Annotated[Int, Between(0, 126_230_400, "s")] | None = None
     """Seconds for which browsers are to use https only with these names (Strict-Transport-Security, RFC 6797). There is
     no way back before that: begin with 300, end with 31536000. 0 tells browsers to forget it."""
-    alpn: Annotated[tuple[Literal["h2", "http/1.1"], ...], Field(min_length=1)] = ("h2", "http/1.1")
-    """The protocols that are offered to clients, the preferred one first (http services only)."""
+    alpn: Annotated[tuple[Literal["h2", "http/1.1"], ...], Field(min_length=1)] | None = None
+    """The protocols that are offered to clients, the preferred one first (http services only). Default: `[h2,
+    http/1.1]`; Pound has http/1.1 only."""
+
+    @property
+    def by_pound(self) -> bool:
+        """True if Pound ends it, in front of HAProxy."""
+        return self.terminator == "pound"
+
+    @property
+    def protocols(self) -> tuple[str, ...]:
+        """The protocols that HAProxy offers to clients."""
+        return self.alpn or ("h2", "http/1.1")
 
     @property
     def rules(self) -> TlsPolicy:
@@ -159,7 +173,7 @@ class Tls(Model):
         names = [one.secret for one in self.certificates]
         if twice := next((n for n in names if names.count(n) > 1), None):
             raise mistake("certificate-twice", "certificate {got} is named twice", got=twice, fix="name it once")
-        if len(set(self.alpn)) != len(self.alpn):
+        if len(set(self.alpn or ())) != len(self.alpn or ()):
             raise mistake("alpn-twice", "a protocol of alpn is named twice", fix="write alpn: [h2, http/1.1]")
         if self.hsts_s is not None and 0 < self.hsts_s < HSTS_LEAST_S:
             raise mistake(

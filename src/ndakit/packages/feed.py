@@ -16,11 +16,12 @@ from pathlib import Path
 
 from ndakit.core import exposure
 from ndakit.core.errors import BuildError, ErrorGroup, InputError, Location, NdakitError
+from ndakit.core.mistakes import KeyPath
 from ndakit.core.release import Family, Release
 from ndakit.core.workspace import Workspace, file_sha256, scratch_folder, write_atomic
 from ndakit.imagebuilder import output
 from ndakit.load.loaded import Loaded
-from ndakit.model import Profile, package_plan
+from ndakit.model import Profile, package_needs, package_plan
 from ndakit.model.package_plan import PackagePlan
 from ndakit.packages import apk, ipk
 from ndakit.packages import folder as packages_folder
@@ -146,8 +147,11 @@ def _not_built(workspace: Workspace, loaded: Loaded, name: str, recipe: package_
 
 
 def _asked_at(loaded: Loaded, name: str) -> Location:
-    """The place of the profile that asks for a package: image.packages, else the file."""
-    return loaded.origins.get(("image", "packages", name), Location(str(loaded.path)))
+    """The place of the profile that asks for a package: image.packages, else the key that needs it, else the file."""
+    asked: list[KeyPath] = [("image", "packages", name)]
+    if (place := package_needs.place_of(loaded.profile, name)) is not None:
+        asked.append(place)
+    return next((loaded.origins[key] for key in asked if key in loaded.origins), Location(str(loaded.path)))
 
 
 def _lacking(loaded: Loaded, name: str, lack: package_plan.Lack) -> PackageLacking:

@@ -157,6 +157,14 @@ def quoted(value: object) -> Ready:
     return Ready(f'"{found}"')
 
 
+def pound(value: object) -> Ready:
+    """Text inside double quotes of pound.cfg (pound(8)): what is escaped or replaced there is refused."""
+    found = _line(value)
+    if bad := re.search(r'["\\$%]', found):
+        raise ValueError(f"{bad[0]!r} cannot be written in pound.cfg")
+    return Ready(found)
+
+
 def words(value: object) -> Ready:
     """Several words of a syntax without quoting, a blank between two."""
     if isinstance(value, str | bytes | Mapping) or not isinstance(value, Iterable):
@@ -195,6 +203,7 @@ FILTERS: Mapping[str, Callable[[object], Ready]] = {
         word,
         words,
         quoted,
+        pound,
         comment,
         markdown,
         xml,

@@ -336,9 +336,10 @@ class NodeView:
 
     @property
     def own_ports(self) -> tuple[int, ...]:
-        """Ports on the node's own addresses."""
+        """Ports on the node's own addresses and on its loopback."""
         found = [self.profile.ssh_port]
         found += [self.profile.monitoring.statistics.port] if self.profile.runs_haproxy else []
+        found += self.profile.pound_services.values()
         found += [SYNC_PORT] if self.profile.tracks_connections else []
         found += [PEERS_PORT] if self.profile.shares_tables else []
         return tuple(found)

@@ -30,7 +30,7 @@ from ndakit.load import timezone
 from ndakit.load.secrets import NONE, HashKey, Secrets
 from ndakit.model import Profile, package_plan
 from ndakit.render import firewall, pair
-from ndakit.render.engines import haproxy
+from ndakit.render.engines import haproxy, pound
 from ndakit.render.engines import ipvs as engines_ipvs
 from ndakit.render.filters import FILTERS, is_word, plain
 from ndakit.render.node import NodeView
@@ -183,6 +183,7 @@ def render(
         "haproxy": balancer,
         "pair": pair.pair(view),
         "ipvs": ipvs,
+        "pound": pound.pound(view),
         "packages": packages or package_plan.plan(profile, node),
         "firewall": firewall.firewall(view),
         "part": functools.partial(_part, tuple(Path(t) for t in templates)),

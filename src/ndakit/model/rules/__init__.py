@@ -25,6 +25,7 @@ from ndakit.model.rules import (
     listeners,
     packages,
     pair,
+    pound,
     proxy,
     release,
     reply_paths,
@@ -41,7 +42,7 @@ RULES = (
     *addresses.RULES, *routes.RULES, *host.RULES, *access.RULES, *device.RULES,
     *traffic.RULES, *release.RULES, *packages.RULES, *image.RULES, *capacity.RULES,
     *firewall.RULES, *pair.RULES, *engines.RULES, *ipvs.RULES, *reply_paths.RULES,
-    *transparent.RULES, *listeners.RULES, *proxy.RULES, *http.RULES, *tls.RULES,
+    *transparent.RULES, *listeners.RULES, *proxy.RULES, *http.RULES, *tls.RULES, *pound.RULES,
 )  # fmt: skip
 
 

@@ -127,7 +127,7 @@ def services(profile: Profile) -> Iterator[Finding]:
         known = [v for v in service.vip if v in profile.vips]
         addresses = [(a, v) for v in known for a in profile.vips[v].address if _wanted(service, a)]
         mine = next(((a, v) for a, v in addresses if a in nodes), None)
-        met: list[OwnListener] = [ssh, *(others if mine is not None else ())]
+        met: list[OwnListener] = [ssh, *(o for o in others if mine is not None and o.where != ("loopback",))]
         for listener in met:
             if not service.has_port(listener.port) or listener.transport != "tcp" or not addresses:
                 continue

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from ipaddress import IPv4Address
 
 from ndakit.core.addresses import authority, literal
 from ndakit.core.names import backend_name, frontend_name
@@ -36,6 +37,7 @@ from ndakit.render.engines.host_names import Condition, UnknownHosts
 from ndakit.render.node import NodeView
 
 SORRY_FOLDER = "/etc/ndakit"
+LOOPBACK = IPv4Address("127.0.0.1")
 TOGETHER = "_together"
 """The table in which the connections of all services are counted."""
 STICK_ENTRIES_PER_CONNECTION = 10
@@ -135,6 +137,8 @@ class Frontend:
     name: str
     protocol: str
     binds: tuple[Bind, ...]
+    behind_pound: bool
+    """Pound asks it, and nobody else."""
     backend: str
     fallback_rules: tuple[FallbackRule, ...]
     routes: tuple[HostRoute, ...]
@@ -251,7 +255,8 @@ def _frontend(node: NodeView, name: str, backends: _Backends) -> Frontend:
     return Frontend(
         name=frontend_name(name),
         protocol=service.protocol,
-        binds=tuple(Bind(e.address, ports) for e in profile.endpoints(name) for ports in e.ports),
+        binds=_binds(profile, name),
+        behind_pound=name in profile.pound_services,
         backend=backend,
         fallback_rules=fallback_rules,
         routes=tuple(_route(node, name, number, backends) for number in range(len(service.routes))),
@@ -260,6 +265,14 @@ def _frontend(node: NodeView, name: str, backends: _Backends) -> Frontend:
         tls=frontend_tls(name, service, profile.release),
         connections_max=dict(service_limits(profile, node.capacity.usual_max))[name],
     )
+
+
+def _binds(profile: Profile, name: str) -> tuple[Bind, ...]:
+    """Where a service's frontend listens: on its VIPs, or behind Pound."""
+    inner = profile.pound_services.get(name)
+    if inner is not None:
+        return (Bind(LOOPBACK, (inner, inner)),)
+    return tuple(Bind(e.address, ports) for e in profile.endpoints(name) for ports in e.ports)
 
 
 def _way(node: NodeView, name: str, pool: str, backends: _Backends) -> tuple[str, tuple[FallbackRule, ...]]:

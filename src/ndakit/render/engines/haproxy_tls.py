@@ -62,7 +62,7 @@ def defaults(release: Release) -> TlsDefaults:
     """The words of `global`."""
     return TlsDefaults(
         min_version=_version(DEFAULT_POLICY.min_version),
-        ciphers=_ciphers(DEFAULT_POLICY, DEFAULT_POLICY.min_version, release),
+        ciphers=ciphers(DEFAULT_POLICY, DEFAULT_POLICY.min_version, release),
         suites=":".join(DEFAULT_POLICY.suites) if release.tls13 else "",
         curves=":".join(DEFAULT_POLICY.curves) if release.haproxy_curves else "",
         no_extra_files=release.haproxy_curves,
@@ -117,17 +117,21 @@ def frontend_tls(name: str, service: Service, release: Release) -> FrontendTls |
     tls = service.tls
     if tls is None:
         return None
+    shown = tuple(reference.secret for reference in tls.certificates)
+    hsts = "" if tls.hsts_s is None else f"max-age={tls.hsts_s}"
+    if tls.by_pound:  # clients' TLS has ended before
+        return FrontendTls((), shown, strict=False, client_headers=False, hsts=hsts)
     policy = tls.rules
     words = ["ssl"]
     for reference in tls.certificates:
         words += ["crt", certificate_path(reference.secret)]
     if service.protocol == "http":
-        words += ["alpn", ",".join(tls.alpn)]
+        words += ["alpn", ",".join(tls.protocols)]
     if tls.lowest != DEFAULT_POLICY.min_version:
         words += ["ssl-min-ver", _version(tls.lowest)]
-    ciphers = _ciphers(policy, tls.lowest, release)
-    if policy.ciphers and ciphers != _ciphers(DEFAULT_POLICY, DEFAULT_POLICY.min_version, release):
-        words += ["ciphers", ciphers]
+    own = ciphers(policy, tls.lowest, release)
+    if policy.ciphers and own != ciphers(DEFAULT_POLICY, DEFAULT_POLICY.min_version, release):
+        words += ["ciphers", own]
     if tls.policy != "old":
         words.append("prefer-client-ciphers")
     if tls.unknown_name == "refuse":
@@ -175,7 +179,7 @@ def _version(version: TlsVersion) -> str:
     return f"TLSv{version}"
 
 
-def _ciphers(policy: TlsPolicy, lowest: TlsVersion, release: Release) -> str:
+def ciphers(policy: TlsPolicy, lowest: TlsVersion, release: Release) -> str:
     """The list for versions before 1.3. OpenSSL 3 does not speak 1.0 and 1.1 above security level 0 (openssl(7),
     SSL_CTX_set_security_level(3))."""
     level = "@SECLEVEL=0:" if lowest in ("1.0", "1.1") and release.openssl3 else ""

@@ -46,7 +46,8 @@ class UnknownHosts:
 def conditions(route: ProfileRoute, number: int) -> tuple[Condition, ...]:
     """The conditions of a route, which must all hold; `number` tells it from the service's others."""
     by_host = Condition(f"route-{number}-host", tuple(_tests(route.host or ())))
-    expressions = tuple(HostTest(HOST, "-m reg -i", expression) for expression in route.host_regex or ())
+    # `--` ends the flags: an expression may begin with a hyphen (configuration manual, 7.1).
+    expressions = tuple(HostTest(HOST, "-m reg -i --", expression) for expression in route.host_regex or ())
     return tuple(c for c in (by_host, Condition(f"route-{number}-host-regex", expressions)) if c.tests)
 
 

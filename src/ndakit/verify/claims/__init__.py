@@ -173,7 +173,10 @@ def _about_failover(profile: Profile) -> Iterator[Claim | LeftOut]:
         return
     if profile.haproxy_services:
         text = "a master whose HAProxy stops hands the VIPs over"
-        yield Claim("failover/haproxy-stopped", text, failover.haproxy_stopped)
+        yield Claim("failover/haproxy-stopped", text, partial(failover.daemon_stopped, daemon="haproxy"))
+    if profile.pound_services:
+        text = "a master whose Pound stops hands the VIPs over"
+        yield Claim("failover/pound-stopped", text, partial(failover.daemon_stopped, daemon="pound"))
     if told := connection_sync.handed_over(profile):
         text = f"{told.words}: handed over to the next master, and back"
         yield Claim("failover/connections", text, connection_sync.connections)

@@ -17,7 +17,8 @@ RETURN_POLL_S = 0.05
 """A booting node needs the processor; the handover it ends with is no emergency."""
 
 NOTICED_S = 8.0
-"""In this time keepalived takes a stopped HAProxy for dead: it looks every second and believes it the second time."""
+"""In this time keepalived takes a stopped HAProxy or Pound for dead: it looks every second and believes it the second
+time."""
 
 GAP_SLACK_S = 0.45
 """Beyond VRRP's own time (3 adverts and the skew): GARP, emulation."""
@@ -101,18 +102,18 @@ def asked(lab: LabNetwork) -> ServicePort | WayOut:
     return found
 
 
-def haproxy_stopped(lab: LabNetwork) -> Outcome:
-    """`/etc/init.d/haproxy stop` on the master's console."""
+def daemon_stopped(lab: LabNetwork, daemon: str) -> Outcome:
+    """`/etc/init.d/DAEMON stop` on the master's console; without it the node could not serve."""
     master = lab.one_master()
     bound_s = NOTICED_S + gap_bound_s(lab.profile, master)
     with lab.watch(asked(lab)) as watch:
         try:
-            lab.run(master, "/etc/init.d/haproxy stop")
+            lab.run(master, f"/etc/init.d/{daemon} stop")
             moved = lab.wait_other_master(master, timeout_s=bound_s + 10)
             time.sleep(1.0)
             polled = watch.stop()
         finally:
-            lab.run(master, "/etc/init.d/haproxy start")
+            lab.run(master, f"/etc/init.d/{daemon} start")
     lab.settle()
     wrong = [] if moved else [f"the VIPs stayed on {master}"]
     wrong += gap_errors(polled, bound_s)

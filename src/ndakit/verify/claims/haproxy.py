@@ -74,7 +74,7 @@ FORGED = {
     "X-Forwarded-For": "192.0.2.66", "X-Forwarded-Proto": "https", "X-Forwarded-Host": "forged.invalid",
     "Forwarded": "for=192.0.2.66", "X-Real-IP": "192.0.2.66", "X-Client-IP": "192.0.2.66",
     "True-Client-IP": "192.0.2.66", "X-Remote-User": "forged", "X-WebAuth-Role": "Admin", "X-SSL-Cert": "forged",
-    "X-ARR-SSL": "forged", "X-SSL-Client-Verify": "SUCCESS",
+    "X-ARR-SSL": "forged", "X-SSL-Request": "forged", "X-SSL-Client-Verify": "SUCCESS",
     "X-MS-Client-Principal-Name": "forged", "X-Original-URL": "/forged", "Proxy": "forged.invalid:80",
     "Connection": "close, X-Forwarded-For",
 }  # fmt: skip
@@ -99,6 +99,9 @@ def client_address(lab: LabNetwork, name: str) -> Outcome:
         proto = answer.seen_header("x-forwarded-proto")
         if proto != "http":
             wrong.append(f"X-Forwarded-Proto is '{proto}'")
+        told = answer.seen_header("x-ssl-request")
+        if name in lab.profile.pound_services and told != "1":
+            wrong.append(f"X-SSL-Request is '{told}', and Pound adds 1")
         wrong += _arrived(answer, FORGED)
         answer = lab.get(point, endpoint.address, port, headers=DISGUISED)
         refuses = not lab.profile.release.haproxy_header_patterns

@@ -49,6 +49,7 @@ def daemons(lab: LabNetwork, node: str) -> Outcome:
     """The services that must run."""
     engines = [engine.service for engine in lab.profile.running_engines]
     failover = ["keepalived"] if lab.profile.instances else []
+    engines += ["pound"] if lab.profile.pound_services else []
     told = ["conntrackd"] if lab.profile.tracks_connections else []
     needed = list(dict.fromkeys(["dropbear", *engines, *failover, *told]))
     missing = [n for n in needed if not lab.facts(node).service_running(n)]

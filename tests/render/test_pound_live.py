@@ -1,0 +1,153 @@
+"""What a real Pound in front of a real HAProxy does with what is rendered. Nothing boots."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+from cryptography.hazmat.primitives import serialization
+
+import goldens
+from certificate_files import Party, issue
+from haproxy_live import attempt
+from ndakit.model import Profile
+
+HEAD = goldens.PROFILES["bakery"].read_text().partition("pools:")[0]
+POOL = "  web1: {port: 80, check: tcp, servers: {a: 192.168.0.21}}\n"
+MORE = "  web2: {port: 80, check: tcp, servers: {c: 192.168.0.31}}\n"
+SHOP, OTHER = "shop.pem", "other.pem"
+PARTIES = {
+    SHOP: issue("shop", names=["shop.example", "*.shop.example"]),
+    OTHER: issue("other", names=["other.example"]),
+}
+SECRETS = {name: party.bundle() for name, party in PARTIES.items()}
+CLIENT = "192.168.0.10"
+"""All addresses lie on the loopback there, and a connection to the VIP comes from it."""
+
+
+def profile(tls: str = "", more: str = "") -> Profile:
+    pools = "pools:\n" + POOL + (MORE if "web2" in more else "")
+    ended = f"{{terminator: pound, certificates: [{{secret: {SHOP}}}, {{secret: {OTHER}}}]{tls}}}"
+    service = f"services: {{shops: {{vip: www, port: 443, protocol: http, pool: web1, tls: {ended}{more}}}}}\n"
+    sizing = "sizing: {sessions_per_second: 1, session_duration_s: 1, memory_mib: 256}"
+    return goldens.parse(f"{HEAD}{pools}{service}system: {{ntp: []}}\n{sizing}\n")
+
+
+def ask(found: Profile, folder: Path, *heads: str, **options: Any) -> list[str]:
+    requests = [f"{head}\r\nConnection: close\r\n\r\n" for head in heads]
+    given: dict[str, Any] = {"secrets": SECRETS, "tls_name": "shop.example", "port": 443} | options
+    return [str(answer) for answer in attempt(found, folder, "requests", requests=requests, **given)]
+
+
+def seen(answer: str) -> dict[str, list[str]]:
+    """The request headers that a server saw."""
+    assert answer.startswith("HTTP/1.1 200"), answer[:300]
+    found: dict[str, list[str]] = {}
+    for line in answer.partition("\r\n\r\n")[2].splitlines()[1:]:
+        name, _, value = line.partition(": ")
+        if name:
+            found.setdefault(name.lower(), []).append(value)
+    return found
+
+
+def server_of(answer: str) -> str:
+    found = re.search(r"(?im)^x-server: (\S+)", answer.partition("\r\n\r\n")[0])
+    return found[1] if found else answer.split()[1]
+
+
+def peer_of(answer: str) -> str:
+    """Whom a server had its connection with."""
+    found = re.search(r"(?im)^x-peer: (\S+)", answer.partition("\r\n\r\n")[0])
+    return found[1] if found else ""
+
+
+def digest(party: Party) -> str:
+    return hashlib.sha256(party.certificate.public_bytes(serialization.Encoding.DER)).hexdigest()
+
+
+def test_servers_learn_who_asks_and_that_it_was_by_https_whatever_clients_claim(tmp_path: Path) -> None:
+    claims = (
+        ("X-Forwarded-For: 192.0.2.1", "X-Forwarded-For: 192.0.2.2, 192.0.2.3"),
+        ("X-Forwarded-For: 192.0.2.1,", " 192.0.2.2", "x-forwarded-for: 192.0.2.3"),
+        ("x-ssl-request: 0", "X_SSL_Request: 0", "X-SSL-Request: 0", "X-SSL-REQUEST: 0"),
+        ("X-Forwarded-Proto: http", "X-SSL-Cipher: forged", "X-Real-IP: 192.0.2.1"),
+        ("X-Forwarded-For:",),
+    )
+    head = "GET / HTTP/1.1\r\nHost: shop.example"
+    honest, *forged = ask(profile(), tmp_path, head, *("\r\n".join((head, *lines)) for lines in claims))
+    wanted = {"x-forwarded-for": [CLIENT], "x-forwarded-proto": ["https"], "x-ssl-request": ["1"]}
+    for answer in (honest, *forged):
+        there = seen(answer)
+        assert {name: there.get(name) for name in wanted} == wanted, answer
+        assert set(there) == {"host", *wanted}
+        assert "192.0.2." not in answer
+
+
+def test_without_one_line_of_it_a_client_could_name_its_address(tmp_path: Path) -> None:
+    """What CombineHeaders and HAProxy's count of the lines are there for."""
+    forged = "GET / HTTP/1.1\r\nHost: shop.example\r\nX-Forwarded-For: 192.0.2.1\r\nX-Forwarded-For: 192.0.2.9"
+    apart = [('CombineHeaders\n\t"X-Forwarded-For"\nEnd\n', "")]
+    (refused,) = ask(profile(), tmp_path, forged, pound_changes=apart)
+    assert server_of(refused) == "400"
+    blind = [("\thttp-request deny deny_status 400 unless { req.fhdr_cnt(X-Forwarded-For) eq 1 }\n", "")]
+    (fooled,) = ask(profile(), tmp_path, forged, pound_changes=apart, changes=blind)
+    assert seen(fooled)["x-forwarded-for"] == ["192.0.2.9"]
+
+
+def test_the_name_chooses_the_pool_and_an_unknown_one_waits(tmp_path: Path) -> None:
+    """The talk's form: regular expressions choose, what is not known gets nothing but time."""
+    more = ", hostnames: [shop.example], unknown_hosts: tarpit, routes: [{host_regex: '^anna\\.', pool: web2}]"
+    answers = ask(
+        profile(more=more), tmp_path, *(f"GET / HTTP/1.1\r\nHost: {h}" for h in ("shop.example", "anna.shop.example")),
+        *(f"GET / HTTP/1.1\r\nHost: {h}" for h in ("other.example", CLIENT)),
+        changes=[("timeout tarpit 30s", "timeout tarpit 2s")],
+    )  # fmt: skip
+    assert [server_of(answer) for answer in answers] == ["a", "c", "500", "500"]
+
+
+def test_certificates_are_chosen_by_name_and_old_versions_refused(tmp_path: Path) -> None:
+    tried = [["shop.example", "", []], ["x.shop.example", "", []], ["other.example", "", []], ["who.example", "", []],
+             ["shop.example", "TLSv1_2", []], ["shop.example", "TLSv1_1", []],
+             ["shop.example", "", ["h2", "http/1.1"]]]  # fmt: skip
+    found = attempt(profile(), tmp_path, "handshakes", handshakes=tried, port=443, secrets=SECRETS)
+    shop, other = digest(PARTIES[SHOP]), digest(PARTIES[OTHER])
+    assert [one[0] for one in found] == [shop, shop, other, shop, shop, "", shop]
+    assert [one[1] for one in found[:5]] == ["TLSv1.3"] * 4 + ["TLSv1.2"]
+    assert found[6][2] in (None, "http/1.1")
+
+
+@pytest.mark.parametrize(
+    ("tls", "versions"),
+    [(", policy: modern", {"TLSv1_3"}), (", policy: old", {"TLSv1", "TLSv1_1", "TLSv1_2", "TLSv1_3"}),
+     (', policy: old, min_version: "1.1"', {"TLSv1_1", "TLSv1_2", "TLSv1_3"})],
+)  # fmt: skip
+def test_a_policy_decides_the_versions(tmp_path: Path, tls: str, versions: set[str]) -> None:
+    names = ("TLSv1", "TLSv1_1", "TLSv1_2", "TLSv1_3")
+    tried = [["shop.example", version, []] for version in names]
+    found = attempt(profile(tls), tmp_path, "handshakes", handshakes=tried, port=443, secrets=SECRETS)
+    assert {name for name, one in zip(names, found, strict=True) if one[0]} == versions
+
+
+def test_methods_other_than_get_and_post_get_through_and_haproxys_words_reach_the_client(tmp_path: Path) -> None:
+    methods = ("OPTIONS", "PUT", "DELETE", "PATCH", "PROPFIND")
+    answers = ask(profile(", hsts_s: 300"), tmp_path, *(f"{m} / HTTP/1.1\r\nHost: shop.example" for m in methods))
+    assert [server_of(answer) for answer in answers] == ["a"] * len(methods)
+    assert all("strict-transport-security: max-age=300" in answer.lower() for answer in answers)
+    (sorry,) = ask(profile(), tmp_path, "GET / HTTP/1.1\r\nHost: shop.example", dead=True)
+    assert server_of(sorry) == "503"
+
+
+def test_with_tproxy_the_server_sees_the_client_itself(tmp_path: Path) -> None:
+    """Transparent end to end, as in the talk: Pound is not, but HAProxy takes the client's address from it."""
+    found = profile(more=", topology: tproxy")
+    (answer,) = ask(found, tmp_path, "GET /client HTTP/1.1\r\nHost: shop.example", source="203.0.113.50",
+                    more=["203.0.113.50/32"])  # fmt: skip
+    assert seen(answer)["x-forwarded-for"] == ["203.0.113.50"]
+    assert peer_of(answer) == "203.0.113.50"
+    (answer,) = ask(profile(), tmp_path, "GET /client HTTP/1.1\r\nHost: shop.example", source="203.0.113.50",
+                    more=["203.0.113.50/32"])  # fmt: skip
+    assert seen(answer)["x-forwarded-for"] == ["203.0.113.50"]
+    assert peer_of(answer) != "203.0.113.50"

@@ -1,0 +1,192 @@
+"""A pair whose Pound ends https in front of HAProxy: seen by clients, by servers, and while Pound is gone."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from cryptography.hazmat.primitives import serialization
+
+from certificate_files import issue
+from ndakit.core import json_text
+from ndakit.lab.plan import VantagePoint
+from pairs import Pair, running
+
+pytestmark = [pytest.mark.vm, pytest.mark.timed]
+
+PROFILE = """\
+name: shops
+release: 24.10.8
+access:
+  ssh_keys: {me: ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIAABAgMEBQYHCAkKCwwNDg8QERITFBUWFxgZGhscHR4f me}
+  sources: {office: 192.168.5.0/25}
+networks:
+  lan: {nics: [eth0], subnet: [192.168.5.0/24, "2001:db8:5::/64"], gateway: [192.168.5.1, "2001:db8:5::1"]}
+system: {ntp: []}
+nodes:
+  lb1: {addresses: {lan: [192.168.5.11, "2001:db8:5::11"]}}
+  lb2: {addresses: {lan: [192.168.5.12, "2001:db8:5::12"]}}
+vips: {www: {network: lan, address: [192.168.5.10, "2001:db8:5::10"]}}
+pools:
+  shops: {port: 80, check: {type: tcp, interval_s: 1}, servers: {web1: 192.168.5.21}}
+  tests: {port: 80, check: {type: tcp, interval_s: 1}, servers: {test1: 192.168.5.31}}
+services:
+  plain: {vip: www, port: 80, protocol: http, pool: shops}
+  shops:
+    vip: www
+    port: 443
+    protocol: http
+    hostnames: ["*.shops.example"]
+    unknown_hosts: tarpit
+    tls: {terminator: pound, certificates: [{secret: shops.pem}, {secret: staging.pem}]}
+    routes: [{host: "*.staging.shops.example", pool: tests}, {host_regex: "^test[0-9]*-", pool: tests}]
+    pool: shops
+vrrp: {preempt: true}
+"""
+PARTIES = {
+    "shops.pem": issue("shops", names=["*.shops.example"]),
+    "staging.pem": issue("staging", names=["*.staging.shops.example"]),
+}
+CLIENT = """\
+import hashlib, json, socket, ssl, sys
+asked = json.load(sys.stdin)
+context = ssl.create_default_context()
+context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+told = {"sha256": "", "text": "", "error": ""}
+try:
+    raw = socket.create_connection((asked["address"], asked["port"]), 4, (asked["source"], 0))
+    with context.wrap_socket(raw, server_hostname=asked["name"]) as sock:
+        told["sha256"] = hashlib.sha256(sock.getpeercert(binary_form=True)).hexdigest()
+        sock.sendall(asked["request"].encode())
+        while piece := sock.recv(65536):
+            told["text"] += piece.decode("latin-1")
+except OSError as cause:
+    told["error"] = type(cause).__name__
+print(json.dumps(told))
+"""
+
+
+@pytest.fixture(scope="module")
+def shops(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pair]:
+    folder = tmp_path_factory.mktemp("shops")
+    kept = folder / "secrets" / "shops"
+    kept.mkdir(parents=True)
+    for name, party in PARTIES.items():
+        (kept / name).touch(mode=0o600)
+        (kept / name).write_bytes(party.bundle())
+    with running(folder, "shops", PROFILE) as found:
+        found.lab.settle()
+        yield found
+
+
+def somebody(pair: Pair) -> VantagePoint:
+    endpoint = pair.lab.profile.endpoints("shops")[0]
+    return pair.lab.client_for(endpoint, "shops")
+
+
+def ask(pair: Pair, name: str, version: int = 4, *lines: str, port: int = 443, address: str = "") -> dict[str, Any]:
+    """One request by https: the certificate's digest, the answer, and what went wrong."""
+    endpoint = next(e for e in pair.lab.profile.endpoints("shops") if e.address.version == version)
+    point = somebody(pair)
+    head = "\r\n".join(("GET / HTTP/1.1", f"Host: {name}", "Connection: close", *lines, "", ""))
+    asked = {"address": address or str(endpoint.address), "port": port, "name": name, "request": head,
+             "source": str(point.address(version))}  # fmt: skip
+    ran = pair.lab.hosts[point.host].run(
+        ["python3", "-I", "-c", CLIENT], stdin=json.dumps(asked).encode(), timeout_s=30
+    )
+    return dict(json_text.mapping(ran.stdout))
+
+
+def body(told: dict[str, Any]) -> dict[str, Any]:
+    """What the lab's server saw of the request."""
+    head, _, text = str(told["text"]).partition("\r\n\r\n")
+    assert head.startswith("HTTP/1.1 200"), told
+    return dict(json_text.mapping(text))
+
+
+def headers(told: dict[str, Any]) -> dict[str, str]:
+    return {name.lower(): value for name, value in body(told)["headers"]}
+
+
+def digest(name: str) -> str:
+    return hashlib.sha256(PARTIES[name].certificate.public_bytes(serialization.Encoding.DER)).hexdigest()
+
+
+def pool_of(pair: Pair, told: dict[str, Any]) -> str:
+    label = next(
+        line.partition(": ")[2] for line in str(told["text"]).splitlines() if line.lower().startswith("x-lab-server: ")
+    )
+    return "/".join(pair.lab.pools_of(label))
+
+
+@pytest.mark.parametrize(
+    "name", ["daemons/lb1", "daemons/lb2", "vips/one-holder", "service/plain", "client-address/plain"]
+)
+def test_the_claim_holds(shops: Pair, name: str) -> None:
+    outcome = shops.outcome(name)
+    assert outcome.ok, f"{outcome.figure}: {outcome.detail}"
+
+
+@pytest.mark.parametrize("version", [4, 6])
+def test_servers_see_who_asks_and_that_it_was_by_https(shops: Pair, version: int) -> None:
+    forged = ("X-Forwarded-For: 192.0.2.66", "X-Forwarded-For: 192.0.2.67", "X-SSL-Request: 0", "x_ssl_request: 0")
+    seen = headers(ask(shops, "anna.shops.example", version, *forged))
+    own = str(somebody(shops).address(version))
+    assert (seen["x-forwarded-for"], seen["x-forwarded-proto"], seen["x-ssl-request"]) == (own, "https", "1")
+    assert not {"192.0.2.66", "192.0.2.67", "0"} & set(seen.values())
+
+
+def test_the_name_chooses_certificate_and_pool(shops: Pair) -> None:
+    wanted = {
+        "anna.shops.example": ("shops.pem", "shops"),
+        "x.staging.shops.example": ("staging.pem", "tests"),
+        "test7-anna.shops.example": ("shops.pem", "tests"),
+    }
+    for name, (certificate, pool) in wanted.items():
+        told = ask(shops, name)
+        assert (told["sha256"], pool_of(shops, told)) == (digest(certificate), pool), name
+
+
+def test_an_unknown_name_gets_a_certificate_and_silence(shops: Pair) -> None:
+    told = ask(shops, "unknown.invalid")
+    assert (told["sha256"], told["text"], told["error"]) == (digest("shops.pem"), "", "TimeoutError")
+
+
+def test_pound_is_not_root_and_nobody_outside_reaches_haproxy_behind_it(shops: Pair) -> None:
+    for node in ("lb1", "lb2"):
+        uids = shops.lab.run(node, "grep ^Uid /proc/$(pidof pound)/status").split()[1:]
+        assert uids == ["443"] * 4
+        assert "shops-1" in shops.lab.run(node, "poundctl -f /etc/pound/pound.cfg list")
+    for address in ("192.168.5.10", "192.168.5.11"):
+        assert ask(shops, "anna.shops.example", port=10443, address=address)["error"]
+
+
+def test_a_master_whose_pound_stops_hands_over(shops: Pair) -> None:
+    outcome = shops.outcome("failover/pound-stopped")
+    assert outcome.ok, f"{outcome.figure}: {outcome.detail}"
+
+
+def test_a_master_that_keeps_the_vips_without_pound_is_found_out(shops: Pair) -> None:
+    script = "/usr/libexec/ndakit/daemon-runs"
+    shops.lab.order("lb1", f"cp {script} /tmp/good; printf '#!/bin/sh\\nexit 0\\n' > {script}")
+    try:
+        outcome = shops.outcome("failover/pound-stopped")
+    finally:
+        shops.lab.order("lb1", f"cp /tmp/good {script}")
+        shops.lab.settle()
+    assert not outcome.ok
+    assert "the VIPs stayed on lb1" in outcome.detail
+
+
+def test_pound_that_is_killed_comes_back(shops: Pair) -> None:
+    master = shops.lab.one_master()
+    before = shops.lab.run(master, "pidof pound")
+    shops.lab.order(
+        master, "kill -9 $(pidof pound); i=0; until pidof pound || [ $i -ge 50 ]; do i=$((i+1)); sleep 0.2; done"
+    )
+    assert shops.lab.run(master, "pidof pound") not in ("", before)
+    shops.lab.settle()
+    assert headers(ask(shops, "anna.shops.example"))["x-ssl-request"] == "1"
