@@ -15,7 +15,7 @@ from ndakit.core import json_text
 from ndakit.lab.plan import VantagePoint
 from pairs import Pair, running
 
-pytestmark = [pytest.mark.vm, pytest.mark.timed]
+pytestmark = pytest.mark.timed
 
 PROFILE = """\
 name: shops
