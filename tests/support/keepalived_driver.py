@@ -1,5 +1,5 @@
-"""Runs the rendered keepalived.conf of two nodes with a real keepalived, each in a network namespace, and has both be
-master for a while.
+"""Runs the rendered keepalived.conf of two nodes with a real keepalived, each in namespaces of its own, and tries one
+thing with them: both are master for a while, or one hangs.
 
 Called by `keepalived_live`, inside `unshare -Urnm`. The order is JSON on stdin, the result JSON on stdout. Each network
 is a bridge: both nodes and a client are plugged into it. Cut from each other the nodes are by the bridge's isolated
@@ -13,8 +13,8 @@ import ctypes
 import itertools
 import json
 import selectors
+import shlex
 import socket
-import struct
 import subprocess
 import sys
 import threading
@@ -26,11 +26,8 @@ from typing import Any
 from ndakit.lab.frames import decode_vrrp
 
 NODES = ("lb1", "lb2")
-TRIES = 5
-"""A busy machine may heal the cut too late."""
 _CLONE_NEWNET = 0x40000000
 _ETH_P_ALL = 3
-_SO_TIMESTAMPNS = 35
 _ASK_S = 0.2
 _VOLLEY_S = 0.05
 """In this time a node sends the adverts of all its networks, which it began to send together."""
@@ -38,18 +35,20 @@ _LIBC = ctypes.CDLL(None, use_errno=True)
 
 
 class Machine:
-    """A network namespace, which a sleeping process keeps."""
+    """Namespaces for network, processes and mounts, in which `root` has a /proc of its own; all that runs in them ends
+    with the first process, which sleeps."""
 
-    def __init__(self, name: str, kept: contextlib.ExitStack) -> None:
-        self.name = name
-        process = subprocess.Popen(["unshare", "-n", "sleep", "300"])
+    def __init__(self, name: str, root: str, kept: contextlib.ExitStack) -> None:
+        self.name, self._root = name, root
+        first = f"mount -t proc proc {shlex.quote(root)}/proc && exec sleep 300"
+        process = subprocess.Popen(["unshare", "-npmf", "--kill-child", "sh", "-c", first])
         kept.callback(process.wait)
         kept.callback(process.kill)
-        self._net = Path(f"/proc/{process.pid}/ns/net")
-        own = Path("/proc/self/ns/net").readlink()
-        while self._net.readlink() == own:
+        children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
+        while not (pid := children.read_text().strip()) or Path(f"/proc/{pid}/comm").read_text() != "sleep\n":
             time.sleep(0.01)
-        self.pid = process.pid
+        self.pid = pid
+        self._net = Path(f"/proc/{pid}/ns/net")
 
     def enter(self) -> None:
         """Open this thread's next sockets here."""
@@ -57,11 +56,23 @@ class Machine:
             if _LIBC.setns(file.fileno(), _CLONE_NEWNET):
                 raise OSError(ctypes.get_errno(), "setns")
 
-    def ip(self, ip: list[str], *words: str) -> str:
-        """Run `ip` here."""
-        return subprocess.run(
-            ["nsenter", "-t", str(self.pid), "-n", *ip, *words], check=True, capture_output=True, text=True
-        ).stdout
+    def inside(self, *words: str) -> list[str]:
+        """The command that runs one here, in the root; what the root does not have is busybox's."""
+        path = "PATH=/mnt:/usr/sbin:/usr/bin:/sbin:/bin:/run/bin"
+        return ["nsenter", "-t", self.pid, "-n", "-p", "-m", "chroot", self._root, "/bin/busybox", "env", path, *words]
+
+    def run(self, *words: str) -> str:
+        """Run a command here; what it says."""
+        return subprocess.run(self.inside(*words), check=True, stdout=subprocess.PIPE, text=True).stdout
+
+    def start(self, log: Path, *words: str) -> None:
+        """Start a command that runs until it is killed, or the machine ends."""
+        with log.open("w") as file:
+            subprocess.Popen(self.inside(*words), stdout=file, stderr=file)
+
+    def holds(self, addresses: list[str]) -> bool:
+        """True if one of these addresses is here."""
+        return any(f" {address}/" in self.run("ip", "-o", "address", "show") for address in addresses)
 
 
 def serve(machine: Machine) -> None:
@@ -119,43 +130,33 @@ class Client(threading.Thread):
 
 
 class Ear:
-    """The adverts that the nodes send, heard at their ports of the bridges, with the kernel's times."""
+    """Hears the adverts that the nodes send, at their ports of the bridges."""
 
     def __init__(self, networks: Iterable[str]) -> None:
         self._selector = selectors.DefaultSelector()
-        self._heard: list[tuple[float, str]] = []
         for node, network in itertools.product(NODES, networks):
             heard = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(_ETH_P_ALL))
-            heard.setsockopt(socket.SOL_SOCKET, _SO_TIMESTAMPNS, 1)
             heard.bind((f"{node}-{network}", _ETH_P_ALL))
             heard.setblocking(False)
             self._selector.register(heard, selectors.EVENT_READ, node)
 
-    def first(self, node: str, since_s: float) -> float | None:
-        """When a node's first advert after a time (time.time) was sent; None if none is."""
-        end_s = time.monotonic() + 5
-        while time.monotonic() < end_s:
+    def advert(self, node: str) -> None:
+        """Wait for the next one of a node; a unicast one of a node that is cut off may wait for the other's MAC address
+        and never come."""
+        set(self._read())
+        end_s = time.monotonic() + 2
+        while time.monotonic() < end_s and node not in set(self._read()):
             self._selector.select(1)
-            time.sleep(0.005)  # what was sent before on another network may be read after it
-            self._heard += self._read()
-            times = [when_s for when_s, whose in self._heard if whose == node and when_s > since_s]
-            if times:
-                return min(times)
-        return None
 
-    def said(self, node: str, after_s: float, before_s: float) -> bool:
-        """True if a node sent an advert between two times that are over."""
-        return any(whose == node and after_s < when_s < before_s for when_s, whose in self._heard)
-
-    def _read(self) -> Iterator[tuple[float, str]]:
+    def _read(self) -> Iterator[str]:
+        """Whose adverts have come."""
         for key, _ in self._selector.select(0):
             assert isinstance(key.fileobj, socket.socket)
             with contextlib.suppress(BlockingIOError):
                 while True:
-                    data, more, _, (_, _, kind, *_) = key.fileobj.recvmsg(65536, 64)
+                    data, (_, _, kind, *_) = key.fileobj.recvfrom(65536)
                     if kind != socket.PACKET_OUTGOING and decode_vrrp(data) is not None:
-                        seconds, nanoseconds = struct.unpack("@ll", more[0][2])
-                        yield seconds + nanoseconds / 1e9, key.data
+                        yield key.data
 
 
 @contextlib.contextmanager
@@ -163,17 +164,17 @@ def plugged(order: dict[str, Any]) -> Iterator[dict[str, Machine]]:
     """The machines with their cards and the bridges."""
     ip = order["ip"]
     with contextlib.ExitStack() as kept:
-        machines = {name: Machine(name, kept) for name in (*NODES, "client")}
+        machines = {name: Machine(name, order["root"], kept) for name in (*NODES, "client")}
         for network, card in order["cards"].items():
             subprocess.run([*ip, "link", "add", network, "type", "bridge", "mcast_snooping", "0"], check=True)
             subprocess.run([*ip, "link", "set", network, "up"], check=True)
             for name, machine in machines.items():
                 words = ["link", "add", f"{name}-{network}", "type", "veth", "peer", "name", card, "netns"]
-                subprocess.run([*ip, *words, str(machine.pid)], check=True)
+                subprocess.run([*ip, *words, machine.pid], check=True)
                 subprocess.run([*ip, "link", "set", f"{name}-{network}", "up", "master", network], check=True)
                 for address in order["addresses"][name][network]:
-                    machine.ip(ip, "addr", "add", address, "dev", card, *(["nodad"] if ":" in address else []))
-                machine.ip(ip, "link", "set", card, "up")
+                    machine.run("ip", "addr", "add", address, "dev", card, *(["nodad"] if ":" in address else []))
+                machine.run("ip", "link", "set", card, "up")
         for name in NODES:
             serve(machines[name])
         yield machines
@@ -188,52 +189,63 @@ def cut(order: dict[str, Any], *, apart: bool) -> None:
     subprocess.run([*order["ip"], "-batch", "-"], input="".join(lines), text=True, check=True)
 
 
-@contextlib.contextmanager
-def keepalived(order: dict[str, Any], machine: Machine) -> Iterator[None]:
-    """keepalived of a node."""
+def pair(order: dict[str, Any], kept: contextlib.ExitStack) -> tuple[dict[str, Machine], Client]:
+    """Both nodes with their keepaliveds, and if ordered their vips-watch; lb1 is master."""
+    machines = kept.enter_context(plugged(order))
+    client = Client(machines["client"], order["vips"])
     folder = Path(order["folder"])
-    name = machine.name
-    files = [f"-{letter}/run/{name}.{letter}" for letter in "prc"]
-    with (folder / f"{name}.log").open("w") as log:
-        argv = ["nsenter", "-t", str(machine.pid), "-n", "chroot", order["root"], "keepalived"]
-        argv += ["-n", "-l", "-D", *files, "-f", f"/mnt/{name}.conf"]
-        process = subprocess.Popen(argv, stdout=log, stderr=log)
-        try:
-            yield
-        finally:
-            process.terminate()
-            process.wait(10)
+    for name in NODES:
+        machine = machines[name]
+        files = [f"-{letter}/run/{name}.{letter}" for letter in "prc"]
+        words = ["keepalived", "-n", "-l", "-D", *files, "-f", f"/mnt/{name}.conf"]
+        machine.start(folder / f"{name}.log", *words)
+        if name == "lb1":
+            served_by(client, "lb1", 20)
+        if order.get("watched"):
+            machine.start(folder / f"{name}.watch.log", "sh", f"/mnt/{name}.watch")
+    time.sleep(1 + order["advert_s"])
+    return machines, client
+
+
+def served_by(client: Client, who: str, timeout_s: float) -> None:
+    """Wait until one node answers at all addresses."""
+    if client.wait(who, timeout_s) is None:
+        raise SystemExit(f"clients do not get {who}: {client.heard[1]}")
 
 
 def two_masters(order: dict[str, Any]) -> dict[str, Any]:
-    """Cut the nodes from each other until clients are the second one's, and heal it so that the first one speaks first;
-    the seconds until clients are the first one's again (null: they were not)."""
-    advert_s: float = order["advert_s"]
+    """Cut the nodes from each other until clients are the second one's, and heal it right after that one has spoken, so
+    that the first one speaks first; as often as ordered. `again_s`: each time the seconds until clients are the first
+    one's again, the last one null if they were not in time; `answers`: who answers then."""
+    again_s: list[float | None] = []
     with contextlib.ExitStack() as kept:
-        machines = kept.enter_context(plugged(order))
-        client = Client(machines["client"], order["vips"])
+        _, client = pair(order, kept)
         ear = Ear(order["cards"])
-
-        def served_by(who: str, timeout_s: float) -> None:
-            if client.wait(who, timeout_s) is None:
-                raise SystemExit(f"clients do not get {who}: {client.heard[1]}")
-
-        kept.enter_context(keepalived(order, machines["lb1"]))
-        served_by("lb1", 20)
-        kept.enter_context(keepalived(order, machines["lb2"]))
-        time.sleep(1 + advert_s)
-        for _ in range(TRIES):
+        while len(again_s) < order["times"] and None not in again_s:
             cut(order, apart=True)
-            served_by("lb2", 20)
-            spoke_s = ear.first("lb2", time.time())
+            served_by(client, "lb2", 20)
+            ear.advert("lb2")
             time.sleep(_VOLLEY_S)
             cut(order, apart=False)
-            answered_s = ear.first("lb1", time.time())
-            # A unicast advert of a node that was cut off for long waits for the other's MAC address, and is not seen.
-            if spoke_s and answered_s and not ear.said("lb2", spoke_s + _VOLLEY_S, answered_s):
-                return {"answered_s": client.wait("lb1", order["wait_s"]), "answers": client.heard[1]}
-            served_by("lb1", 60)
-    raise SystemExit("lb2 spoke first each time")
+            again_s.append(client.wait("lb1", order["wait_s"]))
+        return {"again_s": again_s, "answers": client.heard[1]}
+
+
+def hangs(order: dict[str, Any]) -> dict[str, Any]:
+    """Run a command on lb1 that does something to its keepalived. For how long both nodes then hold VIPs, in seconds
+    (null: for longer than the order waits), and whether clients are served by lb2 after that."""
+    with contextlib.ExitStack() as kept:
+        machines, client = pair(order, kept)
+        machines["lb1"].run("sh", "-c", order["command"])
+        began_s = time.monotonic()
+        while not machines["lb2"].holds(order["vips"]):
+            if time.monotonic() - began_s > 20:
+                raise SystemExit("lb2 does not become master")
+        both_s = time.monotonic()
+        while machines["lb1"].holds(order["vips"]):
+            if time.monotonic() - both_s > order["wait_s"]:
+                return {"both_s": None}
+        return {"both_s": time.monotonic() - both_s, "served": client.wait("lb2", 5) is not None}
 
 
 def main() -> None:
@@ -247,6 +259,8 @@ def main() -> None:
         ["--bind", order["folder"], f"{root}/mnt"],
     ):
         subprocess.run(["mount", *words], check=True)
+    for argv in (["mkdir", "/run/bin"], ["--install", "-s", "/run/bin"]):
+        subprocess.run(["chroot", root, "/bin/busybox", *argv], check=True)
     json.dump(globals()[order["try"]](order), sys.stdout)
 
 

@@ -25,15 +25,20 @@ def attempt(
 ) -> dict[str, Any]:
     """Render a profile's two nodes, lb1 and lb2, run their keepaliveds, and try one of the driver's functions.
 
-    `changes` are made to the text first (to show what would happen without something). Whoever asks is in each network,
-    with the address .66 or ::66. Returns what the driver says.
+    `changes` are made to keepalived.conf first (to show what would happen without something). Whoever asks is in each
+    network, with the address .102 or ::66. Returns what the driver says.
     """
     for node in profile.nodes:
-        text = render(profile, node, goldens.TEMPLATES)["/etc/keepalived/keepalived.conf"].text
+        tree = render(profile, node, goldens.TEMPLATES)
+        text = tree["/etc/keepalived/keepalived.conf"].text
         for old, new in changes:
             assert old in text, f"the configuration does not hold {old!r}"
             text = text.replace(old, new)
         (folder / f"{node}.conf").write_text(text)
+        (folder / f"{node}.watch").write_text(tree["/usr/libexec/ndakit/vips-watch"].text)
+    logger = folder / "logger"
+    logger.write_text('#!/bin/sh\necho "$*" >>/mnt/said\n')
+    logger.chmod(0o755)
     own = {
         node: {
             network: [f"{a}/{_length(profile, network, a.version)}" for a in addresses]

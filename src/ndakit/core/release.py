@@ -200,6 +200,13 @@ class Release:
         return self.branch >= (19, 7)
 
     @property
+    def keepalived_process_names(self) -> bool:
+        """True if keepalived's VRRP process can be given a name of its own (`vrrp_process_name`, in 2.0.18 of 19.07 and
+        later). From 2.1 on its parent waits before it starts one that died again, 1 s to 60 s (lib/scheduler.c,
+        calc_restart_delay), so that a parent alone does not show that VRRP runs."""
+        return self.branch >= (19, 7)
+
+    @property
     def efi_images(self) -> bool:
         """True if there are EFI images for x86 (21.02)."""
         return self.branch >= (21, 2)

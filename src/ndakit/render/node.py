@@ -7,6 +7,7 @@ is `engines.haproxy`, the firewall `firewall`. Values here are plain and frozen;
 from __future__ import annotations
 
 import functools
+import math
 from dataclasses import dataclass
 from ipaddress import IPv4Interface, IPv6Interface, ip_interface
 
@@ -217,6 +218,12 @@ class NodeView:
         """How often the node looks whether its keepalived runs, in seconds: every two adverts, for another node notices
         after three, and once a second at least."""
         return min(1.0, round(2 * self.profile.vrrp.advert_interval_s, 2))
+
+    @property
+    def vips_doubted_looks(self) -> int:
+        """At how many looks in a row a keepalived hangs before it is killed: for three seconds, and for longer than
+        another node takes to become master, or nobody would have the VIPs meanwhile."""
+        return math.ceil(max(3.0, 4 * self.profile.vrrp.advert_interval_s) / self.vips_watched_s)
 
     @functools.cached_property
     def sync_groups(self) -> tuple[SyncGroup, ...]:
