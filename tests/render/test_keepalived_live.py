@@ -51,17 +51,22 @@ STOPPED = "kill -STOP $(pidof keepalived)"
 
 
 @pytest.mark.parametrize(
-    ("command", "said"),
+    ("release", "command", "said"),
     [
-        (STOPPED, "hangs"),
-        ("kill -9 $(pidof keepalived)", "does not run"),
+        ("24.10.8", STOPPED, "hangs"),
+        ("18.06.9", STOPPED, "hangs"),
+        ("24.10.8", "kill -9 $(pidof keepalived)", "does not run"),
         # From keepalived 2.1 on the parent waits before it starts a child that died again.
-        ("kill -STOP $(cat /run/lb1.p); kill -9 $(cat /run/lb1.r)", "does not run"),
+        ("24.10.8", "kill -STOP $(cat /run/lb1.p); kill -9 $(cat /run/lb1.r)", "does not run"),
     ],
-    ids=["hangs", "killed", "parent-alone"],
+    ids=["hangs", "hangs-1806", "killed", "parent-alone"],
 )
-def test_a_node_whose_keepalived_hangs_or_is_gone_gives_its_vips_up(tmp_path: Path, command: str, said: str) -> None:
-    found = attempt(goldens.parse(PAIR), tmp_path, "hangs", command=command, watched=True, wait_s=8)
+def test_a_node_whose_keepalived_hangs_or_is_gone_gives_its_vips_up(
+    tmp_path: Path, release: str, command: str, said: str
+) -> None:
+    found = attempt(
+        goldens.parse(PAIR.replace("24.10.8", release)), tmp_path, "hangs", command=command, watched=True, wait_s=8
+    )
     assert found["both_s"] is not None and found["served"], found
     assert (tmp_path / "said").read_text() == (
         f"-t ndakit -p daemon.warning keepalived {said}: this node has given its VIPs up\n"

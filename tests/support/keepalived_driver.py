@@ -39,7 +39,7 @@ class Machine:
     with the first process, which sleeps."""
 
     def __init__(self, name: str, root: str, kept: contextlib.ExitStack) -> None:
-        self.name, self._root = name, root
+        self.name, self._root, self._kept = name, root, kept
         first = f"mount -t proc proc {shlex.quote(root)}/proc && exec sleep 300"
         process = subprocess.Popen(["unshare", "-npmf", "--kill-child", "sh", "-c", first])
         kept.callback(process.wait)
@@ -68,7 +68,10 @@ class Machine:
     def start(self, log: Path, *words: str) -> None:
         """Start a command that runs until it is killed, or the machine ends."""
         with log.open("w") as file:
-            subprocess.Popen(self.inside(*words), stdout=file, stderr=file)
+            process = subprocess.Popen(self.inside(*words), stdout=file, stderr=file)
+        # nsenter stops with what is stopped in it, and does not go on by itself.
+        self._kept.callback(process.wait)
+        self._kept.callback(process.kill)
 
     def holds(self, addresses: list[str]) -> bool:
         """True if one of these addresses is here."""
