@@ -86,5 +86,5 @@ def test_the_packages_own_configuration_listens_nowhere_and_starts_nothing(make_
 
 
 def test_pound_comes_back_seven_times(make_root: MakeRoot) -> None:
-    said = pound_root(make_root).run(START + f"{KILLING}\nkilling pound", timeout_s=90)
+    said = pound_root(make_root).run(START + f"{KILLING}\nkilling pound 100", timeout_s=90)
     assert said.out == "pound: 7\n", said.err

@@ -22,11 +22,14 @@ def rendered(make_root: MakeRoot, name: str) -> Root:
     return root
 
 
-def pretending(name: str) -> str:
-    """Shell function `pretend`: start a program that shows up as `name` (a script shows up as its interpreter)."""
+def pretending(name: str, process: str = "") -> str:
+    """Shell function `pretend`: start a program that shows up as `name` (a script shows up as its interpreter).
+    `process`: what the process calls itself; the same if empty."""
+    own = f'io.open("/proc/self/comm", "w"):write("{process or name}")'
     return (
         f"mkdir -p /tmp/run /tmp/pretended; cp /usr/bin/lua5.4 /tmp/pretended/{name}\n"
-        f"pretend() {{ /tmp/pretended/{name} -e 'while true do require(\"posix.unistd\").sleep(1) end' & daemon=$!\n"
+        f"pretend() {{ /tmp/pretended/{name} -e '{own}\n"
+        'while true do require("posix.unistd").sleep(1) end\' & daemon=$!\n'
         "sleep 0.3; }\n"
     )
 
@@ -36,7 +39,7 @@ def test_haproxy_comes_back_seven_times_in_every_release(make_root: MakeRoot, na
     root = rendered(make_root, name)
     root.put("etc/haproxy.cfg", CFG)
     said = root.run(
-        PROCD + f"{KILLING}\nip link set lo up; /etc/init.d/haproxy start; sleep 1; killing haproxy", timeout_s=90
+        PROCD + f"{KILLING}\nip link set lo up; /etc/init.d/haproxy start; sleep 1; killing haproxy 100", timeout_s=90
     )
     assert said.out == "haproxy: 7\n", said.err
 
@@ -46,7 +49,7 @@ def test_without_the_service_section_haproxy_stays_down_at_the_sixth_end(make_ro
     root.put("etc/haproxy.cfg", CFG)
     text = "echo 'config service\n\toption respawn_timeout 1' >/etc/config/system\n"
     said = root.run(
-        PROCD + f"{KILLING}\n" + text + "ip link set lo up; /etc/init.d/haproxy start; sleep 1; killing haproxy",
+        PROCD + f"{KILLING}\n" + text + "ip link set lo up; /etc/init.d/haproxy start; sleep 1; killing haproxy 100",
         timeout_s=90,
     )
     assert said.out == "haproxy: 5\n", said.err
@@ -66,10 +69,20 @@ def test_an_agent_without_its_hypervisor_is_not_started_again_and_again(make_roo
 def test_a_node_without_keepalived_gives_its_vips_up_and_says_so_once(make_root: MakeRoot) -> None:
     root = rendered(make_root, "apache-pair")
     said = root.run(
-        LINKS + PROCD + HELD + pretending("keepalived") + "pretend; /etc/init.d/ndakit-vips start; sleep 2.5\n"
+        LINKS + PROCD + HELD + pretending("keepalived", "keepalived_vrrp")
+        + "pretend; /etc/init.d/ndakit-vips start; sleep 2.5\n"
         + VIPS + "kill -9 $daemon; sleep 2.5\n" + VIPS + "sleep 2; logread | grep -c 'has given its VIPs up'\n"
     )  # fmt: skip
     assert said.out.split()[:3] == ["2", "0", "1"], (said.out, said.err)
+
+
+def test_a_keepalived_without_its_vrrp_process_is_as_good_as_none(make_root: MakeRoot) -> None:
+    root = rendered(make_root, "apache-pair")
+    said = root.run(
+        LINKS + PROCD + HELD + pretending("keepalived") + "pretend; /etc/init.d/ndakit-vips start; sleep 2.5\n"
+        + VIPS + "kill -9 $daemon\n"
+    )  # fmt: skip
+    assert said.out.split() == ["0"], (said.out, said.err)
 
 
 def test_a_script_that_is_called_keepalived_is_none(make_root: MakeRoot) -> None:
@@ -118,7 +131,7 @@ def test_the_real_keepalived_is_killed_cannot_start_and_comes_back_with_the_vips
         + "until_vips 1; echo master\n"
         + f"{MAKE_UNSTARTABLE}; until_vips 0; echo gave up; sleep 8; until_vips 0\n"
         + "logread | grep -c 'given its VIPs up'; umount /usr/sbin/keepalived; until_vips 1; echo master again\n"
-        + f"{KILLING}\nkilling keepalived; until_vips 1; echo master still\n",
+        + f"{KILLING}\nkilling keepalived 100; until_vips 1; echo master still\n",
         timeout_s=120,
     )  # fmt: skip
     assert said.out == "master\ngave up\n1\nmaster again\nkeepalived: 7\nmaster still\n", said.err

@@ -33,6 +33,7 @@ DOUBLE_S = 0.6
 questions. Nothing waits for anything in that time, so that a longer one is not emulation."""
 KILLS = 7
 """One more than procd would put up with in an hour."""
+LOOKS = 100
 BOTH_SLACK_S = 0.5
 """Beyond one advert, for two masters to become one: emulation, and the advert that is on its way."""
 WATCH_ADVERTS = 4
@@ -124,15 +125,15 @@ def twice(doubled_s: dict[str, float]) -> tuple[list[str], float]:
     return wrong, max(doubled_s.values(), default=0.0)
 
 
-def killed(lab: LabNetwork) -> Outcome:
+def killed(lab: LabNetwork, looks: int = LOOKS) -> Outcome:
     """Every daemon of the master is killed seven times in a row, with SIGKILL: procd must start each of them again, and
-    nobody may find two nodes with the same VIP meanwhile."""
+    nobody may find two nodes with the same VIP meanwhile. `looks`: how often, every 0.1 s, each is looked for."""
     master = lab.one_master()
     lab.survivor(master)
     names = _daemons(lab.profile)
     with Holders(lab) as holders:
         lab.tell(f"{' and '.join(names)} on {master}: killed {KILLS} times")
-        loops = " ".join(f"killing {name} &" for name in names)
+        loops = " ".join(f"killing {name} {looks} &" for name in names)
         said = lab.run(master, f"{KILLING}; {loops} wait", timeout_s=KILLS_TIMEOUT_S)
         counted = {name: int(n) for name, n in re.findall(r"^(\S+): (\d+)$", said, re.M)}
         if all(counted.get(name, 0) == KILLS for name in names):
@@ -163,11 +164,11 @@ def _daemons(profile: Profile) -> list[str]:
 
 KILLING = (
     f"killing() {{ n=0; while [ $n -lt {KILLS} ] && old=$(pidof $1); do kill -9 $old; i=0; "
-    "for one in $old; do while [ -d /proc/$one ] && [ $i -lt 100 ]; do i=$((i+1)); sleep 0.1; done; done; "
-    "until pidof $1 >/dev/null || [ $i -ge 100 ]; do i=$((i+1)); sleep 0.1; done; "
-    '[ $i -lt 100 ] || break; n=$((n+1)); done; echo "$1: $n"; }'
+    "for one in $old; do while [ -d /proc/$one ] && [ $i -lt $2 ]; do i=$((i+1)); sleep 0.1; done; done; "
+    "until pidof $1 >/dev/null || [ $i -ge $2 ]; do i=$((i+1)); sleep 0.1; done; "
+    '[ $i -lt $2 ] || break; n=$((n+1)); done; echo "$1: $n"; }'
 )
-"""Shell function `killing NAME`: kill a daemon, wait until it runs again, and so on; says how often it came back."""
+"""Shell function `killing NAME LOOKS`: kill a daemon, wait until it runs again, and so on; how often it came back."""
 KILLS_TIMEOUT_S = 120.0
 
 
