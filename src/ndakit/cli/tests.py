@@ -28,11 +28,12 @@ def run_tests(*, quick: bool, only: str | None) -> int:
 
     os.chdir(Workspace.at(Path(__file__).resolve().parents[3]).root)
     chosen = ["-k", only] if only else []
-    # Tests without machines often wait for a program. Labs in which times are measured wait most of the time, so that
-    # they run beside each other; they would not get far beside those that keep every processor busy.
+    # Tests without machines wait two thirds of their time, mostly for a program. Labs in which times are measured wait
+    # most of the time, so that they run beside each other; beside those that keep every processor busy they would not
+    # get far.
     processors = os.cpu_count() or 1
     marks = "not vm and not images" if quick else "not vm"
-    phases = {"without machines": ["-m", marks, "-n", str(3 * processors), "--dist", "worksteal"]}
+    phases = {"without machines": ["-m", marks, "-n", str(min(3 * processors, processors + 8)), "--dist", "worksteal"]}
     if not quick:
         labs = str(min(processors, LABS))
         phases["machines, at work"] = ["-m", "vm and not timed and not alone", "-n", labs, "--dist", "loadscope"]
