@@ -1,4 +1,4 @@
-"""What keepalived is told of HAProxy: the rendered script, with stand-ins that only sleep."""
+"""What keepalived is told of a daemon: the rendered script, with stand-ins that only sleep."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ import goldens
 BEFORE = """\
 mount -t tmpfs none /run && export PATH=$PATH:/sbin
 cp "$(command -v sleep)" haproxy
-look() { sh runs; said="$said$?"; }
+look() { sh runs haproxy; said="$said$?"; }
 """
 
 
 def said(folder: Path, commands: str) -> str:
     """The exit codes of the looks, in a machine of its own (namespaces), one after the other."""
-    (folder / "runs").write_bytes(goldens.tree("bakery")["/usr/libexec/ndakit/haproxy-runs"].content)
+    (folder / "runs").write_bytes(goldens.tree("bakery")["/usr/libexec/ndakit/daemon-runs"].content)
     logger = folder / "logger"
     logger.write_text('#!/bin/sh\necho "$*" >>log\n')
     logger.chmod(0o755)
@@ -33,7 +33,7 @@ def test_one_that_runs_is_well_and_one_that_does_not_is_not(tmp_path: Path) -> N
 def test_one_that_hangs_is_killed_at_the_third_look(tmp_path: Path) -> None:
     commands = "./haproxy 60 & sleep 0.2; look; kill -STOP $!; look; look; look; wait $!; said=$said,$?,; look"
     assert said(tmp_path, commands) == "0001,137,1"
-    assert (tmp_path / "log").read_text() == "-t ndakit -p daemon.warning HAProxy hangs: it is killed\n"
+    assert (tmp_path / "log").read_text() == "-t ndakit -p daemon.warning haproxy hangs: it is killed\n"
 
 
 def test_one_that_goes_on_in_time_is_left_alone(tmp_path: Path) -> None:
