@@ -16,7 +16,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Literal, Self
 
-from ndakit.core.deadline import Deadline, DeadlineExceeded
+from ndakit.core.deadline import Deadline
+from ndakit.core.errors import VerifyError
 from ndakit.lab.boot import IDLE_S, enter
 from ndakit.lab.clients import OUTSIDE_PORT, RunningServer
 from ndakit.lab.host import Host, HostInterface, HostSpec, LabHosts, certificate
@@ -179,10 +180,14 @@ class LabNetwork(LabNodes):
         """A connection to a lab machine that is up: from a state that was kept, or booted, and then its state is."""
         segments = {segment: _lab_mac(name, i) for i, segment in enumerate(self.plan.segments)}
         if machine.resumed:
-            with contextlib.suppress(DeadlineExceeded):
-                hosts = LabHosts.connect(machine.agent_path, segments=segments, timeout_s=RESUME_TIMEOUT_S)
+            with contextlib.suppress(VerifyError), contextlib.ExitStack() as stack:
+                hosts = stack.enter_context(
+                    LabHosts.connect(machine.agent_path, segments=segments, timeout_s=RESUME_TIMEOUT_S)
+                )
                 hosts.resumed()
+                stack.pop_all()
                 return hosts
+            # Whatever is wrong with that state: the machine boots, and leaves another one.
             machine.power_off()
             machine.power_on()
         hosts = LabHosts.connect(machine.agent_path, segments=segments, timeout_s=BOOT_TIMEOUT_S)
