@@ -444,3 +444,18 @@ kill $balancer $client $server
     assert "via 192.168.0.1 " in answers
     assert "via 192.168.0.253 " in others
     assert said[-1] == "client: nobody"
+
+
+@pytest.mark.parametrize(("topology", "policy"), [("nat", False), ("tproxy", False), ("tproxy", True)])
+def test_servers_of_a_node_that_stands_alone_have_its_own_address_as_their_gateway(topology: str, policy: bool) -> None:
+    text = PROFILE.partition("nodes:")[0] + (
+        "nodes: {box: {addresses: {wan: 203.0.113.11, lan: [192.168.0.11, 'fd00:0:0:1::11']}}}\n"
+        "vips: {www: {network: wan, address: 203.0.113.11}}\n"
+        f"pools: {{web: {{reply_route: {'policy' if policy else 'default'}, servers: {{web1: 192.168.0.31}}}}}}\n"
+        f"services: {{web: {{vip: www, port: 80, topology: {topology}, protocol: tcp, pool: web}}}}\n"
+    )
+    (side,) = servers(goldens.parse(text))
+    ways = side.answers if policy else side.gateways
+    assert [str(way.gateway) for way in ways] == ["192.168.0.11"]
+    assert policy or "IPv4 default gateway 192.168.0.11 (node box): answers of web" in side.needs[0]
+    assert not side.nothing

@@ -183,7 +183,7 @@ class _Needs:
         if found is not None:
             self.gateways[own.version] = Gateway(found[1], own)
             self._say(
-                f"IPv{own.version} default gateway {found[1]} (VIP {found[0]}): answers of {self._named(service)} go "
+                f"IPv{own.version} default gateway {found[1]} ({found[0]}): answers of {self._named(service)} go "
                 "back through the balancers"
             )
 
@@ -258,7 +258,7 @@ class _Needs:
         if found is None or past_us or own.version in self.gateways or own.version in self.foreign_gateways:
             return
         self.gateways[own.version] = Gateway(found[1], own)
-        self._say(f"IPv{own.version} default gateway {found[1]} (VIP {found[0]}): the servers' gateway in this network")
+        self._say(f"IPv{own.version} default gateway {found[1]} ({found[0]}): the servers' gateway in this network")
 
     def _say(self, words: str) -> None:
         self.words[words] = None
@@ -267,16 +267,21 @@ class _Needs:
 def gateway_of(
     profile: Profile, server: Address, service: str | None = None, network: str | None = None
 ) -> tuple[str, Address] | None:
-    """The gateway VIP (name and address) in the network of a server's address; None if there is none. Where there are
-    several, that of the service's group, which moves along with the service's own VIP. `network`: of which it is known
-    (a link-local address tells none)."""
+    """What servers have as their gateway in the network of a server's address, as words and address; None if there is
+    nothing. That is a gateway VIP; where there are several, that of the service's group, which moves along with the
+    service's own VIP. For a service on a node that stands alone its own address will do. `network`: of which it is
+    known (a link-local address tells none)."""
     network = network or profile.network_of(server)
     groups = {profile.vips[v].group for v in profile.services[service].vip} if service is not None else set()
     found = [
-        (vip.group not in groups, number, name, address)
+        (vip.group not in groups, number, f"VIP {name}", address)
         for number, (name, vip) in enumerate(profile.vips.items())
         if vip.role == "gateway" and vip.network == network and (address := vip.address_of(server.version)) is not None
     ]
+    if not found and service is not None and profile.standalone and network is not None:
+        node = next(iter(profile.nodes))
+        own = profile.node_address(node, network, server.version)
+        return (f"node {node}", own) if own is not None else None
     return min(found)[2:] if found else None
 
 
