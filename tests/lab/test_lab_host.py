@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import socket
+import ssl
 import sys
 import threading
 import time
@@ -25,6 +27,7 @@ from ndakit.lab.host import (
     LabHostLost,
     LabHostRefused,
     LabHosts,
+    TlsWanted,
     certificate,
 )
 
@@ -523,3 +526,37 @@ def test_a_lab_host_that_never_answers_is_given_up_in_time(tmp_path: Path) -> No
             with pytest.raises(DeadlineExceeded, match="lab host to answer"):
                 LabHosts.connect(tmp_path / name, segments={}, timeout_s=0.6)
             assert time.monotonic() - started_s < 30, "it waited as long as for a lab host that boots"
+
+
+def test_clients_speak_tls_and_tell_what_was_agreed(web: Host, client: Host) -> None:
+    made = certificate()
+    server = web.web(0, name="tls", certificate=made)
+    port = server.port
+    sha256 = hashlib.sha256(ssl.PEM_cert_to_DER_cert(made[: made.index("-----BEGIN PRIVATE")])).hexdigest()
+    for wish in (TlsWanted("shop.example"), TlsWanted(lowest="1.2", highest="1.2"), TlsWanted(alpn=("h2", "http/1.1"))):
+        answer = client.get(f"https://{V4}:{port}/x", tls=wish)
+        assert (answer.status, answer.server, answer.seen["path"]) == (200, "tls", "/x")
+        assert answer.tls["sha256"] == sha256
+        assert answer.tls["version"] == (wish.highest or "1.3")
+    assert client.ask(f"tls://[{V6}]:{port}", lines=0).ok
+    assert client.get(f"http://{V4}:{port}/").tls == {}
+    loaded = client.load(f"https://{V4}:{port}/", 30, keep_alive=True)
+    assert len(loaded.tries) == 30 and all(t.ok and t.server == "tls" for t in loaded.tries)
+    assert any(t.reused for t in loaded.tries)
+    with client.hold(f"https://{V4}:{port}/") as held:
+        assert held.first.ok and held.again().status == 200 and held.again().tls == held.first.tls
+    with client.poller(f"https://{V4}:{port}/", interval_s=0.05, timeout_s=2) as poller:
+        time.sleep(0.4)
+        polled = poller.read()
+    assert polled.tries and all(t.ok for t in polled.tries)
+    server.stop()
+
+
+def test_a_handshake_that_fails_is_told_in_its_own_words(web: Host, client: Host) -> None:
+    server = web.web(0, name="tls", certificate=certificate())
+    plain = web.tcp(0, banner="hello")
+    assert client.get(f"https://{V4}:{plain.port}/").error.startswith("tls: ")
+    refused = client.ask(f"tls://{V4}:{server.port}", lines=0, tls=TlsWanted(lowest="1.0", highest="1.0"))
+    assert refused.error.startswith("tls: "), refused
+    for one in (server, plain):
+        one.stop()

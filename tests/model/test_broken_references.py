@@ -161,7 +161,7 @@ def test_the_search_reaches_a_pool_that_is_not_there_for_the_rule_that_once_fell
 def test_a_rule_that_trips_is_found() -> None:
     def careless(profile: Profile) -> Iterator[Finding]:
         for service in profile.services.values():
-            assert profile.pools[service.pool]
+            assert profile.pools[service.main_pool]
         yield from ()
 
     profile = next(

@@ -27,8 +27,11 @@ ANSWER = b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\nX-Server: %s\r\nX-Peer: %s\r
 class Server(threading.Thread):
     """A server: http tells which request head it got, tcp only accepts and echoes; both can hold an answer back."""
 
-    def __init__(self, name: str, address: str, port: int, protocol: str) -> None:
+    def __init__(self, name: str, address: str, port: int, protocol: str, tls: str | None = None) -> None:
         super().__init__(daemon=True)
+        self.context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER) if tls is not None else None
+        if self.context is not None and tls is not None:
+            self.context.load_cert_chain(tls)
         self.name_, self.protocol = name, protocol
         self.connections = 0
         self.open: list[socket.socket] = []
@@ -40,6 +43,12 @@ class Server(threading.Thread):
         """Accept for ever."""
         while True:
             sock, _ = self.listener.accept()
+            if self.context is not None:
+                try:
+                    sock = self.context.wrap_socket(sock, server_side=True)
+                except OSError:
+                    sock.close()
+                    continue
             threading.Thread(target=self._serve, args=(sock,), daemon=True).start()
 
     def _serve(self, sock: socket.socket) -> None:
@@ -87,7 +96,7 @@ def running(order: dict[str, Any]) -> Iterator[dict[str, Server]]:
     for address in order["addresses"]:
         more = ["nodad"] if ":" in address else []
         subprocess.run([*ip, "addr", "add", address, "dev", "lo", *more], check=True)
-    servers = {s["name"]: Server(s["name"], s["address"], s["port"], s["protocol"]) for s in order["servers"]}
+    servers = {s["name"]: Server(s["name"], s["address"], s["port"], s["protocol"], s["tls"]) for s in order["servers"]}
     process = subprocess.Popen([*order["haproxy"], "-db", "-f", order["config"]], stderr=subprocess.PIPE)
     pound = subprocess.Popen([*order["pound"], "-F", "-f", order["pound_config"]]) if order.get("pound") else None
     try:
@@ -200,6 +209,40 @@ def handshakes(order: dict[str, Any], servers: dict[str, Server]) -> Any:
     return found
 
 
+def tls(order: dict[str, Any], servers: dict[str, Server]) -> Any:
+    """TLS clients, one after the other: what each gets (version, protocol, certificate, answer), or the error."""
+    time.sleep(order.get("wait_s", 0))
+    return [tls_client(one) for one in order["clients"]]
+
+
+def tls_client(one: dict[str, Any]) -> dict[str, Any]:
+    """A handshake with what the client offers, and a request if there is one."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+    context.set_ciphers("ALL:@SECLEVEL=0")
+    versions = {"1.0": ssl.TLSVersion.TLSv1, "1.1": ssl.TLSVersion.TLSv1_1}
+    versions |= {"1.2": ssl.TLSVersion.TLSv1_2, "1.3": ssl.TLSVersion.TLSv1_3}
+    context.minimum_version, context.maximum_version = versions[one.get("min", "1.0")], versions[one.get("max", "1.3")]
+    if one.get("alpn"):
+        context.set_alpn_protocols(one["alpn"])
+    if one.get("certificate"):
+        context.load_cert_chain(one["certificate"])
+    try:
+        plain = socket.create_connection((one["address"], one["port"]), 5)
+        with context.wrap_socket(plain, server_hostname=one.get("name")) as sock:
+            answer = ""
+            if one.get("request"):
+                sock.sendall(one["request"].encode("latin-1"))
+                while more := sock.recv(65536):
+                    answer += more.decode("latin-1")
+            certificate = hashlib.sha256(sock.getpeercert(binary_form=True) or b"").hexdigest()
+            cipher = (sock.cipher() or ("",))[0]
+            facts = {"version": sock.version(), "alpn": sock.selected_alpn_protocol(), "cipher": cipher}
+            return facts | {"certificate": certificate, "answer": answer}
+    except OSError as cause:
+        return {"error": str(cause)}
+
+
 def websocket(order: dict[str, Any], servers: dict[str, Server]) -> Any:
     """An upgrade, and what the tunnel gives back."""
     head = (
@@ -304,7 +347,7 @@ def silent(order: dict[str, Any], servers: dict[str, Server]) -> Any:
 
 
 TRIES: dict[str, Callable[[dict[str, Any], dict[str, Server]], Any]] = {
-    f.__name__: f for f in (requests, handshakes, websocket, idle, flood, shares, silent)
+    f.__name__: f for f in (requests, handshakes, tls, websocket, idle, flood, shares, silent)
 }
 
 if __name__ == "__main__":

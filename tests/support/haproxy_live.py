@@ -55,18 +55,15 @@ def configuration(tree: Tree, folder: Path) -> str:
     text = text.replace("\tuser nobody\n\tgroup nogroup\n", "")
     text = text.replace("/var/run/haproxy.sock", str(folder / "haproxy.sock")).replace("/dev/log", str(folder / "log"))
     for path, file in tree.items():
-        if path.startswith("/etc/ndakit/sorry"):
-            (folder / path.rpartition("/")[2]).write_bytes(file.content)
+        if path.startswith("/etc/ndakit/"):
+            target = folder / path.removeprefix("/etc/ndakit/")
+            target.parent.mkdir(parents=True, exist_ok=True)
+            target.write_bytes(file.content)
     return text.replace("/etc/ndakit/", f"{folder}/")
 
 
 def pound_configuration(tree: Tree, folder: Path) -> str:
-    """pound.cfg as rendered, but for its account and the node's own folders; its certificates lie in `folder` then."""
-    for path, file in tree.items():
-        if path.startswith("/etc/ndakit/private/"):
-            target = folder / path.removeprefix("/etc/ndakit/")
-            target.parent.mkdir(parents=True, exist_ok=True)
-            target.write_bytes(file.content)
+    """pound.cfg as rendered, but for its account and folders; `configuration` writes its certificates."""
     text = tree[POUND].text.replace('User "pound"\nGroup "pound"\n', "").replace("/var/run/", f"{folder}/")
     return text.replace("/etc/ndakit/", f"{folder}/")
 
@@ -87,12 +84,14 @@ def attempt(
     pound_changes: Sequence[tuple[str, str]] = (),
     secrets: Mapping[str, bytes] = MappingProxyType({}),
     dead: bool = False,
+    certificates: Mapping[str, str] | None = None,
     **order: Any,
 ) -> Any:
     """Render a profile's first node, run its HAProxy, and try one of the driver's functions.
 
     `changes` are made to the text of haproxy.cfg first, `pound_changes` to that of pound.cfg (to show what would happen
-    without something); `dead`: no server runs.
+    without something); `dead`: no server runs; `certificates`: file of certificate and key, by pool, of servers that
+    speak TLS.
     """
     node = next(iter(profile.nodes))
     given = Secrets({name: Secret(value, "a test") for name, value in secrets.items()})
@@ -111,7 +110,9 @@ def attempt(
             places += server.address
             user = profile.services[profile.services_of(name)[0]]
             port = profile.server_port(name, server)
-            servers.append({"name": label, "address": str(server.address[0]), "port": port, "protocol": user.protocol})
+            tls = (certificates or {}).get(name)
+            facts = {"address": str(server.address[0]), "port": port, "protocol": user.protocol, "tls": tls}
+            servers.append({"name": label, **facts})
     own = next(a for a in next(iter(profile.nodes[node].addresses.values())) if a.version == 4)
     order |= {
         "try": what, "haproxy": program("haproxy"), "ip": program("ip"), "config": str(config),

@@ -15,6 +15,7 @@ from ndakit.imagebuilder import sources
 from ndakit.lab import host
 from ndakit.lab.network import LabNetwork
 from ndakit.load import load
+from ndakit.load.certificates import certificates_of
 from ndakit.machine import accelerator
 from ndakit.machine.boot_image import boot_images
 from ndakit.verify import claims
@@ -79,6 +80,7 @@ def running(
         templates=workspace.templates,
         identity=identity,
         pages=pages,
+        certificates=certificates_of(workspace, loaded),
     )
     with network as lab:
         yield Pair(lab, {c.name: c for c in claims.all_claims(profile)}, workspace)

@@ -48,7 +48,7 @@ def asked(release: str = "24.10.8", status: int = 200, **arrives: Any) -> Outcom
         return SimpleNamespace(status=code, seen_header=lambda name: seen.get(name.lower()) if code == 200 else None)
 
     profile = weighted(1, 1).model_copy(update={"release": Release.parse(release)})
-    lab = SimpleNamespace(profile=profile, client_for=lambda endpoint: POINT, get=get)
+    lab = SimpleNamespace(profile=profile, client_for=lambda *_: POINT, get=get)
     return haproxy.client_address(cast(LabNetwork, lab), "web")
 
 

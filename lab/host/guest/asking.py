@@ -7,7 +7,6 @@ time-out and a fresh connection, so that what is measured is the network and not
 from __future__ import annotations
 
 import math
-import socket
 import time
 from collections.abc import Callable, Sequence
 
@@ -17,6 +16,8 @@ from guest.tries import KINDS, HttpTry, Outcome, Target, TcpTry, UdpTry
 TYPE_CHECKING = False  # what typing says as well; importing it would cost a tenth of the start under emulation
 if TYPE_CHECKING:
     from typing import Any
+
+    from guest.tries import Line
 
 _MOST_TRIES = 200_000
 _SCANS_AT_ONCE = 64
@@ -131,31 +132,31 @@ class Load:
         for _ in range(min(at_once, requests)):
             self._next(None)
 
-    def _next(self, kept: socket.socket | None) -> None:
+    def _next(self, kept: Line | None) -> None:
         if self._left == 0:
             if kept is not None:
-                kept.close()
+                kept[0].close()
             return
         self._left -= 1
         target = self._targets[self._sent % len(self._targets)] if kept is None else self._targets[0]
         self._sent += 1
         self._begin(target, kept)
 
-    def _begin(self, target: Target, kept: socket.socket | None) -> None:
+    def _begin(self, target: Target, kept: Line | None) -> None:
         def ended(outcome: Outcome) -> None:
-            sock = attempt.sock if self._keep and not outcome.error else None
+            line = attempt.line if self._keep and not outcome.error and attempt.sock is not None else None
             if outcome.error in ("reset", "ended without an answer") and outcome.reused:
                 # The server closed a connection that was idle (RFC 9112, 9.3.1): ask again over a new one.
                 self._begin(target, None)
                 return
             self._rows.append([*outcome.row(), outcome.reused])
             if len(self._rows) == self._wanted:
-                if sock is not None:
-                    sock.close()
+                if line is not None:
+                    line[0].close()
                 self._done({"rows": self._rows})
             else:
                 # Not at once: an error that comes without waiting would recurse as deep as there are requests.
-                self.loop.after(0, lambda: self._next(sock))
+                self.loop.after(0, lambda: self._next(line))
 
         attempt = HttpTry(self.loop, target, self._timeout_s, ended, kept, keep=self._keep)
         attempt.start()
@@ -212,4 +213,5 @@ def in_full(outcome: Outcome) -> dict[str, Any]:
         "headers": outcome.headers,
         "body": outcome.body.decode(errors="replace"),
         "local": outcome.local,
+        "tls": outcome.tls,
     }

@@ -3,7 +3,6 @@ which anything can be said at any time, and on which everything that comes is co
 
 from __future__ import annotations
 
-import socket
 import time
 from collections.abc import Callable
 
@@ -16,6 +15,8 @@ TYPE_CHECKING = False  # what typing says as well; importing it would cost a ten
 if TYPE_CHECKING:
     from typing import Any
 
+    from guest.tries import Line
+
 _KEPT = 400
 """Bytes of what came first, and of what came last over a call, that are kept to be told."""
 
@@ -25,7 +26,7 @@ class Kept:
 
     def __init__(self, loop: Loop) -> None:
         self._loop = loop
-        self._idle: dict[int, socket.socket] = {}
+        self._idle: dict[int, Line] = {}
         self._calls: dict[int, Call] = {}
         self._count = 0
 
@@ -43,7 +44,7 @@ class Kept:
 
         def ended(outcome: Outcome) -> None:
             if attempt.sock is not None:
-                self._idle[number] = attempt.sock
+                self._idle[number] = attempt.line
             done(in_full(outcome) | {"connection": number if attempt.sock is not None else 0})
 
         attempt = HttpTry(self._loop, target, timeout_s, ended, kept, keep=True)
@@ -69,9 +70,10 @@ class Kept:
         if call is not None:
             call.hang_up(reset=reset)
             return
-        sock = self._idle.pop(number, None)
-        if sock is None:
+        line = self._idle.pop(number, None)
+        if line is None:
             return
+        sock = line[0]
         if reset:
             reset_at_close(sock)
         sock.close()
@@ -109,7 +111,7 @@ class Call(StreamTry):
         """Send something more. Raises ValueError if the connection has ended."""
         if self.sock is None:
             raise ValueError(f"that connection has ended: {self.outcome.error}")
-        self._out += data
+        self.queue(data)
         if self.outcome.connected_s is not None:
             try:
                 self._send()

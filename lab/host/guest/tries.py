@@ -18,6 +18,15 @@ from guest.loop import READ, WRITE, Loop
 from guest.servers import SERVER_HEADER, plain, reset_at_close
 from guest.wire import Malformed, Message
 
+TYPE_CHECKING = False  # what typing says as well; importing it would cost a tenth of the start under emulation
+if TYPE_CHECKING:
+    from typing import Any
+
+    from guest.tls import ClientSession
+
+    Line = tuple[socket.socket, ClientSession | None]
+    """A connection that is kept: its socket, and TLS on it."""
+
 _WORDS = {
     errno.ECONNREFUSED: "refused",
     errno.ECONNRESET: "reset",
@@ -35,7 +44,8 @@ class Target:
     """What is asked: `kind` is http, tcp, udp or icmp.
 
     `payload` is what is sent. `lines` (tcp): that many lines make an answer; 0 means that being connected does.
-    `source` binds the client's address. `accept` is the range of statuses that count as an answer.
+    `source` binds the client's address. `accept` is the range of statuses that count as an answer. `tls`: http and tcp
+    inside of TLS, as `guest.tls.ClientSession` has it.
     """
 
     def __init__(
@@ -48,6 +58,7 @@ class Target:
         lines: int = 0,
         head_only: bool = False,
         accept: tuple[int, int] = (0, 999),
+        tls: dict[str, Any] | None = None,
     ) -> None:
         self.kind = kind
         self.address = address
@@ -57,6 +68,7 @@ class Target:
         self.lines = lines
         self.head_only = head_only
         self.accept = accept
+        self.tls = tls
 
     def from_source(self, source: str) -> Target:
         """The same from another address of the client's."""
@@ -76,7 +88,19 @@ class Outcome:
     """How a try went. Times are seconds on the monotonic clock; `error` is "" for an answer."""
 
     __slots__ = (
-        *("body", "connected_s", "ended_s", "error", "headers", "local", "reused", "server", "started_s", "status"),
+        *(
+            "body",
+            "connected_s",
+            "ended_s",
+            "error",
+            "headers",
+            "local",
+            "reused",
+            "server",
+            "started_s",
+            "status",
+            "tls",
+        ),
     )
 
     def __init__(self, started_s: float) -> None:
@@ -90,6 +114,7 @@ class Outcome:
         self.body = b""
         self.local = ("", 0)
         self.reused = False
+        self.tls: dict[str, Any] = {}
 
     def row(self) -> list[object]:
         """The short form for long lists: start, end, connected (milliseconds), error, status, server."""
@@ -182,11 +207,13 @@ class StreamTry(Try):
         target: Target,
         timeout_s: float,
         done: Callable[[Outcome], None],
-        kept: socket.socket | None = None,
+        kept: Line | None = None,
     ) -> None:
         super().__init__(loop, target, timeout_s, done)
-        self.sock = kept
-        self._out = target.payload
+        self._tls: ClientSession | None = None
+        if kept is not None:
+            self.sock, self._tls = kept
+        self._out = b""
 
     def open(self) -> None:
         """Connect, or go on with a kept connection."""
@@ -213,11 +240,20 @@ class StreamTry(Try):
                 self._send()
             else:
                 data = self.sock.recv(65536)
-                self.take(data)
+                if self._tls is None:
+                    self.take(data)
+                else:
+                    self._decrypt(data)
         except BlockingIOError:
             return
         except (OSError, Malformed) as cause:
             self.fail(cause if isinstance(cause, OSError) else str(cause))
+
+    @property
+    def line(self) -> Line:
+        """The connection, to be kept."""
+        assert self.sock is not None
+        return self.sock, self._tls
 
     @abstractmethod
     def take(self, data: bytes) -> None:
@@ -232,12 +268,55 @@ class StreamTry(Try):
         self.outcome.connected_s = time.monotonic()
         name = self.sock.getsockname()
         self.outcome.local = (plain(name[0]), name[1])
+        if self.target.tls is not None and self._tls is None:
+            from guest.tls import ClientSession
+
+            self._tls = ClientSession(self.target.tls)
+            self._tls.take(b"")  # begins
+            self._out = self._tls.pending
+        else:
+            if self._tls is not None:
+                self.outcome.tls = self._tls.facts()
+            self.queue(self.target.payload)
+        self._go_on()
+        if self.settled() and self._tls is None:
+            self.finish()
+
+    def queue(self, data: bytes) -> None:
+        """Plain bytes for the other side."""
+        if self._tls is not None:
+            self._tls.say(data)
+            data = self._tls.pending
+        self._out += data
+
+    def _decrypt(self, data: bytes) -> None:
+        """Bytes of TLS: the handshake goes on, or what they say in plain is taken."""
+        assert self._tls is not None
+        before = self._tls.agreed
+        said, ended = self._tls.take(data)
+        self._out += self._tls.pending
+        if self._tls.agreed and not before:
+            self.outcome.tls = self._tls.facts()
+            if self.settled():
+                self.finish()
+                return
+            self.queue(self.target.payload)
+        if not self._tls.agreed and not data:
+            self.fail("tls: the other side ended before anything was agreed")
+            return
+        if said:
+            self.take(said)
+        if self.sock is not None and (ended or not data):
+            self.take(b"")
+        if self.sock is not None and self._out:
+            self._send()
+
+    def _go_on(self) -> None:
+        assert self.sock is not None
         if self._out:
             self._send()
         else:
             self.loop.watch(self.sock.fileno(), READ, self.ready)
-        if self.settled():
-            self.finish()
 
     def _send(self) -> None:
         assert self.sock is not None
@@ -255,7 +334,7 @@ class HttpTry(StreamTry):
         target: Target,
         timeout_s: float,
         done: Callable[[Outcome], None],
-        kept: socket.socket | None = None,
+        kept: Line | None = None,
         *,
         keep: bool = False,
     ) -> None:

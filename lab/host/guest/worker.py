@@ -233,6 +233,7 @@ def _target(given: Given) -> Target:
         given.get("lines", 0),
         head_only,
         (low, high),
+        given.get("tls"),
     )
 
 

@@ -22,6 +22,7 @@ from ndakit.image.artifacts import Artifact, ImageNotBuilt, images_of
 from ndakit.lab import host, server_ports
 from ndakit.lab.network import LabNetwork
 from ndakit.lab.pace import Pace
+from ndakit.load.certificates import certificates_of
 from ndakit.load.load import Loaded
 from ndakit.machine import accelerator
 from ndakit.machine.boot_image import boot_images
@@ -161,6 +162,7 @@ def _judge(
         network = LabNetwork(
             profile, boot_images(profile, built), run_dir, image,
             templates=workspace.templates, identity=identity, pages=pages, tell=show.tell,
+            certificates=certificates_of(workspace, loaded),
         )  # fmt: skip
         started_s = time.monotonic()
         try:

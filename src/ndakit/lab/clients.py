@@ -14,10 +14,11 @@ from typing import Literal, NamedTuple
 
 from ndakit.core.addresses import authority
 from ndakit.core.errors import VerifyError
-from ndakit.lab.host import Answer, Host, HostService, Load, Poller, SshProbe, Watch, Web
+from ndakit.lab.host import Answer, Host, HostService, Load, Poller, SshProbe, TlsWanted, Watch, Web
 from ndakit.lab.host.request import text
 from ndakit.lab.plan import LabPlan, VantagePoint
 from ndakit.lab.server_ports import ServerPort, path_asked
+from ndakit.load.certificates import CertificateBundle
 from ndakit.model import Address, Endpoint, Profile
 from ndakit.model.checks.base import Kind, Speaks
 from ndakit.model.links import WayOut
@@ -173,8 +174,17 @@ class RunningServer:
 class LabPeople:
     """The hosts of a lab as people use them; `hosts` and `servers` are filled when the lab's machines run."""
 
-    def __init__(self, profile: Profile, plan: LabPlan, identity: str | None, tell: Callable[[str], None]) -> None:
+    def __init__(
+        self,
+        profile: Profile,
+        plan: LabPlan,
+        identity: str | None,
+        tell: Callable[[str], None],
+        certificates: Mapping[str, CertificateBundle] | None = None,
+    ) -> None:
         self.profile = profile
+        self.certificates = certificates or {}
+        """The certificates that the profile's services are to show, by the names of their secrets."""
         self.plan = plan
         self.identity = identity
         self.tell = tell
@@ -207,10 +217,10 @@ class LabPeople:
 
     def _answers_neighbours(self, endpoint: Endpoint, service: str) -> bool:
         found = self.profile.services[service]
-        servers = self.profile.pools[found.pool].servers.values()
-        return found.returning and any(
-            self.profile.network_of(a) == endpoint.network for s in servers for a in s.address
-        )
+        if not found.returning:
+            return False
+        servers = self.profile.pools[found.main_pool].servers.values()
+        return any(self.profile.network_of(a) == endpoint.network for s in servers for a in s.address)
 
     def get(
         self,
@@ -222,10 +232,38 @@ class LabPeople:
         headers: Mapping[str, str] | None = None,
     ) -> Answer:
         """One HTTP request."""
-        url = f"http://{authority(address, port)}{path or self.path}"
+        scheme, tls = self._asked_by("http", address, port)
+        url = f"{scheme}://{authority(address, port)}{path or self.path}"
         source = self._source(point, address)
         asked = self.by_name(address, port) | dict(headers or {})
-        return self._host(point).get(url, headers=asked, source=source, timeout_s=REQUEST_TIMEOUT_S)
+        return self._host(point).get(url, headers=asked, source=source, timeout_s=REQUEST_TIMEOUT_S, tls=tls)
+
+    def handshake(self, point: VantagePoint, address: Address, port: int, wanted: TlsWanted) -> Answer:
+        """A TLS handshake, and nothing more: what was agreed, or why nothing was."""
+        return self._host(point).ask(
+            f"tls://{authority(address, port)}", source=self._source(point, address), lines=0,
+            timeout_s=REQUEST_TIMEOUT_S, tls=wanted,
+        )  # fmt: skip
+
+    def _asked_by(self, kind: str, address: Address, port: int) -> tuple[str, TlsWanted]:
+        """The scheme of a URL for what is spoken at an address, and how TLS is asked for if it is there."""
+        for name, service in self.profile.services.items():
+            if service.tls is None or not service.has_port(port):
+                continue
+            if any(e.address == address for e in self.profile.endpoints(name)):
+                scheme = {"http": "https", "tcp": "tls"}.get(kind, kind)
+                return scheme, TlsWanted(self.name_asked(name))
+        return kind, TlsWanted()
+
+    def name_asked(self, service: str) -> str:
+        """The name by which a service with TLS is asked: one whose requests go to its own pool, else one of its first
+        certificate; empty if neither has one."""
+        found = self.profile.services[service]
+        if found.own_name is not None:
+            return found.own_name
+        first = self.certificates.get(found.tls.certificates[0].secret) if found.tls is not None else None
+        names = (name.replace("*", "any", 1) for name in (first.names if first is not None else ()))
+        return next((name for name in names if not name[-1].isdigit() and ":" not in name), "")
 
     def by_name(self, address: Address, port: int) -> dict[str, str]:
         """The Host header of who asks a service by the name that leads to its own pool; empty where it has no names."""
@@ -245,14 +283,15 @@ class LabPeople:
         shares: Counter[str] = Counter()
         errors: list[str] = []
         kind = _scheme(self._kind(pool, port, transport))
-        url = f"{kind}://{authority(address, port)}"
+        scheme, tls = self._asked_by(kind, address, port)
+        url = f"{scheme}://{authority(address, port)}"
         total = 0
         if kind == "http":
             for batch in _batches(requests, BATCH):
                 total += batch
                 found: Load = host.load(
                     f"{url}{self.path}", batch, at_once=1, sources=[source], timeout_s=REQUEST_TIMEOUT_S,
-                    headers=self.by_name(address, port),
+                    headers=self.by_name(address, port), tls=tls,
                 )  # fmt: skip
                 for attempt in found.tries:
                     if attempt.ok and attempt.status == 200:
@@ -265,7 +304,7 @@ class LabPeople:
         else:
             for _ in range(requests):
                 total += 1
-                answer = host.ask(url, b"who\n", source=source, timeout_s=REQUEST_TIMEOUT_S)
+                answer = host.ask(url, b"who\n", source=source, timeout_s=REQUEST_TIMEOUT_S, tls=tls)
                 if answer.ok:
                     label = answer.server or answer.body.strip()
                     shares[names.get(label, label)] += 1
@@ -281,7 +320,7 @@ class LabPeople:
         name, endpoint, port = service_port
         service = self.profile.services[name]
         point = self.client_for(endpoint, name)
-        return self.load(point, endpoint.address, port, service.pool, requests, service.transport)
+        return self.load(point, endpoint.address, port, service.main_pool, requests, service.transport)
 
     def outside(self, way: WayOut) -> tuple[VantagePoint, Address]:
         """Who gets out by a way out, and the web server that they ask there. Raises LabLacks if nobody can."""
@@ -307,7 +346,7 @@ class LabPeople:
             return Watch(*asked)
         name, _, port = service_port
         service = self.profile.services[name]
-        if _scheme(self._kind(service.pool, port, service.transport)) != "http":
+        if _scheme(self._kind(service.main_pool, port, service.transport)) != "http":
             return Watch(self.poller(service_port, interval_s))
         pages_s = max(REQUEST_INTERVAL_S, interval_s)
         return Watch(self.poller(service_port, pages_s), self._poller(service_port, "tcp", interval_s))
@@ -316,7 +355,7 @@ class LabPeople:
         """Ask a service who answers, over fresh connections, until the context ends."""
         name, _, port = service_port
         service = self.profile.services[name]
-        kind = _scheme(self._kind(service.pool, port, service.transport))
+        kind = _scheme(self._kind(service.main_pool, port, service.transport))
         return self._poller(service_port, kind, interval_s, lines=1 if kind == "tcp" else 0)
 
     def _poller(self, service_port: ServicePort, kind: str, interval_s: float, lines: int = 0) -> Poller:
@@ -326,13 +365,16 @@ class LabPeople:
     def _poll(
         self, point: VantagePoint, address: Address, port: int, kind: str, interval_s: float, lines: int = 0
     ) -> Poller:
+        # Whether somebody takes a connection is seen without TLS as well.
+        scheme, tls = (kind, TlsWanted()) if kind == "tcp" and not lines else self._asked_by(kind, address, port)
         return self._host(point).poller(
-            f"{kind}://{authority(address, port)}" + (self.path if kind == "http" else ""),
+            f"{scheme}://{authority(address, port)}" + (self.path if kind == "http" else ""),
             interval_s=interval_s,
             timeout_s=PAGE_TIMEOUT_S if kind == "http" else POLL_TIMEOUT_S,
             source=self._source(point, address),
             lines=lines,
             headers=self.by_name(address, port) if kind == "http" else (),
+            tls=tls,
         )
 
     def client_seen(self, point: VantagePoint, address: Address, port: int, pool: str) -> str:
@@ -342,16 +384,17 @@ class LabPeople:
             asked = self.get(point, address, port)
             return str(asked.seen.get("client", "")) or f"nobody: {asked.error}"
         question = b"HELO lab.invalid\r\n" if kind == "smtp" else b"client?\n"
+        scheme, tls = self._asked_by("tcp", address, port)
         answer = self._host(point).ask(
-            f"tcp://{authority(address, port)}", question,
-            source=self._source(point, address), lines=2, timeout_s=REQUEST_TIMEOUT_S,
+            f"{scheme}://{authority(address, port)}", question,
+            source=self._source(point, address), lines=2, timeout_s=REQUEST_TIMEOUT_S, tls=tls,
         )  # fmt: skip
         return answer.body.split()[-1] if answer.ok else f"nobody: {answer.error}"
 
     def speaks(self, service: str, port: int) -> Kind:
         """What the lab's servers speak behind a service's port."""
         found = self.profile.services[service]
-        return self._kind(found.pool, port, found.transport)
+        return self._kind(found.main_pool, port, found.transport)
 
     def _kind(self, pool: str, port: int, transport: str) -> Kind:
         """What a pool's servers in the lab speak on a service's port: http (also behind tcp), smtp, tcp, udp."""

@@ -27,6 +27,7 @@ from ndakit.lab.pace import Meter
 from ndakit.lab.plan import PlannedHost, VantagePoint, plan
 from ndakit.lab.server_ports import asked_ports, need_pages
 from ndakit.lab.switch import Switch, SwitchPort
+from ndakit.load.certificates import CertificateBundle
 from ndakit.machine import saved, vm
 from ndakit.machine.accelerator import Accelerator, probe
 from ndakit.machine.boot_image import BootImage, mac_of
@@ -70,13 +71,16 @@ class LabNetwork(LabNodes):
         templates: Sequence[Path],
         identity: str | None = None,
         pages: Mapping[str, bytes] | None = None,
+        certificates: Mapping[str, CertificateBundle] | None = None,
         tell: Callable[[str], None] = lambda text: None,
     ) -> None:
-        """`pages`: MD5 digest → the page that a check knows by it. Raises PageMissing if one is not there."""
-        super().__init__(profile, plan(profile), identity, tell)
+        """`pages`: MD5 digest → the page that a check knows by it; `certificates`: those that services with TLS are to
+        show, by the names of their secrets. Raises PageMissing if a page is not there."""
+        super().__init__(profile, plan(profile), identity, tell, certificates)
         self._pages = pages or {}
         need_pages(profile, self._pages)
-        self._certificate = certificate() if any(p.check.encrypted for p in profile.pools.values()) else ""
+        by_tls = any(p.check.encrypted or p.speaks_tls for p in profile.pools.values())
+        self._certificate = certificate() if by_tls else ""
         self.boot_s: dict[str, float] = {}
         self.accelerator: Accelerator = probe()
         self._images = images

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
@@ -17,6 +17,7 @@ from ndakit.core.names import pool_of_backend
 from ndakit.lab.clients import LabNotReady, LabPeople
 from ndakit.lab.host import Watch
 from ndakit.lab.plan import LabPlan
+from ndakit.load.certificates import CertificateBundle
 from ndakit.machine import vm
 from ndakit.machine.console import Console
 from ndakit.model import Address, Profile
@@ -33,8 +34,15 @@ _Answer = TypeVar("_Answer")
 class LabNodes(LabPeople):
     """The people of a lab, and the nodes that they use: one virtual machine each."""
 
-    def __init__(self, profile: Profile, plan: LabPlan, identity: str | None, tell: Callable[[str], None]) -> None:
-        super().__init__(profile, plan, identity, tell)
+    def __init__(
+        self,
+        profile: Profile,
+        plan: LabPlan,
+        identity: str | None,
+        tell: Callable[[str], None],
+        certificates: Mapping[str, CertificateBundle] | None = None,
+    ) -> None:
+        super().__init__(profile, plan, identity, tell, certificates)
         self._nodes: dict[str, vm.Vm] = {}
 
     # -- one node ------------------------------------------------------------------------------------------------------
@@ -81,7 +89,7 @@ class LabNodes(LabPeople):
 
     def ipvs_trouble(self, node: str) -> str:
         """Which servers IPVS leaves out on a node; empty if none."""
-        pools = {self.profile.services[s].pool for s in self.profile.ipvs_services}
+        pools = {self.profile.services[s].main_pool for s in self.profile.ipvs_services}
         if not pools:
             return ""
         there = self.facts(node).virtual_servers()

@@ -119,7 +119,10 @@ def ports_of(profile: Profile, pool: str, server: str) -> tuple[ServerPort, ...]
     found: list[ServerPort] = []
     for service in (profile.services[s] for s in profile.services_of(pool)):
         kind, matters = _of_service(service.transport, service.protocol, shows_client=service.shows_client)
-        found += [ServerPort(number, kind, matters) for number in _numbers(profile, pool, server, service)]
+        tls = profile.pools[pool].speaks_tls
+        if tls and kind == "tcp":
+            kind, matters = "http", NEEDED  # the lab's servers speak TLS with HTTP inside
+        found += [ServerPort(number, kind, matters, tls=tls) for number in _numbers(profile, pool, server, service)]
     for number in asked_ports(profile, pool, server):
         datagrams = any(p.datagrams for p in found if p.number == number)
         found += [ServerPort.speaking(number, what) for what in check.offered(datagrams=datagrams)]

@@ -22,6 +22,9 @@ from cryptography.x509.oid import ExtendedKeyUsageOID
 
 from ndakit.core import pem
 from ndakit.core.mistakes import KeyPath, dotted, listing, show
+from ndakit.core.workspace import Workspace
+from ndakit.load import secrets
+from ndakit.load.loaded import Loaded
 
 if TYPE_CHECKING:
     from ndakit.model import Profile, SecretRef
@@ -192,6 +195,14 @@ def wanted(profile: Profile) -> tuple[SecretRef, ...]:
     """The certificates that services of a profile name, each once."""
     ending = [service.tls for service in profile.services.values() if service.tls is not None]
     return tuple({one.secret: one for tls in ending for one in tls.certificates}.values())
+
+
+def certificates_of(workspace: Workspace, loaded: Loaded) -> dict[str, CertificateBundle]:
+    """What clients are to be shown, by the names of the secrets: public parts only. Raises what resolving secrets
+    raises, and Unusable."""
+    named = wanted(loaded.profile)
+    held = secrets.resolve(workspace, loaded) if named else secrets.NONE
+    return {reference.secret: read(held[reference.secret].reveal()) for reference in named}
 
 
 def names_wanted(profile: Profile, secret: str) -> tuple[str, ...]:

@@ -48,6 +48,7 @@ EXAMPLES: Mapping[str, str] = {
     "secret": "secret: name",
     "certificates": "certificates: [{secret: shop.pem}]",
     "ca": "ca: partners.pem",
+    "redirect": "redirect: https",
     "vips": "vips: {www: {network: lan, address: 192.0.2.10}}",
     "pools": "pools: {web: {check: http, servers: {web1: 192.0.2.21}}}",
     "services": "services: {web: {vip: www, port: 80, protocol: http, pool: web}}",

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import re
-from typing import Annotated, ClassVar, Self
+from typing import Annotated, ClassVar, Literal, Self
 
 from pydantic import AfterValidator, BeforeValidator, Field, WithJsonSchema, model_validator
 
 from ndakit.core.names import Name, ServiceName
-from ndakit.model.base import Model, as_list, mistake
+from ndakit.model.base import Bool, Model, as_list, mistake
 
 HOST_REGEX_MAX = 200
 TARPIT_S = 30.0
@@ -54,6 +54,10 @@ def covers(pattern: str, name: str) -> bool:
 def matches(expressions: tuple[str, ...], name: str) -> bool:
     """True if one of the expressions is in a name, as HAProxy looks for it."""
     return any(re.search(expression, name, re.IGNORECASE) for expression in expressions)
+
+
+def _status(value: object) -> object:
+    return int(value) if isinstance(value, str) and value.isascii() and value.isdigit() and len(value) == 3 else value
 
 
 class HostRoute(Model):
@@ -106,3 +110,46 @@ class HostRoute(Model):
             if twice := next((v for v in values if values.count(v) > 1), None):
                 raise mistake("route-twice", "'{got}' is there twice", got=twice, fix="name it once")
         return self
+
+
+_URL = re.compile(r"(https?)://([a-z0-9.-]+|\[[0-9a-f:.]+\])(?::([0-9]{1,5}))?(/[A-Za-z0-9._~!$&()*+,;=:@/-]{0,200})?")
+
+
+def _target(value: str) -> str:
+    """`https`, or a URL of plain characters: everything else would have to be written for HAProxy's log format."""
+    if value == "https":
+        return value
+    found = _URL.fullmatch(value)
+    if found is None or (found[3] is not None and not 1 <= int(found[3]) <= 65535):
+        raise mistake(
+            "redirect-target", "'{got}' is no place to redirect to", got=value[:60],
+            fix="write https, or a URL such as https://www.example.com, in lower case and without % and ?",
+        )  # fmt: skip
+    return value
+
+
+class Redirect(Model):
+    """Where all requests of a service are sent to."""
+
+    short_form: ClassVar[str | None] = "to"
+
+    to: Annotated[str, AfterValidator(_target)]
+    """`https`: the name that the client asked for, over TLS, at the port of the service with `tls` on the same VIP. Or
+    a URL: `https://www.example.com`, with a path if need be."""
+    keep_path: Bool = True
+    """The path and query of the request go behind `to`."""
+    status: Annotated[Literal[301, 302, 303, 307, 308], BeforeValidator(_status)] = 301
+    """301 and 308: for good, browsers remember it. 302, 303 and 307: for now. 307 and 308 keep method and body."""
+
+    @property
+    def to_https(self) -> bool:
+        """True if the same name is asked for again, over TLS."""
+        return self.to == "https"
+
+    @property
+    def goal(self) -> tuple[str, str, int]:
+        """Scheme, host and port of a URL. Raises ValueError for `https`."""
+        found = _URL.fullmatch(self.to)
+        if found is None:
+            raise ValueError("no URL")
+        return found[1], found[2], int(found[3] or {"http": 80, "https": 443}[found[1]])

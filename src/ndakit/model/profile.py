@@ -349,6 +349,24 @@ class Profile(Model):
                     pool = sorry.pool if sorry is not None else None
         return {pool: tuple(names) for pool, names in found.items()}
 
+    @property
+    def served(self) -> tuple[str, ...]:
+        """The services behind which there are servers: all but those that redirect."""
+        return tuple(name for name, service in self.services.items() if service.pool is not None)
+
+    def https_port(self, address: Address) -> int | None:
+        """The port at which an http service ends TLS on an address: 443 if it is one, else the lowest."""
+        ports = [
+            low
+            for name, service in self.services.items()
+            if service.tls is not None and service.protocol == "http" and set(service.vip) <= self.vips.keys()
+            for endpoint in self.endpoints(name)
+            if endpoint.address == address
+            for low, high in endpoint.ports
+            for low in ([443] if low <= 443 <= high else [low])
+        ]
+        return 443 if 443 in ports else min(ports, default=None)
+
     def carried_services(self, engine: Engine) -> tuple[str, ...]:
         """The services that an engine carries."""
         return self._carried.get(engine.name, ())

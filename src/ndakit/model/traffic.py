@@ -32,7 +32,7 @@ from ndakit.model.base import (
 )
 from ndakit.model.checks import AnyCheck, TcpCheck
 from ndakit.model.engines import HAPROXY, Engine, carrier
-from ndakit.model.http import HostRoute, covers
+from ndakit.model.http import HostRoute, Redirect, covers
 from ndakit.model.tls import Tls, ToServers
 
 Balance = Literal[
@@ -264,7 +264,6 @@ class Service(Model):
     """Something clients reach on a VIP: address, port, topology and the pool behind it."""
 
     planned: ClassVar = {
-        "redirect": "redirects",
         "headers": "changing headers",
         "engine": "the program that carries the service",
         "raw": "the escape hatch",
@@ -304,8 +303,11 @@ class Service(Model):
     tls: Tls | None = None
     """Clients speak TLS, and it ends here (topology proxy or tproxy): their requests are https, and with protocol tcp
     whatever is inside of TLS. Servers get what `to_servers` of the pool says."""
-    pool: Name
-    """Where requests go."""
+    pool: Name | None = None
+    """Where requests go; left out where `redirect` answers all of them."""
+    redirect: Redirect | None = None
+    """http: every request is answered with a redirect, and no server is asked: `https` leads to the same name, path and
+    query over TLS; a mapping leads elsewhere."""
     routes: tuple[HostRoute, ...] = ()
     """http: requests for some names go to other pools, in this order: the first route that holds counts. What no route
     is for goes to `pool`."""
@@ -320,6 +322,23 @@ class Service(Model):
     persistence: Persistence | None = None
     """A client keeps its server; default: the pool's."""
 
+    @model_validator(mode="after")
+    def _pool_or_redirect(self) -> Self:
+        if self.redirect is not None and (self.protocol != "http" or self.topology != "proxy"):
+            raise mistake(
+                "redirect-needs-http", "'redirect' needs protocol http and topology proxy, and this service is {got}",
+                got=f"{self.protocol}, {self.topology}", fix="write protocol: http, and leave topology out",
+            )  # fmt: skip
+        if self.pool is None and self.redirect is None:
+            raise mistake("missing-key", "'pool' is missing", fix="add pool: NAME, or redirect: https")
+        stated = "pool" if self.pool is not None else "routes" if self.routes else None
+        if self.redirect is not None and stated is not None:
+            raise mistake(
+                "redirect-and-pool", "'redirect' answers every request, and '{got}' is stated as well", got=stated,
+                fix="keep one of the two",
+            )  # fmt: skip
+        return self
+
     @field_validator("timeouts")
     @classmethod
     def _tunnel_of_http(cls, value: Timeouts, info: ValidationInfo) -> Timeouts:
@@ -333,7 +352,15 @@ class Service(Model):
     @property
     def pools(self) -> tuple[str, ...]:
         """Every pool that its requests can go to, its own first; not those that stand in for them."""
-        return tuple(dict.fromkeys((self.pool, *(route.pool for route in self.routes))))
+        own = () if self.pool is None else (self.pool,)
+        return tuple(dict.fromkeys((*own, *(route.pool for route in self.routes))))
+
+    @property
+    def main_pool(self) -> str:
+        """The pool of its own. Raises ValueError for a service that redirects: it has none."""
+        if self.pool is None:
+            raise ValueError("a service that redirects has no pool")
+        return self.pool
 
     def pool_for(self, name: str) -> str | None:
         """The pool that requests for a name go to; None if they are turned away."""

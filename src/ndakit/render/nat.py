@@ -141,7 +141,7 @@ def server_sockets(profile: Profile, name: str) -> list[tuple[Address, str]]:
     """Address and port (or ports) of every server that can answer for a service that the kernel balances."""
     service = profile.services[name]
     versions = dict.fromkeys(e.address.version for e in profile.endpoints(name))
-    pools = [profile.pools[service.pool]]
+    pools = [profile.pools[service.main_pool]]
     if pools[0].sorry is not None and pools[0].sorry.pool is not None:
         pools.append(profile.pools[pools[0].sorry.pool])
     several = service.several

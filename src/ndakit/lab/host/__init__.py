@@ -24,6 +24,7 @@ from ndakit.lab.host.measure import (
     gaps,
 )
 from ndakit.lab.host.poller import Poller, Watch
+from ndakit.lab.host.request import TlsWanted
 from ndakit.lab.host.spec import Behaviour, HostInterface, HostSpec
 
 __all__ = [
@@ -50,6 +51,7 @@ __all__ = [
     "Poller",
     "ProgramResult",
     "SshProbe",
+    "TlsWanted",
     "Try",
     "Watch",
     "Watched",

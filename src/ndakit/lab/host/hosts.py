@@ -23,7 +23,7 @@ from ndakit.lab.host.channel import MARGIN_S, OWN, QUICK_S, Channel
 from ndakit.lab.host.connections import Call, Held
 from ndakit.lab.host.measure import Answer, Clock, Load, Ping, ProgramResult, SshProbe, Try, WebStats
 from ndakit.lab.host.poller import Poller
-from ndakit.lab.host.request import Address, Exchanges, Headers
+from ndakit.lab.host.request import PLAIN_WISH, Address, Exchanges, Headers, TlsWanted
 from ndakit.lab.host.spec import Behaviour, HostSpec
 
 
@@ -194,19 +194,29 @@ class Host:
         address: Address | None = None,
         source: Address = "",
         timeout_s: float = 5.0,
+        tls: TlsWanted = PLAIN_WISH,
     ) -> Answer:
         """One HTTP request over a fresh connection; a status is an answer, whichever it is.
 
-        `address` is where to connect if the URL names a host; `source` the client's own address to use.
+        `address` is where to connect if the URL names a host; `source` the client's own address to use; `tls` how an
+        https:// URL is asked for.
         """
-        target = request.http(url, method, headers, body, address, source)
+        target = request.http(url, method, headers, body, address, source, tls=tls)
         return self._in_full(target, timeout_s)
 
     def ask(
-        self, url: str, payload: bytes = b"", *, source: Address = "", lines: int = 1, timeout_s: float = 5.0
+        self,
+        url: str,
+        payload: bytes = b"",
+        *,
+        source: Address = "",
+        lines: int = 1,
+        timeout_s: float = 5.0,
+        tls: TlsWanted = PLAIN_WISH,
     ) -> Answer:
-        """One exchange: `tcp://…` (answered by `lines` lines; 0: being connected is enough), `udp://…`, `icmp://…`."""
-        return self._in_full(request.target(url, source, lines=lines, payload=payload), timeout_s)
+        """One exchange: `tcp://…` (answered by `lines` lines; 0: being connected is enough), `tls://…` (the same inside
+        of TLS), `udp://…`, `icmp://…`."""
+        return self._in_full(request.target(url, source, lines=lines, payload=payload, tls=tls), timeout_s)
 
     def hold(self, url: str, *, source: Address = "", timeout_s: float = 5.0) -> Held:
         """Open a connection by one HTTP request, and keep it."""
@@ -233,9 +243,10 @@ class Host:
         accept: tuple[int, int] = (100, 599),
         timeout_s: float = 5.0,
         give_up_s: float = 300.0,
+        tls: TlsWanted = PLAIN_WISH,
     ) -> Load:
         """That many requests, `at_once` at a time, over fresh connections or kept ones, from `sources` in turn."""
-        target = request.http(url, method, headers, b"", address, "", keep_alive=keep_alive, accept=accept)
+        target = request.http(url, method, headers, b"", address, "", keep_alive=keep_alive, accept=accept, tls=tls)
         given = self._ask(
             "load",
             within_s=give_up_s,
@@ -260,15 +271,17 @@ class Host:
         source: Address = "",
         accept: tuple[int, int] = (200, 399),
         lines: int = 0,
+        tls: TlsWanted = PLAIN_WISH,
     ) -> Poller:
-        """Start polling `http://…`, `tcp://…` (`lines` as in `ask`), `udp://…` or `icmp://…`; see Poller.
+        """Start polling `http://…`, `https://…`, `tcp://…` or `tls://…` (`lines` as in `ask`), `udp://…` or `icmp://…`;
+        see Poller.
 
         `accept` is the range of HTTP statuses that count as an answer.
         """
         if url.startswith("http"):
-            target = request.http(url, method, headers, b"", address, source, accept=accept)
+            target = request.http(url, method, headers, b"", address, source, accept=accept, tls=tls)
         else:
-            target = request.target(url, source, lines=lines, payload=b"poll\n")
+            target = request.target(url, source, lines=lines, payload=b"poll\n", tls=tls)
         who = self._channel.ask(OWN, "fork", host=self.name, urgent=True)["who"]
         return Poller(self._channel, who, target, interval_s, timeout_s)
 

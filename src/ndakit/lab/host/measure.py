@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from ndakit.core import json_text
@@ -273,12 +273,14 @@ class Answer:
     headers: tuple[tuple[str, str], ...]
     body: str
     local: tuple[str, int]
+    tls: Mapping[str, str] = field(default_factory=dict)
+    """What was agreed: version ("1.3"), alpn, sha256 of the certificate in hex; empty without TLS."""
 
     @classmethod
     def of(cls, given: Mapping[str, Any]) -> Answer:
         """As the lab host sends it."""
         headers = tuple((name, value) for name, value in given["headers"])
-        return cls(Try.of(given["row"]), headers, given["body"], (given["local"][0], given["local"][1]))
+        return cls(Try.of(given["row"]), headers, given["body"], (given["local"][0], given["local"][1]), given["tls"])
 
     @property
     def ok(self) -> bool:

@@ -53,7 +53,7 @@ def closed_ports(profile: Profile) -> Iterator[Finding]:
     asked: dict[Address, list[tuple[float, str]]] = {}
     for name in profile.ipvs_services:
         service = profile.services[name]
-        pool = profile.pools.get(service.pool)
+        pool = profile.pools.get(service.main_pool)
         if pool is None or not pool.check.silence_is_good:
             continue
         endpoints = profile.endpoints(name) if all(v in profile.vips for v in service.vip) else ()
@@ -62,7 +62,7 @@ def closed_ports(profile: Profile) -> Iterator[Finding]:
         for version in sorted(set(versions)) if service.several else versions:
             for address in (s.address_of(version) for s in pool.servers.values()):
                 if address is not None:
-                    asked.setdefault(address, []).append((1 / pool.check.interval_s, service.pool))
+                    asked.setdefault(address, []).append((1 / pool.check.interval_s, service.main_pool))
     told: set[str] = set()
     for address, found in asked.items():
         total, pools = sum(rate for rate, _ in found), dict.fromkeys(name for _, name in found)
@@ -96,8 +96,8 @@ def quorums(profile: Profile) -> Iterator[Finding]:
 def sorry_servers(profile: Profile) -> Iterator[Finding]:
     """IPVS has room for one sorry server."""
     for name, service in complete_ipvs_services(profile):
-        pool = profile.pools[service.pool]
-        at: KeyPath = ("pools", service.pool, "sorry")
+        pool = profile.pools[service.main_pool]
+        at: KeyPath = ("pools", service.main_pool, "sorry")
         if pool.sorry is None:
             continue
         other = profile.pools.get(pool.sorry.pool or "")
@@ -128,7 +128,7 @@ def persistence(profile: Profile) -> Iterator[Finding]:
     for name in profile.haproxy_services:
         service, found = profile.services[name], profile.persistence(name)
         if found is not None and found.netmask_ipv6 != 128:
-            holder: KeyPath = ("services", name) if service.persistence is not None else ("pools", service.pool)
+            holder: KeyPath = ("services", name) if service.persistence is not None else ("pools", service.main_pool)
             yield error(
                 "netmask-of-release", f"service {name} counts {found.netmask_ipv6} bits of an IPv6 address, and the "
                 f"HAProxy of OpenWrt {profile.release} (1.8) has masks for IPv4 only",
@@ -140,7 +140,7 @@ def ports_together(profile: Profile) -> Iterator[Finding]:
     """Several tcp ports as one service are mostly one conversation (FTP's control and data connections), which breaks
     where each connection gets a server of its own."""
     for name, service in complete_ipvs_services(profile):
-        pool = profile.pools[service.pool]
+        pool = profile.pools[service.main_pool]
         if not service.several or service.transport != "tcp" or len(pool.servers) == 1:
             continue
         if profile.persistence(name) is None and IPVS.balance.get(pool.balance) not in IPVS.one_server:
@@ -151,7 +151,7 @@ def ports_together(profile: Profile) -> Iterator[Finding]:
                 ("services", name, "port"),
                 f"write persistence: {{type: source}} in the service, or balance: source in pool {service.pool}; if "
                 "its ports have nothing to do with each other, make a service of each",
-                other=("pools", service.pool), also=(("services", name, "persistence"), topology_of(name)),
+                other=("pools", service.main_pool), also=(("services", name, "persistence"), topology_of(name)),
             )  # fmt: skip
 
 
@@ -162,7 +162,7 @@ def returning(profile: Profile) -> Iterator[Finding]:
     if profile.standalone or not settings.preempt or profile.syncs_ipvs:  # with sync see pair.told_in_time
         return
     waits_s = settings.preempt_delay_s + 3 * settings.advert_interval_s
-    checked_s = {s.pool: profile.pools[s.pool].check.interval_s for _, s in complete_ipvs_services(profile)}
+    checked_s = {s.main_pool: profile.pools[s.main_pool].check.interval_s for _, s in complete_ipvs_services(profile)}
     pool = max(checked_s, key=lambda name: checked_s[name], default=None)
     if pool is not None and checked_s[pool] > waits_s:
         yield warning(

@@ -36,9 +36,9 @@ def _pools(profile: Profile, name: str, service: Service) -> list[str]:
     """The pool of a service, and its sorry pool; HAProxy goes on to that one's sorry pool."""
     if service.transparent:
         return list(transparent.pools(profile, name))
-    sorry = profile.pools[service.pool].sorry
+    sorry = profile.pools[service.main_pool].sorry
     other = sorry.pool if sorry is not None else None
-    return [service.pool, *([other] if other in profile.pools and other is not None else [])]
+    return [service.main_pool, *([other] if other in profile.pools and other is not None else [])]
 
 
 def _versions(profile: Profile, name: str) -> tuple[int, ...]:

@@ -23,7 +23,7 @@ def unknown_references(profile: Profile) -> Iterator[Finding]:
                 yield unknown("vip", vip, profile.vips, ("services", name, "vip", number), "vips")
         if len(set(service.vip)) != len(service.vip):
             yield error("vip-twice", f"service {name} names a VIP twice", ("services", name, "vip"), "name it once")
-        if service.pool not in profile.pools:
+        if service.pool is not None and service.pool not in profile.pools:
             yield unknown("pool", service.pool, profile.pools, ("services", name, "pool"), "pools")
         for number, route in enumerate(service.routes):
             if route.pool not in profile.pools:

@@ -34,6 +34,7 @@ from ndakit.render.engines.haproxy_tls import (
     trust_files,
 )
 from ndakit.render.engines.host_names import Condition, UnknownHosts
+from ndakit.render.engines.redirects import RedirectRule, redirect_rules
 from ndakit.render.node import NodeView
 
 SORRY_FOLDER = "/etc/ndakit"
@@ -139,12 +140,14 @@ class Frontend:
     binds: tuple[Bind, ...]
     behind_pound: bool
     """Pound asks it, and nobody else."""
-    backend: str
+    backend: str | None
     fallback_rules: tuple[FallbackRule, ...]
     routes: tuple[HostRoute, ...]
     unknown: UnknownHosts | None
     timeouts: Timeouts
     tls: FrontendTls | None
+    redirects: tuple[RedirectRule, ...]
+    """What answers every request; then there is no backend."""
     connections_max: int
     """Clients' connections at once; more of them wait in the kernel until HAProxy takes them."""
 
@@ -251,7 +254,7 @@ def sorry_file(pool: str) -> str:
 def _frontend(node: NodeView, name: str, backends: _Backends) -> Frontend:
     profile = node.profile
     service = profile.services[name]
-    backend, fallback_rules = _way(node, name, service.pool, backends)
+    backend, fallback_rules = (None, ()) if service.pool is None else _way(node, name, service.pool, backends)
     return Frontend(
         name=frontend_name(name),
         protocol=service.protocol,
@@ -263,6 +266,7 @@ def _frontend(node: NodeView, name: str, backends: _Backends) -> Frontend:
         unknown=host_names.unknown(service),
         timeouts=service.timeouts,
         tls=frontend_tls(name, service, profile.release),
+        redirects=redirect_rules(profile, name),
         connections_max=dict(service_limits(profile, node.capacity.usual_max))[name],
     )
 

@@ -190,12 +190,12 @@ def _virtual_servers(node: NodeView, name: str) -> list[VirtualServer]:
 def _virtual_server(node: NodeView, name: str, endpoint: Endpoint, mark: int | None) -> VirtualServer:
     profile, version = node.profile, endpoint.address.version
     service = profile.services[name]
-    pool = profile.pools[service.pool]
+    pool = profile.pools[service.main_pool]
     port = None if mark is not None else endpoint.ports[0][0]
     persistence = profile.persistence(name)
     return VirtualServer(
         service=name,
-        pool=service.pool,
+        pool=service.main_pool,
         address=None if mark is not None else endpoint.address,
         port=port,
         mark=mark,
@@ -241,7 +241,7 @@ def _sorry(profile: Profile, pool: Pool, version: int, port: int | None) -> Sorr
 def _real_server(
     node: NodeView, service: str, name: str, server: PoolServer, address: Address, port: int | None
 ) -> RealServer:
-    pool = node.profile.pools[node.profile.services[service].pool]
+    pool = node.profile.pools[node.profile.services[service].main_pool]
     own = None if port is None else server.port or pool.port or port
     return RealServer(
         name=name,
@@ -258,9 +258,9 @@ def _checker(node: NodeView, service: str, pool: Pool, address: Address, port: i
     """`asked`: the server has no port of its own for keepalived to ask, so that the check must name one."""
     check = pool.check
     target = check.asked_port or port or node.profile.services[service].first_port
-    words = (CHECK_SCRIPT, node.profile.services[service].pool, str(address), str(target))
+    words = (CHECK_SCRIPT, node.profile.services[service].main_pool, str(address), str(target))
     balanced = node.profile.services[service]
-    hostnames = balanced.names_for(balanced.pool)
+    hostnames = balanced.names_for(balanced.main_pool)
     own = check.host if isinstance(check, HttpCheck) else None
     named = check.needs_port and (asked or check.asked_port is not None)
     return Checker(

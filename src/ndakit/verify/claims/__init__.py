@@ -23,11 +23,12 @@ from ndakit.verify.claims import (
     ipvs,
     node,
     scheduling,
+    tls,
     traffic,
     transparent,
     wrong_answers,
 )
-from ndakit.verify.claims.base import Claim, LeftOut, Outcome, service_port
+from ndakit.verify.claims.base import Claim, LeftOut, Outcome, service_port, unanswered, unasked
 
 __all__ = ["Claim", "LeftOut", "Outcome", "all_claims", "left_out"]
 
@@ -89,6 +90,12 @@ def _about_services(profile: Profile) -> Iterator[Claim | LeftOut]:
         text = "adverts in a node's name that came through a router move no VIP"
         yield Claim(forged.name_of(profile), text, forged.forged)
     for name, service in profile.services.items():
+        yield from tls.about_service(profile, name)
+        if service.redirect is not None:
+            continue
+        if why := unasked(profile, name):
+            yield LeftOut(f"service/{name}", why)
+            continue
         text = f"{name} answers on its VIP, and every server gets its share"
         yield Claim(f"service/{name}", text, partial(traffic.service, name=name))
         yield from _ABOUT_ENGINE[service.carried_by.name](profile, name)
@@ -136,6 +143,9 @@ def _about_pools(profile: Profile) -> Iterator[Claim | LeftOut]:
         if not profile.services_of(name):
             if name not in watched_alone(profile):  # failover/empty tries those
                 yield LeftOut(f"check/{name}", "no service uses this pool")
+            continue
+        if why := unanswered(profile, name):
+            yield LeftOut(f"check/{name}", why)
             continue
         if any(profile.services[s].shows_client for s in profile.services_of(name)):
             text = f"servers of {name} have what their topology needs (./inv servers)"

@@ -49,6 +49,28 @@ class LeftOut:
     reason: str
 
 
+def unasked(profile: Profile, service: str) -> str:
+    """Why nobody in the lab can ask a service and be answered by its servers; empty if somebody can."""
+    found = profile.services[service]
+    clients = found.tls.client_certificates if found.tls is not None else None
+    if clients is not None and clients.mode == "required":
+        return "clients need a certificate of their own, and only its owner has the key"
+    return next((why for pool in found.pools if (why := unanswered(profile, pool))), "")
+
+
+def unanswered(profile: Profile, pool: str) -> str:
+    """Why a pool's servers in the lab are not taken for its own; empty if they are."""
+    towards = profile.pools[pool].to_servers
+    if towards is not None and towards.tls and towards.verify != "none":
+        return f"the lab's servers of {pool} have no certificate that its `verify` believes"
+    return ""
+
+
+def asked_services(profile: Profile) -> tuple[str, ...]:
+    """The services whose servers somebody in the lab can reach through them."""
+    return tuple(name for name in profile.served if not unasked(profile, name))
+
+
 def targets(profile: Profile, service: str) -> list[tuple[Endpoint, int]]:
     """A service's endpoints with the ports that are tried: both ends of every range."""
     return [(e, p) for e in profile.endpoints(service) for low, high in e.ports for p in dict.fromkeys((low, high))]
@@ -61,7 +83,8 @@ def first_service_port(profile: Profile, service: str) -> ServicePort:
 
 def service_port(profile: Profile, pool: str) -> ServicePort | None:
     """A service in front of a pool, with an address and port to try."""
-    return next((first_service_port(profile, name) for name, s in profile.services.items() if s.pool == pool), None)
+    named = (name for name in asked_services(profile) if profile.services[name].pool == pool)
+    return next((first_service_port(profile, name) for name in named), None)
 
 
 def reachable_addresses(lab: LabNetwork, node: str, point: VantagePoint) -> list[Address]:

@@ -15,7 +15,7 @@ from ndakit.core.deadline import Deadline, DeadlineExceeded
 from ndakit.lab.clients import LabLacks, ServicePort
 from ndakit.lab.network import SWITCH, LabNetwork, Switches
 from ndakit.model import Profile
-from ndakit.verify.claims.base import Outcome, first_service_port
+from ndakit.verify.claims.base import Outcome, asked_services, first_service_port
 from ndakit.verify.claims.failover import gap_errors, measured, poll_target, precision, unserved
 
 REQUESTS = 48
@@ -99,14 +99,14 @@ def _service_ports(profile: Profile, network: str) -> list[ServicePort]:
     here = {n for n in profile.networks if profile.base_owner(n) == network}
     outside = [
         first_service_port(profile, name)._replace(endpoint=endpoint)
-        for name in profile.services
+        for name in asked_services(profile)
         for endpoint in profile.endpoints(name)
         if endpoint.network in here and profile.services[name].transport == "tcp"
     ]
     inside = [
         first_service_port(profile, name)
-        for name, service in profile.services.items()
-        for server in profile.pools[service.pool].servers.values()
+        for name in asked_services(profile)
+        for server in profile.pools[profile.services[name].main_pool].servers.values()
         if any(profile.network_of(a) in here for a in server.address)
     ]
     return [*outside, *inside]

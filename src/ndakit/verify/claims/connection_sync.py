@@ -18,7 +18,7 @@ from ndakit.lab.host import Call, LabHostRefused
 from ndakit.lab.network import LabNetwork
 from ndakit.lab.plan import VantagePoint
 from ndakit.model import Address, Endpoint, Profile
-from ndakit.verify.claims.base import Outcome, first_service_port, targets
+from ndakit.verify.claims.base import Outcome, asked_services, first_service_port, targets
 from ndakit.verify.claims.failover import gap_bound_s
 from ndakit.verify.claims.firewall import egress_ways
 
@@ -71,7 +71,7 @@ def handed_over(profile: Profile) -> HandedOver:
         carried=tuple(_carried(profile)) if profile.syncs_ipvs else (),
         kept=tuple(
             name
-            for name, service in profile.services.items()
+            for name in asked_services(profile)
             if profile.shares_tables and name in profile.haproxy_services and profile.persistence(name) is not None
         ),
     )
@@ -135,7 +135,7 @@ class _Clients:
         order = sorted(self.servers, key=lambda client: self.servers[client]) or _clients(lab, endpoint)
         if not order:
             return [f"nobody in the lab is a client of {service}"]
-        pool = lab.profile.services[service].pool
+        pool = lab.profile.services[service].main_pool
         wrong = []
         for host, source in order:
             found = lab.load(VantagePoint(host, (source,)), endpoint.address, port, pool, 1)

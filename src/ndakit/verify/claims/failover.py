@@ -11,7 +11,7 @@ from ndakit.lab.host import Polled, Watched
 from ndakit.lab.network import LabNetwork
 from ndakit.model import Profile
 from ndakit.model.links import WayOut, ways_out
-from ndakit.verify.claims.base import Outcome, first_service_port, targets
+from ndakit.verify.claims.base import Outcome, asked_services, first_service_port, targets
 
 RETURN_POLL_S = 0.05
 """A booting node needs the processor; the handover it ends with is no emergency."""
@@ -49,7 +49,7 @@ def unserved(lab: LabNetwork) -> list[str]:
     out. The node that has just become master has served nobody before. What nobody in the lab can ask is left out: the
     service's own claim says so."""
     wrong = []
-    for name in lab.profile.services:
+    for name in asked_services(lab.profile):
         for endpoint, port in targets(lab.profile, name):
             try:
                 result = lab.ask(ServicePort(name, endpoint, port), 1)
@@ -60,7 +60,7 @@ def unserved(lab: LabNetwork) -> list[str]:
                 wrong.append(f"{name} does not answer at {at} ({result.first_error})")
             elif lab.profile.services[name].transparent:
                 point = lab.client_for(endpoint, name)
-                seen = lab.client_seen(point, endpoint.address, port, lab.profile.services[name].pool)
+                seen = lab.client_seen(point, endpoint.address, port, lab.profile.services[name].main_pool)
                 own = str(point.address(endpoint.address.version))
                 wrong += [f"a server of {name} at {at} saw {seen}, the client is {own}"] if seen != own else []
     for way in ways_out(lab.profile):
@@ -89,8 +89,8 @@ def measured(polled: Polled | Watched) -> dict[str, float | int | str]:
 def poll_target(profile: Profile) -> ServicePort | WayOut | None:
     """What is asked during a failover: the first service, on its first address and port; without services the first way
     out. None if there is nothing to ask."""
-    if profile.services:
-        return first_service_port(profile, next(iter(profile.services)))
+    if services := asked_services(profile):
+        return first_service_port(profile, services[0])
     return next(ways_out(profile), None)
 
 

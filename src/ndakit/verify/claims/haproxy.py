@@ -97,7 +97,7 @@ def client_address(lab: LabNetwork, name: str) -> Outcome:
         if seen != own:
             wrong.append(f"X-Forwarded-For is '{seen}', the client is {own}")
         proto = answer.seen_header("x-forwarded-proto")
-        if proto != "http":
+        if proto != ("http" if lab.profile.services[name].tls is None else "https"):
             wrong.append(f"X-Forwarded-Proto is '{proto}'")
         told = answer.seen_header("x-ssl-request")
         if name in lab.profile.pound_services and told != "1":

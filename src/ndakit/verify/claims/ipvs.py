@@ -52,8 +52,8 @@ def seen_by_servers(lab: LabNetwork, name: str) -> tuple[str, list[str]]:
     for endpoint, port in targets(lab.profile, name):
         point, at = lab.client_for(endpoint, name), authority(endpoint.address, port)
         own = str(point.address(endpoint.address.version))
-        for _ in range(ROUNDS * len(lab.profile.pools[service.pool].servers)):
-            seen = lab.client_seen(point, endpoint.address, port, service.pool)
+        for _ in range(ROUNDS * len(lab.profile.pools[service.main_pool].servers)):
+            seen = lab.client_seen(point, endpoint.address, port, service.main_pool)
             if seen != own:
                 wrong.append(f"a server behind {at} saw {seen}, the client is {own}")
                 break
@@ -72,7 +72,7 @@ def way_back(lab: LabNetwork, name: str) -> Outcome:
         with lab.switch.on_frame(watch.see):
             # Who has the VIP is asked anew, so that everybody who would answer does.
             lab.hosts[point.host].run(["ip", "neigh", "flush", "to", str(endpoint.address)], check=False)
-            result = lab.load(point, endpoint.address, port, service.pool, REQUESTS, service.transport)
+            result = lab.load(point, endpoint.address, port, service.main_pool, REQUESTS, service.transport)
         if result.failures:
             wrong.append(f"{result.failures} of {result.total} requests to {at} failed")
         through, past = watch.counts["balancer"], watch.counts["others"]
@@ -116,7 +116,7 @@ def persistence(lab: LabNetwork, name: str) -> Outcome:
     kept = ""
     for endpoint, port in targets(lab.profile, name):
         point, at = lab.client_for(endpoint, name), authority(endpoint.address, port)
-        result = lab.load(point, endpoint.address, port, service.pool, REQUESTS, service.transport)
+        result = lab.load(point, endpoint.address, port, service.main_pool, REQUESTS, service.transport)
         kept = ", ".join(result.shares)
         if result.failures or len(result.shares) != 1:
             wrong.append(f"{result.total} connections to {at} were answered by {kept or 'nobody'}")
@@ -174,4 +174,4 @@ def _troubles(lab: LabNetwork, pool: str, name: str, side: ServerSide) -> Iterat
 
 def _blame(lab: LabNetwork, name: str, wrong: list[str]) -> list[str]:
     """Why it may be so, if something is wrong."""
-    return server_trouble(lab, lab.profile.services[name].pool)[:3] if wrong else []
+    return server_trouble(lab, lab.profile.services[name].main_pool)[:3] if wrong else []

@@ -93,7 +93,7 @@ def drained(lab: LabNetwork, name: str) -> Outcome:
 def _without_weight(lab: LabNetwork, ahead: ServicePort, server: str) -> Iterator[None]:
     """A server without weight on the master for a while (docs/topologies.md, "Taking a server out")."""
     node = lab.one_master()
-    pool = lab.profile.pools[lab.profile.services[ahead.service].pool]
+    pool = lab.profile.pools[lab.profile.services[ahead.service].main_pool]
     lab.order(node, weight_command(lab.profile, ahead, server, 0))
     lab.tell(f"{server} is drained on {node}")
     try:
@@ -108,7 +108,11 @@ def weight_command(profile: Profile, ahead: ServicePort, server: str, weight: in
     It sets all that there is of a server: what is not said again (the way there, the limits) would be lost.
     """
     found = profile.services[ahead.service]
-    pool, mark, version = profile.pools[found.pool], profile.marks.get(ahead.service), ahead.endpoint.address.version
+    pool, mark, version = (
+        profile.pools[found.main_pool],
+        profile.marks.get(ahead.service),
+        ahead.endpoint.address.version,
+    )
     facts = pool.servers[server]
     address = facts.address_of(version) or facts.address[0]
     virtual, real = f"-t {authority(ahead.endpoint.address, ahead.port)}", literal(address)

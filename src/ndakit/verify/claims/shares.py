@@ -46,13 +46,13 @@ connection of tcp does so by being there."""
 def keeps_one(profile: Profile, service: str) -> bool:
     """True if one client's requests for one path at one address all go to one server."""
     found = profile.services[service]
-    word = found.carried_by.balance[profile.pools[found.pool].balance]
+    word = found.carried_by.balance[profile.pools[found.main_pool].balance]
     return profile.persistence(service) is not None or word in STICKY
 
 
 def share_errors(profile: Profile, service: str, result: LoadResult) -> list[str]:
     """What is wrong with the shares of one client's requests that came one after the other."""
-    name = profile.services[service].pool
+    name = profile.services[service].main_pool
     pool, engine = profile.pools[name], profile.services[service].carried_by
     word = engine.balance[pool.balance]
     answered = sum(result.shares.values())
@@ -100,7 +100,7 @@ def shows_at_once(lab: LabNetwork, service: str, port: int) -> bool:
     """True if a service's servers are chosen by weights that only connections held at once can show: leastconn of
     HAProxy, with servers on which the lab can keep a connection busy, none of them limited."""
     found = lab.profile.services[service]
-    pool = lab.profile.pools[found.pool]
+    pool = lab.profile.pools[found.main_pool]
     weights = {s.weight for s in pool.servers.values()} - {0}
     return (
         found.carried_by.balance[pool.balance] == "leastconn"
@@ -115,7 +115,7 @@ def shows_at_once(lab: LabNetwork, service: str, port: int) -> bool:
 def hold_at_once(lab: LabNetwork, ahead: ServicePort) -> dict[str, int]:
     """Open connections on which a server goes on answering, one after the other, and who has how many of them at the
     end; nobody is `nobody`."""
-    name = lab.profile.services[ahead.service].pool
+    name = lab.profile.services[ahead.service].main_pool
     pool = lab.profile.pools[name]
     labels = {lab.servers[name, s].label: s for s in pool.servers if (name, s) in lab.servers}
     point, address = lab.client_for(ahead.endpoint, ahead.service), ahead.endpoint.address
@@ -144,7 +144,7 @@ def _how_many(pool: Pool) -> int:
 
 def at_once_errors(profile: Profile, service: str, found: Mapping[str, int]) -> list[str]:
     """What is wrong with the shares of connections that were there at once."""
-    pool = profile.pools[profile.services[service].pool]
+    pool = profile.pools[profile.services[service].main_pool]
     total = sum(found.values())
     wrong = []
     for server, facts in pool.servers.items():

@@ -50,13 +50,13 @@ def service(lab: LabNetwork, name: str) -> Outcome:
     wrong: list[str] = []
     shares: dict[str, int] = {}
     total = 0
-    requests = RANDOM_REQUESTS if lab.profile.pools[found.pool].balance == "random" else REQUESTS
+    requests = RANDOM_REQUESTS if lab.profile.pools[found.main_pool].balance == "random" else REQUESTS
     if keeps_one(lab.profile, name):
         requests = KEPT_REQUESTS
     held = ""
     for endpoint, port in targets(lab.profile, name):
         point, at = lab.client_for(endpoint, name), authority(endpoint.address, port)
-        result = lab.load(point, endpoint.address, port, found.pool, requests, found.transport)
+        result = lab.load(point, endpoint.address, port, found.main_pool, requests, found.transport)
         total += result.total
         if result.failures:
             wrong.append(f"{result.failures} of {result.total} to {at} failed ({result.first_error})")

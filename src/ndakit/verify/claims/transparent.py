@@ -70,7 +70,7 @@ def way_back(lab: LabNetwork, name: str) -> Outcome:
         servers = {address for address, _ in transparent.sockets(lab.profile, name, version)}
         watch = _Answers(servers, client, balancers)
         with lab.switch.on_frame(watch.see):
-            result = lab.load(point, endpoint.address, port, service.pool, REQUESTS)
+            result = lab.load(point, endpoint.address, port, service.main_pool, REQUESTS)
         total.update(watch.counts)
         if result.failures:
             wrong.append(f"{result.failures} of {result.total} requests to {at} failed")
