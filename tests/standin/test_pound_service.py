@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import re
 
 import pytest
 
+import goldens
 from labrig import PROCD, MakeRoot, Root
 from ndakit.verify.claims.faults import KILLING
 from places import LAB
@@ -83,6 +85,31 @@ def test_the_packages_own_configuration_listens_nowhere_and_starts_nothing(make_
     assert said.out.splitlines()[0] == "first="
     assert "not started" in said.out
     assert pound_root(make_root, configuration=None).run("pound -c -v -f /etc/pound/pound.cfg").code == 0
+
+
+HAPROXY = (
+    "defaults\n\tmode http\n\ttimeout connect 1s\n\ttimeout client 1s\n\ttimeout server 1s\n"
+    "frontend f\n\tbind 127.0.0.1:10443\n\thttp-request return status 200\n"
+)
+
+
+def test_after_haproxy_was_away_https_is_back_in_two_seconds(make_root: MakeRoot) -> None:
+    """As rendered: by itself Pound would take half a minute."""
+    root = make_root(release="24.10.8", packages=f"{PACKAGES} haproxy curl")
+    for path, file in goldens.tree("wildcard-shops").items():
+        if path.startswith(("/etc/pound/", "/etc/ndakit/private/")):
+            root.put(path.lstrip("/"), re.sub(r'(?m)^(User|Group) "pound"\n', "", file.text), file.mode)
+    root.put("etc/haproxy.cfg", HAPROXY)
+    url = "https://a.shops.example/"
+    there = "a.shops.example:443:203.0.113.10"
+    ask = f"curl -sk -m 4 -o /dev/null -w '%{{http_code}}\\n' --resolve {there} {url}\n"
+    said = root.run(
+        PROCD + "ip link set lo up; ip address add 203.0.113.10/32 dev lo; ip -6 address add 2001:db8:0:1::10/128 dev lo\n"
+        "/etc/init.d/haproxy start; /etc/init.d/pound start; sleep 1\n" + ask
+        + "/etc/init.d/haproxy stop; sleep 0.5\n" + ask
+        + "/etc/init.d/haproxy start; sleep 2\n" + ask
+    )  # fmt: skip
+    assert said.out.split() == ["200", "503", "200"], said.err
 
 
 def test_pound_comes_back_seven_times(make_root: MakeRoot) -> None:

@@ -20,6 +20,7 @@ _SECTIONS = (
     "listenhttp", "listenhttps", "service", "backend", "emergency", "rewrite", "match", "combineheaders", "acl",
 )  # fmt: skip
 _LAST_PORT = 65535
+ALIVE_MAX_S = 2
 
 
 @dataclass
@@ -90,6 +91,10 @@ def rules(subject: Subject) -> Iterator[LintFinding]:
     except TextError as cause:
         yield subject.finding("pound", POUND, cause.line, cause.message)
         return
+    alive = root.value("alive")
+    if not alive.isdigit() or int(alive) > ALIVE_MAX_S:
+        what = f"a HAProxy that was away for a moment is asked again after {alive or 30} s only: status 503 until then"
+        yield subject.finding("pound-alive", POUND, 0, what)
     listeners = [s for s in root.inner if s.kind in ("listenhttp", "listenhttps")]
     yield from _accounts(subject, root)
     yield from _client_address(subject, root, listeners)
