@@ -104,7 +104,7 @@ def test_after_haproxy_was_away_https_is_back_in_two_seconds(make_root: MakeRoot
     there = "a.shops.example:443:203.0.113.10"
     ask = f"curl -sk -m 4 -o /dev/null -w '%{{http_code}}\\n' --resolve {there} {url}\n"
     said = root.run(
-        PROCD + "ip link set lo up; ip address add 203.0.113.10/32 dev lo; ip -6 address add 2001:db8:0:1::10/128 dev lo\n"
+        PROCD + "ip link set lo up; for a in 203.0.113.10/32 2001:db8:0:1::10/128; do ip address add $a dev lo; done\n"
         "/etc/init.d/haproxy start; /etc/init.d/pound start; sleep 1\n" + ask
         + "/etc/init.d/haproxy stop; sleep 0.5\n" + ask
         + "/etc/init.d/haproxy start; sleep 2\n" + ask
