@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 import labrig
+import order
 import spending
 import turns
 from pairs import Pair
@@ -28,12 +29,17 @@ TURNS = pytest.StashKey[turns.Turns]()
 TRIED_AGAIN = "tried again"
 
 
-@pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """What lies in tests/vm boots virtual machines; known before `-m` chooses."""
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> Generator[None, object, object]:
+    """What lies in tests/vm boots virtual machines; known before `-m` chooses. Long tests begin first."""
     for item in items:
         if item.path.is_relative_to(VM):
             item.add_marker(pytest.mark.vm)
+    result = yield
+    workers = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
+    if workers > 1:
+        items[:] = order.long_first(items, lambda item: item.get_closest_marker("long") is not None, workers)
+    return result
 
 
 @pytest.hookimpl(wrapper=True)

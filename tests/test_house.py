@@ -240,6 +240,7 @@ def test_format() -> None:
     assert done.returncode == 0, done.stdout
 
 
+@pytest.mark.long
 def test_types() -> None:
     done = run(sys.executable, "-m", "mypy")
     assert done.returncode == 0, done.stdout

@@ -56,6 +56,7 @@ def completes(folder: Path) -> None:
         log.write("daemon.info procd: - init complete -\n")
 
 
+@pytest.mark.long
 def test_nobody_types_into_a_boot_that_is_at_work_however_long_it_takes(guest: Guest, tmp_path: Path) -> None:
     done_s = time.monotonic() + 12.0  # longer than a silent console is left alone by `activate`
 
@@ -100,6 +101,7 @@ def test_a_boot_that_never_ends_names_the_script_that_still_runs(guest: Guest, t
         wait_complete(guest.console, Deadline(3, "the boot"))
 
 
+@pytest.mark.long
 def test_a_log_that_has_lost_the_line_is_no_boot_that_never_ends(guest: Guest, tmp_path: Path) -> None:
     guest.console.activate(Deadline(60, "the shell"))
     wait_complete(guest.console, Deadline(120, "the boot"))

@@ -179,6 +179,7 @@ def test_the_hypervisors_agents_are_started_without_a_hypervisor_too(package: st
     assert re.search(r"^\tprocd_set_param respawn$", script, re.M)
 
 
+@pytest.mark.long
 def test_a_daemon_that_is_given_up_stays_down_until_it_is_stopped_and_started(make_root: MakeRoot) -> None:
     root = make_root()
     root.put(

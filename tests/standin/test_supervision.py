@@ -34,6 +34,7 @@ def pretending(name: str, process: str = "") -> str:
     )
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", ["fw3-1806", "apache-pair"])
 def test_haproxy_comes_back_seven_times_in_every_release(make_root: MakeRoot, name: str) -> None:
     root = rendered(make_root, name)
@@ -44,6 +45,7 @@ def test_haproxy_comes_back_seven_times_in_every_release(make_root: MakeRoot, na
     assert said.out == "haproxy: 7\n", said.err
 
 
+@pytest.mark.long
 def test_without_the_service_section_haproxy_stays_down_at_the_sixth_end(make_root: MakeRoot) -> None:
     root = rendered(make_root, "apache-pair")
     root.put("etc/haproxy.cfg", CFG)
@@ -117,6 +119,7 @@ def test_an_haproxy_that_ends_again_and_again_does_not_count_as_running(make_roo
     assert said.out.split() == ["11", "0" * 12, "000", "1" * 10 + "000", "000", "1", "11"], (said.out, said.err)
 
 
+@pytest.mark.long
 def test_the_real_keepalived_is_killed_cannot_start_and_comes_back_with_the_vips(make_root: MakeRoot) -> None:
     root = rendered(make_root, "bakery")
     root.put("etc/haproxy.cfg", CFG)
