@@ -62,12 +62,20 @@ class SshServer:
         """These keys, and no others, let root in."""
         (self.home / ".ssh/authorized_keys").write_text("".join(f"{line}\n" for line in public))
 
+    def program(self, name: str, script: str) -> None:
+        """A program on the box beside BusyBox's, as a shell script."""
+        path = self.folder / "bin" / name
+        path.unlink(missing_ok=True)
+        path.write_text(f"#!{self.folder}/bin/ash\n{script}\n")
+        path.chmod(0o755)
+
     def start(self) -> None:
         script = self.folder / "start"
         applets, passwd = self.folder / "bin", self.folder / "passwd"
         script.write_text(
             "set -e\n"
             f"mount -t tmpfs -o size={TINY_KIB}k none {self.tiny}\n"
+            "mount -t tmpfs none /run\nmkdir -p /run/sshd\n"
             f"mount --bind {passwd} /etc/passwd\n"
             f"mount --bind {self.folder}/shells /etc/shells\n"
             f"mount --bind {self.folder}/shadow /etc/shadow\n"
@@ -151,7 +159,6 @@ def server(
         subprocess.run(["dropbearconvert", "openssh", "dropbear", key, converted], check=True, capture_output=True)
         argv = [kind, "-F", "-E", *options, "-r", str(converted), "-p", f"127.0.0.1:{port}", "-p", f"[::1]:{port}"]
     else:
-        Path("/run/sshd").mkdir(mode=0o755, exist_ok=True)
         config = folder / "sshd_config"
         config.write_text(
             f"{settings}Port {port}\nListenAddress 127.0.0.1\nListenAddress ::1\nHostKey {key}\nUsePAM no\n"

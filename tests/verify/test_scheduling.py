@@ -5,11 +5,11 @@ from __future__ import annotations
 import pytest
 
 from ndakit.core.workspace import Workspace
-from ndakit.lab.clients import ServicePort
 from ndakit.lab.network import LabNetwork
 from ndakit.load import load
 from ndakit.model import Profile
 from ndakit.model.checks import SmtpCheck
+from ndakit.node import control
 from ndakit.node.facts import VirtualServer
 from ndakit.verify.claims import all_claims, scheduling
 from ndakit.verify.claims.base import targets
@@ -23,7 +23,7 @@ def profile() -> Profile:
 
 def command(profile: Profile, service: str, server: str, weight: int, version: int = 4) -> str:
     target = next(t for t in targets(profile, service) if t[0].address.version == version)
-    return scheduling.weight_command(profile, ServicePort(service, *target), server, weight)
+    return control.weight_command(profile, service, *target, server, weight)
 
 
 @pytest.mark.parametrize(

@@ -45,6 +45,7 @@ from ndakit.verify.claims.shares import at_once_errors, share_errors
 from ndakit.verify.report import Acceptance
 from ndakit.verify.run import ClaimDone, ClaimStarted, NoSuchClaim, Verdict
 from places import ROOT
+from typed import Typed
 
 
 @pytest.fixture(scope="module")
@@ -515,22 +516,6 @@ def test_a_node_without_keepalived_has_no_vrrp_states() -> None:
 def test_a_page_that_is_no_statistics_is_not_understood() -> None:
     with pytest.raises(OutputNotUnderstood, match="statistics page"):
         parse_statistics("<html>403</html>")
-
-
-class Typed:
-    """A node's console with prepared answers."""
-
-    def __init__(self, **answers: str) -> None:
-        self.answers = answers
-
-    def run(self, command: str, *args: str) -> Any:
-        word = command.split()[0]
-
-        class Result:
-            rc = 0 if word in self.answers else 127
-            stdout = self.answers.get(word, "")
-
-        return Result()
 
 
 def test_a_service_runs_only_if_procd_says_so() -> None:

@@ -5,10 +5,21 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
+from lab_relay import relay
+from ndakit.cli.nodes import status_text
 from ndakit.core.deadline import Deadline
+from ndakit.image.artifacts import images_of
+from ndakit.load import load
+from ndakit.node import control, keys, status
+from ndakit.node.facts import facts_of
+from ndakit.node.host_keys import Pins
+from ndakit.node.ssh import Ssh, accept, host_key
+from ndakit.node.ssh_options import Target
+from ndakit.verify.claims.base import first_service_port, reachable_addresses
 from pairs import Pair, new_key, running
 
 pytestmark = pytest.mark.timed
@@ -89,6 +100,98 @@ def test_a_lab_image_says_in_its_banner_and_release_that_it_is_for_testing(pair:
 
 def test_nothing_in_the_overlay_is_unknown_to_the_stand_in(pair: Pair) -> None:
     assert [pair.lab.facts(n).unsupported() for n in ("lb1", "lb2")] == [[], []]
+
+
+# -- over SSH, as an admin does ----------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def over_ssh(pair: Pair) -> Iterator[dict[str, Ssh]]:
+    """Both balancers over SSH: from this machine, through a host of the lab that is inside access.sources."""
+    lab, root = pair.lab, pair.workspace.root
+    seat = next(iter(lab.plan.admins.values()))
+    mine = keys.given(root / "id_ed25519", lab.profile.access.ssh_keys)
+    with contextlib.ExitStack() as stack:
+        opened = {}
+        for node in lab.profile.nodes:
+            address = reachable_addresses(lab, node, seat)[0]
+            source = seat.address(address.version)
+            assert source is not None
+            port = stack.enter_context(relay(lab.hosts[seat.host], source, address, lab.profile.ssh_port))
+            target = Target("pair", node, "127.0.0.1", port=port)
+            pins = Pins(root / "known_hosts/pair" / node, target.alias)
+            shown = lab.run(node, "for f in /etc/dropbear/dropbear_*_host_key; do dropbearkey -y -f $f; done")
+            fingerprint = host_key(target).fingerprint
+            assert fingerprint in shown, "what the admin compares on the console"
+            accept(target, pins, fingerprint)
+            opened[node] = stack.enter_context(Ssh(target, pins, mine))
+        yield opened
+
+
+def status_of(over_ssh: dict[str, Ssh], pair: Pair) -> status.Pair:
+    profile = pair.lab.profile
+    return status.Pair(profile, {n: status.ask(s, profile, n, s.target.address) for n, s in over_ssh.items()}, {})
+
+
+@pytest.mark.parametrize("node", ["lb1", "lb2"])
+def test_a_node_tells_the_same_over_ssh_as_on_its_console(
+    over_ssh: dict[str, Ssh], pair: Pair, node: str, tmp_path: Path
+) -> None:
+    here, there = facts_of(over_ssh[node]), pair.lab.facts(node)
+    assert here.hostname() == f"pair-{node}"
+    assert here.addresses() == there.addresses()
+    assert here.release() == there.release()
+    assert here.vrrp_states(2) == there.vrrp_states(2)
+    record = images_of(pair.workspace, load.load(pair.workspace, "pair"), (node,))[node].record
+    assert here.image() == {"id": record.id, "node": node, "profile": "pair"}
+    content = bytes(range(256)) * 40
+    over_ssh[node].put(content, "/tmp/there", mode=0o600)
+    assert pair.lab.run(node, "ls -l /tmp/there").startswith("-rw-------")
+    assert over_ssh[node].get("/tmp/there") == content
+    over_ssh[node].run("rm /tmp/there")
+
+
+def test_the_status_of_a_pair_that_is_well_says_so_and_who_is_master(over_ssh: dict[str, Ssh], pair: Pair) -> None:
+    told = status_of(over_ssh, pair)
+    assert told.trouble == ()
+    assert set(told.masters().values()) == {("lb1",)}
+    assert set(told.holders().values()) == {("lb1",)}
+    text = status_text(told, {n: t.image for n, t in told.nodes.items()})
+    assert text.startswith("pair: well\n")
+    assert "as in images/" in text
+
+
+def test_the_status_names_a_daemon_that_is_gone(over_ssh: dict[str, Ssh], pair: Pair) -> None:
+    with broken(pair, "lb2", "/etc/init.d/keepalived stop", "/etc/init.d/keepalived start"):
+        assert "lb2: keepalived does not run" in status_of(over_ssh, pair).trouble
+    pair.lab.settle()
+
+
+def test_a_server_drained_over_ssh_gets_no_new_clients_until_it_is_brought_back(
+    over_ssh: dict[str, Ssh], pair: Pair
+) -> None:
+    lab = pair.lab
+    ahead = first_service_port(lab.profile, "www")
+    seat = lab.client_for(ahead.endpoint, ahead.service)
+
+    def shares() -> set[str]:
+        return set(lab.load(seat, ahead.endpoint.address, ahead.port, "apache", 12).shares)
+
+    for shell in over_ssh.values():
+        assert {line.state for line in control.drain(shell, lab.profile, "apache", "web1")} == {"drained"}
+    try:
+        assert shares() == {"web2"}
+        told = status_of(over_ssh, pair)
+        assert {line.state for t in told.nodes.values() for line in t.servers if line.server == "web1"} == {"drained"}
+        assert told.trouble == (), "somebody meant it"
+        control.bring_back(over_ssh["lb2"], lab.profile, "apache", "web1")
+        assert status_of(over_ssh, pair).trouble == (
+            "apache/web1 is drained, but not on lb2: after a failover it gets traffic",
+        )
+    finally:
+        for shell in over_ssh.values():
+            assert {line.weight for line in control.bring_back(shell, lab.profile, "apache", "web1")} == {2}
+    assert shares() == {"web1", "web2"}
 
 
 # -- each verifier fails when its fact is broken -----------------------------------------------------------------------

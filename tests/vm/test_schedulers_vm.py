@@ -29,6 +29,7 @@ from choosing import (
     profile,
 )
 from ndakit.core.deadline import Deadline
+from ndakit.node import control
 from ndakit.verify import claims
 from ndakit.verify.claims import scheduling
 from ndakit.verify.claims.base import first_service_port
@@ -237,7 +238,7 @@ def test_a_server_of_weight_0_gets_nothing_and_is_there_all_the_same(clients: Cl
 def _weigh(clients: Clients, service: str, server: str, weight: int) -> None:
     """As docs/topologies.md says it is done on a balancer that runs."""
     profile = clients.lab.profile
-    clients.lab.run("lb1", scheduling.weight_command(profile, first_service_port(profile, service), server, weight))
+    clients.lab.run("lb1", control.weight_command(profile, *first_service_port(profile, service), server, weight))
 
 
 def test_a_server_that_is_drained_keeps_its_connections_and_gets_no_new_ones(clients: Clients) -> None:
@@ -375,7 +376,7 @@ def test_the_claim_about_draining_holds(clients: Clients, pool: str) -> None:
 def test_a_server_that_gets_connections_although_it_is_drained_is_found_out(
     clients: Clients, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(scheduling, "weight_command", lambda *_: "true")
+    monkeypatch.setattr(scheduling, "drain", lambda *_: ())
     outcome = _claim(clients, "drain/rr")
     assert not outcome.ok
     assert " was drained, and got " in outcome.detail

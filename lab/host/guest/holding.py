@@ -50,10 +50,10 @@ class Kept:
         attempt = HttpTry(self._loop, target, timeout_s, ended, kept, keep=True)
         attempt.start()
 
-    def call(self, target: Target, timeout_s: float) -> int:
-        """Open a connection that lasts; its number."""
+    def call(self, target: Target, timeout_s: float, *, unread: bool) -> int:
+        """Open a connection that lasts; its number. `unread`: what comes is kept until it is read."""
         number = self._next()
-        self._calls[number] = Call(self._loop, target, timeout_s)
+        self._calls[number] = Call(self._loop, target, timeout_s, unread=unread)
         self._calls[number].start()
         return number
 
@@ -86,8 +86,9 @@ class Kept:
 class Call(StreamTry):
     """A TCP connection that lasts until it is hung up or fails; only connecting has a time-out."""
 
-    def __init__(self, loop: Loop, target: Target, timeout_s: float) -> None:
+    def __init__(self, loop: Loop, target: Target, timeout_s: float, *, unread: bool = False) -> None:
         super().__init__(loop, target, timeout_s, lambda outcome: None)
+        self._unread: list[bytes] | None = [] if unread else None
         self._heard = 0
         self._first = b""
         self._last = b""
@@ -106,6 +107,13 @@ class Call(StreamTry):
         if len(self._first) < _KEPT:
             self._first = (self._first + data)[:_KEPT]
         self._last = (self._last + data)[-_KEPT:]
+        if self._unread is not None:
+            self._unread.append(data)
+
+    def read(self) -> bytes:
+        """What came since this was asked last, of a call that keeps it."""
+        unread, self._unread = self._unread or [], []
+        return b"".join(unread)
 
     def say(self, data: bytes) -> None:
         """Send something more. Raises ValueError if the connection has ended."""

@@ -157,7 +157,7 @@ class Worker:
 
     def do_call(self, given: Given, done: Done) -> None:
         """Open a connection over which anything can be said."""
-        done({"connection": self._kept.call(_target(given), given["timeout_s"])})
+        done({"connection": self._kept.call(_target(given), given["timeout_s"], unread=given["unread"])})
 
     def do_say(self, given: Given, done: Done) -> None:
         """Say something over it."""
@@ -167,6 +167,12 @@ class Worker:
     def do_heard(self, given: Given, done: Done) -> None:
         """What came over it."""
         done(self._kept[given["connection"]].facts(anew=given["anew"]))
+
+    def do_read(self, given: Given, done: Done) -> None:
+        """All that came over it since this was asked last, and why it ended."""
+        call = self._kept[given["connection"]]
+        text = binascii.b2a_base64(call.read(), newline=False).decode()
+        done({"payload": text, "error": call.outcome.error})
 
     def do_close(self, given: Given, done: Done) -> None:
         """End a kept connection, of either kind."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import json
 import platform
 import shutil
 import time
@@ -22,7 +23,7 @@ from ndakit.build import pinning
 from ndakit.build.plan import Plan, plan, request
 from ndakit.core.errors import ErrorGroup, MachineError
 from ndakit.core.events import Events, OutputLine, Planned, StepDone, StepStarted, Waiting, Warned, ignore
-from ndakit.core.workspace import Workspace, make_folder
+from ndakit.core.workspace import Workspace, make_folder, write_atomic
 from ndakit.image import artifacts, sbom, sidecars
 from ndakit.image import formats as image_formats
 from ndakit.image.artifacts import Artifact, ImageFile, Record
@@ -32,6 +33,7 @@ from ndakit.imagebuilder.imagebuilder import ImageBuilder
 from ndakit.imagebuilder.sources import Builder, Job
 from ndakit.lint import lint
 from ndakit.load.load import Loaded
+from ndakit.node import facts
 from ndakit.packages import feed
 from ndakit.render import overlay
 
@@ -141,6 +143,7 @@ def _make(
     with _step(events, "overlay", node, "writing the rendered files") as done:
         done.append(str(overlay.write(one.tree, workspace.overlays / profile.name / node)))
         overlay.write(one.tree, files, for_image=True)
+        _identify(files, profile.name, node, one.image_id)
     started_s = time.monotonic()
     job = Job(profile, scratch, log, on_line=lambda text: events(OutputLine(text, "imagebuilder")))
     with contextlib.ExitStack() as stack:
@@ -162,6 +165,17 @@ def _make(
             artifact = artifacts.store(record, [i.path for i in built.images], folder, scratch, beside)
             done.append(f"image {artifact.id[:12]}")
     return artifact
+
+
+def _identify(files: Path, profile: str, node: str, image_id: str) -> None:
+    """Let the image say which one it is, so that a running box can be asked (node/facts). It is no part of the overlay,
+    for the id is the hash of what the image is made of."""
+    place = files / facts.IMAGE.lstrip("/")
+    for folder in reversed(place.relative_to(files).parents[:-1]):
+        (files / folder).mkdir(exist_ok=True)
+        (files / folder).chmod(0o755)  # whatever the umask
+    text = json.dumps({"id": image_id, "node": node, "profile": profile}, indent=2, sort_keys=True)
+    write_atomic(place, f"{text}\n".encode())
 
 
 def _in_formats(built: Built, formats: Sequence[str], node: str, events: Events) -> Built:

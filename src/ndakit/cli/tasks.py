@@ -1,49 +1,26 @@
 """The tasks: signature, help line, and a body that loads, calls and prints. No decisions.
 
-Library errors become an exit code in one place (`shown`). Imports are inside the bodies, so that a task pays only for
-what it uses.
+Library errors become an exit code in one place (`task_body.shown`). Imports are inside the bodies, so that a task pays
+only for what it uses. `node_tasks` has those that talk to running balancers.
 """
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from invoke.collection import Collection
 from invoke.context import Context
 from invoke.exceptions import Exit
 from invoke.tasks import task
 
+from ndakit.cli.node_tasks import drain, session, status
+from ndakit.cli.task_body import NODE_HELP, PROFILE_HELP, shown
 from ndakit.core import terminal
-from ndakit.core.errors import MachineError, NdakitError, refused
 
-PROFILE_HELP = "profile's name (profiles/NAME.yaml) or path to its file"
-NODE_HELP = "only this node (default: all)"
 OFFLINE_HELP = "openwrt: no network; the ImageBuilder and the packages come from the cache"
 MIRROR_HELP = "openwrt: download address instead of OpenWrt's own (several: comma; also NDAKIT_MIRROR)"
 CHECKSUM_HELP = "openwrt: the ImageBuilder archive's SHA-256, instead of a signature"
-
-
-def shown(body: Callable[..., Any]) -> Callable[..., Any]:
-    """Turn an error of the library into its three lines and its exit code."""
-
-    @functools.wraps(body)
-    def wrapped(*args: Any, **kwargs: Any) -> Any:
-        try:
-            return body(*args, **kwargs)
-        except NdakitError as error:
-            terminal.show_error(error)
-            raise Exit(code=error.exit_code) from None
-        except BrokenPipeError:
-            raise
-        except OSError as cause:
-            # What the system refuses, wherever it does: this machine's state and no bug of ours.
-            terminal.show_error(refused(cause))
-            raise Exit(code=MachineError.exit_code) from None
-
-    return wrapped
 
 
 @task(name="list")
@@ -374,6 +351,7 @@ GROUPS = (
     ("look", (list_profiles, show, check, package_list)),
     ("make", (certificate, render, fetch, build, lock, servers, disks, flash)),
     ("try", (boot, verify, demo)),
+    ("operate", (status, drain, session)),
     ("care", (test, bench, clean)),
 )
 

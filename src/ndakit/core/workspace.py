@@ -152,6 +152,11 @@ class Workspace:
         return self.root / "keys"
 
     @property
+    def known_hosts(self) -> Path:
+        """The pinned SSH host keys of running balancers, `known_hosts/<profile>/<node>`; public, to be shared."""
+        return self.root / "known_hosts"
+
+    @property
     def overlays(self) -> Path:
         """Rendered trees, `overlays/<profile>/<node>/`."""
         return self.root / "overlays"

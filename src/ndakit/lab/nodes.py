@@ -49,15 +49,15 @@ class LabNodes(LabPeople):
 
     def facts(self, node: str) -> NodeFacts:
         """What can be asked of a node on its console."""
-        return facts_of(self._console(node))
+        return facts_of(self.shell(node))
 
     def run(self, node: str, command: str, timeout_s: float = 30.0) -> str:
         """Type a command on a node's console; what it printed."""
-        return self._console(node).run(command, timeout_s).stdout
+        return self.shell(node).run(command, timeout_s).stdout
 
-    def _console(self, node: str) -> Console:
-        """A node's console with a shell. One that was given up, because no answer came in time, is opened again: what
-        one claim lost is not the next one's fault."""
+    def shell(self, node: str) -> Console:
+        """A node's console with a shell (node/shell.Shell). One that was given up, because no answer came in time, is
+        opened again: what one claim lost is not the next one's fault."""
         console = self._nodes[node].console
         if not console.active:
             console.activate(Deadline(CONSOLE_TIMEOUT_S, f"the shell of {node}", where=str(console.log)))
@@ -65,7 +65,7 @@ class LabNodes(LabPeople):
 
     def order(self, node: str, command: str) -> None:
         """Type a command that has to succeed. Raises LabNotReady if it does not."""
-        console = self._console(node)
+        console = self.shell(node)
         ran = console.run(command)
         if ran.rc != 0:
             raise LabNotReady(f"{node} refused '{command}': {ran.stderr.strip()[:200]}", str(console.log))

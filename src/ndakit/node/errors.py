@@ -241,13 +241,13 @@ class KeyNotAccepted(NodeError):
 class ConnectionLost(NodeError):
     """The connection ended before a command had told its exit code."""
 
-    def __init__(self, where: str, command: Command, *, begun: bool, said: str = "") -> None:
+    def __init__(self, where: str, command: Command, *, begun: bool, look: str, said: str = "") -> None:
         unknown = "it had begun; whether it ended, and with what, is unknown" if begun else "it had not begun"
         super().__init__(
             f"the connection ended in the middle of '{short(command)}': {unknown}{block(said)}",
             where=where,
             fix=(
-                "look at the box what came of it before you run it again: ./inv status PROFILE"
+                f"look at the box what came of it before you run it again: {look}"
                 if begun
                 else "nothing was changed: run it again"
             ),

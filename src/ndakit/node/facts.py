@@ -13,7 +13,7 @@ import json
 import re
 import time
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from ipaddress import IPv4Interface, IPv6Interface, ip_address, ip_interface
 from typing import Protocol
 
@@ -23,6 +23,8 @@ from ndakit.model import Address
 from ndakit.node.shell import Shell, host_over
 
 KEEPALIVED_DATA = "/tmp/keepalived.data"
+IMAGE = "/usr/share/ndakit/image.json"
+"""What the image says of itself. Not below /etc: an upgrade that keeps the configuration must not keep it."""
 TRACKED = "/proc/net/nf_conntrack"
 _READS = 4
 UNREADABLE = "cannot be read:"
@@ -50,7 +52,7 @@ class OutputNotUnderstood(VerifyError):
     def __init__(self, command: str, output: str) -> None:
         super().__init__(
             f"the answer of '{command}' is not understood: {output.strip()[:160]!r}",
-            where="the node's console",
+            where="the node",
             fix="run the command there by hand; if the answer is right, this release answers in a new form: report it",
         )
 
@@ -78,17 +80,21 @@ class ServerState:
     server: str
     up: bool
     status: str
+    weight: int = 0
+    sessions: int = 0
 
 
 @dataclass(frozen=True)
 class VirtualServer:
-    """One virtual server in the kernel (IPVS) with its servers' weights; `mark` if it takes marked packets."""
+    """One virtual server in the kernel (IPVS) with its servers' weights and active connections; `mark` if it takes
+    marked packets."""
 
     protocol: str
     address: Address | None
     port: int
     mark: int | None
     weights: Mapping[tuple[Address, int], int]
+    connections: Mapping[tuple[Address, int], int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -219,6 +225,39 @@ class NodeFacts:
             raise OutputNotUnderstood(command, result.stdout or "an error")
         return parse_tracked(result.stdout)
 
+    def uptime_s(self) -> float:
+        """Seconds since the boot; 0 if they cannot be read."""
+        return float((self.text("cat /proc/uptime").split() or ["0"])[0])
+
+    def load(self) -> tuple[float, ...]:
+        """The load averages of 1, 5 and 15 minutes; none if they cannot be read."""
+        return tuple(float(word) for word in self.text("cat /proc/loadavg").split()[:3])
+
+    def memory_kib(self) -> tuple[int, int]:
+        """Memory that is available, and all of it, in KiB (proc(5), meminfo)."""
+        told = dict(re.findall(r"^(\w+): +(\d+) kB$", self.text("cat /proc/meminfo"), re.M))
+        return int(told.get("MemAvailable", 0)), int(told.get("MemTotal", 0))
+
+    def clock_offset_s(self) -> float | None:
+        """How much the node's clock is ahead of ours, to a second; None if it does not tell. BusyBox's date has no
+        fractions: half a second is added to what it says, and half of the question's time taken off ours."""
+        asked_s = time.time()
+        told = self.text("date +%s").strip()
+        ours_s = (asked_s + time.time()) / 2
+        return int(told) + 0.5 - ours_s if told.isdigit() else None
+
+    def image(self) -> Mapping[str, str]:
+        """What the image says of itself: id, profile and node; empty for one of an older ndakit, or a foreign one."""
+        text = self.text(f"cat {IMAGE}")
+        try:
+            return {key: str(value) for key, value in json_text.mapping(text).items()} if text.strip() else {}
+        except ValueError as cause:
+            raise OutputNotUnderstood(f"cat {IMAGE}", text) from cause
+
+    def log_errors(self, lines: int) -> list[str]:
+        """The last lines of the system's log from `err` upwards (logread writes `facility.level`)."""
+        return self.text(f"logread | grep -E ' [a-z0-9]+[.](err|crit|alert|emerg) ' | tail -n {lines}").splitlines()
+
     def unsupported(self) -> list[str]:
         """What the lab's stand-in base system was asked for and does not have (a lab image only)."""
         return [line for line in self.text("cat /tmp/lab-unsupported").splitlines() if line.strip()]
@@ -274,17 +313,19 @@ def parse_virtual_servers(text: str) -> list[VirtualServer]:
     """Read /proc/net/ip_vs (Linux, ip_vs_info_seq_show): addresses and ports are hexadecimal."""
     found: list[VirtualServer] = []
     weights: dict[tuple[Address, int], int] = {}
+    connections: dict[tuple[Address, int], int] = {}
     for line in text.splitlines():
         words = line.split()
         if words[:1] == ["FWM"]:
-            weights = {}
-            found.append(VirtualServer("", None, 0, int(words[1], 16), weights))
+            weights, connections = {}, {}
+            found.append(VirtualServer("", None, 0, int(words[1], 16), weights, connections))
         elif words[:1] in (["TCP"], ["UDP"], ["SCTP"]):
-            weights = {}
+            weights, connections = {}, {}
             address, port = _hexadecimal(words[1])
-            found.append(VirtualServer(words[0].lower(), address, port, None, weights))
-        elif words[:1] == ["->"] and found and len(words) > 3 and words[3].isdigit():
+            found.append(VirtualServer(words[0].lower(), address, port, None, weights, connections))
+        elif words[:1] == ["->"] and found and len(words) > 4 and words[3].isdigit() and words[4].isdigit():
             weights[_hexadecimal(words[1])] = int(words[3])
+            connections[_hexadecimal(words[1])] = int(words[4])
     return found
 
 
@@ -294,6 +335,11 @@ def _hexadecimal(text: str) -> tuple[Address, int]:
     if address.startswith("["):
         return ip_address(address.strip("[]")), int(port, 16)
     return ip_address(int(address, 16)), int(port, 16)
+
+
+def _number(text: str | None) -> int:
+    """A figure of a table in which a field may be empty."""
+    return int(text) if text and text.isdigit() else 0
 
 
 def parse_tracked(text: str) -> set[tuple[str, Address, Address, int]]:
@@ -313,7 +359,14 @@ def parse_statistics(text: str) -> list[ServerState]:
         raise OutputNotUnderstood("the statistics page (;csv)", text)
     rows = csv.DictReader(io.StringIO(text[2:]))
     return [
-        ServerState(r["pxname"], r["svname"], r["status"].startswith(("UP", "no check")), r["status"])
+        ServerState(
+            r["pxname"],
+            r["svname"],
+            r["status"].startswith(("UP", "no check")),
+            r["status"],
+            _number(r.get("weight")),
+            _number(r.get("scur")),
+        )
         for r in rows
         if r.get("svname") not in ("FRONTEND", "BACKEND", None)
     ]

@@ -66,7 +66,10 @@ exit 0"""
 
 
 class Ssh:
-    """root's shell on a balancer over SSH (`shell.Shell`). A context manager; made by `connect`."""
+    """root's shell on a balancer over SSH (`shell.Shell`). A context manager that connects and logs in.
+
+    Open, use and close it in one thread: the connection ends with the thread that opened it (process.spawn).
+    """
 
     def __init__(self, target: Target, pins: Pins, keys: Keys) -> None:
         self.target = target
@@ -85,7 +88,8 @@ class Ssh:
     # -- life ----------------------------------------------------------------------------------------------------------
 
     def open(self) -> Self:
-        """Connect and log in. See `connect`."""
+        """Connect and log in. Raises HostKeyUnknown, HostKeyChanged, KeyNotAccepted, NodeSilent, NodeRefused,
+        AddressUnknown, JumpHostFailed, OldAlgorithmsOnly, SshFailed, PinsUnreadable, ToolMissing."""
         known = self.pins.read()
         if not known:
             key = host_key(self.target)
@@ -199,7 +203,9 @@ class Ssh:
             complaints.extend(piece)
 
         if not self.alive:
-            raise ConnectionLost(self.target.where, command, begun=False, said=self._last_words())
+            raise ConnectionLost(
+                self.target.where, command, begun=False, look=self.target.command, said=self._last_words()
+            )
         remote = ssh_options.quoted_remote(["sh", "-c", _WRAPPED, mark, line])
         try:
             process.stream(
@@ -224,7 +230,13 @@ class Ssh:
                 if begun
                 else complaints.decode(errors="replace")
             )
-            raise ConnectionLost(self.target.where, command, begun=begun, said=f"{words}\n{self._last_words()}".strip())
+            raise ConnectionLost(
+                self.target.where,
+                command,
+                begun=begun,
+                look=self.target.command,
+                said=f"{words}\n{self._last_words()}".strip(),
+            )
         return done
 
     def _client(self, remote: str) -> list[str]:

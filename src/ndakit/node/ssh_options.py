@@ -55,6 +55,8 @@ class Target:
     proxy: tuple[str, ...] = ()
     sha1: bool = False
     release: str = ""
+    given: tuple[str, ...] = ()
+    """The options of the task with which the user got here, to be repeated in what an error tells to type."""
 
     def __post_init__(self) -> None:
         if not re.fullmatch(r"[A-Za-z0-9_.:-]*(%[A-Za-z0-9_.:-]+)?", self.address) or self.address[:1] in (
@@ -89,9 +91,7 @@ class Target:
     @property
     def command(self) -> str:
         """The task that opens a session there, for errors: `./inv ssh shop --node lb1`."""
-        words = ["./inv", "ssh", self.profile, "--node", self.node]
-        words += ["--jump", self.jump] if self.jump else []
-        return join(words)
+        return join(["./inv", "ssh", self.profile, "--node", self.node, *self.given])
 
     @property
     def alias(self) -> str:

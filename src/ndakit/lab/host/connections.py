@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -80,13 +81,21 @@ class Heard:
 class Call(Kept):
     """A TCP connection over which anything can be said at any time."""
 
-    def __init__(self, ask: Callable[..., Any], target: dict[str, Any], timeout_s: float) -> None:
+    def __init__(
+        self, ask: Callable[..., Any], target: dict[str, Any], timeout_s: float, *, unread: bool = False
+    ) -> None:
         super().__init__(ask)
-        self._number = ask("call", **target, timeout_s=timeout_s)["connection"]
+        self._number = ask("call", **target, timeout_s=timeout_s, unread=unread)["connection"]
 
     def say(self, data: bytes) -> None:
         """Send something. Raises LabHostRefused if the connection has ended."""
         self._ask("say", connection=self._number, payload=request.text(data))
+
+    def read(self) -> tuple[bytes, str]:
+        """All that came since this was asked last (if the call was made with `unread`), and why it ended ("": it did
+        not)."""
+        came = self._ask("read", connection=self._number)
+        return base64.b64decode(came["payload"]), came["error"] or ""
 
     def heard(self, *, anew: bool = False) -> Heard:
         """What came so far; with `anew` the longest silence counts from now on. Raises LabHostRefused once closed."""

@@ -223,11 +223,21 @@ class Host:
         return Held(self._ask, request.http(url, "GET", (), b"", None, source, keep_alive=True), timeout_s)
 
     def call(
-        self, address: Address, port: int, *, payload: bytes = b"", source: Address = "", timeout_s: float = 5.0
+        self,
+        address: Address,
+        port: int,
+        *,
+        payload: bytes = b"",
+        source: Address = "",
+        timeout_s: float = 5.0,
+        unread: bool = False,
     ) -> Call:
-        """Open a TCP connection that lasts, and say something; whether it came about is told by what is heard."""
+        """Open a TCP connection that lasts, and say something; whether it came about is told by what is heard.
+
+        `unread`: everything that comes is kept, to be read.
+        """
         url = f"tcp://{authority(address, port)}"
-        return Call(self._ask, request.target(url, source, payload=payload), timeout_s)
+        return Call(self._ask, request.target(url, source, payload=payload), timeout_s, unread=unread)
 
     def load(
         self,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from ndakit.lab.network import LabNetwork
+from ndakit.node.status import daemons_of
 from ndakit.verify.claims.base import Outcome, reachable_addresses
 
 NOBODY_INSIDE = "nobody in the lab is inside access.sources"
@@ -47,11 +48,7 @@ def addresses(lab: LabNetwork, node: str) -> Outcome:
 
 def daemons(lab: LabNetwork, node: str) -> Outcome:
     """The services that must run."""
-    engines = [engine.service for engine in lab.profile.running_engines]
-    failover = ["keepalived"] if lab.profile.instances else []
-    engines += ["pound"] if lab.profile.pound_services else []
-    told = ["conntrackd"] if lab.profile.tracks_connections else []
-    needed = list(dict.fromkeys(["dropbear", *engines, *failover, *told]))
+    needed = daemons_of(lab.profile)
     missing = [n for n in needed if not lab.facts(node).service_running(n)]
     return Outcome(
         not missing,

@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 
-from ndakit.core.addresses import authority, literal
+from ndakit.core.addresses import authority
 from ndakit.lab.clients import ServicePort
 from ndakit.lab.network import LabNetwork
 from ndakit.lab.server_ports import joined, ports_of
 from ndakit.model import Pool, Profile
 from ndakit.model.engines import IPVS
+from ndakit.node.control import bring_back, drain
 from ndakit.verify.claims.base import SLACK_S, Outcome, first_service_port, service_port, share_text
 
 REQUESTS = 8
-METHODS: Mapping[str, str] = {"nat": "-m", "dr": "-g", "tun": "-i"}
-"""How ipvsadm calls the topologies; without any of them it takes -g."""
 
 
 def _lasting(profile: Profile, pool: str) -> ServicePort | None:
@@ -71,7 +70,7 @@ def drained(lab: LabNetwork, name: str) -> Outcome:
     if server is None:
         return Outcome(False, "not tried", f"no connection to {authority(address, ahead.port)}: {held.first.error}")
     try:
-        with _without_weight(lab, ahead, server):
+        with _taken_out(lab, name, server):
             result = lab.load(point, address, ahead.port, name, REQUESTS)
             after = held.again()
     finally:
@@ -90,40 +89,15 @@ def drained(lab: LabNetwork, name: str) -> Outcome:
 
 
 @contextmanager
-def _without_weight(lab: LabNetwork, ahead: ServicePort, server: str) -> Iterator[None]:
-    """A server without weight on the master for a while (docs/topologies.md, "Taking a server out")."""
+def _taken_out(lab: LabNetwork, pool: str, server: str) -> Iterator[None]:
+    """A server that is drained on the master for a while, as `./inv drain` does it, over the console."""
     node = lab.one_master()
-    pool = lab.profile.pools[lab.profile.services[ahead.service].main_pool]
-    lab.order(node, weight_command(lab.profile, ahead, server, 0))
+    drain(lab.shell(node), lab.profile, pool, server)
     lab.tell(f"{server} is drained on {node}")
     try:
         yield
     finally:
-        lab.order(node, weight_command(lab.profile, ahead, server, pool.servers[server].weight))
-
-
-def weight_command(profile: Profile, ahead: ServicePort, server: str, weight: int) -> str:
-    """The command that gives a server another weight until keepalived adds it anew (ipvsadm(8)).
-
-    It sets all that there is of a server: what is not said again (the way there, the limits) would be lost.
-    """
-    found = profile.services[ahead.service]
-    pool, mark, version = (
-        profile.pools[found.main_pool],
-        profile.marks.get(ahead.service),
-        ahead.endpoint.address.version,
-    )
-    facts = pool.servers[server]
-    address = facts.address_of(version) or facts.address[0]
-    virtual, real = f"-t {authority(ahead.endpoint.address, ahead.port)}", literal(address)
-    if mark is not None:
-        virtual = f"-f {mark}{' -6' if version == 6 else ''}"
-        # ipvsadm takes an address in brackets with a port only; 0 is the port of servers behind a mark.
-        real += ":0" if address.version == 6 else ""
-    else:
-        real += f":{facts.port or pool.port or ahead.port}"
-    limits = f" -x {facts.max_connections} -y {facts.resume_below or 0}" if facts.max_connections else ""
-    return f"ipvsadm -e {virtual} -r {real} {METHODS[found.topology]} -w {weight}{limits}"
+        bring_back(lab.shell(node), lab.profile, pool, server)
 
 
 def has_quorum(pool: Pool) -> bool:
