@@ -1,6 +1,7 @@
 """The engines' rows: each says everything, and nobody else asks which engine a service has."""
 
 import ast
+from dataclasses import replace
 from typing import get_args
 
 import pytest
@@ -64,6 +65,19 @@ def test_a_feature_that_a_row_refuses_is_an_error_with_the_rows_words(monkeypatc
     monkeypatch.setitem(engines.HAPROXY.features, "limits", refused)
     what = "service web (proxy) has no limits, or write topology: proxy"
     assert told(profile) == [("no-limits", what, ("services", "web", "limits"))]
+
+
+def test_a_way_to_keep_a_server_that_a_row_does_not_have_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    kept = (
+        goldens.PROFILES["bakery"]
+        .read_text()
+        .replace("protocol: http,", "protocol: http, persistence: {type: source},")
+    )
+    profile = goldens.parse(kept)
+    assert told(profile) == []
+    monkeypatch.setattr(engines, "ENGINES", (replace(engines.HAPROXY, persistence=("cookie",)), engines.IPVS))
+    what = "service web keeps clients' servers by source, which HAProxy does not do"
+    assert told(profile) == [("persistence-of-engine", what, ("services", "web", "persistence", "type"))]
 
 
 def told(profile: Profile) -> list[tuple[str, str, KeyPath]]:

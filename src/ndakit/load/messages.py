@@ -405,6 +405,8 @@ def _wrong_kind(path: KeyPath, facts: Facts, node: Node | None, at: Location) ->
     elif values and field_types.is_named_map(expected) and key == "addresses":
         listed = ", ".join(map(_scalar, values))
         fix = f"write addresses: {{NETWORK: {listed if len(values) == 1 else f'[{listed}]'}}}"
+    elif (words := field_types.words(expected)) and EXAMPLES.get(key, "").rpartition(" ")[2] not in words:
+        fix = f"write {key}: {words[0]}" + (f", or another one of {', '.join(words[1:])}" if words[1:] else "")
     elif key in EXAMPLES:
         fix = f"write {EXAMPLES[key]}"
     elif model is not None:

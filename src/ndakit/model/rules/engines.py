@@ -89,6 +89,20 @@ def _refusal(profile: Profile, refused: Refused, at: KeyPath, user: str, *, pool
     )  # fmt: skip
 
 
+def persistence(profile: Profile) -> Iterator[Finding]:
+    """Ways to keep a client's server that an engine does not have."""
+    for name, service in profile.services.items():
+        kept, engine = profile.persistence(name), service.carried_by
+        if kept is not None and kept.type not in engine.persistence:
+            holder: KeyPath = ("services", name) if service.persistence is not None else ("pools", service.pool)
+            yield error(
+                "persistence-of-engine",
+                f"service {name} keeps clients' servers by {kept.type}, which {engine.title} does not do",
+                (*holder, "persistence", "type"), f"write one of {', '.join(engine.persistence)}, or another topology",
+                other=topology_of(name), also=(("services", name),),
+            )  # fmt: skip
+
+
 def balance(profile: Profile) -> Iterator[Finding]:
     """Ways to choose a server that an engine, or the release, does not have."""
     for name, pool in profile.pools.items():
@@ -174,4 +188,4 @@ def _check_not_carried(profile: Profile, pool: str, engine: Engine, user: str) -
     )  # fmt: skip
 
 
-RULES: tuple[Callable[[Profile], Iterator[Finding]], ...] = (protocols, features, balance, checks)
+RULES: tuple[Callable[[Profile], Iterator[Finding]], ...] = (protocols, features, persistence, balance, checks)
