@@ -17,13 +17,16 @@ from ndakit.core.mistakes import ProfileMistake
 from ndakit.core.release import Release
 from ndakit.core.workspace import Workspace
 from ndakit.load import load
+from ndakit.model.engines import ENGINES
 
 ROOT = Path(__file__).resolve().parents[2]
 HERE = ROOT / "tests" / "data"
 WORKSPACE = Workspace(HERE)
 INVALID = sorted(p for p in (HERE / "invalid").glob("*.yaml") if not p.name.startswith("_"))
 VALID = sorted(p for p in (HERE / "valid").glob("*.yaml") if not p.name.startswith("_"))
-CHECKS = sorted((ROOT / "src/ndakit/model/rules").glob("*.py"))
+MODEL = ROOT / "src/ndakit/model"
+CHECKS = [*sorted((MODEL / "rules").glob("*.py")), *sorted((MODEL / "checks").glob("*.py")), MODEL / "engines.py"]
+"""Where the codes of cross-checks stand."""
 
 
 def refusal(path: Path) -> InputError | ErrorGroup:
@@ -107,6 +110,10 @@ def test_networks_that_join_the_same_cards_as_told_are_right(tmp_path: Path) -> 
     load.load(WORKSPACE, str(path))
 
 
+NOT_YET = ("persistence-of-engine",)
+"""Every engine has every way to keep a client's server, so far; tests/model/test_engines.py takes one away."""
+
+
 def codes_in_the_sources() -> set[str]:
     """Every code that a cross-check can give, read from the source."""
     found: set[str] = set()
@@ -116,8 +123,13 @@ def codes_in_the_sources() -> set[str]:
                 first = node.args[0]
                 if isinstance(first, ast.Constant):
                     found.add(str(first.value))
+                elif isinstance(first, ast.JoinedStr) and ast.unparse(first) == "f'check-of-{engine.name}'":
+                    found |= {f"check-of-{engine.name}" for engine in ENGINES}
                 elif isinstance(first, ast.JoinedStr):
                     found |= {f"{kind}-outside-subnet" for kind in ("vip", "node", "gateway", "route")}
+            if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "Refused":
+                assert isinstance(node.args[0], ast.Constant)
+                found.add(str(node.args[0].value))
             if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "unknown":
                 assert isinstance(node.args[0], ast.Constant)
                 found.add(f"unknown-{node.args[0].value!s}")
@@ -136,7 +148,7 @@ def codes_in_the_corpus() -> set[str]:
 
 def test_every_cross_check_has_a_profile_that_fails_it() -> None:
     assert len(codes_in_the_sources()) > 50
-    assert codes_in_the_sources() - codes_in_the_corpus() == set()
+    assert codes_in_the_sources() - codes_in_the_corpus() == set(NOT_YET)
 
 
 def test_every_place_in_the_corpus_exists_in_its_file() -> None:
