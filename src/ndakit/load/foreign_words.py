@@ -247,7 +247,7 @@ VALUES: Mapping[tuple[str, str], str] = {
         "write check: {type: script, script: check.sh}",
     ),
     **dict.fromkeys(
-        (("check", w) for w in ("mysql", "mysql-check", "pgsql", "postgresql", "redis", "ldap", "imap", "ftp")),
+        (("check", w) for w in ("mysql", "mysql-check", "pgsql", "postgresql", "ldap", "imap", "ftp")),
         "write check: tcp; what is spoken there can be asked with send and expect: {reply: …}",
     ),
     **dict.fromkeys((("platform", w) for w in ("proxmox", "qemu", "libvirt", "openstack")), "write platform: kvm"),
