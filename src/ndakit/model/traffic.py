@@ -324,7 +324,8 @@ class Service(Model):
 
     @model_validator(mode="after")
     def _pool_or_redirect(self) -> Self:
-        if self.redirect is not None and (self.protocol != "http" or self.topology != "proxy"):
+        # A redirect has no servers that could see a client's address.
+        if self.redirect is not None and (self.protocol != "http" or self.shows_client):
             raise mistake(
                 "redirect-needs-http", "'redirect' needs protocol http and topology proxy, and this service is {got}",
                 got=f"{self.protocol}, {self.topology}", fix="write protocol: http, and leave topology out",

@@ -94,7 +94,7 @@ def persistence(profile: Profile) -> Iterator[Finding]:
     for name, service in profile.services.items():
         kept, engine = profile.persistence(name), service.carried_by
         if kept is not None and kept.type not in engine.persistence:
-            holder: KeyPath = ("services", name) if service.persistence is not None else ("pools", service.pool)
+            holder: KeyPath = ("services", name) if service.persistence is not None else ("pools", service.pool or "")
             yield error(
                 "persistence-of-engine",
                 f"service {name} keeps clients' servers by {kept.type}, which {engine.title} does not do",
