@@ -49,6 +49,7 @@ EXAMPLES: Mapping[str, str] = {
     "certificates": "certificates: [{secret: shop.pem}]",
     "ca": "ca: partners.pem",
     "redirect": "redirect: https",
+    "redirect.to": "to: https",
     "vips": "vips: {www: {network: lan, address: 192.0.2.10}}",
     "pools": "pools: {web: {check: http, servers: {web1: 192.0.2.21}}}",
     "services": "services: {web: {vip: www, port: 80, protocol: http, pool: web}}",
@@ -66,7 +67,8 @@ EXAMPLES: Mapping[str, str] = {
     "type": "type: source",
     "persistence": "persistence: {type: source, timeout_s: 300}",
 }
-"""How a key is written; a test asks for every required key of the model."""
+"""How a key is written, where it matters below another one (`redirect.to`); a test asks for every required key of the
+model."""
 
 _PATTERNS: Mapping[str, tuple[str, str, str]] = {
     "Name": ("name", "is not a name", "use lower-case letters, digits and '-', starting with a letter, at most 32"),
@@ -137,7 +139,8 @@ def node_at(tree: Any, path: KeyPath) -> Any:
 
 def _missing(path: KeyPath, facts: Facts, node: Node | None, at: Location) -> ProfileMistake:
     key = str(path[-1])
-    example = EXAMPLES.get(key, f"{key}: …")
+    inside = f"{path[-2]}.{key}" if len(path) > 1 else ""
+    example = EXAMPLES.get(inside, EXAMPLES.get(key, f"{key}: …"))
     above = dotted(path[:-1])
     what = f"'{key}' is missing" + (f" in {above}" if above else "")
     where = f"under {above}" if above else "at the beginning of a line"
