@@ -194,12 +194,6 @@ class Release:
         return self.branch >= (19, 7)
 
     @property
-    def keepalived_group_garps(self) -> bool:
-        """True if a master that hears a lower advert in one instance announces the VIPs of its whole sync group again,
-        new in keepalived 2.0 (vrrp.c, vrrp_state_master_rx; 18.06 has 1.4, which announces those of that instance)."""
-        return self.branch >= (19, 7)
-
-    @property
     def keepalived_process_names(self) -> bool:
         """True if keepalived's VRRP process can be given a name of its own (`vrrp_process_name`, in 2.0.18 of 19.07 and
         later). From 2.1 on its parent waits before it starts one that died again, 1 s to 60 s (lib/scheduler.c,

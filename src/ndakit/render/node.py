@@ -214,6 +214,13 @@ class NodeView:
         return instances_of(self.profile, self.name)
 
     @property
+    def garp_refresh_s(self) -> int:
+        """How often the master announces its VIPs again, in seconds: every five adverts, for as long may clients ask a
+        node that was master for a moment if its last advert is lost; ten announcements a second at most."""
+        addresses = sum(len(vip.address) for vip in self.profile.vips.values())
+        return min(60, math.ceil(max(1, 5 * self.profile.vrrp.advert_interval_s, addresses / 10)))
+
+    @property
     def vips_watched_s(self) -> float:
         """How often the node looks whether its keepalived runs, in seconds: every two adverts, for another node notices
         after three, and once a second at least."""
