@@ -155,7 +155,7 @@ def test_requests_name_their_host_and_close_unless_told_otherwise() -> None:
     assert named["headers"] == [("Host", "shop.example"), ("connection", "keep-alive")]
 
 
-@pytest.mark.parametrize("url", ["https://192.0.2.1/", "http:///", "ftp://192.0.2.1", "http://shop.example/"])
+@pytest.mark.parametrize("url", ["gopher://192.0.2.1/", "http:///", "ftp://192.0.2.1", "http://shop.example/"])
 def test_urls_that_cannot_be_asked_are_refused(url: str) -> None:
     with pytest.raises(ValueError, match=r"http|address"):
         http(url, "GET", {}, b"", None, "")

@@ -45,10 +45,10 @@ def test_the_daemons_take_every_golden_tree(name: str) -> None:
 @pytest.mark.parametrize(
     ("old", "new", "says", "line"),
     [
-        ("\txHTTP 2\n", "\txHTTP two\n", "expected number", 29),
-        ("\txHTTP 2\n", "\tTProxy 1\n", "unrecognized keyword", 29),
-        ("HeaderOption forwarded no-ssl", 'AddHeader "X-SSL-Request: 1"', "deprecated", 31),
-        ("private/shops.pem", "private/nowhere.pem", "No such file", 23),
+        ("\txHTTP 2\n", "\txHTTP two\n", "expected number", 31),
+        ("\txHTTP 2\n", "\tTProxy 1\n", "unrecognized keyword", 31),
+        ("HeaderOption forwarded no-ssl", 'AddHeader "X-SSL-Request: 1"', "deprecated", 33),
+        ("private/shops.pem", "private/nowhere.pem", "No such file", 25),
     ],
 )
 def test_pound_says_what_it_does_not_take_and_what_it_only_warns_of(old: str, new: str, says: str, line: int) -> None:

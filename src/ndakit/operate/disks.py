@@ -7,7 +7,6 @@ kernel when `flash` opens the disk for itself alone (open(2), O_EXCL).
 
 from __future__ import annotations
 
-import json
 import os
 import stat
 from collections.abc import Iterator, Mapping, Sequence
@@ -15,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ndakit.core import process
+from ndakit.core import json_text, process
 from ndakit.core.errors import InputError, MachineError
 from ndakit.core.mistakes import clean
 
@@ -127,7 +126,7 @@ def present() -> tuple[TargetDisk, ...]:
 def parse(text: str) -> tuple[TargetDisk, ...]:
     """lsblk's JSON as disks. Raises DisksUnknown."""
     try:
-        devices = json.loads(text)["blockdevices"]
+        devices = json_text.mapping(text)["blockdevices"]
         return tuple(_disk(facts) for facts in devices if facts["type"] in WHOLE and int(facts["size"]) > 0)
     except (ValueError, KeyError, TypeError) as cause:
         raise DisksUnknown(f"its answer cannot be read ({clean(repr(cause))})") from cause

@@ -173,7 +173,7 @@ class _Again:
             times = "once" if len(disturbed) == 1 else f"{len(disturbed)} times"
             busy = replace(
                 verdict, state="too busy", tries=len(disturbed), disturbed=tuple(disturbed),
-                detail=f"{trouble}. ClaimDone {times}, the last time: {seen}",
+                detail=f"{trouble}. Tried {times}, the last time: {seen}",
             )  # fmt: skip
             lab.tell(f"{trouble}: {claim.name} does not count")
             last = len(disturbed) == TRIES or self._left_s <= 0
