@@ -119,6 +119,18 @@ def test_certificates_are_chosen_by_name_and_old_versions_refused(tmp_path: Path
     assert found[6][2] in (None, "http/1.1")
 
 
+@pytest.mark.parametrize(("first", "second", "got"), [(SHOP, OTHER, SHOP), (OTHER, SHOP, OTHER)])
+def test_an_asterisk_takes_dots_so_the_narrower_certificate_must_come_first(
+    tmp_path: Path, first: str, second: str, got: str
+) -> None:
+    """Pound compares names with fnmatch(3), in the order of its file (4.16, 4.19: config.c, SNI_server_name)."""
+    parties = {SHOP: issue("wide", names=["*.shop.example"]), OTHER: issue("narrow", names=["*.test.shop.example"])}
+    secrets = {SHOP: parties[first].bundle(), OTHER: parties[second].bundle()}
+    tried = [["a.test.shop.example", "", []], ["a.shop.example", "", []]]
+    narrow, wide = attempt(profile(), tmp_path, "handshakes", handshakes=tried, port=443, secrets=secrets)
+    assert (narrow[0], wide[0]) == (digest(parties[got]), digest(parties[SHOP]))
+
+
 @pytest.mark.parametrize(
     ("tls", "versions"),
     [(", policy: modern", {"TLSv1_3"}), (", policy: old", {"TLSv1", "TLSv1_1", "TLSv1_2", "TLSv1_3"}),

@@ -41,7 +41,7 @@ services:
     protocol: http
     hostnames: ["*.shops.example"]
     unknown_hosts: tarpit
-    tls: {terminator: pound, certificates: [{secret: shops.pem}, {secret: staging.pem}]}
+    tls: {terminator: pound, certificates: [{secret: staging.pem}, {secret: shops.pem}]}
     routes: [{host: "*.staging.shops.example", pool: tests}, {host_regex: "^test[0-9]*-", pool: tests}]
     pool: shops
 vrrp: {preempt: true}
@@ -152,7 +152,7 @@ def test_the_name_chooses_certificate_and_pool(shops: Pair) -> None:
 
 def test_an_unknown_name_gets_a_certificate_and_silence(shops: Pair) -> None:
     told = ask(shops, "unknown.invalid")
-    assert (told["sha256"], told["text"], told["error"]) == (digest("shops.pem"), "", "TimeoutError")
+    assert (told["sha256"], told["text"], told["error"]) == (digest("staging.pem"), "", "TimeoutError")
 
 
 def test_pound_is_not_root_and_nobody_outside_reaches_haproxy_behind_it(shops: Pair) -> None:
@@ -190,3 +190,31 @@ def test_pound_that_is_killed_comes_back(shops: Pair) -> None:
     assert shops.lab.run(master, "pidof pound") not in ("", before)
     shops.lab.settle()
     assert headers(ask(shops, "anna.shops.example"))["x-ssl-request"] == "1"
+
+
+@pytest.mark.parametrize("name", ["tls/shops", "service/shops", "client-address/shops", "names/shops"])
+def test_the_claim_about_https_holds(shops: Pair, name: str) -> None:
+    outcome = shops.outcome(name)
+    assert outcome.ok, f"{outcome.figure}: {outcome.detail}"
+
+
+@pytest.mark.parametrize(
+    ("daemon", "edit", "claim", "told"),
+    [
+        ("pound", "s#private/shops.pem#private/staging.pem#", "tls/shops", "gets another certificate"),
+        ("pound", '/SetHeader "X-SSL-Request/d', "client-address/shops", "X-SSL-Request is"),
+        ("haproxy", "/use_backend tests /d", "names/shops", "expected tests"),
+    ],
+)
+def test_the_claim_about_https_finds_the_fault(shops: Pair, daemon: str, edit: str, claim: str, told: str) -> None:
+    kept = {"pound": "/etc/pound/pound.cfg", "haproxy": "/etc/haproxy.cfg"}[daemon]
+    master = shops.lab.one_master()
+    shops.lab.order(master, f"cp {kept} /tmp/kept; sed -i '{edit}' {kept}; /etc/init.d/{daemon} restart")
+    try:
+        shops.lab.settle()
+        outcome = shops.outcome(claim)
+    finally:
+        shops.lab.order(master, f"cp /tmp/kept {kept}; /etc/init.d/{daemon} restart")
+        shops.lab.settle()
+    assert not outcome.ok
+    assert told in outcome.detail
