@@ -1,4 +1,5 @@
-"""A pair whose Pound ends https in front of HAProxy: seen by clients, by servers, and while Pound is gone."""
+"""A pair that ends TLS by Pound in front of HAProxy, and by HAProxy itself: as clients and servers see it, and while
+Pound is gone."""
 
 from __future__ import annotations
 
@@ -33,8 +34,28 @@ vips: {www: {network: lan, address: [192.168.5.10, "2001:db8:5::10"]}}
 pools:
   shops: {port: 80, check: {type: tcp, interval_s: 1}, servers: {web1: 192.168.5.21}}
   tests: {port: 80, check: {type: tcp, interval_s: 1}, servers: {test1: 192.168.5.31}}
+  inner:
+    check: {type: https, interval_s: 1}
+    to_servers: {tls: true, verify: none}
+    servers: {in1: {address: 192.168.5.41, port: 443}}
 services:
   plain: {vip: www, port: 80, protocol: http, pool: shops}
+  old: {vip: www, port: 8080, protocol: http, hostnames: [anna.shops.example], redirect: https}
+  api:
+    vip: www
+    port: 8443
+    protocol: http
+    hostnames: [api.example]
+    tls: {certificates: [{secret: api.pem}, {secret: shops.pem}], min_version: "1.3"}
+    pool: shops
+  mail:
+    vip: www
+    families: [ipv4]
+    port: 993
+    protocol: tcp
+    hostnames: [mail.staging.shops.example]
+    tls: {certificates: [{secret: staging.pem}], unknown_name: refuse}
+    pool: inner
   shops:
     vip: www
     port: 443
@@ -49,6 +70,7 @@ vrrp: {preempt: true}
 PARTIES = {
     "shops.pem": issue("shops", names=["*.shops.example"]),
     "staging.pem": issue("staging", names=["*.staging.shops.example"]),
+    "api.pem": issue("api", names=["api.example"]),
 }
 CLIENT = """\
 import hashlib, json, socket, ssl, sys
@@ -218,3 +240,42 @@ def test_the_claim_about_https_finds_the_fault(shops: Pair, daemon: str, edit: s
         shops.lab.settle()
     assert not outcome.ok
     assert told in outcome.detail
+
+
+# -- HAProxy itself ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "name", ["tls/api", "tls/mail", "service/api", "service/mail", "client-address/api", "redirect/old"]
+)
+def test_the_claim_about_tls_holds(shops: Pair, name: str) -> None:
+    outcome = shops.outcome(name)
+    assert outcome.ok, f"{outcome.figure}: {outcome.detail}"
+
+
+def test_a_new_certificate_is_served_after_the_signal_and_a_wrong_one_is_found_out(shops: Pair) -> None:
+    """What docs/services.md says to do on a running node."""
+    path = "/etc/ndakit/private/api.pem"
+    again = 'haproxy -c -q -f /etc/haproxy.cfg && ubus call service signal \'{"name":"haproxy","signal":12}\''
+    master = shops.lab.one_master()
+    assert shops.lab.run(master, f"ls -l {path}").startswith("-rw-------")
+    shops.lab.order(master, f"cp {path} /tmp/good.pem; cat /etc/ndakit/private/staging.pem > {path}; {again}; sleep 2")
+    try:
+        outcome = shops.outcome("tls/api")
+        mode = shops.lab.run(master, f"ls -l {path}")
+    finally:
+        shops.lab.order(master, f"cat /tmp/good.pem > {path}; rm /tmp/good.pem; {again}; sleep 2")
+    assert not outcome.ok and "api.example gets another certificate" in outcome.detail
+    assert mode.startswith("-rw-------")
+    assert shops.outcome("tls/api").ok
+
+
+def test_no_key_is_in_what_building_and_trying_wrote(shops: Pair) -> None:
+    for name, party in PARTIES.items():
+        marker = party.key_pem().splitlines()[1]
+        root = shops.workspace.root
+        written = [path for path in root.rglob("*") if path.is_file() and marker in path.read_bytes()]
+        allowed = {root / "secrets/shops" / name}
+        allowed |= {root / f"overlays/shops/{node}/etc/ndakit/private/{name}" for node in ("lb1", "lb2")}
+        assert set(written) == allowed
+        assert all(path.stat().st_mode & 0o077 == 0 for path in written)
