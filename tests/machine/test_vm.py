@@ -206,6 +206,7 @@ def test_a_machine_writes_to_a_layer_and_never_to_the_image(tmp_path: Path, form
     before = image.read_bytes()
     file = disks.prepare(Disk(image, form), tmp_path, "lb1-disk0")
     assert file == DiskFile(tmp_path / "lb1-disk0.qcow2", "qcow2", throw_away=True)
+    assert file.path.stat().st_mode & 0o777 == 0o600, "it gets what the machine keeps secret"
     facts = json.loads(process.run(["qemu-img", "info", "--output=json", file.path], timeout_s=30).stdout)
     assert facts["virtual-size"] == 8 << 20 and facts["backing-filename-format"] == form
     assert image.read_bytes() == before
