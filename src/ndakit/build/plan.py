@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Protocol, Self
 
 from ndakit.build import lockfile, pinning
 from ndakit.build import reasons as build_reasons
@@ -20,14 +20,14 @@ from ndakit.core.errors import ErrorGroup
 from ndakit.core.workspace import Workspace, file_sha256
 from ndakit.image import artifacts, sidecars
 from ndakit.image import formats as image_formats
-from ndakit.image.artifacts import Artifact
+from ndakit.image.artifacts import Artifact, Record
 from ndakit.imagebuilder import request as imagebuilder_request
 from ndakit.imagebuilder.request import ImageRequest
 from ndakit.imagebuilder.sources import Builder
 from ndakit.load import certificate_checks, secrets
 from ndakit.load.load import Loaded
 from ndakit.load.secrets import HashKey, Secrets
-from ndakit.model import package_plan
+from ndakit.model import Profile, package_plan
 from ndakit.model.package_plan import PackagePlan
 from ndakit.packages import feed
 from ndakit.render import render
@@ -84,6 +84,39 @@ def plan(
     return plans
 
 
+def outdated(workspace: Workspace, loaded: Loaded, node: str, record: Record) -> tuple[str, ...]:
+    """What differs between an image and what its profile says now, in words; nothing if a build by the same
+    ImageBuilder would make the same image. Raises what `plan` raises but for lock files.
+    """
+    now = _plan(workspace, loaded, node, _AsBuilt(record), _Held.of(workspace, loaded), None, False)
+    return () if now.image_id == record.id else now.reasons
+
+
+class _MadeBy(Protocol):
+    """What a plan has to know of a builder."""
+
+    @property
+    def kind(self) -> str:
+        """The word of `--builder`."""
+
+    def fingerprint(self, profile: Profile) -> str:
+        """What tells one ImageBuilder from another."""
+
+
+@dataclass(frozen=True)
+class _AsBuilt:
+    """The builder that made an image, as its record has it."""
+
+    record: Record
+
+    @property
+    def kind(self) -> str:
+        return self.record.builder
+
+    def fingerprint(self, _: Profile) -> str:
+        return str(self.record.inputs.get("fingerprint", ""))
+
+
 @dataclass(frozen=True)
 class _Held:
     """The secrets of a profile, and what follows from them for all its nodes."""
@@ -105,7 +138,7 @@ def _plan(
     workspace: Workspace,
     loaded: Loaded,
     node: str,
-    builder: Builder,
+    builder: _MadeBy,
     held: _Held,
     pins: lockfile.PinnedNode | None,
     locked: bool,
@@ -163,7 +196,7 @@ def request(loaded: Loaded, node: str, packages: PackagePlan, files: Path) -> Im
 def _inputs(
     loaded: Loaded,
     node: str,
-    builder: Builder,
+    builder: _MadeBy,
     tree: render.Tree,
     key: HashKey | None,
     packages: PackagePlan,

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from ndakit.build import plan
 from ndakit.cli.profiles import nodes_of
 from ndakit.core import terminal
 from ndakit.core.errors import InputError
@@ -24,6 +26,10 @@ _FILES = (".img", ".raw", ".bin")
 
 class NodeNotNamed(InputError):
     """A pair has several images, and only one fits onto a disk."""
+
+
+class ImageOutdated(InputError):
+    """The image is not what the profile says now."""
 
 
 class NotConfirmed(InputError):
@@ -44,16 +50,31 @@ def show_disks(*, as_json: bool) -> None:
 
 
 def flash_node(
-    workspace: Workspace, name: str, node: str | None, to: str | None, yes: str | None, *, as_json: bool
+    workspace: Workspace,
+    name: str,
+    node: str | None,
+    to: str | None,
+    yes: str | None,
+    *,
+    as_built: bool,
+    as_json: bool,
 ) -> None:
     """Write a node's image to what `to` names, after it was shown and confirmed (`yes`: by its serial number or name).
 
-    Raises NodeNotNamed, TargetUnusable, NotConfirmed, and what `operate.flash` and reading the image raise.
+    With `as_built` also an image that is not what the profile says now. Raises NodeNotNamed, ImageOutdated,
+    TargetUnusable, NotConfirmed, and what `operate.flash`, rendering and reading the image raise.
     """
     loaded = load.load(workspace, name)  # its warnings were told when it was built
     node = _one_node(loaded, node)
     artifact = images_of(workspace, loaded, [node])[node]
     image = flash.image_for_disk(artifact)
+    if not as_built and (reasons := plan.outdated(workspace, loaded, node, artifact.record)):
+        raise ImageOutdated(
+            f"the image of {node} is not what the profile says now: {'; '.join(reasons)}",
+            where=str(artifact.folder / image.name),
+            fix=f"build it first: ./inv build {loaded.called} --node {node} --builder {artifact.record.builder}; "
+            "if the older image is the right one: --as-built",
+        )
     target = _target(to, loaded, node)
     if isinstance(target, TargetDisk) and (refusal := target.refusal(image.disk_bytes or 0)) is not None:
         raise refusal
@@ -66,7 +87,7 @@ def flash_node(
     else:
         _confirm_file(target, yes)
         done = flash.to_file(artifact, target, _Shown(terminal.note))
-    _tell(done, artifact, loaded, as_json=as_json)
+    _tell(done, artifact, isinstance(target, TargetDisk), as_json=as_json)
 
 
 def _one_node(loaded: Loaded, node: str | None) -> str:
@@ -93,6 +114,7 @@ def _target(to: str | None, loaded: Loaded, node: str) -> TargetDisk | Path:
     if to.startswith("/dev/") or (path.exists() and path.is_block_device()):
         return disks.choose(disks.present(), to)
     if "/" in to or path.suffix in _FILES:
+        flash.usable_file(path)
         return path
     try:
         return disks.choose(disks.present(), to)
@@ -112,7 +134,7 @@ def _confirm_disk(disk: TargetDisk, yes: str | None) -> None:
 
 
 def _confirm_file(path: Path, yes: str | None) -> None:
-    if path.exists():
+    if os.path.lexists(path):
         _confirm(path.name, yes, f"{path} is there already. Type {path.name} to overwrite it: ", str(path))
 
 
@@ -147,7 +169,7 @@ def _facts(disk: TargetDisk) -> dict[str, Any]:
     }
 
 
-def _tell(done: flash.Flashed, artifact: Artifact, loaded: Loaded, *, as_json: bool) -> None:
+def _tell(done: flash.Flashed, artifact: Artifact, on_disk: bool, *, as_json: bool) -> None:
     record = artifact.record
     if as_json:
         terminal.show_json(
@@ -159,11 +181,11 @@ def _tell(done: flash.Flashed, artifact: Artifact, loaded: Loaded, *, as_json: b
         )  # fmt: skip
         return
     terminal.say(f"{done.target}: {record.hostname}, image {artifact.id[:12]}, written in {_at(done, done.write_s)}")
-    terminal.say(f"read back and the same in {_at(done, done.read_s)}; SHA-256 of the disk {done.sha256}")
+    terminal.say(f"read back and the same in {_at(done, done.read_s)}; SHA-256 of these bytes {done.sha256}")
     if record.warning:
         terminal.say(f"not for a real machine: {record.warning}")
-    addresses = [str(a) for own in loaded.profile.nodes[record.node].addresses.values() for a in own]
-    terminal.say(f"it can be unplugged; {record.hostname} will answer SSH at {', '.join(addresses)}")
+    if on_disk:
+        terminal.say(f"it can be unplugged; when {record.hostname} has started: ./inv status {record.profile}")
 
 
 def _at(done: flash.Flashed, took_s: float) -> str:

@@ -220,6 +220,7 @@ def servers(c: Context, profile: str, server: str | None = None, out: str | None
         "node": "whose image (may be left out if there is only one)",
         "to": "the disk, by path (/dev/sdX, /dev/disk/by-id/…) or serial number; or a file (./NAME.img)",
         "yes": "do not ask: the serial number of the disk (its name if it has none), or the name of the file",
+        "as-built": "also an image that is not what the profile says now",
         "json": "the outcome as JSON",
     },
 )
@@ -230,13 +231,14 @@ def flash(
     node: str | None = None,
     to: str | None = None,
     yes: str | None = None,
+    as_built: bool = False,
     json: bool = False,
 ) -> None:
     """Write a node's image to a disk, a stick or a file, and read it back."""
     from ndakit.cli.flash import flash_node
     from ndakit.core.workspace import Workspace
 
-    flash_node(Workspace.at(), profile, node, to, yes, as_json=json)
+    flash_node(Workspace.at(), profile, node, to, yes, as_built=as_built, as_json=json)
 
 
 @task(help={"json": "the same as JSON"})

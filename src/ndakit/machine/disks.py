@@ -84,7 +84,7 @@ def prepare(disk: Disk, run_dir: Path, name: str, *, cache: Path | None = None) 
     layer.unlink(missing_ok=True)
     tool = process.require("qemu-img", package="qemu-utils", reason="to give a machine a throw-away disk")
     # A machine writes its secrets into this layer: it is for its owner only.
-    argv = [tool, "create", "-q", "-f", "qcow2", "-F", disk.format, "-b", path, layer]
+    argv: list[str | Path] = [tool, "create", "-q", "-f", "qcow2", "-F", disk.format, "-b", path, layer]
     process.run(argv, timeout_s=60, umask=0o077)
     return DiskFile(layer, "qcow2", throw_away=True)
 

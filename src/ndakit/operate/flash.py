@@ -23,7 +23,7 @@ from pathlib import Path
 
 from ndakit.core.errors import BuildError, MachineError
 from ndakit.image import disk as image_disk
-from ndakit.image.artifacts import Artifact, ImageFile
+from ndakit.image.artifacts import RECORD, Artifact, ImageFile
 from ndakit.operate.disks import TargetDisk, TargetUnusable
 
 PIECE = 1 << 20
@@ -114,12 +114,7 @@ def to_file(artifact: Artifact, target: Path, progress: Progress) -> Flashed:
     """
     image = image_for_disk(artifact)
     source, total = artifact.folder / image.name, image.disk_bytes or 0
-    if target.is_dir():
-        fix = f"name a file: --to {target / (source.name.removesuffix('.gz'))}"
-        raise TargetUnusable(f"{target} is a folder", where="--to", fix=fix)
-    if not target.parent.is_dir():
-        fix = f"make it: mkdir -p {target.parent}"
-        raise TargetUnusable(f"there is no folder {target.parent}", where="--to", fix=fix)
+    usable_file(target)
     half = target.with_name(f".{target.name}.{os.getpid()}.half")
     with _refused(target):
         fd = os.open(half, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
@@ -146,6 +141,21 @@ def to_file(artifact: Artifact, target: Path, progress: Progress) -> Flashed:
         finally:
             os.close(fd)
     return Flashed(target, source, total, zeros, digest.hexdigest(), write_s, read_s)
+
+
+def usable_file(target: Path) -> None:
+    """Raises TargetUnusable for a place that no file may come to: a folder, a link, a pipe, beside a build's files."""
+    if target.is_dir():
+        raise TargetUnusable(f"{target} is a folder", where="--to", fix=f"name a file: --to {target / 'disk.img'}")
+    if not target.parent.is_dir():
+        fix = f"make it: mkdir -p {target.parent}"
+        raise TargetUnusable(f"there is no folder {target.parent}", where="--to", fix=fix)
+    if target.is_symlink() or (target.exists() and not target.is_file()):
+        fix = "name the file itself, or another one"
+        raise TargetUnusable(f"{target} is a link, or no plain file", where="--to", fix=fix)
+    if (target.parent / RECORD).exists():
+        fix = "name a file in another folder"
+        raise TargetUnusable(f"{target.parent} holds a build, whose files belong together", where="--to", fix=fix)
 
 
 def _open(disk: TargetDisk) -> int:
