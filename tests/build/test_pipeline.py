@@ -17,6 +17,7 @@ import pytest
 from imagebuilder_fakes import PROFILE, fake, workspace_folder
 from ndakit.build import pipeline, plan
 from ndakit.build import reasons as build_reasons
+from ndakit.cli import flash as cli_flash
 from ndakit.core.errors import BuildError, ErrorGroup, NdakitError
 from ndakit.core.events import Event, OutputLine, Planned, StepDone, StepStarted, Waiting, Warned
 from ndakit.core.workspace import Workspace
@@ -72,6 +73,18 @@ def place(tmp_path: Path) -> Place:
 def set_mode(place: Place, mode: str) -> None:
     text = (place.folder / "fake.json").read_text()
     (place.folder / "fake.json").write_text(text.replace('"mode": ""', f'"mode": "{mode}"'))
+
+
+def test_an_image_knows_whether_it_is_what_its_profile_says_now(place: Place) -> None:
+    """What `flash` asks, without an ImageBuilder at hand."""
+    (built,) = place.build("lb1")
+    assert plan.outdated(place.workspace, load.load(place.workspace, "bakery"), "lb1", built.artifact.record) == ()
+    place.edit("192.168.0.11", "192.168.0.19")
+    reasons = plan.outdated(place.workspace, load.load(place.workspace, "bakery"), "lb1", built.artifact.record)
+    assert any("bakery.yaml" in reason for reason in reasons)
+    with pytest.raises(cli_flash.ImageOutdated, match="is not what the profile says now") as caught:
+        cli_flash.flash_node(place.workspace, "bakery", "lb1", "./x.img", None, as_built=False, as_json=False)
+    assert "./inv build bakery --node lb1 --builder openwrt" in caught.value.fix
 
 
 def test_a_nodes_package_plan_is_computed_once_in_a_build(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:

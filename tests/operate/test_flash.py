@@ -206,6 +206,16 @@ def test_a_folder_and_a_missing_folder_are_named(artifact: Artifact, tmp_path: P
         flash.to_file(artifact, tmp_path / "none" / "x.img", quiet)
 
 
+def test_links_pipes_and_files_of_a_build_are_not_overwritten(artifact: Artifact, tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "link.img").symlink_to(tmp_path / "nowhere")
+    (tmp_path / "images" / "record.json").write_text("{}")
+    for name, words in (("pipe", "no plain file"), ("link.img", "is a link"), ("images/manifest", "holds a build")):
+        with pytest.raises(TargetUnusable, match=words):
+            flash.to_file(artifact, tmp_path / name, quiet)
+    assert not (tmp_path / "nowhere").exists()
+
+
 # -- onto a disk -------------------------------------------------------------------------------------------------------
 
 

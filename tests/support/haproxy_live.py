@@ -46,7 +46,8 @@ def program(name: str) -> list[str]:
     root = daemons()
     loader = next(root.glob("usr/lib64/ld-linux-*.so.*"))
     libraries = next(root.glob("usr/lib/*-linux-gnu"))
-    return [str(loader), "--library-path", str(libraries), str(next(root.glob(f"usr/*bin/{name}")))]
+    # A library that is older than Debian's folders per architecture (adns, which Pound needs) lies in /usr/lib itself.
+    return [str(loader), "--library-path", f"{libraries}:{root / 'usr/lib'}", str(next(root.glob(f"usr/*bin/{name}")))]
 
 
 def configuration(tree: Tree, folder: Path) -> str:

@@ -28,7 +28,7 @@ table inet fw4 {
 		type filter hook input priority filter; policy drop;
 		iif lo accept
 		ct state established,related accept
-		meta l4proto ipv6-icmp accept
+		meta l4proto 58 accept
 		iifname client tcp dport 80 accept
 	}
 }

@@ -9,6 +9,7 @@ from __future__ import annotations
 import lzma
 import re
 import shutil
+import tempfile
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -30,10 +31,16 @@ class Kernel:
         self._folder = root / "usr/lib/modules" / self.version
         self._tables = root.with_name(root.name + ".depmod")
         if not self._tables.is_dir():
-            partial = root.with_name(root.name + ".depmod.partial")
-            shutil.rmtree(partial, ignore_errors=True)
-            self._depmod(root, partial)
-            partial.rename(self._tables)
+            # Each process makes its own, and the first that is ready gives its name to it: several may begin at once.
+            partial = Path(tempfile.mkdtemp(prefix=f"{root.name}.depmod.", dir=root.parent))
+            try:
+                self._depmod(root, partial)
+                partial.rename(self._tables)
+            except OSError:
+                if not self._tables.is_dir():
+                    raise
+            finally:
+                shutil.rmtree(partial, ignore_errors=True)
         listed = self._tables / "lib/modules" / self.version / "modules.dep"
         self._needs: dict[str, list[str]] = {}
         self._path: dict[str, str] = {}
