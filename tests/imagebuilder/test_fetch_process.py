@@ -33,13 +33,13 @@ PROGRAM = """
 import resource, sys
 from pathlib import Path
 from ndakit.imagebuilder.fetch import fetch
-from ndakit.imagebuilder.fetch.download import Limits
+from ndakit.imagebuilder.fetch.download import DownloadLimits
 from ndakit.core.errors import NdakitError
 from ndakit.core.release import Release
 url, keys, largest = sys.argv[1:]
 if int(largest):
     resource.setrlimit(resource.RLIMIT_FSIZE, (int(largest), int(largest)))
-limits = Limits(attempts=2, pause_s=0)
+limits = DownloadLimits(attempts=2, pause_s=0)
 try:
     found = fetch.fetch(Release.parse("24.10.8"), "x86/64", mirrors=[url], keys=[Path(keys)], limits=limits,
                            events=lambda event: print(type(event).__name__, flush=True))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -160,10 +161,20 @@ def test_pytest_leaves_a_timed_test_of_a_lab_to_the_rule_and_no_other(tmp_path: 
     assert conftest.pytest_pyfunc_call(cast(pytest.Function, other)) is None, "pytest runs it"
 
 
+def shut(gate: Path) -> bool:
+    """True if somebody holds this lock."""
+    with gate.open("rb") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+    return False
+
+
 def test_who_is_tried_again_is_alone_and_who_comes_later_waits(tmp_path: Path) -> None:
     ours, theirs, latecomers = Turns(tmp_path), Turns(tmp_path), Turns(tmp_path)
     seen: list[str] = []
-    they_work, they_may_end, we_may_end = threading.Event(), threading.Event(), threading.Event()
+    they_work, they_may_end, we_work, we_may_end = (threading.Event() for _ in range(4))
 
     def they() -> None:
         with theirs.beside():
@@ -173,6 +184,7 @@ def test_who_is_tried_again_is_alone_and_who_comes_later_waits(tmp_path: Path) -
 
     def we() -> None:
         with ours.beside():
+            we_work.set()
             with ours.by_itself_for_once():
                 seen.append("we are alone")
                 we_may_end.wait(20)
@@ -188,8 +200,9 @@ def test_who_is_tried_again_is_alone_and_who_comes_later_waits(tmp_path: Path) -
     assert they_work.wait(20)
     threads[1].start()
     gate = tmp_path / "gate"
-    # Who wants to be alone keeps the gate shut while it waits: its process writes itself into it.
-    Deadline(20, "the gate").wait_until(lambda: gate.exists() and bool(gate.read_bytes()), every_s=0.01)
+    assert we_work.wait(20)
+    # From here on only who wants to be alone takes the gate, and keeps it shut while it waits.
+    Deadline(20, "the gate").wait_until(lambda: shut(gate), every_s=0.01)
     threads[2].start()
     assert seen == []
     they_may_end.set()
