@@ -8,6 +8,7 @@ from typing import Annotated, ClassVar, Literal, Self
 from pydantic import AfterValidator, BeforeValidator, Field, WithJsonSchema, model_validator
 
 from ndakit.core.names import Name, ServiceName
+from ndakit.model import host_regex
 from ndakit.model.base import Bool, Model, as_list, mistake
 
 HOST_REGEX_MAX = 200
@@ -16,7 +17,7 @@ TARPIT_S = 30.0
 
 
 def _host_regex(value: str) -> str:
-    """A regular expression as Python takes it; HAProxy's PCRE has the last word (`check --daemons`)."""
+    """An expression that Python and PCRE read alike and that no name keeps busy (`host_regex`)."""
     if not value or len(value) > HOST_REGEX_MAX:
         raise mistake(
             "regex-length", "a regular expression of {got} characters", got=len(value),
@@ -28,11 +29,11 @@ def _host_regex(value: str) -> str:
             fix="host names are letters, digits, '-' and '.' (of others their ASCII form, xn--…)",
         )  # fmt: skip
     try:
-        re.compile(value)
-    except re.error as cause:
+        host_regex.check(value)
+    except host_regex.HostRegexFault as cause:
         raise mistake(
-            "regex", "'{got}' is no regular expression: {why}", got=value[:60], why=str(cause),
-            fix="correct it; a literal dot is \\.",
+            "regex", "'{got}' is not taken as an expression for a host name: it has {why}", got=value[:60],
+            why=cause.what, fix=cause.fix,
         ) from None  # fmt: skip
     return value
 
@@ -53,7 +54,7 @@ def covers(pattern: str, name: str) -> bool:
 
 def matches(expressions: tuple[str, ...], name: str) -> bool:
     """True if one of the expressions is in a name, as HAProxy looks for it."""
-    return any(re.search(expression, name, re.IGNORECASE) for expression in expressions)
+    return any(re.search(expression, name, re.IGNORECASE | re.ASCII) for expression in expressions)
 
 
 def _status(value: object) -> object:
@@ -82,9 +83,12 @@ class HostRoute(Model):
     """The name that the client asked for, or a list of them: any of it holds. `"*.shop.example"` stands for every name
     with one label more (write it in quotes)."""
     host_regex: HostRegexes | None = None
-    """A regular expression (PCRE) for that name, or a list of them: `^img[0-9]+\\.`. It is looked for anywhere in the
-    name, so that it needs `^` and `$` to be about the whole of it; upper and lower case are the same. With `host` too,
-    both must hold."""
+    """A regular expression for that name, or a list of them: `^img[0-9]+\\.`. It is looked for anywhere in the name, so
+    that it needs `^` and `$` to be about the whole of it; upper and lower case are the same. It may have letters,
+    digits, `-`, `\\.`, `.`, `\\d`, `\\w`, classes (`[a-z0-9-]`, `[^x]`), groups, `|`, `^`, `$` and the repeats `?` `*` `+`
+    `{m}` `{m,}` `{m,n}`. Refused are what not every library reads alike (look-arounds, back references, `[[:alpha:]]`,
+    `\\p{L}` …), a repeat of what has a repeat or alternatives inside, and three repeats that compete for the same
+    characters: names exist for which they would never end. With `host` too, both must hold."""
     pool: Name
     """The pool that these requests go to."""
 
