@@ -134,7 +134,7 @@ class _Reader:
             self.at += 1
             chars = frozenset(first.lower())
         elif first in "?*+{":
-            raise HostRegexFault(f"a repeat ({first}) of nothing", "write before it what is to be repeated: .* is any text")
+            raise HostRegexFault(f"a repeat ({first}) of nothing", "write before it what repeats: .* is any text")
         else:
             raise HostRegexFault(
                 f"the character {first}", "write letters, digits, - and \\. for the characters of a host name"
@@ -164,7 +164,7 @@ class _Reader:
         if letter not in known:
             raise HostRegexFault(
                 f"\\{letter}" if letter else "a \\ at the end",
-                "write \\. for a dot, and \\d, \\w or a class such as [a-z0-9-]; other \\ are not read alike everywhere",
+                "write \\. for a dot, and \\d, \\w or a class such as [a-z0-9-]; others are not read alike everywhere",
             )  # fmt: skip
         self.at += 2
         return known[letter]

@@ -3,11 +3,21 @@
 from __future__ import annotations
 
 import re
+from ipaddress import IPv4Address, IPv6Address
 from typing import Annotated, ClassVar, Literal, Self
 
-from pydantic import AfterValidator, BeforeValidator, Field, WithJsonSchema, model_validator
+from pydantic import (
+    AfterValidator,
+    BeforeValidator,
+    Field,
+    TypeAdapter,
+    ValidationError,
+    WithJsonSchema,
+    model_validator,
+)
 
-from ndakit.core.names import Name, ServiceName
+from ndakit.core.addresses import literal
+from ndakit.core.names import HostName, Name, ServiceName
 from ndakit.model import host_regex
 from ndakit.model.base import Bool, Model, as_list, mistake
 
@@ -85,9 +95,9 @@ class HostRoute(Model):
     host_regex: HostRegexes | None = None
     """A regular expression for that name, or a list of them: `^img[0-9]+\\.`. It is looked for anywhere in the name, so
     that it needs `^` and `$` to be about the whole of it; upper and lower case are the same. It may have letters,
-    digits, `-`, `\\.`, `.`, `\\d`, `\\w`, classes (`[a-z0-9-]`, `[^x]`), groups, `|`, `^`, `$` and the repeats `?` `*` `+`
-    `{m}` `{m,}` `{m,n}`. Refused are what not every library reads alike (look-arounds, back references, `[[:alpha:]]`,
-    `\\p{L}` …), a repeat of what has a repeat or alternatives inside, and three repeats that compete for the same
+    digits, `-`, `\\.`, `.`, `\\d`, `\\w`, classes (`[a-z0-9-]`, `[^x]`), groups, `|`, `^`, `$` and the repeats `?` `*`
+    `+` `{m}` `{m,}` `{m,n}`. Refused are what not every library reads alike (look-arounds, back references,
+    `[[:alpha:]]`, `\\p{L}` …), a repeat of what has a repeat or alternatives inside, and three repeats that compete for the same
     characters: names exist for which they would never end. With `host` too, both must hold."""
     pool: Name
     """The pool that these requests go to."""
@@ -117,17 +127,42 @@ class HostRoute(Model):
 
 
 _URL = re.compile(r"(https?)://([a-z0-9.-]+|\[[0-9a-f:.]+\])(?::([0-9]{1,5}))?(/[A-Za-z0-9._~!$&()*+,;=:@/-]{0,200})?")
+_HOST_NAME: TypeAdapter[str] = TypeAdapter(HostName)
+
+
+def _host(text: str) -> str | None:
+    """A URL's host as it is compared: a name, or an address in its usual spelling; None for what is neither.
+
+    A name whose last label is a number is an address for browsers (WHATWG URL, 3.5).
+    """
+    if text.startswith("[") or re.fullmatch(r"[0-9]+|0x[0-9a-f]*", text.rpartition(".")[2]):
+        try:
+            address = IPv6Address(text[1:-1]) if text.startswith("[") else IPv4Address(text)
+        except ValueError:
+            return None
+        nobody = address.is_unspecified or address.is_multicast or address.is_loopback
+        return None if nobody else literal(address)
+    try:
+        return _HOST_NAME.validate_python(text)
+    except ValidationError:
+        return None
 
 
 def _target(value: str) -> str:
     """`https`, or a URL of plain characters: everything else would have to be written for HAProxy's log format."""
     if value == "https":
         return value
-    found = _URL.fullmatch(value)
-    if found is None or (found[3] is not None and not 1 <= int(found[3]) <= 65535):
+    url = _URL.fullmatch(value)
+    if url is None or (url[3] is not None and not 1 <= int(url[3]) <= 65535):
         raise mistake(
             "redirect-target", "'{got}' is no place to redirect to", got=value[:60],
             fix="write https, or a URL such as https://www.example.com, in lower case and without % and ?",
+        )  # fmt: skip
+    if _host(url[2]) is None:
+        raise mistake(
+            "redirect-target", "'{got}' is no place to redirect to: '{host}' is neither a host name nor an address "
+            "that clients can reach", got=value[:60], host=url[2][:60],
+            fix="write a URL such as https://www.example.com, or https://[2001:db8::10] with an address of yours",
         )  # fmt: skip
     return value
 
@@ -153,7 +188,8 @@ class Redirect(Model):
     @property
     def goal(self) -> tuple[str, str, int]:
         """Scheme, host and port of a URL. Raises ValueError for `https`."""
-        found = _URL.fullmatch(self.to)
-        if found is None:
+        url = _URL.fullmatch(self.to)
+        host = _host(url[2]) if url is not None else None
+        if url is None or host is None:
             raise ValueError("no URL")
-        return found[1], found[2], int(found[3] or {"http": 80, "https": 443}[found[1]])
+        return url[1], host, int(url[3] or {"http": 80, "https": 443}[url[1]])

@@ -372,6 +372,11 @@ class Service(Model):
         return self.pool if known or self.unknown_hosts == "pool" else None
 
     @property
+    def client_names(self) -> tuple[str, ...]:
+        """Every name or wildcard that clients ask for, by `hostnames` and by `host` of its routes."""
+        return tuple(dict.fromkeys((*self.hostnames, *(name for route in self.routes for name in route.host or ()))))
+
+    @property
     def own_name(self) -> str | None:
         """A name whose requests go to its own pool; None if it states none."""
         examples = (pattern.replace("*", "any", 1) for pattern in self.hostnames)

@@ -27,6 +27,7 @@ from ndakit.model.rules import (
     pair,
     pound,
     proxy,
+    redirects,
     release,
     reply_paths,
     routes,
@@ -42,7 +43,8 @@ RULES = (
     *addresses.RULES, *routes.RULES, *host.RULES, *access.RULES, *device.RULES,
     *traffic.RULES, *release.RULES, *packages.RULES, *image.RULES, *capacity.RULES,
     *firewall.RULES, *pair.RULES, *engines.RULES, *ipvs.RULES, *reply_paths.RULES,
-    *transparent.RULES, *listeners.RULES, *proxy.RULES, *http.RULES, *tls.RULES, *pound.RULES,
+    *transparent.RULES, *listeners.RULES, *proxy.RULES, *http.RULES, *tls.RULES, *redirects.RULES,
+    *pound.RULES,
 )  # fmt: skip
 
 

@@ -7,10 +7,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 
-from ndakit.core.addresses import literal
 from ndakit.core.mistakes import KeyPath
 from ndakit.core.release import since
-from ndakit.model.http import covers
 from ndakit.model.profile import Profile
 from ndakit.model.rules.findings import Finding, error, warning
 from ndakit.model.tls import VERSIONS
@@ -119,51 +117,4 @@ def servers(profile: Profile) -> Iterator[Finding]:
             )  # fmt: skip
 
 
-def redirects(profile: Profile) -> Iterator[Finding]:
-    """Redirects that lead back to where they come from, or to where nobody listens."""
-    for name, service in profile.services.items():
-        if service.redirect is None or not set(service.vip) <= profile.vips.keys():
-            continue
-        at: KeyPath = ("services", name, "redirect")
-        if service.redirect.to_https and service.tls is not None:
-            yield error(
-                "redirect-loop",
-                f"service {name} ends TLS itself, and redirects to https: clients would go in a circle",
-                at, "delete redirect and name a pool; the redirect belongs to the service on port 80",
-                other=("services", name, "tls"),
-            )  # fmt: skip
-        elif service.redirect.to_https:
-            yield from _nothing_there(profile, name)
-        elif _leads_back(profile, name):
-            yield error(
-                "redirect-loop",
-                f"service {name} redirects to {service.redirect.to}, which is its own address: clients would go in a "
-                "circle",
-                at, "redirect to another name or port", other=("services", name, "hostnames")
-                if service.hostnames else ("services", name, "vip"),
-            )  # fmt: skip
-
-
-def _nothing_there(profile: Profile, name: str) -> Iterator[Finding]:
-    for endpoint in profile.endpoints(name):
-        if profile.https_port(endpoint.address) is None:
-            yield error(
-                "redirect-to-nothing",
-                f"service {name} redirects to https, and no http service with tls listens at {endpoint.address}",
-                ("services", name, "redirect"),
-                f"add a service with vip: {endpoint.vip}, port: 443, protocol: http and tls; or redirect to a URL",
-                other=("vips", endpoint.vip, "address"), also=(("services",),),
-            )  # fmt: skip
-
-
-def _leads_back(profile: Profile, name: str) -> bool:
-    service = profile.services[name]
-    assert service.redirect is not None, "looked at before"
-    scheme, host, port = service.redirect.goal
-    if scheme != ("http" if service.tls is None else "https") or not service.has_port(port):
-        return False
-    addresses = {literal(endpoint.address) for endpoint in profile.endpoints(name)}
-    return host in addresses or any(covers(pattern, host) for pattern in service.hostnames)
-
-
-RULES: tuple[Callable[[Profile], Iterator[Finding]], ...] = (engines, protocols, versions, servers, redirects)
+RULES: tuple[Callable[[Profile], Iterator[Finding]], ...] = (engines, protocols, versions, servers)
