@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
@@ -17,7 +18,7 @@ def codes(text: str) -> set[str]:
     return {f.code for f in rules.findings(goldens.parse(text)) if f.code.startswith("redirect-")}
 
 
-def changed(name: str, /, **changes: dict[str, object]) -> set[str]:
+def changed(name: str, /, **changes: Mapping[str, object]) -> set[str]:
     profile = yaml.safe_load((DATA / f"{name}.yaml").read_text())
     for service, keys in changes.items():
         profile["services"].setdefault(service.replace("_", "-"), {}).update(keys)

@@ -97,8 +97,8 @@ class HostRoute(Model):
     that it needs `^` and `$` to be about the whole of it; upper and lower case are the same. It may have letters,
     digits, `-`, `\\.`, `.`, `\\d`, `\\w`, classes (`[a-z0-9-]`, `[^x]`), groups, `|`, `^`, `$` and the repeats `?` `*`
     `+` `{m}` `{m,}` `{m,n}`. Refused are what not every library reads alike (look-arounds, back references,
-    `[[:alpha:]]`, `\\p{L}` …), a repeat of what has a repeat or alternatives inside, and three repeats that compete for the same
-    characters: names exist for which they would never end. With `host` too, both must hold."""
+    `[[:alpha:]]`, `\\p{L}` …), a repeat of what has a repeat or alternatives inside, and three repeats that compete for
+    the same characters: names exist for which they would never end. With `host` too, both must hold."""
     pool: Name
     """The pool that these requests go to."""
 
