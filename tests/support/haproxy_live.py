@@ -59,7 +59,8 @@ def configuration(tree: Tree, folder: Path) -> str:
         if path.startswith("/etc/ndakit/"):
             target = folder / path.removeprefix("/etc/ndakit/")
             target.parent.mkdir(parents=True, exist_ok=True)
-            target.write_bytes(file.content)
+            listed = path.startswith("/etc/ndakit/private/_")  # a list of certificates: paths as well
+            target.write_bytes(file.content.replace(b"/etc/ndakit/", f"{folder}/".encode()) if listed else file.content)
     return text.replace("/etc/ndakit/", f"{folder}/")
 
 

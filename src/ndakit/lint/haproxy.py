@@ -15,7 +15,9 @@ from ndakit.lint.subject import LintFinding, Subject
 from ndakit.model import package_plan
 
 HAPROXY_INIT = "/etc/init.d/haproxy"
-_FILE_KEYWORDS = {"errorfile": 2, "crt": 1, "ca-file": 1, "crl-file": 1, "lua-load": 1}
+_FILE_KEYWORDS = {"errorfile": 2, "crt": 1, "crt-list": 1, "ca-file": 1, "crl-file": 1, "lua-load": 1}
+_WORDS_MAX = 64
+"""HAProxy's MAX_LINE_ARGS, of every version from 1.8 to 3.2: it refuses a longer line (include/haproxy/defaults.h)."""
 _BROUGHT = {"/etc/ssl/certs/ca-certificates.crt": "ca-bundle"}
 """Files that HAProxy may read and that a package brings."""
 
@@ -47,6 +49,9 @@ def rules(subject: Subject) -> Iterator[LintFinding]:
     for proxy in proxies:
         yield from _peers(subject, proxies, proxy)
         for line in proxy.lines:
+            if len(line.words) > _WORDS_MAX:
+                what = f"{len(line.words)} words in a line: HAProxy takes {_WORDS_MAX}, and would not start"
+                yield subject.finding("haproxy-words", HAPROXY, line.number, what)
             yield from _files(subject, line)
             yield from _references(subject, line, backends, servers)
         if proxy.kind in ("frontend", "backend", "listen"):
@@ -134,11 +139,24 @@ def _files(subject: Subject, line: Line) -> Iterator[LintFinding]:
             continue
         at = position + _FILE_KEYWORDS[word]
         path = line.words[at] if at < len(line.words) else ""
-        if _BROUGHT.get(path) in package_plan.plan(subject.profile, subject.node).add:
-            continue
-        if path not in subject.tree and not any(p.startswith(f"{path.rstrip('/')}/") for p in subject.tree):
-            what = f"{path or word} is not in the tree: HAProxy would not start"
-            yield subject.finding("haproxy-file", HAPROXY, line.number, what)
+        yield from _file(subject, line, path or word)
+        if word == "crt-list" and path in subject.tree:
+            # A certificate, perhaps with words for it in brackets, and names (configuration manual, 5.1, "crt-list").
+            listed = (row.split() for row in subject.tree[path].text.splitlines())
+            paths = [words[0] for words in listed if words and not words[0].startswith("#")]
+            for certificate in paths:
+                yield from _file(subject, line, certificate)
+            if not paths:
+                what = f"{path} lists no certificate: HAProxy would not start"
+                yield subject.finding("haproxy-file", HAPROXY, line.number, what)
+
+
+def _file(subject: Subject, line: Line, path: str) -> Iterator[LintFinding]:
+    if _BROUGHT.get(path) in package_plan.plan(subject.profile, subject.node).add:
+        return
+    if path not in subject.tree and not any(p.startswith(f"{path.rstrip('/')}/") for p in subject.tree):
+        what = f"{path} is not in the tree: HAProxy would not start"
+        yield subject.finding("haproxy-file", HAPROXY, line.number, what)
 
 
 def _references(subject: Subject, line: Line, backends: set[str], servers: set[str]) -> Iterator[LintFinding]:

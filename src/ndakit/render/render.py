@@ -197,6 +197,7 @@ def render(
     own = [(path, content, page) for path, (page, content) in balancer.sorry_pages.items()]
     own += [(script.path, script.content, script.source) for script in ipvs.scripts]
     own += [(trust.path, pem.only_blocks(trust.file.content), trust.file.path) for trust in balancer.trust_files]
+    own += [(listed.path, listed.content, f"service {listed.service}") for listed in balancer.certificate_lists]
     for path, name in balancer.certificates.items():
         own.append((path, pem.only_blocks(secrets[name].reveal()), f"secret {name}"))
     for path, content, written in own:

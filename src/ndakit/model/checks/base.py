@@ -127,6 +127,11 @@ class Check(Model):
         return False
 
     @property
+    def states_encryption(self) -> bool:
+        """True if the type itself says whether it is asked over TLS; the others go the way of the pool's clients."""
+        return False
+
+    @property
     def answers(self) -> bool:
         """True if HAProxy waits for an answer once it is connected."""
         return True

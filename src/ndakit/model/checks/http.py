@@ -67,6 +67,11 @@ class HttpCheck(PortCheck):
         return False
 
     @property
+    def states_encryption(self) -> bool:
+        """True: `http` and `https` say it."""
+        return True
+
+    @property
     def unusual(self) -> bool:
         """True if the answer that is wanted is none that a client would take."""
         return self.expect.digest is not None or self.expect.status not in (None, 200)

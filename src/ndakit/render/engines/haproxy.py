@@ -24,16 +24,18 @@ from ndakit.model.transparent import as_root
 from ndakit.render.claimed_headers import CLAIMS, ClientClaims
 from ndakit.render.engines import host_names
 from ndakit.render.engines.haproxy_tls import (
+    CertificateList,
     FrontendTls,
     TlsDefaults,
     TrustFile,
     certificate_files,
+    certificate_lists,
     defaults,
     frontend_tls,
     server_words,
     trust_files,
 )
-from ndakit.render.engines.host_names import Condition, UnknownHosts
+from ndakit.render.engines.host_names import Condition, HostForm, UnknownHosts
 from ndakit.render.engines.redirects import RedirectRule, redirect_rules
 from ndakit.render.node import NodeView
 
@@ -98,6 +100,9 @@ class Backend:
     hashed: bool
     check: Check
     check_host: str
+    check_encrypted: bool
+    """The check goes over TLS, even to a port of its own: HAProxy takes `ssl` over for a check only where the check
+    has neither port nor address (configuration manual, 5.2, "check-ssl")."""
     sni: str | None
     checked: bool
     retries: int
@@ -143,6 +148,7 @@ class Frontend:
     backend: str | None
     fallback_rules: tuple[FallbackRule, ...]
     routes: tuple[HostRoute, ...]
+    host_form: HostForm | None
     unknown: UnknownHosts | None
     timeouts: Timeouts
     tls: FrontendTls | None
@@ -165,6 +171,8 @@ class HaproxyView:
     """What is said of TLS for all; None where nobody speaks it."""
     certificates: Mapping[str, str]
     """Path on the node → the secret that becomes this file: certificate, chain and private key."""
+    certificate_lists: tuple[CertificateList, ...]
+    """Which certificates services show that have too many for a line."""
     trust_files: tuple[TrustFile, ...]
     connections_max: int
     """HAProxy's own limit: what the services may have together, and the reserve."""
@@ -225,6 +233,7 @@ def haproxy(node: NodeView) -> HaproxyView:
         sorry_pages=pages,
         tls=defaults(profile.release) if size.tls_sides else None,
         certificates=certificate_files(profile),
+        certificate_lists=tuple(certificate_lists(profile, node.name)),
         trust_files=tuple(trust_files(profile)),
         connections_max=size.haproxy_max,
         together=TOGETHER if size.limited_together else "",
@@ -263,6 +272,7 @@ def _frontend(node: NodeView, name: str, backends: _Backends) -> Frontend:
         backend=backend,
         fallback_rules=fallback_rules,
         routes=tuple(_route(node, name, number, backends) for number in range(len(service.routes))),
+        host_form=host_names.form(service) if service.protocol == "http" else None,
         unknown=host_names.unknown(service),
         timeouts=service.timeouts,
         tls=frontend_tls(name, service, profile.release),
@@ -341,6 +351,7 @@ def _backend(node: NodeView, service: str, pool: str, backends: _Backends, versi
         hashed=found.balance in ("source", "uri"),
         check=found.check,
         check_host=_check_host(profile, pool),
+        check_encrypted=found.check.encrypted or (found.speaks_tls and not found.check.states_encryption),
         sni=_host_stated(found.check) or next(iter(_names(profile, pool)), None),
         checked=first is None,
         retries=found.retries,

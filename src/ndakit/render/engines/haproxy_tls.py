@@ -19,6 +19,9 @@ PUBLIC_FOLDER = "/etc/ndakit"
 SYSTEM_CAS = "/etc/ssl/certs/ca-certificates.crt"
 """The bundle of OpenWrt's package ca-bundle: HAProxy reads one certificate of each file of a folder, and all of a file
 (docs/facts.md, TLS)."""
+CERTIFICATES_ON_LINE_MAX = 8
+"""More of them are in a file of their own (`crt-list`): HAProxy takes no line of more than 64 words, and nobody reads
+one."""
 DEFAULT_POLICY = POLICIES["intermediate"]
 
 
@@ -42,12 +45,23 @@ class FrontendTls:
     """What follows the address on its `bind` lines."""
     certificates: tuple[str, ...]
     """The names of the secrets that it shows, for people."""
+    listed: str
+    """The file that lists them, where there are too many for a line; else empty."""
     strict: bool
     """Names that no certificate has get no connection."""
     client_headers: bool
     """Servers are told who the client is by its certificate."""
     hsts: str
     """The value of Strict-Transport-Security; empty without."""
+
+
+@dataclass(frozen=True)
+class CertificateList:
+    """A file that lists a service's certificates: where it lies on the node, its text, and for people whose it is."""
+
+    path: str
+    content: bytes
+    service: str
 
 
 @dataclass(frozen=True)
@@ -86,6 +100,29 @@ def certificate_files(profile: Profile) -> dict[str, str]:
     return {certificate_path(name): name for name in dict.fromkeys(names)}
 
 
+def certificate_lists(profile: Profile, node: str) -> Iterator[CertificateList]:
+    """The lists of the services with many certificates, in the order of the profile: the first line is the default one
+    (configuration manual, 5.1, "crt-list")."""
+    for name in profile.haproxy_services:
+        service = profile.services[name]
+        path = _listed(name, service)
+        if not path or service.tls is None:
+            continue
+        head = f"# made by ndakit for {profile.name}, node {node}: change the profile, not this file"
+        about = f"# The certificates of service {name}. The first one is for names that none has."
+        paths = (certificate_path(reference.secret) for reference in service.tls.certificates)
+        yield CertificateList(path, "".join(f"{line}\n" for line in (head, about, *paths)).encode(), name)
+
+
+def _listed(name: str, service: Service) -> str:
+    """The file with the list of a service's certificates; empty where they are on the `bind` lines. No secret's file is
+    there: the name of a secret begins with a letter or digit."""
+    tls = service.tls
+    if tls is None or tls.by_pound or len(tls.certificates) <= CERTIFICATES_ON_LINE_MAX:
+        return ""
+    return f"{PRIVATE_FOLDER}/_certificates-of-{name}"
+
+
 def trust_files(profile: Profile) -> Iterator[TrustFile]:
     """The files of CAs and revocation lists that HAProxy reads."""
     for name in profile.haproxy_services:
@@ -120,11 +157,14 @@ def frontend_tls(name: str, service: Service, release: Release) -> FrontendTls |
     shown = tuple(reference.secret for reference in tls.certificates)
     hsts = "" if tls.hsts_s is None else f"max-age={tls.hsts_s}"
     if tls.by_pound:  # clients' TLS has ended before
-        return FrontendTls((), shown, strict=False, client_headers=False, hsts=hsts)
+        return FrontendTls((), shown, "", strict=False, client_headers=False, hsts=hsts)
     policy = tls.rules
     words = ["ssl"]
-    for reference in tls.certificates:
-        words += ["crt", certificate_path(reference.secret)]
+    listed = _listed(name, service)
+    if listed:
+        words += ["crt-list", listed]
+    else:
+        words += [word for secret in shown for word in ("crt", certificate_path(secret))]
     if service.protocol == "http":
         words += ["alpn", ",".join(tls.protocols)]
     if tls.lowest != DEFAULT_POLICY.min_version:
@@ -143,10 +183,11 @@ def frontend_tls(name: str, service: Service, release: Release) -> FrontendTls |
             words += ["crl-file", _revoked_path(name)]
     return FrontendTls(
         words=tuple(words),
-        certificates=tuple(reference.secret for reference in tls.certificates),
+        certificates=shown,
+        listed=listed,
         strict=tls.unknown_name == "refuse",
         client_headers=clients is not None and service.protocol == "http",
-        hsts="" if tls.hsts_s is None else f"max-age={tls.hsts_s}",
+        hsts=hsts,
     )
 
 

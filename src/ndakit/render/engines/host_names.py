@@ -1,6 +1,7 @@
 """Routes by name, and unknown names, as HAProxy's ACLs: how the Host header is read, and what it is compared with.
 
-Fetches and converters: HAProxy's configuration manual, 7 (`req.hdr`, `field`, `lower`; the same from 1.8 on).
+Fetches and converters: HAProxy's configuration manual, 7 (`req.fhdr`, `req.fhdr_cnt`, `field`, `lower`; the same from
+1.8 on). `req.hdr` would not do: it takes commas for the end of a value, and an ACL then asks each part.
 """
 
 from __future__ import annotations
@@ -13,8 +14,23 @@ from ndakit.model import Service
 from ndakit.model.http import TARPIT_S
 from ndakit.model.http import HostRoute as ProfileRoute
 
-HOST = "req.hdr(host),field(1,:)"
-"""The Host header without its port."""
+HOST = "req.fhdr(host),field(1,:)"
+"""The Host header without its port. Only of a Host that is `WELL_FORMED`: what follows the first colon is not seen."""
+WELL_FORMED = r"^(\[[0-9a-f:.]+\]|[a-z0-9_-]+(\.[a-z0-9_-]+)*\.?)(:[0-9]{1,5})?$"
+"""A Host that is wholly a name or an address, and perhaps a port (RFC 9110, 7.2; in either case). Servers may read any
+other one differently than HAProxy: `name:@other` has another host for some of them."""
+FINAL_DOT = r"^([^:]*)\.(:?[0-9]*)$"
+"""A well-formed Host whose name ends with a dot, in two parts around it: the same name (RFC 1034, 3.1)."""
+
+
+@dataclass(frozen=True)
+class HostForm:
+    """What a Host has to be before anything looks at it; all others get status 400."""
+
+    well_formed: str
+    final_dot: str
+    needed: bool
+    """A request without a Host gets 400 as well; where not, it asks for no name that anybody knows."""
 
 
 @dataclass(frozen=True)
@@ -41,6 +57,13 @@ class UnknownHosts:
     action: str
     tarpit_s: float
     known: Condition | None
+
+
+def form(service: Service) -> HostForm | None:
+    """What a Host has to be; None for a service that looks at none."""
+    if service.redirect is None and not service.routes and service.unknown_hosts == "pool":
+        return None
+    return HostForm(WELL_FORMED, FINAL_DOT, needed=service.redirect is not None)
 
 
 def conditions(route: ProfileRoute, number: int) -> tuple[Condition, ...]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from ndakit.model import Profile
+from ndakit.render.engines.host_names import HOST
 
 
 @dataclass(frozen=True)
@@ -22,7 +23,7 @@ class RedirectRule:
 def redirect_rules(profile: Profile, name: str) -> tuple[RedirectRule, ...]:
     """The redirects of a service in order; none if it has servers.
 
-    The name that the client asked for stays; its port is that of the service with TLS. A host without a name is the
+    The name that the client asked for stays (`host_names.HostForm` says what a name is); its port is that of the service with TLS. A host without a name is the
     address that the client has reached.
     """
     redirect = profile.services[name].redirect
@@ -36,5 +37,5 @@ def redirect_rules(profile: Profile, name: str) -> tuple[RedirectRule, ...]:
     end = f"{'' if port == 443 else f':{port}'}{end}"
     return (
         RedirectRule(keyword, f"https://[%[dst]]{end}", redirect.status, by_address=True),
-        RedirectRule(keyword, f"https://%[req.hdr(host),field(1,:)]{end}", redirect.status),
+        RedirectRule(keyword, f"https://%[{HOST}]{end}", redirect.status),
     )
