@@ -181,3 +181,13 @@ def test_a_server_gets_its_pages_and_its_certificate() -> None:
         ("web", (80, "", {"/a": (404, None), "/b": (200, "PHA+YWxsIHdlbGw8L3A+Cg==")})),
         ("web", (443, "PEM", {})),
     ]
+
+
+@pytest.mark.parametrize(("check", "tls"), [("redis", True), ("tcp", True), ("http", False), ("https", True)])
+def test_what_a_pool_with_tls_asks_at_another_port_is_answered_inside_tls(check: str, tls: bool) -> None:
+    made = goldens.parse(
+        f"{HEAD}pools: {{web: {{check: {{type: {check}, port: 6380}}, to_servers: {{tls: true, verify: none}}, "
+        "servers: {w1: {address: 192.168.0.21, port: 443}}}}\n"
+        "services: {web: {vip: www, port: 80, protocol: tcp, pool: web}}\n"
+    )
+    assert {p.number: p.tls for p in server_ports.ports_of(made, "web", "w1")} == {443: True, 6380: tls}

@@ -79,6 +79,57 @@ def test_an_unknown_name_is_refused_and_known_ones_are_not(tmp_path: Path) -> No
     }  # fmt: skip
 
 
+NO_NAMES = (
+    "shop.example:@evil.example", "shop.example:80@evil.example/", "evil.example,shop.example",
+    "shop.example,evil.example", "img1./a", "shop.example:.evil.example", "shop.example:", "shop.example:8o",
+    "shop.example/", "a@shop.example",
+    "shop.example..", ".shop.example", ".", "", "shop.example evil.example", "shop.example#a", "[::1", "[evil.example]",
+    "evil.example\r\nHost: shop.example", "shop.example\r\nHost: evil.example",
+)  # fmt: skip
+"""What is neither a name nor an address: some servers find another host in it than HAProxy did."""
+LENIENT = ("\toption dontlognull\n", "\toption dontlognull\n\toption accept-invalid-http-request\n")
+"""HAProxy refuses some of it by itself, depending on its version; with this word it leaves it to the rules."""
+
+
+@pytest.mark.parametrize("release", ["24.10.8", "21.02.7"])
+@pytest.mark.parametrize("more", ["hostnames: [shop.example], unknown_hosts: refuse, routes: ", "routes: "])
+def test_a_host_that_is_no_name_reaches_no_server(more: str, release: str, tmp_path: Path) -> None:
+    found = of_release(more + ROUTES, release)
+    assert set(ask(found, tmp_path, *NO_NAMES, changes=[LENIENT]).values()) == {"400"}
+
+
+@pytest.mark.parametrize("release", ["24.10.8", "21.02.7"])
+def test_a_target_with_another_host_reaches_no_server(release: str, tmp_path: Path) -> None:
+    targets = ("GET http://evil.example/", "CONNECT evil.example:80", "GET evil://evil.example/")
+    requests = [f"{target} HTTP/1.1\r\nHost: shop.example\r\n\r\n" for target in targets]
+    found = of_release("hostnames: [shop.example], unknown_hosts: refuse", release, WEB_ONLY)
+    changes = [] if found.release.haproxy_compares_authority else [LENIENT]
+    answers = attempt(found, tmp_path, "requests", requests=requests, port=80, changes=changes)
+    assert {server_of(answer) for answer in answers} == {"400"}
+
+
+WEB_ONLY = POOLS.partition("  api:")[0]
+
+
+def of_release(more: str, release: str, pools: str = POOLS) -> Profile:
+    made = profile(more, pools)
+    return made.model_copy(update={"release": type(made.release).parse(release)})
+
+
+def test_a_dot_at_the_end_is_the_same_name(tmp_path: Path) -> None:
+    found = profile(f"hostnames: [shop.example], unknown_hosts: refuse, routes: {ROUTES[:-1]}, "
+                    "{host_regex: '^old[.]example$', pool: img}]")  # fmt: skip
+    asked = {"shop.example.": "web1", "SHOP.example.:80": "web1", "api.shop.example.": "api1",
+             "x.api.example.:81": "api1", "img7.x.": "img1", "old.example.": "img1",
+             "other.example.": "421", "shop.example..": "400"}  # fmt: skip
+    assert ask(found, tmp_path, *asked) == asked
+
+
+def test_a_service_that_looks_at_no_name_takes_every_host(tmp_path: Path) -> None:
+    asked = dict.fromkeys(("a_b", "shop.example.", "other.example.:80"), "web1")
+    assert ask(profile("hostnames: [shop.example]", WEB_ONLY), tmp_path, *asked) == asked
+
+
 def test_in_a_tarpit_an_unknown_name_waits_and_gets_500(tmp_path: Path) -> None:
     found = profile(f"hostnames: [shop.example], unknown_hosts: tarpit, routes: {ROUTES}")
     began_s = time.monotonic()
@@ -147,4 +198,4 @@ def test_a_regular_expression_stays_in_its_place(expression: str) -> None:
     text = render(found, "lb1", goldens.TEMPLATES)["/etc/haproxy.cfg"].text
     (frontend,) = [p for p in haproxy(text) if p.kind == "frontend" and p.name == "service:web"]
     (line,) = [line for line in frontend.lines if line.words[:2] == ("acl", "route-1-host-regex")]
-    assert line.words == ("acl", "route-1-host-regex", "req.hdr(host),field(1,:)", "-m", "reg", "-i", "--", expression)
+    assert line.words == ("acl", "route-1-host-regex", "req.fhdr(host),field(1,:)", "-m", "reg", "-i", "--", expression)

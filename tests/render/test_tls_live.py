@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -20,9 +21,10 @@ from certificate_files import CLIENT_AUTH, Party, issue, revoked, rsa_key
 from haproxy_live import attempt
 from ndakit.core.workspace import cache
 from ndakit.lint import real_daemons
+from ndakit.lint.lint import lint
 from ndakit.load.secrets import Secret, Secrets
 from ndakit.model import Profile
-from ndakit.render.render import render
+from ndakit.render.render import Tree, render
 
 BEGINS = datetime.now(UTC) - timedelta(days=1)
 CA = issue("Test CA", ca=True, begins=BEGINS)
@@ -102,6 +104,33 @@ POLICIES = {
     "modern": ["1.3"],
     "old": ["1.0", "1.1", "1.2", "1.3"],
 }
+
+
+@pytest.mark.parametrize("strict", [False, True])
+def test_sixty_certificates_are_shown_by_name_and_the_first_one_to_others(strict: bool, tmp_path: Path) -> None:
+    """HAProxy takes 64 words in a line."""
+    texts = {"first.pem": TEXTS["api.pem"]} | {f"c{n}": TEXTS["shop-rsa"] for n in range(58)} | {"z": TEXTS["shop.pem"]}
+    several = ", ".join(f"{{secret: {name}}}" for name in texts)
+    found = profile(web(f"certificates: [{several}]{', unknown_name: refuse' if strict else ''}"))
+    tree = render(found, "lb1", goldens.TEMPLATES, secrets=Secrets({n: Secret(v, "a test") for n, v in texts.items()}))
+    listed = tree["/etc/ndakit/private/_certificates-of-web"]
+    assert listed.mode == 0o600 and "/etc/ndakit/private/_certificates-of-web" in tree["/etc/sysupgrade.conf"].text
+    assert lint(tree, found, "lb1") == [] and real_daemons.check(tree, cache() / "lab") == []
+    asked = [{"address": "192.168.0.10", "port": 443, "name": name} for name in ("www.shop.example", "x.example", None)]
+    known, *others = attempt(found, tmp_path, "tls", secrets=texts, clients=asked)
+    assert known["certificate"] in (fingerprint(SHOP), fingerprint(SHOP_RSA))
+    for other in others:
+        assert "error" in other if strict else other["certificate"] == fingerprint(API)
+
+
+def test_a_list_of_certificates_is_looked_into() -> None:
+    texts = {f"c{n}": TEXTS["shop-rsa"] for n in range(9)}
+    found = profile(web(f"certificates: [{', '.join(f'{{secret: {name}}}' for name in texts)}]"))
+    tree = render(found, "lb1", goldens.TEMPLATES, secrets=Secrets({n: Secret(v, "a test") for n, v in texts.items()}))
+    path = "/etc/ndakit/private/_certificates-of-web"
+    for content in (tree[path].content.replace(b"/c3/", b"/gone/"), b"# nothing\n"):
+        broken = Tree([*({**tree, path: dataclasses.replace(tree[path], content=content)}).values()])
+        assert {one.code for one in lint(broken, found, "lb1")} == {"lint-haproxy-file"}
 
 
 @pytest.mark.parametrize("policy", POLICIES)
@@ -224,6 +253,21 @@ def test_servers_are_asked_over_tls_and_verified(verify: str, name: str, status:
     assert answers[-1].startswith(f"HTTP/1.1 {status}"), answers[-1]
 
 
+@pytest.mark.parametrize("check", ["redis", "tcp, send: hello, expect: {reply: web1}"])
+def test_a_check_at_a_port_of_its_own_goes_over_tls_as_well(check: str, tmp_path: Path) -> None:
+    """HAProxy takes `ssl` over for a check only if no port is stated; without TLS such a server hangs up."""
+    (tmp_path / "server.pem").write_bytes(API.bundle())
+    pools = (
+        f"pools: {{web: {{check: {{type: {check}, port: 443, interval_s: 0.2, timeout_s: 0.5, fall: 1}}, "
+        "to_servers: {tls: true, verify: ca.pem, name: api.example}, "
+        "servers: {web1: {address: 192.168.0.21, port: 443}}}}\n"
+    )
+    found = profile("services: {web: {vip: www, port: 80, protocol: tcp, pool: web}}\n", pools)
+    own = {"web": str(tmp_path / "server.pem")}
+    answers = attempt(found, tmp_path, "requests", requests=["hello"] * 400, port=80, certificates=own)
+    assert answers[-1] == "web1", answers[-1]
+
+
 # -- redirects ---------------------------------------------------------------------------------------------------------
 
 REDIRECT = "services:\n  old: {vip: www, port: 80, protocol: http, redirect: %s}\n"
@@ -260,8 +304,32 @@ def test_a_redirect_leads_where_the_profile_says(tmp_path: Path) -> None:
 
 
 def test_a_host_cannot_break_out_of_the_answer(tmp_path: Path) -> None:
-    answers = locations(tmp_path, "https", "a/../b", "a%0d%0aX: 1", "[", "@evil.example")
-    assert all(a.startswith("https://") or a in ("301", "400") for a in answers), answers
+    hosts = ("a/../b", "a%0d%0aX: 1", "[", "@evil.example", "a:@evil.example", "a,evil.example", "a.example:80/x", "")
+    assert locations(tmp_path, "https", *hosts) == ["400"] * len(hosts)
+    assert locations(tmp_path, "https", "a.example.:80")[1] == "https://a.example/a?b=c"
+
+
+@pytest.mark.parametrize("to", ["https", "{to: 'https://new.example/'}"])
+def test_a_redirect_is_for_known_names_only_where_the_profile_says_so(to: str, tmp_path: Path) -> None:
+    more = f"{to}, hostnames: [shop.example], unknown_hosts: refuse"
+    hosts = ("evil.example", "shop.example:@evil.example", "evil.example.")
+    assert locations(tmp_path, more, *hosts) == ["421", "400", "421"]
+    assert locations(tmp_path, more, "shop.example.")[0] == "301"
+
+
+def test_over_http2_a_name_is_the_authority(tmp_path: Path) -> None:
+    services = web(more="hostnames: [shop.example], unknown_hosts: refuse,")
+    refused = {"400", "reset"}  # HAProxy itself ends a request whose authority is none
+    asked = {
+        "shop.example": {"200"}, "SHOP.example.:443": {"200"}, "evil.example": {"421"},
+        "shop.example:@evil.example": refused, "evil.example,shop.example": refused,
+        "shop.example:.evil.example": refused, "shop.example/": refused,
+    }  # fmt: skip
+    got = clients(services, tmp_path, *({"alpn": ["h2"], "h2": [[":authority", name]]} for name in asked))
+    assert [name for name, one in zip(asked, got, strict=True) if one["answer"] not in asked[name]] == [], got
+    both = [[":authority", "evil.example"], ["host", "shop.example"]]
+    (one,) = clients(services, tmp_path, {"alpn": ["h2"], "h2": both})
+    assert one["answer"] != "200"
 
 
 # -- hostile values ----------------------------------------------------------------------------------------------------

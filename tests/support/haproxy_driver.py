@@ -60,7 +60,7 @@ class Server(threading.Thread):
                     return
                 if self.protocol == "tcp":
                     self.connections += 1
-                    sock.sendall(self.name_.encode())
+                    sock.sendall(b"+PONG\r\n" if b"PING" in more else self.name_.encode())
                     continue
                 data += more
                 while b"\r\n\r\n" in data:
@@ -231,7 +231,10 @@ def tls_client(one: dict[str, Any]) -> dict[str, Any]:
         plain = socket.create_connection((one["address"], one["port"]), 5)
         with context.wrap_socket(plain, server_hostname=one.get("name")) as sock:
             answer = ""
-            if one.get("request"):
+            if one.get("h2"):
+                sock.sendall(h2_request(one["h2"]))
+                answer = h2_status(sock)
+            elif one.get("request"):
                 sock.sendall(one["request"].encode("latin-1"))
                 while more := sock.recv(65536):
                     answer += more.decode("latin-1")
@@ -241,6 +244,36 @@ def tls_client(one: dict[str, Any]) -> dict[str, Any]:
             return facts | {"certificate": certificate, "answer": answer}
     except OSError as cause:
         return {"error": str(cause)}
+
+
+H2_HEADERS, H2_STATUS = 1, {8: "200", 12: "400", 13: "404", 14: "500"}
+
+
+def h2_request(headers: list[list[str]]) -> bytes:
+    """A GET over HTTP/2 with these headers, in this order, each one written out (RFC 9113, 3.4 and 4.1; RFC 7541,
+    6.2.2)."""
+    block = b"".join(
+        b"\0" + b"".join(bytes([len(text)]) + text.encode() for text in pair)
+        for pair in [[":method", "GET"], [":scheme", "https"], [":path", "/"], *headers]
+    )
+    settings = b"\0\0\0\4\0\0\0\0\0"
+    return b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + settings + len(block).to_bytes(3) + b"\1\5\0\0\0\1" + block
+
+
+def h2_status(sock: socket.socket) -> str:
+    """The status of the first answer; `reset` for a request that is refused as such."""
+    data = b""
+    while True:
+        while len(data) >= 9 and len(data) >= 9 + (size := int.from_bytes(data[:3])):
+            kind, block, data = data[3], data[9 : 9 + size], data[9 + size :]
+            if kind == H2_HEADERS:  # an entry of the static table, or its name and three digits
+                return H2_STATUS[block[0] & 0x7F] if block[0] & 0x80 else block[2:5].decode()
+            if kind in (3, 7):  # RST_STREAM, GOAWAY
+                return "reset"
+        more = sock.recv(65536)
+        if not more:
+            return "reset"
+        data += more
 
 
 def websocket(order: dict[str, Any], servers: dict[str, Server]) -> Any:

@@ -133,6 +133,12 @@ class Release:
         return self.branch >= (22, 3)
 
     @property
+    def haproxy_compares_authority(self) -> bool:
+        """True if its HAProxy is known to refuse an HTTP/1 request whose target names another host than its Host does
+        (seen with 2.6 and 3.2)."""
+        return self.haproxy >= (2, 6)
+
+    @property
     def haproxy_keeps_rights(self) -> bool:
         """True if its HAProxy keeps single rights of root's when it becomes another user (`setcap`, new in 2.9)."""
         return self.haproxy >= (2, 9)

@@ -125,7 +125,11 @@ def ports_of(profile: Profile, pool: str, server: str) -> tuple[ServerPort, ...]
         found += [ServerPort(number, kind, matters, tls=tls) for number in _numbers(profile, pool, server, service)]
     for number in asked_ports(profile, pool, server):
         datagrams = any(p.datagrams for p in found if p.number == number)
-        found += [ServerPort.speaking(number, what) for what in check.offered(datagrams=datagrams)]
+        offered = [ServerPort.speaking(number, what) for what in check.offered(datagrams=datagrams)]
+        if profile.pools[pool].speaks_tls and not check.states_encryption:
+            # As above: what is answered to what is answered inside TLS as well.
+            offered = [replace(p, kind="http", matters=NEEDED, tls=True) if p.kind == "tcp" else p for p in offered]
+        found += offered
     return joined(found)
 
 

@@ -314,7 +314,9 @@ class Service(Model):
     unknown_hosts: Literal["pool", "refuse", "tarpit"] = "pool"
     """http: what becomes of requests for a name that is neither in `hostnames` nor in a route: `pool`, they go to the
     service's pool; `refuse`, they get status 421; `tarpit`, they wait 30 seconds and get status 500, so that a scanner
-    learns nothing and loses time. Clients that ask for the bare address ask for an unknown name."""
+    learns nothing and loses time. Clients that ask for the bare address ask for an unknown name. Here, and with
+    `routes` and `redirect`, `shop.example.` is `shop.example`, and a Host header gets status 400 that is not wholly a
+    name or an address, with or without a port."""
     timeouts: Annotated[Timeouts, Field(validate_default=True)] = Timeouts()
     """How long HAProxy waits (topology proxy and tproxy)."""
     limits: Limits | None = None

@@ -217,7 +217,8 @@ class PortCheck(Check):
     """A check that asks a port."""
 
     port: Port | None = None
-    """The port that is checked, where it is not the server's own."""
+    """The port that is checked, where it is not the server's own. With `to_servers.tls` of the pool it is asked over
+    TLS as well; only `http` never is."""
 
     @property
     def asked_port(self) -> int | None:

@@ -19,7 +19,7 @@ HOST = "req.fhdr(host),field(1,:)"
 WELL_FORMED = r"^(\[[0-9a-f:.]+\]|[a-z0-9_-]+(\.[a-z0-9_-]+)*\.?)(:[0-9]{1,5})?$"
 """A Host that is wholly a name or an address, and perhaps a port (RFC 9110, 7.2; in either case). Servers may read any
 other one differently than HAProxy: `name:@other` has another host for some of them."""
-FINAL_DOT = r"^([^:]*)\.(:?[0-9]*)$"
+FINAL_DOT = r"^([^:]*)\.(:[0-9]+)?$"
 """A well-formed Host whose name ends with a dot, in two parts around it: the same name (RFC 1034, 3.1)."""
 
 

@@ -23,8 +23,8 @@ class RedirectRule:
 def redirect_rules(profile: Profile, name: str) -> tuple[RedirectRule, ...]:
     """The redirects of a service in order; none if it has servers.
 
-    The name that the client asked for stays (`host_names.HostForm` says what a name is); its port is that of the service with TLS. A host without a name is the
-    address that the client has reached.
+    The name that the client asked for stays (`host_names.HostForm` says what a name is); its port is that of the
+    service with TLS. A host without a name is the address that the client has reached.
     """
     redirect = profile.services[name].redirect
     if redirect is None:
