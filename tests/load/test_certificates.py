@@ -14,7 +14,7 @@ from certificate_files import CLIENT_AUTH, NOW, Party, ec_key, issue, revoked, r
 from ndakit.core.mistakes import ProfileMistake, ProfileWarning
 from ndakit.core.workspace import Workspace
 from ndakit.load import certificate_checks, load, secrets
-from ndakit.load.certificates import Unusable, covers, make_self_signed, read
+from ndakit.load.certificates import Unusable, covers, make_self_signed, names_wanted, read
 
 ROOT = issue("Test Root", ca=True, days=3650)
 MIDDLE = issue("Test CA", ROOT, ca=True, days=365)
@@ -81,6 +81,7 @@ def test_the_message_is_three_lines_with_the_facts(tmp_path: Path) -> None:
 OTHER = issue("other", ROOT, ["other.example"])
 LATE = issue("Late CA", ROOT, ca=True, begins=NOW - timedelta(days=9), days=8)
 NAMES = ["shop.example", "*.shop.example"]
+KOBLITZ = issue("Koblitz CA", ca=True, key=ec_key(ec.SECP256K1()))
 WRONG: dict[str, tuple[bytes, str]] = {
     "empty": (b" \n", "it is empty"),
     "no PEM": (b"hello", "it is no PEM text"),
@@ -102,7 +103,10 @@ WRONG: dict[str, tuple[bytes, str]] = {
     "early": (issue("shop", ROOT, NAMES, begins=NOW + timedelta(days=2)).bundle(ROOT), "not valid before 2026-12-02"),
     "old chain": (issue("shop", LATE, NAMES).bundle(LATE, ROOT), "of the chain"),
     "RSA 1024": (issue("shop", ROOT, NAMES, key=rsa_key(1024)).bundle(ROOT), "an RSA key of 1024 bits"),
-    "EC 192": (issue("shop", ROOT, NAMES, key=ec_key(ec.SECP192R1())).bundle(ROOT), "an EC key of 192 bits"),
+    "EC 192": (issue("shop", ROOT, NAMES, key=ec_key(ec.SECP192R1())).bundle(ROOT), "on the curve secp192r1"),
+    "secp256k1": (issue("shop", ROOT, NAMES, key=ec_key(ec.SECP256K1())).bundle(ROOT), "on the curve secp256k1"),
+    "brainpool": (issue("shop", ROOT, NAMES, key=ec_key(ec.BrainpoolP384R1())).bundle(ROOT), "brainpoolP384r1"),
+    "curve of the chain": (issue("shop", KOBLITZ, NAMES).bundle(KOBLITZ), "on the curve secp256k1"),
     "Ed25519": (
         issue("shop", ROOT, NAMES, key=ed25519.Ed25519PrivateKey.generate()).bundle(ROOT), "browsers take no Ed25519",
     ),
@@ -152,6 +156,27 @@ def test_what_works_and_may_not_be_meant_is_a_warning(tmp_path: Path) -> None:
     assert wrong == [] and len(doubts) == 1 and "line ends of DOS" in doubts[0]
 
 
+def test_curves_that_browsers_take_pass_and_p521_is_told(tmp_path: Path) -> None:
+    for curve in (ec.SECP256R1(), ec.SECP384R1()):
+        assert told(issue("shop", ROOT, NAMES, key=ec_key(curve)).bundle(ROOT), tmp_path) == ([], [])
+    wrong, (doubt,) = told(issue("shop", ROOT, NAMES, key=ec_key(ec.SECP521R1())).bundle(ROOT), tmp_path)
+    assert wrong == [] and "on the curve P-521, which Chrome does not take" in doubt
+
+
+def test_a_name_of_a_route_has_to_be_covered_too(tmp_path: Path) -> None:
+    routes = "    routes: [{host: [www.shop.example, api.other.example], pool: api}]\n    pool: web\n"
+    profile = PROFILE.replace("    pool: web\n", routes).replace(
+        "pools: {", "pools: {api: {servers: {a: 192.168.0.31}}, "
+    )
+    (wrong,), _ = told(GOOD, tmp_path, profile)
+    assert "no certificate of service web covers api.other.example" in wrong
+    assert "or take api.other.example out of routes" in wrong
+    names = names_wanted(load.load(Workspace(tmp_path), "shop").profile, "shop.pem")
+    assert names == ("shop.example", "www.shop.example", "api.other.example")
+    own = make_self_signed(names, NOW - timedelta(hours=1), 90)
+    assert told(own, tmp_path, profile)[0] == []
+
+
 def test_one_of_several_certificates_has_to_cover_a_name(tmp_path: Path) -> None:
     profile = PROFILE.replace("[{secret: shop.pem}]", "[{secret: shop.pem}, {secret: other.pem}]")
     (tmp_path / "profiles").mkdir()
@@ -178,6 +203,9 @@ def test_files_of_cas_and_revocations_are_looked_at(tmp_path: Path) -> None:
     assert "crl.pem: its revocation list is out of date since 2026-11-20" in wrong[1]
     assert "a block CERTIFICATE in servers.pem is damaged" in wrong[2]
     assert "pools.web.to_servers.verify" in wrong[2]
+    loaded = load.load(Workspace(tmp_path), "shop")
+    none = secrets.placeholders(loaded.profile, lambda name, place: b"a placeholder")
+    assert [one.text() for one in certificate_checks.check(loaded, none, NOW)[0]] == wrong
 
 
 def test_a_subject_cannot_act_on_the_terminal(tmp_path: Path) -> None:

@@ -59,7 +59,8 @@ def certificate(*names: str) -> Party:
 
 def put(workspace: Workspace, content: bytes, name: str = NAME) -> Path:
     path = secrets.path_of(workspace, "bakery", name)
-    path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    for folder in (path.parent.parent, path.parent):
+        folder.mkdir(exist_ok=True, mode=0o700)
     path.touch(mode=0o600)
     path.write_bytes(content)
     return path
@@ -190,6 +191,24 @@ def test_without_secrets_the_rest_can_be_checked_and_nothing_be_built(
         overlay.write(tree, workspace.overlays / "bakery/lb1")
     with pytest.raises(secrets.SecretMissing):
         build(workspace)
+
+
+@pytest.mark.parametrize("without_secrets", [True, False])
+@pytest.mark.parametrize("secret", [True, False])
+def test_a_broken_ca_of_servers_is_a_mistake_of_the_profile(
+    workspace: Workspace, capsys: pytest.CaptureFixture[str], without_secrets: bool, secret: bool
+) -> None:
+    """With secrets at hand, without them, and in a profile that has none."""
+    if not without_secrets:
+        put(workspace, certificate().bundle())
+    text = (profile() if secret else PROFILE).replace(
+        "check: http", "check: https, to_servers: {tls: true, verify: ca.pem, name: a.example}"
+    )
+    (workspace.root / "profiles/bakery.yaml").write_text(text)
+    (workspace.root / "profiles/ca.pem").write_text("-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n")
+    code = profiles.check_profile(workspace, "bakery", as_json=False, daemons=False, without_secrets=without_secrets)
+    said = capsys.readouterr().err
+    assert code == 2 and "a block CERTIFICATE in ca.pem is damaged" in said and "fault of ndakit" not in said, said
 
 
 def test_a_certificate_that_is_wrong_is_not_built(workspace: Workspace) -> None:

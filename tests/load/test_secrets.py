@@ -25,7 +25,8 @@ def workspace(tmp_path: Path) -> Workspace:
 
 def put(workspace: Workspace, value: bytes, mode: int = 0o600) -> Path:
     path = workspace.root / "secrets/acme-shop/shop.pem"
-    path.parent.mkdir(parents=True)
+    for folder in (path.parent.parent, path.parent):
+        folder.mkdir(mode=0o700)
     path.write_bytes(value)
     path.chmod(mode)
     return path
@@ -73,6 +74,29 @@ def test_a_file_that_others_can_read_or_write_is_refused(workspace: Workspace, m
         secrets.look_up(workspace, "acme-shop", REFERENCE, {})
     assert caught.value.fix == f"chmod 600 {path}"
     assert caught.value.exit_code == 2
+
+
+@pytest.mark.parametrize("mode", [0o720, 0o702, 0o777, 0o1777])
+@pytest.mark.parametrize("folder", ["secrets", "secrets/acme-shop"])
+def test_a_folder_that_others_can_write_is_refused(workspace: Workspace, folder: str, mode: int) -> None:
+    put(workspace, b"hunter2")
+    path = workspace.root / folder
+    path.chmod(mode)
+    with pytest.raises(secrets.SecretExposed, match="others can replace") as caught:
+        secrets.look_up(workspace, "acme-shop", REFERENCE, {})
+    assert caught.value.where == str(path) and caught.value.fix == f"chmod go-w {path}"
+    process.run(caught.value.fix.split(), timeout_s=5)
+    assert secrets.look_up(workspace, "acme-shop", REFERENCE, {}).reveal() == b"hunter2"
+
+
+@pytest.mark.parametrize("umask", [0o002, 0o022, 0o000])
+def test_what_is_written_as_told_is_taken(workspace: Workspace, umask: int) -> None:
+    with pytest.raises(secrets.SecretMissing) as caught:
+        secrets.look_up(workspace, "acme-shop", REFERENCE, {})
+    assert caught.value.fix is not None
+    command = f"umask {umask:o}; echo hunter2 | ({caught.value.fix.removeprefix('write it: ')})"
+    process.run(["sh", "-c", command], timeout_s=5)
+    assert secrets.look_up(workspace, "acme-shop", REFERENCE, {}).reveal() == b"hunter2"
 
 
 def test_a_file_that_git_tracks_is_refused(workspace: Workspace) -> None:

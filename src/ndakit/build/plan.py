@@ -128,7 +128,7 @@ class _Held:
     @classmethod
     def of(cls, workspace: Workspace, loaded: Loaded) -> Self:
         held = secrets.resolve(workspace, loaded)
-        wrong, doubts = certificate_checks.check(loaded, held, datetime.now(UTC)) if held else ((), ())
+        wrong, doubts = certificate_checks.check(loaded, held, datetime.now(UTC))
         if wrong:
             raise ErrorGroup(wrong)
         return cls(held, tuple(doubt.what for doubt in doubts), secrets.hash_key(workspace) if held else None)

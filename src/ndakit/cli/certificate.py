@@ -61,5 +61,6 @@ def make(workspace: Workspace, profile: str, days: int) -> None:
 
 
 def _write(path: Path, content: bytes) -> None:
-    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    for folder in (path.parent.parent, path.parent):  # `parents` would make the upper one for a whole group
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     write_atomic(path, content, mode=0o600)

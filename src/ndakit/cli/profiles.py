@@ -109,14 +109,16 @@ def secrets_of(
     """
     from ndakit.load import secrets
 
-    if not secrets.references(loaded.profile):
+    cas = [pool for pool in loaded.profile.pools.values() if pool.to_servers is not None and pool.to_servers.ca]
+    if not secrets.references(loaded.profile) and not cas:
         return secrets.NONE, ()
     from ndakit.load import certificate_checks, certificates
 
     now = datetime.now(UTC)
     if placeholders:
-        return secrets.placeholders(loaded.profile, partial(certificates.placeholder, loaded.profile, now)), ()
-    found = secrets.resolve(workspace, loaded)
+        found = secrets.placeholders(loaded.profile, partial(certificates.placeholder, loaded.profile, now))
+    else:
+        found = secrets.resolve(workspace, loaded)
     mistakes, doubts = certificate_checks.check(loaded, found, now)
     if mistakes:
         raise ErrorGroup(mistakes)

@@ -39,8 +39,11 @@ if TYPE_CHECKING:
     from ndakit.model import Profile
 
 WARN_DAYS = 30
-RSA_BITS_LEAST, EC_BITS_LEAST = 2048, 256
+RSA_BITS_LEAST = 2048
 """NIST SP 800-57, part 1: 112 bits of security; below, browsers refuse the certificate as well."""
+CURVES = {"secp256r1": "P-256", "secp384r1": "P-384"}
+"""The curves of Mozilla's Root Store Policy (2.9, 5.1) and of every browser. CAs may use P-521 as well (CA/Browser
+Forum, Baseline Requirements, 6.1.5), and Chrome takes no such certificate."""
 _WEAK_HASHES = ("md5", "sha1", "md4", "md2")
 
 
@@ -49,11 +52,11 @@ def check(
 ) -> tuple[tuple[ProfileMistake, ...], tuple[ProfileWarning, ...]]:
     """What is wrong (nothing is built then) and what is doubtful about the certificates of a profile.
 
-    `now` has a time zone. A profile whose secrets are placeholders has nothing to look at.
+    `now` has a time zone. Where the secrets are placeholders, the public files of CAs are still looked at.
     """
     mistakes: list[ProfileMistake] = []
     warnings: list[ProfileWarning] = []
-    for place, fault in _faults(loaded.profile, secrets, now) if secrets.real else ():
+    for place, fault in _faults(loaded.profile, secrets, now):
         at = next(loaded.origins[place[:end]] for end in range(len(place), 0, -1) if place[:end] in loaded.origins)
         if fault.severe:
             mistakes.append(ProfileMistake(fault.code, fault.what, at=at, fix=fault.fix))
@@ -63,6 +66,12 @@ def check(
 
 
 def _faults(profile: Profile, secrets: Secrets, now: datetime) -> Iterator[tuple[KeyPath, CertificateFault]]:
+    if secrets.real:
+        yield from _secret_faults(profile, secrets, now)
+    yield from _file_faults(profile, now)
+
+
+def _secret_faults(profile: Profile, secrets: Secrets, now: datetime) -> Iterator[tuple[KeyPath, CertificateFault]]:
     looked_at: set[str] = set()
     for name, service in profile.services.items():
         if service.tls is None:
@@ -84,15 +93,24 @@ def _faults(profile: Profile, secrets: Secrets, now: datetime) -> Iterator[tuple
                     yield place, _about(reference.secret, fault)
             looked_at.add(reference.secret)
         if len(readable) == len(service.tls.certificates):
-            for host in service.hostnames:
+            for host in service.client_names:
                 if not any(covers(bundle, host) for bundle in readable.values()):
-                    yield (*at, "certificates"), _not_covered(name, host, readable)
-        clients = service.tls.client_certificates
-        if clients is not None:
-            for key, file in (("ca", clients.ca), ("revoked", clients.revoked)):
-                if file is not None:
-                    for fault in _public_file(file.path, file.content, now):
-                        yield (*at, "client_certificates", key), fault
+                    of_routes = host not in service.hostnames
+                    yield (
+                        (*at, "certificates"),
+                        _not_covered(name, host, readable, "routes" if of_routes else "hostnames"),
+                    )
+
+
+def _file_faults(profile: Profile, now: datetime) -> Iterator[tuple[KeyPath, CertificateFault]]:
+    """What is wrong with the public files: CAs and revocation lists of clients, CAs of servers."""
+    for name, service in profile.services.items():
+        clients = service.tls.client_certificates if service.tls is not None else None
+        if clients is None:
+            continue
+        for key, file in (("ca", clients.ca), ("revoked", clients.revoked)):
+            for fault in _public_file(file.path, file.content, now) if file is not None else ():
+                yield ("services", name, "tls", "client_certificates", key), fault
     for name, pool in profile.pools.items():
         trusted = pool.to_servers.ca if pool.to_servers is not None else None
         for fault in _public_file(trusted.path, trusted.content, now) if trusted is not None else ():
@@ -103,14 +121,14 @@ def _about(secret: str, fault: CertificateFault) -> CertificateFault:
     return CertificateFault(fault.code, f"certificate {secret}: {fault.what}", fault.fix, fault.severe)
 
 
-def _not_covered(service: str, host: str, bundles: dict[str, CertificateBundle]) -> CertificateFault:
+def _not_covered(service: str, host: str, bundles: dict[str, CertificateBundle], key: str) -> CertificateFault:
     has = "; ".join(f"{secret} is for {listing(bundle.names) or 'no name'}" for secret, bundle in bundles.items())
     why = ""
     if any(_one_label_short(name, host) for bundle in bundles.values() for name in bundle.names):
         why = " (the * of a certificate is one whole label)"
     return CertificateFault(
         "certificate-name", f"no certificate of service {service} covers {host}: {has}{why}",
-        f"get a certificate that has {host} among its names (subjectAltName), or take {host} out of hostnames",
+        f"get a certificate that has {host} among its names (subjectAltName), or take {host} out of {key}",
     )  # fmt: skip
 
 
@@ -271,13 +289,11 @@ def _strength_faults(bundle: CertificateBundle) -> Iterator[CertificateFault]:
             key = None
         if isinstance(key, rsa.RSAPublicKey) and key.key_size < RSA_BITS_LEAST:
             yield _weak(f"an RSA key of {key.key_size} bits can be broken", one)
-        elif isinstance(key, ec.EllipticCurvePublicKey) and key.key_size < EC_BITS_LEAST:
-            yield _weak(f"an EC key of {key.key_size} bits ({key.curve.name}) can be broken", one)
-        elif isinstance(key, ed25519.Ed25519PublicKey | ed448.Ed448PublicKey) and one is bundle.leaf:
+        elif isinstance(key, ec.EllipticCurvePublicKey):
+            yield from _curve_faults(key.curve.name, one)
+        elif isinstance(key, ed25519.Ed25519PublicKey | ed448.Ed448PublicKey):
             yield _weak("browsers take no Ed25519 and Ed448 certificates", one)
-        elif key is None or not isinstance(
-            key, rsa.RSAPublicKey | ec.EllipticCurvePublicKey | ed25519.Ed25519PublicKey | ed448.Ed448PublicKey
-        ):
+        elif not isinstance(key, rsa.RSAPublicKey):
             yield _weak("its key is neither RSA nor EC", one)
         algorithm = _signature_hash(one)
         if algorithm in _WEAK_HASHES and not self_signed(one):
@@ -285,6 +301,19 @@ def _strength_faults(bundle: CertificateBundle) -> Iterator[CertificateFault]:
                 "certificate-signature", f"it is signed with {algorithm.upper()}, which can be forged ({facts(one)})",
                 "let the CA sign it anew, with SHA-256",
             )  # fmt: skip
+
+
+def _curve_faults(curve: str, certificate: x509.Certificate) -> Iterator[CertificateFault]:
+    if curve == "secp521r1":
+        yield CertificateFault(
+            "certificate-curve", f"its EC key is on the curve P-521, which Chrome does not take ({facts(certificate)})",
+            "make a new key (openssl ecparam -name prime256v1 -genkey) and get a certificate for it; or leave it for "
+            "clients of your own", severe=False,
+        )  # fmt: skip
+    elif curve not in CURVES:
+        yield _weak(
+            f"its EC key is on the curve {curve}, and browsers take {' and '.join(CURVES.values())} only", certificate
+        )
 
 
 def _weak(why: str, certificate: x509.Certificate) -> CertificateFault:

@@ -206,10 +206,10 @@ def certificates_of(workspace: Workspace, loaded: Loaded) -> dict[str, Certifica
 
 
 def names_wanted(profile: Profile, secret: str) -> tuple[str, ...]:
-    """The names that a certificate of a profile is to have: the host names of the services that name it, else the
-    addresses of their VIPs."""
+    """The names that a certificate of a profile is to have: the names that clients ask its services for (`hostnames`
+    and `routes`), else the addresses of their VIPs."""
     users = [s for s in profile.services.values() if s.tls and secret in [c.secret for c in s.tls.certificates]]
-    names = [name for service in users for name in service.hostnames]
+    names = [name for service in users for name in service.client_names]
     names = names or [str(a) for s in users for vip in s.vip for a in profile.vips[vip].address]
     return tuple(dict.fromkeys(names))
 

@@ -42,10 +42,11 @@ class SecretMissing(InputError):
     """A secret that a profile refers to is nowhere."""
 
     def __init__(self, profile: str, name: str, variable: str, path: Path, instead: str = "") -> None:
+        folders = f"{quote(str(path.parent.parent))} {quote(str(path.parent))}"
         super().__init__(
             f"the secret '{show(name)}' of profile {profile} is nowhere",
             where=f"neither {variable} in the environment nor {path}",
-            fix=f"write it: mkdir -p -m 700 {quote(str(path.parent))} && (umask 077; cat > {quote(str(path))})"
+            fix=f"write it: mkdir -p -m 700 {folders} && (umask 077; cat > {quote(str(path))})"
             + (f"; {instead}" if instead else ""),
         )
 
@@ -242,7 +243,7 @@ def look_up(
     """The secret that a profile refers to; the environment (default: this process's) goes before the file.
 
     `instead` is what else one can do where it is missing. Raises SecretMissing, SecretExposed (readable by group or
-    others, or tracked by git) or SecretUnreadable.
+    others, in a folder that they can change, or tracked by git) or SecretUnreadable.
     """
     name = reference.secret
     key = variable(profile, name)
@@ -254,6 +255,8 @@ def look_up(
         value = _read(path)
     except (FileNotFoundError, NotADirectoryError):
         raise SecretMissing(profile, name, key, path, instead) from None
+    for folder in (path.parent, path.parent.parent):
+        _guarded(folder)
     if _tracked(path):
         raise SecretExposed(
             "git tracks the secret, so it is in everyone's copy", path,
@@ -286,6 +289,17 @@ def _read(path: Path) -> bytes:
     if len(value) > SECRET_MAX:
         raise SecretUnreadable(f"it is larger than {SECRET_MAX // 1024} KiB", path)
     return value
+
+
+def _guarded(folder: Path) -> None:
+    """Raises SecretExposed if others than its owner can put another file in the place of one in a folder."""
+    mode = stat.S_IMODE(folder.stat().st_mode)
+    if mode & 0o022:
+        raise SecretExposed(
+            f"others can replace the secrets in this folder (its mode is {mode:04o})",
+            folder,
+            f"chmod go-w {quote(str(folder))}",
+        )
 
 
 def _tracked(path: Path) -> bool:

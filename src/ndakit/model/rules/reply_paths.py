@@ -176,6 +176,28 @@ def own_address(profile: Profile) -> Iterator[Finding]:
                 break
 
 
+def gateway_itself(profile: Profile) -> Iterator[Finding]:
+    """dr, tun: servers have the VIP on an interface of their own, and cannot reach another machine that has it."""
+    told: set[tuple[str, str]] = set()
+    for name, service, pool, server, address in uses(profile):
+        network = profile.network_of(address)
+        vip = next(
+            (v for v in service.vip if profile.vips[v].role == "gateway" and profile.vips[v].network == network), ""
+        )
+        if service.returning or not vip or (name, vip) in told:
+            continue
+        told.add((name, vip))
+        yield error(
+            "gateway-on-servers",
+            f"service {name} is {service.topology}, so that server {server} has VIP {vip} itself, and that VIP "
+            f"is the gateway of its network {network}: the server could not send anything to it",
+            ("services", name, "vip"),
+            f"add a VIP of its own for the service: {{network: {network}, address: ADDRESS, group: "
+            f"{profile.vips[vip].group}}}",
+            other=("vips", vip, "role"), also=(topology_of(name), place(profile, pool, server, address)),
+        )  # fmt: skip
+
+
 def return_gateways(profile: Profile) -> Iterator[Finding]:
     """nat, tproxy: the servers' gateway is a VIP of ours, and moves along with the service's."""
     told: set[tuple[str, str, int]] = set()
@@ -440,6 +462,7 @@ RULES: tuple[Callable[[Profile], Iterator[Finding]], ...] = (
     ports,
     reachable,
     own_address,
+    gateway_itself,
     return_gateways,
     same_network,
     behind_router,

@@ -68,12 +68,12 @@ def tls(lab: LabNetwork, name: str) -> Outcome:
     handshakes = 0
     spoken: tuple[TlsVersion, ...] = ()
     for place in _places(lab, name):
-        told = [*_names(place, service.hostnames), *_versions(place)]
+        told = [*_names(place, service.client_names), *_versions(place)]
         told += _protocols(place) if service.protocol == "http" and not place.wanted.by_pound else ()
         handshakes += len(told)
         spoken = _spoken(place)
         wrong += [f"{authority(place.address, place.port)}: {one}" for one in told if one]
-    figure = f"TLS {', '.join(spoken)}; {len(service.hostnames)} name(s), {handshakes} handshakes"
+    figure = f"TLS {', '.join(spoken)}; {len(service.client_names)} name(s), {handshakes} handshakes"
     return Outcome(not wrong and handshakes > 0, figure, "; ".join(wrong), {"handshakes": handshakes})
 
 
