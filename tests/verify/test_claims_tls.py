@@ -76,6 +76,14 @@ def test_what_is_right_holds() -> None:
     assert claim(WEB % f"{TWO}, unknown_name: refuse", refuses=True).ok
 
 
+def test_names_of_routes_are_asked_for_too() -> None:
+    routed = WEB.replace("pool: web,", "routes: [{host: api.other.example, pool: web}], pool: web,") % TWO
+    outcome = claim(routed)
+    assert outcome.ok and "3 name(s)" in outcome.figure, outcome
+    wrong = claim(routed, certificate={"api.other.example": SHOP})
+    assert not wrong.ok and "api.other.example gets another certificate" in wrong.detail
+
+
 @pytest.mark.parametrize(
     ("changed", "words"),
     [
