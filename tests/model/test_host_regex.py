@@ -12,6 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from haproxy_live import program
 from ndakit.model.host_regex import HostRegexFault, check
 from ndakit.model.http import matches
 
@@ -47,7 +48,7 @@ def test_haproxy_takes_them_all(tmp_path: Path) -> None:
     lines = "".join(f"  acl a{n} req.hdr(host),field(1,:) -m reg -i -- '{one}'\n" for n, one in enumerate(TAKEN))
     config = tmp_path / "haproxy.cfg"
     config.write_text(f"defaults\n  mode http\n  timeout client 1s\nfrontend a\n  bind 127.0.0.1:1\n{lines}")
-    done = subprocess.run(["haproxy", "-c", "-f", config], capture_output=True, text=True, check=False)
+    done = subprocess.run([*program("haproxy"), "-c", "-f", config], capture_output=True, text=True, check=False)
     assert "error detected while parsing ACL" not in done.stderr and "ALERT" not in done.stderr, done.stderr
 
 

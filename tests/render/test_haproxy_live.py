@@ -303,10 +303,11 @@ def test_a_service_takes_as_many_connections_as_its_limit_says(tmp_path: Path) -
 def test_a_connection_is_tried_anew_as_often_as_the_pool_says(tmp_path: Path, stated: str, times: int) -> None:
     servers = "servers: {web1: 192.168.0.21, web2: 192.168.0.22}"
     pool = f"  web: {{check: {{type: tcp, interval_s: 600}}, {stated}{servers}}}"
-    found = attempt(profile(WEB, pool), tmp_path, "silent", dead=True, port=80, proxy="web", column="wretr")
-    assert found["status"] == 503
-    again = attempt(profile(WEB, pool), tmp_path, "silent", dead=True, port=80, proxy="web", column="wredis")
-    counted = int(found["counted"]["BACKEND"]), int(again["counted"]["BACKEND"])
+    # A retry counts as one or, if it went to another server, as the other: which of them is not the same in every run.
+    columns = ["wretr", "wredis"]
+    silent = attempt(profile(WEB, pool), tmp_path, "silent", dead=True, port=80, proxy="web", columns=columns)
+    assert silent["status"] == 503
+    counted = [int(silent["counted"]["BACKEND"][column]) for column in columns]
     assert sum(counted) == times, f"retries {counted[0]}, on another server {counted[1]}"
 
 

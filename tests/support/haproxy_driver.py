@@ -368,14 +368,18 @@ def shares(order: dict[str, Any], servers: dict[str, Server]) -> Any:
 
 
 def silent(order: dict[str, Any], servers: dict[str, Server]) -> Any:
-    """The status of a request while no server takes connections, and what HAProxy counted in a column then."""
+    """The status of a request while no server takes connections, and what HAProxy counted in some columns then."""
     found = page(order["address"], order["port"], "/", 30)
     connection = http.client.HTTPConnection(order["ready"][0], order["ready"][1], timeout=3)
     connection.request("GET", "/;csv")
     head, *lines = [line.split(",") for line in connection.getresponse().read().decode().splitlines()]
     rows = [dict(zip(head, line, strict=False)) for line in lines]
     return found | {
-        "counted": {row["svname"]: row[order["column"]] for row in rows if row["# pxname"] == order["proxy"]}
+        "counted": {
+            row["svname"]: {column: row[column] for column in order["columns"]}
+            for row in rows
+            if row["# pxname"] == order["proxy"]
+        }
     }
 
 
