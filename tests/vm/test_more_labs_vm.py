@@ -92,7 +92,7 @@ DUAL_CLAIMS = (
     *("vrrp/a", "vrrp/b"),
     *("statistics/a", "statistics/b", "vips/one-holder", "vrrp/forged"),
     *("service/web", "client-address/web", "service/mail", "firewall/lan", "bond/lan"),
-    *("check/web", "sorry/web", "check/mail", "failover/haproxy-stopped", "failover/power-off"),
+    *("check/web", "wrong-answer/web", "sorry/web", "check/mail", "failover/haproxy-stopped", "failover/power-off"),
     *("failover/return", "quiet/a", "quiet/b"),
 )
 
@@ -114,7 +114,7 @@ def test_all_claims_of_the_dual_stack_pair_are_tried(dual: Pair) -> None:
         ),
         *("vips/one-holder", "vrrp/forged", "service/web", "client-address/web", "service/mail", "firewall/lan"),
         *("bond/lan", *(f"bond/lan-{kind.name}" for kind in bonding.CASES)),
-        *("check/web", "sorry/web", "check/mail", "failover/haproxy-stopped"),
+        *("check/web", "wrong-answer/web", "sorry/web", "check/mail", "failover/haproxy-stopped"),
         *(c for c in dual.claims if dual.claims[c].thorough and not c.startswith("bond/")),
         *("failover/power-off", "failover/return"),
         *("quiet/a", "quiet/b"),
