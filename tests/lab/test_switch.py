@@ -66,6 +66,17 @@ def test_a_station_that_moves_is_found_at_its_new_port(guests: list[Guest]) -> N
     assert b.receive() and a.silent()
 
 
+def test_a_station_is_looked_for_everywhere_once_its_port_has_lost_its_link(guests: list[Guest]) -> None:
+    a, b, c = guests
+    a.send(frame(BROADCAST, mac(9)))
+    assert b.receive() and c.receive()
+    c.send(frame(mac(9), mac(3)))
+    assert a.receive() and b.silent()
+    a.port.carrier(False)  # as the card of a bond; the other one may have sent nothing yet
+    c.send(frame(mac(9), mac(3)))
+    assert b.receive()
+
+
 def test_segments_do_not_hear_each_other(switch: Switch, guests: list[Guest]) -> None:
     other = Guest(switch.port("wan", "d"))
     guests[0].send(frame(BROADCAST, mac(1)))

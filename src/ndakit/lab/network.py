@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Literal, Self
+from typing import Literal, Self, TypeVar
 
 from ndakit.core.deadline import Deadline
 from ndakit.core.errors import VerifyError
@@ -47,9 +47,10 @@ RESUME_TIMEOUT_S = 30.0
 BOOT_TIMEOUT_S = 240.0
 SET_UP_TIMEOUT_S = 60.0
 
-Switches = Literal["one", "none"]
-SWITCH = "02:00:00:00:ad:01"
-"""The address by which the lab's switch calls itself (locally administered)."""
+_Card = TypeVar("_Card")
+Switches = Literal["one", "two", "none"]
+SWITCHES = ("02:00:00:00:ad:01", "02:00:00:00:ad:02")
+"""The addresses by which the lab's switches call themselves (locally administered)."""
 
 MACHINES: Mapping[str, frozenset[str]] = {
     "lab-servers": frozenset({"server"}),
@@ -150,8 +151,14 @@ class LabNetwork(LabNodes):
         return image.machine(node, nics)
 
     def cable_up(self, node: str, bond: str, switches: Switches) -> None:
-        """Plug a node's bond (802.3ad) into one switch or MLAG pair, or into one that was not told to speak LACP."""
-        self.switch.bundle(self.bond_ports(node, bond), SWITCH, speaks=switches == "one")
+        """Plug a node's bond (802.3ad) into one switch or MLAG pair, into two switches that know nothing of each other
+        (the first half of the cards into the first one), or into one that was not told to speak LACP."""
+        ports = self.bond_ports(node, bond)
+        if switches == "two":
+            for half, system in zip(halves(ports), SWITCHES, strict=True):
+                self.switch.bundle(half, system)
+        else:
+            self.switch.bundle(ports, SWITCHES[0], speaks=switches == "one")
 
     def bond_ports(self, node: str, bond: str) -> list[SwitchPort]:
         """The switch's ports for the cards of a node's bond, in the profile's order."""
@@ -379,6 +386,12 @@ class LabNetwork(LabNodes):
 def _lab_mac(machine: str, number: int) -> str:
     """The address of a card of one of the lab's own machines: the same in every lab, for it is a part of its state."""
     return mac_of("lab", machine, str(number))
+
+
+def halves(cards: Sequence[_Card]) -> tuple[Sequence[_Card], Sequence[_Card]]:
+    """What of a bond is plugged into the first of two switches, and what into the second."""
+    middle = (len(cards) + 1) // 2
+    return cards[:middle], cards[middle:]
 
 
 def _spec(planned: PlannedHost) -> HostSpec:

@@ -1,7 +1,8 @@
 """Claims about bonds that speak LACP (802.3ad): that their cards are one link, and what a cable or a switch less does.
 
 The lab's switch plays the switches: one that bundles a node's ports (or an MLAG pair that does, which for the node is
-the same), two that know nothing of each other, and one that nobody has told of the bundle.
+the same; each half of the cards is plugged into one of the pair), two that know nothing of each other, and one that
+nobody has told of the bundle.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from dataclasses import dataclass
 
 from ndakit.core.deadline import Deadline, DeadlineExceeded
 from ndakit.lab.clients import LabLacks, ServicePort
-from ndakit.lab.network import SWITCH, LabNetwork, Switches
+from ndakit.lab.network import SWITCHES, LabNetwork, Switches, halves
 from ndakit.model import Profile
 from ndakit.verify.claims.base import Outcome, asked_services, first_service_port
 from ndakit.verify.claims.failover import gap_errors, measured, poll_target, precision, unserved
@@ -21,6 +22,7 @@ from ndakit.verify.claims.failover import gap_errors, measured, poll_target, pre
 REQUESTS = 48
 """Fresh connections whose answers have to spread: that none of two cards gets a tenth of them is no accident."""
 LEAST_SHARE = 0.1
+LASTS_S = 1.5
 AGREED_S = 20.0
 """How long two sides may take to agree; Linux waits two seconds for more cards before it begins."""
 ONE_GAP_S = 1.0
@@ -33,23 +35,34 @@ nothing and may move the VIPs."""
 
 @dataclass(frozen=True)
 class Case:
-    """Something that happens to a bond. `switches`: what the cards are plugged into; `out`: which of the master's cards
-    lose their link, one list after the other."""
+    """Something that happens to a bond. `switches`: what the cards are plugged into; `out`: which cards lose their
+    link, one list after the other; `everywhere`: of all nodes, as when a switch fails, or of the master alone."""
 
     name: str
     text: str
     switches: Switches
     out: Callable[[list[str], list[str]], list[list[str]]]
+    everywhere: bool
     bound_s: float
+    stays: bool
+    """Whether the VIPs stay where they are."""
 
 
 def _in_use(_cards: list[str], carrying: list[str]) -> list[list[str]]:
     return [carrying]
 
 
+def _each_half(cards: list[str], _carrying: list[str]) -> list[list[str]]:
+    return [list(half) for half in halves(cards)]
+
+
 CASES = (
+    Case("mlag", "an MLAG pair: one of its two switches fails, then the other", "one", _each_half, True, ONE_GAP_S,
+         stays=True),
+    Case("two-switches", "two switches that are no pair: one is used; when it fails, the other takes over", "two",
+         _in_use, True, OTHER_GAP_S, stays=False),
     Case("no-lacp", "a switch that does not speak LACP: one card is used; without its cable, another", "none", _in_use,
-         OTHER_GAP_S),
+         False, OTHER_GAP_S, stays=False),
 )  # fmt: skip
 
 
@@ -84,7 +97,7 @@ def _disagreements(lab: LabNetwork, node: str, bond: str) -> Iterator[str]:
             yield f"{name} is not in {bond} of {node}"
         elif not card.up or card.speed == "Unknown":
             yield f"{name} of {node} is {'up' if card.up else 'down'}, its speed {card.speed}"
-        elif card.partner != SWITCH:
+        elif card.partner != SWITCHES[0]:
             yield f"{name} of {node} has {card.partner or 'nobody'} as its LACP partner, not the switch"
         elif not card.carries:
             yield f"{name} of {node} is not in the bundle that is in use"
@@ -138,28 +151,31 @@ def case(lab: LabNetwork, network: str, kind: Case) -> Outcome:
             time.sleep(3.0)  # what was agreed with the switch before has to be forgotten first
         _settled(lab, bond, kind.switches)
         master = lab.one_master()
-        used = [_in_use_of(lab, master, bond)]
-        if kind.switches != "one" and len(used[0]) >= len(lab.bond_cards(master, bond)):
-            wrong.append(f"{master} uses {', '.join(used[0])} at once, although they do not belong together")
-        for cards in kind.out(lab.bond_cards(master, bond), used[0]):
+        nodes = [n for n in lab.profile.nodes if lab.is_up(n)] if kind.everywhere else [master]
+        used = _in_use_of(lab, master, bond)
+        if kind.switches != "one" and len(used) >= len(lab.bond_cards(master, bond)):
+            wrong.append(f"{master} uses {', '.join(used)} at once, although they do not belong together")
+        for cards in kind.out(lab.bond_cards(master, bond), used):
             with lab.watch(service_port) as watch:
                 time.sleep(0.5)
-                lab.tell(f"{', '.join(cards)} of {master} lose their link")
-                _links(lab, master, cards, up=False)
-                time.sleep(kind.bound_s)
+                lab.tell(f"{', '.join(cards)} of {', '.join(nodes)} lose their link")
+                _links(lab, nodes, cards, up=False)
+                time.sleep(LASTS_S if kind.stays else kind.bound_s)
                 with contextlib.suppress(DeadlineExceeded):  # then the gap is longer than allowed
                     watch.wait_until(lambda polled: not polled.silent, Deadline(kind.bound_s, "an answer"))
                 polled = watch.stop()
             wrong += gap_errors(polled, kind.bound_s)
             wrong += [f"without {', '.join(cards)}: {text}" for text in unserved(lab)]
-            _links(lab, master, cards, up=True)
+            if kind.stays and (now := lab.master()) != master:
+                wrong.append(f"without {', '.join(cards)} the VIPs went from {master} to {now or 'nobody'}")
+            _links(lab, nodes, cards, up=True)
             _settled(lab, bond, kind.switches)
             figures.append(f"{polled.gap_ms:.0f} ms without {', '.join(cards)}{precision(polled)}")
             values = max((values, measured(polled)), key=lambda v: float(v.get("gap_ms", -1)))
     finally:
         for node in lab.profile.nodes:
             if lab.is_up(node):
-                _links(lab, node, lab.bond_cards(node, bond), up=True)
+                _links(lab, [node], lab.bond_cards(node, bond), up=True)
                 if kind.switches != "one":
                     lab.cable_up(node, bond, "one")
         _settled(lab, bond, "one")
@@ -173,9 +189,10 @@ def _in_use_of(lab: LabNetwork, node: str, bond: str) -> list[str]:
     return [card.name for card in lab.facts(node).bond(bond) if card.carries and card.up]
 
 
-def _links(lab: LabNetwork, node: str, cards: list[str], *, up: bool) -> None:
-    for card in cards:
-        lab.machine(node).set_link(card, up)
+def _links(lab: LabNetwork, nodes: list[str], cards: list[str], *, up: bool) -> None:
+    for node in nodes:
+        for card in cards:
+            lab.machine(node).set_link(card, up)
 
 
 def _settled(lab: LabNetwork, bond: str, switches: Switches) -> None:
