@@ -21,10 +21,10 @@ def parse(text: str | bytes) -> Any:
 
 def mapping(text: str | bytes) -> dict[str, Any]:
     """The value, which has to be an object. Raises ValueError."""
-    found = parse(text)
-    if not isinstance(found, dict):
-        raise ValueError(f"it is no object, but {type(found).__name__}")
-    return found
+    value = parse(text)
+    if not isinstance(value, dict):
+        raise ValueError(f"it is no object, but {type(value).__name__}")
+    return value
 
 
 def read(path: Path) -> dict[str, Any]:

@@ -104,11 +104,11 @@ def _pairs(name: str) -> dict[str, None]:
 @functools.lru_cache(maxsize=8)
 def _by_pair(known: tuple[str, ...]) -> dict[str, list[str]]:
     """Names by each pair of letters that stands in them."""
-    found: dict[str, list[str]] = {}
+    names_of: dict[str, list[str]] = {}
     for name in known:
         for pair in _pairs(name):
-            found.setdefault(pair, []).append(name)
-    return found
+            names_of.setdefault(pair, []).append(name)
+    return names_of
 
 
 @functools.lru_cache(maxsize=8)
@@ -146,6 +146,6 @@ def guess(wrong: str, candidates: Iterable[str]) -> str | None:
 
 def listing(names: Iterable[str], limit: int = 12) -> str:
     """`a, b, c`, cut with the number of the others if there are many."""
-    found = list(names)
-    more = len(found) - limit
-    return ", ".join(show(n) for n in found[:limit]) + (f" and {more} more" if more > 0 else "")
+    shown = list(names)
+    more = len(shown) - limit
+    return ", ".join(show(n) for n in shown[:limit]) + (f" and {more} more" if more > 0 else "")

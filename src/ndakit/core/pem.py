@@ -32,7 +32,7 @@ class PemBlock:
 def blocks(content: bytes) -> tuple[PemBlock, ...]:
     """The blocks in the order of the text; what stands between them is left out."""
     unix = content.replace(b"\r\n", b"\n").replace(b"\r", b"\n")
-    return tuple(PemBlock(found[1].decode(), found[0] + b"\n") for found in _BLOCK.finditer(unix))
+    return tuple(PemBlock(match[1].decode(), match[0] + b"\n") for match in _BLOCK.finditer(unix))
 
 
 def only_blocks(content: bytes, *labels: str) -> bytes:

@@ -137,16 +137,16 @@ def environment(extra: Mapping[str, str] | None = None) -> dict[str, str]:
 
 def find(tool: str) -> Path | None:
     """Where the program is, with the sbin folders looked into as well; None if it is not installed."""
-    found = shutil.which(tool, path=environment()["PATH"])
-    return Path(found) if found else None
+    path = shutil.which(tool, path=environment()["PATH"])
+    return Path(path) if path else None
 
 
 def require(tool: str, *, package: str, reason: str) -> Path:
     """Where the program is. `reason` completes "X is needed …". Raises ToolMissing."""
-    found = find(tool)
-    if found is None:
+    path = find(tool)
+    if path is None:
         raise ToolMissing(tool, package=package, reason=reason)
-    return found
+    return path
 
 
 def run(

@@ -52,10 +52,10 @@ class Release:
     @classmethod
     def parse(cls, text: str) -> Release:
         """Read `24.10.8`. Raises ValueError with a message for people."""
-        found = re.fullmatch(r"(\d{2})\.(\d{2})\.(\d{1,2})(?:-rc(\d{1,2}))?", text)
-        if not found:
+        match = re.fullmatch(r"(\d{2})\.(\d{2})\.(\d{1,2})(?:-rc(\d{1,2}))?", text)
+        if not match:
             raise ValueError("an exact OpenWrt release is needed, such as 24.10.8 or 25.12.0-rc2")
-        year, month, point, candidate = found.groups()
+        year, month, point, candidate = match.groups()
         release = cls(int(year), int(month), int(point), int(candidate) if candidate else None)
         if release.branch < OLDEST:
             raise ValueError("releases before 18.06 are not supported")

@@ -50,7 +50,7 @@ def inert(text: str, *, colours: bool = False) -> str:
     lines = []
     for line in text.split("\n"):
         ends = (
-            [0, *(at for found in _OURS.finditer(line) for at in found.span()), len(line)]
+            [0, *(at for match in _OURS.finditer(line) for at in match.span()), len(line)]
             if colours
             else [0, len(line)]
         )

@@ -33,8 +33,8 @@ def quote(value: str) -> str:
     """
     if not value:
         raise ValueError("an empty value deletes a UCI option: leave the option out instead")
-    if found := re.search(r"[\x00-\x1f\x7f-\x9f\ud800-\udfff]", value):
-        raise ValueError(f"control character U+{ord(found[0]):04X} in a UCI value")
+    if control := re.search(r"[\x00-\x1f\x7f-\x9f\ud800-\udfff]", value):
+        raise ValueError(f"control character U+{ord(control[0]):04X} in a UCI value")
     return "'" + value.replace("'", "'\\''") + "'"
 
 

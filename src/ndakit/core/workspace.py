@@ -117,12 +117,12 @@ class Workspace:
     def at(cls, root: Path | None = None) -> Workspace:
         """The workspace at `root`, or at the current folder. Raises WorkspaceMissing."""
         try:
-            found = (root or Path.cwd()).resolve()
+            folder = (root or Path.cwd()).resolve()
         except FileNotFoundError:
             raise FolderGone from None
-        if not (found / "profiles").is_dir():
-            raise WorkspaceMissing(found)
-        return cls(found)
+        if not (folder / "profiles").is_dir():
+            raise WorkspaceMissing(folder)
+        return cls(folder)
 
     @property
     def profiles(self) -> Path:
