@@ -59,7 +59,7 @@ class Proxy:
 
 def haproxy(text: str) -> list[Proxy]:
     """The sections of haproxy.cfg. Raises TextError."""
-    found: list[tuple[str, str, int, list[Line]]] = []
+    proxies: list[tuple[str, str, int, list[Line]]] = []
     for number, raw in enumerate(text.splitlines(), 1):
         try:
             words = tuple(shlex.split(raw.replace("\\r\\n", "\\\\r\\\\n"), comments=True, posix=True))
@@ -68,12 +68,12 @@ def haproxy(text: str) -> list[Proxy]:
         if not words:
             continue
         if words[0] in _HAPROXY_SECTIONS:
-            found.append((words[0], words[1] if len(words) > 1 else "", number, []))
-        elif not found:
+            proxies.append((words[0], words[1] if len(words) > 1 else "", number, []))
+        elif not proxies:
             raise TextError(number, f"'{words[0]}' before the first section")
         else:
-            found[-1][3].append(Line(number, words))
-    return [Proxy(kind, name, number, tuple(lines)) for kind, name, number, lines in found]
+            proxies[-1][3].append(Line(number, words))
+    return [Proxy(kind, name, number, tuple(lines)) for kind, name, number, lines in proxies]
 
 
 @dataclass

@@ -89,10 +89,10 @@ def rules(subject: Subject) -> Iterator[LintFinding]:
 
 def defaults(subject: Subject) -> Iterator[LintFinding]:
     """Closed by default; nothing that limits or drops balanced traffic."""
-    found = subject.sections("firewall", "defaults")
-    if len(found) != 1:
-        yield subject.finding("fw-defaults", FIREWALL, 0, f"{len(found)} sections of type defaults instead of one")
-    for section in found:
+    sections = subject.sections("firewall", "defaults")
+    if len(sections) != 1:
+        yield subject.finding("fw-defaults", FIREWALL, 0, f"{len(sections)} sections of type defaults instead of one")
+    for section in sections:
         for name in ("input", "forward"):
             if section.get(name) not in ("DROP", "REJECT"):
                 what = f"{name} is not closed by default"
@@ -389,13 +389,13 @@ def _opens(accept: _Accept, address: IPv4Address | IPv6Address, port: int) -> bo
 
 
 def _accepts(subject: Subject) -> list[_Accept]:
-    found: list[_Accept] = []
+    accepts: list[_Accept] = []
     for section in subject.sections("firewall", "rule"):
         if section.get("target") != "ACCEPT" or section.get("dest") is not None or section.get("src") is None:
             continue
         protocol, family = section.get("proto") or "tcpudp", section.get("family")
         numbers = _MULTI_PROTOCOL.get(protocol) or ({int(protocol)} if protocol.isdigit() else set())
-        found.append(
+        accepts.append(
             _Accept(
                 zone=section.get("src") or "",
                 protocols=frozenset(numbers),
@@ -406,15 +406,15 @@ def _accepts(subject: Subject) -> list[_Accept]:
                 section=section,
             )
         )
-    return found
+    return accepts
 
 
 def as_ports(word: str) -> tuple[int, int] | None:
     """The ports of `80` or `80-90`, first and last; None if they are none."""
-    found = re.fullmatch(r"(\d{1,5})(?:-(\d{1,5}))?", word)
-    if not found:
+    ports = re.fullmatch(r"(\d{1,5})(?:-(\d{1,5}))?", word)
+    if not ports:
         return None
-    low, high = int(found[1]), int(found[2] or found[1])
+    low, high = int(ports[1]), int(ports[2] or ports[1])
     return (low, high) if 1 <= low <= high <= 65535 else None
 
 

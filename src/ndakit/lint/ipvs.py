@@ -95,14 +95,14 @@ def rules(subject: Subject) -> Iterator[LintFinding]:
         blocks = keepalived(file.text).inner("virtual_server")
     except TextError:
         return  # lint/keepalived says so
-    found = _Rules(subject)
-    yield from _virtual_servers(subject, blocks, found)
-    yield from _services(subject, blocks, found)
+    firewall = _Rules(subject)
+    yield from _virtual_servers(subject, blocks, firewall)
+    yield from _services(subject, blocks, firewall)
     if blocks:
         yield from _kernel(subject, blocks)
 
 
-def _virtual_servers(subject: Subject, blocks: list[Block], found: _Rules) -> Iterator[LintFinding]:
+def _virtual_servers(subject: Subject, blocks: list[Block], firewall: _Rules) -> Iterator[LintFinding]:
     module_file = subject.tree.get(MODULES)
     modules = set(module_file.text.split()) if module_file is not None else set()
     vips = {str(a) for v in subject.profile.vips.values() for a in v.address}
@@ -132,7 +132,7 @@ def _virtual_servers(subject: Subject, blocks: list[Block], found: _Rules) -> It
             if marked == (len(server.words) > 2):
                 what = "a server of a marked service must have no port, one of an address must have one"
                 yield subject.finding("ipvs", KEEPALIVED, server.number, what)
-        if marked and not any(_sets(rule, block.words[2]) for rule in found.marking):
+        if marked and not any(_sets(rule, block.words[2]) for rule in firewall.marking):
             what = f"no firewall rule sets mark {block.words[2]}: no packet would reach this virtual server"
             yield subject.finding("ipvs-mark", KEEPALIVED, block.number, what)
 
@@ -148,21 +148,21 @@ def _services(subject: Subject, blocks: list[Block], known: _Rules) -> Iterator[
         single = not service.several
         for endpoint in profile.endpoints(name):
             words = [str(endpoint.address), str(service.first_port)] if single else ["fwmark", str(profile.marks[name])]
-            found = [
+            matching = [
                 b for b in by_words.get(tuple(words), ())
                 if (single or (b.value("ip_family") == "inet6") == (endpoint.address.version == 6))
                 and (not single or b.value("protocol") == service.transport.upper())
             ]  # fmt: skip
-            if not found:
+            if not matching:
                 what = f"no virtual server for service {name} on {endpoint.address}"
                 yield subject.finding("ipvs", KEEPALIVED, 0, what)
                 continue
-            if found[0].value("lb_kind") != _KINDS[service.topology]:
-                what = f"service {name} is {service.topology}, and this is {found[0].value('lb_kind')}"
-                yield subject.finding("ipvs", KEEPALIVED, found[0].number, what)
+            if matching[0].value("lb_kind") != _KINDS[service.topology]:
+                what = f"service {name} is {service.topology}, and this is {matching[0].value('lb_kind')}"
+                yield subject.finding("ipvs", KEEPALIVED, matching[0].number, what)
             yield from _opened(subject, name, endpoint.address, known)
             if service.topology == "nat":
-                yield from _answered(subject, name, found[0], known)
+                yield from _answered(subject, name, matching[0], known)
 
 
 def _spans(subject: Subject, name: str) -> set[str]:

@@ -52,8 +52,8 @@ def _scripts(subject: Subject, root: Block) -> Iterator[LintFinding]:
         for line in block.lines:
             if line.words[0] in ("script", "misc_path") or line.words[0].startswith("notify"):
                 path = line.words[1].split()[0] if len(line.words) > 1 and line.words[1] else ""
-                found = subject.tree.get(path)
-                if found is None or not found.mode & 0o100:
+                script = subject.tree.get(path)
+                if script is None or not script.mode & 0o100:
                     what = f"{path or 'the script'} is not an executable file of the tree: it fails for ever"
                     yield subject.finding("keepalived-script", KEEPALIVED, line.number, what)
         if block.words[0] in ("vrrp_track_process", "track_process"):
@@ -75,8 +75,8 @@ def _scripts(subject: Subject, root: Block) -> Iterator[LintFinding]:
 
 def _watching(subject: Subject) -> set[str]:
     """The scripts that every instance must track: whether HAProxy runs, where it carries something, and Pound."""
-    found = {"haproxy"} if subject.profile.haproxy_services else set()
-    return found | ({"pound"} if subject.profile.pound_services else set())
+    programs = {"haproxy"} if subject.profile.haproxy_services else set()
+    return programs | ({"pound"} if subject.profile.pound_services else set())
 
 
 def _instances(subject: Subject, root: Block) -> Iterator[LintFinding]:

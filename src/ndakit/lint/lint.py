@@ -28,7 +28,7 @@ _GONE = re.compile(r"(^|/)(\.git|\.svn|\.#[^/]*)(/|$)")
 def lint(tree: Tree, profile: Profile, node: str) -> list[NdakitError]:
     """Everything that is wrong with a rendered tree, in the order of the files; empty if all is well."""
     subject = Subject(tree, profile, node)
-    found: list[LintFinding] = []
+    findings: list[LintFinding] = []
     for rules in (
         files,
         uci.rules,
@@ -43,8 +43,8 @@ def lint(tree: Tree, profile: Profile, node: str) -> list[NdakitError]:
         ipvs.rules,
         transparent.rules,
     ):
-        found.extend(rules(subject))
-    return [*sorted(found, key=lambda f: (f.path, f.line, f.rule))]
+        findings.extend(rules(subject))
+    return [*sorted(findings, key=lambda f: (f.path, f.line, f.rule))]
 
 
 def files(subject: Subject) -> Iterator[LintFinding]:
@@ -65,9 +65,9 @@ def files(subject: Subject) -> Iterator[LintFinding]:
         if not file.content.endswith(b"\n"):
             what = "the last line does not end with a newline (HAProxy refuses that, others lose the line)"
             yield subject.finding("newline", path, file.content.count(b"\n") + 1, what)
-        if found := _CONTROL.search(file.content):
-            line = file.content.count(b"\n", 0, found.start()) + 1
-            yield subject.finding("control-character", path, line, f"control character 0x{found[0][0]:02x}")
+        if control := _CONTROL.search(file.content):
+            line = file.content.count(b"\n", 0, control.start()) + 1
+            yield subject.finding("control-character", path, line, f"control character 0x{control[0][0]:02x}")
         try:
             file.content.decode("utf-8")
         except UnicodeDecodeError as cause:

@@ -77,30 +77,30 @@ def _followed(
     statements: list[_Statement], chains: dict[str, list[_Statement]], above: frozenset[str] = frozenset()
 ) -> list[_Statement]:
     """A chain's statements, with those of the file's own chains in place of a jump or goto without a condition."""
-    found: list[_Statement] = []
+    followed: list[_Statement] = []
     for statement in statements:
         leap = _LEAP.match(statement.text)
         if leap is None or leap[2] not in chains or leap[2] in above:
-            found.append(statement)
+            followed.append(statement)
             continue
-        found += _followed(chains[leap[2]], chains, above | {leap[2]})
+        followed += _followed(chains[leap[2]], chains, above | {leap[2]})
         if leap[1] == "goto":
             break
-    return found
+    return followed
 
 
 def _files(subject: Subject) -> dict[str, str | None]:
     """The nft files that fw4 loads; with the chain into which one goes, if it goes before that chain's own rules."""
-    found: dict[str, str | None] = {}
+    chain_of: dict[str, str | None] = {}
     for path in subject.tree:
         if path.startswith(_FOLDERS) and path.endswith(".nft"):
-            found[path] = path.removeprefix(_OWN_CHAINS).split("/")[0] if path.startswith(_OWN_CHAINS) else None
+            chain_of[path] = path.removeprefix(_OWN_CHAINS).split("/")[0] if path.startswith(_OWN_CHAINS) else None
     for section in subject.sections("firewall", "include"):
         path = section.get("path") or ""
         if section.get("type") == "nftables" and section.get("enabled") != "0" and path in subject.tree:
             before = section.get("position") in ("chain-pre", "chain-prepend")
-            found[path] = section.get("chain") if before else None
-    return {p: c if c is None or c.startswith(_HOOKS) else None for p, c in found.items()}
+            chain_of[path] = section.get("chain") if before else None
+    return {p: c if c is None or c.startswith(_HOOKS) else None for p, c in chain_of.items()}
 
 
 def _chains(text: str) -> Iterator[tuple[str, int, str]]:
@@ -119,18 +119,18 @@ def _chains(text: str) -> Iterator[tuple[str, int, str]]:
 
 def _statements(body: str, line: int) -> list[_Statement]:
     """What a chain says: cut at ends of lines and semicolons that are in no set and no string."""
-    found, words, depth, quoted, begun = [], "", 0, False, line
+    statements, words, depth, quoted, begun = [], "", 0, False, line
     for character in f"{body}\n":
         quoted ^= character == '"'
         depth += 0 if quoted else (character == "{") - (character == "}")
         if character in "\n;" and not quoted and depth <= 0:
             if words.strip():
-                found.append(_Statement(begun, " ".join(words.split())))
+                statements.append(_Statement(begun, " ".join(words.split())))
             words, begun = "", line + (character == "\n")
         else:
             words += character
         line += character == "\n"
-    return found
+    return statements
 
 
 def _without_comments(text: str) -> str:

@@ -72,8 +72,8 @@ def sections(text: str) -> PoundSection:
 
 def _uncommented(line: str) -> str:
     """A line without its comment; # inside of double quotes is text."""
-    found = re.match(r'(?:[^"#]|"(?:[^"\\]|\\.)*")*', line)
-    return found[0] if found else line
+    code = re.match(r'(?:[^"#]|"(?:[^"\\]|\\.)*")*', line)
+    return code[0] if code else line
 
 
 def rules(subject: Subject) -> Iterator[LintFinding]:

@@ -111,8 +111,8 @@ def newer_haproxy(
 @functools.cache
 def haproxy_branch(root: Path) -> tuple[int, int] | None:
     """The version of a root's HAProxy: (3, 0) for 3.0.11; None if it does not say."""
-    found = re.match(r"HA-?Proxy version (\d+)\.(\d+)", _run(root, "haproxy -v").stdout)
-    return (int(found[1]), int(found[2])) if found else None
+    version = re.match(r"HA-?Proxy version (\d+)\.(\d+)", _run(root, "haproxy -v").stdout)
+    return (int(version[1]), int(version[2])) if version else None
 
 
 def ready(cache: Path) -> bool:
@@ -137,12 +137,12 @@ def check(tree: Tree, cache: Path, *, lab: Path | None = None, haproxy: NewHapro
     """
     base = daemons_root(cache, lab=lab)
     with _filled(tree, base, cache) as root:
-        found = [*_keepalived(tree, root), *_conntrackd(tree, root), *_nft(tree, root), *_shell(tree, root)]
-        found += _pound(tree, root)
+        errors = [*_keepalived(tree, root), *_conntrackd(tree, root), *_nft(tree, root), *_shell(tree, root)]
+        errors += _pound(tree, root)
         if haproxy is None:
-            return [*_haproxy(tree, root), *found]
+            return [*_haproxy(tree, root), *errors]
     with _filled(tree, haproxy.root, cache) as root:
-        return [*_haproxy(tree, root), *found]
+        return [*_haproxy(tree, root), *errors]
 
 
 def asked(tree: Tree) -> tuple[str, ...]:
@@ -231,8 +231,8 @@ def _haproxy(tree: Tree, root: Path) -> Iterator[DaemonRefuses]:
     done = _run(root, f"haproxy -c -dW {f'-L {shlex.quote(name[1])} ' if name else ''}-f {HAPROXY}")
     if done.returncode == 0:
         return
-    found = [m for line in done.stderr.splitlines() if (m := _HAPROXY_MESSAGE.match(line))]
-    places = [m for m in found if m["file"]] or [m for m in found if "found in configuration" not in m["text"]]
+    messages = [m for line in done.stderr.splitlines() if (m := _HAPROXY_MESSAGE.match(line))]
+    places = [m for m in messages if m["file"]] or [m for m in messages if "found in configuration" not in m["text"]]
     for match in places:
         path, line = (match["file"], int(match["line"])) if match["file"] else _place(tree[HAPROXY].text, match["text"])
         yield DaemonRefuses("haproxy", match["text"], path, line, _source(tree, path))
@@ -242,8 +242,8 @@ def _haproxy(tree: Tree, root: Path) -> Iterator[DaemonRefuses]:
 
 def _place(text: str, message: str) -> tuple[str, int]:
     """The place of a message that does not begin with one: named in it, or the section of a name that it quotes."""
-    if found := re.search(r"\((/[^:()]+):(\d+)\)", message):
-        return found[1], int(found[2])
+    if named := re.search(r"\((/[^:()]+):(\d+)\)", message):
+        return named[1], int(named[2])
     try:
         sections = {p.name: p.number for p in config_text.haproxy(text) if p.name}
     except config_text.TextError:
@@ -303,16 +303,16 @@ def interfaces(text: str) -> list[str]:
         root = config_text.keepalived(text)
     except config_text.TextError:
         return []
-    found: list[str] = []
+    names: list[str] = []
     stack = [root]
     while stack:
         block = stack.pop()
         stack.extend(block.blocks)
         for line in block.lines:
             for before, word in zip(line.words, line.words[1:], strict=False):
-                if before in ("interface", "dev") and word not in found:
-                    found.append(word)
-    return found
+                if before in ("interface", "dev") and word not in names:
+                    names.append(word)
+    return names
 
 
 def _nft(tree: Tree, root: Path) -> Iterator[DaemonRefuses]:

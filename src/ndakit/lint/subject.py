@@ -51,14 +51,14 @@ class Subject:
     @functools.cached_property
     def configs(self) -> dict[str, list[Section]]:
         """The UCI files that can be read, by name (`network`)."""
-        found: dict[str, list[Section]] = {}
+        sections_of: dict[str, list[Section]] = {}
         for path, file in self.tree.items():
             if path.startswith("/etc/config/"):
                 try:
-                    found[path.removeprefix("/etc/config/")] = read(file.text)
+                    sections_of[path.removeprefix("/etc/config/")] = read(file.text)
                 except UciError:
                     continue
-        return found
+        return sections_of
 
     def sections(self, config: str, kind: str) -> list[Section]:
         """The sections of one type in a UCI file; none if the file is not there."""

@@ -65,12 +65,12 @@ def sources(subject: Subject, proxies: list[Proxy]) -> Iterator[LintFinding]:
 def way_in(subject: Subject, version: int, mark: int) -> Iterator[LintFinding]:
     """A rule for the mark, and a table in which everything is local."""
     suffix = "" if version == 4 else "6"
-    found = [s for s in subject.sections("network", f"rule{suffix}") if _mark(s) == mark]
-    if not found:
+    rules = [s for s in subject.sections("network", f"rule{suffix}") if _mark(s) == mark]
+    if not rules:
         what = f"no rule{suffix} for packets with the mark {mark:#x}: IPv{version} answers for HAProxy are not taken in"
         yield subject.finding("divert", NETWORK, 0, what)
         return
-    table = found[0].get("lookup")
+    table = rules[0].get("lookup")
     for section in subject.sections("network", f"route{suffix}"):
         everything = section.get("target") in _EVERYTHING[version] or (
             section.get("target") == section.get("netmask") == "0.0.0.0"
@@ -80,7 +80,7 @@ def way_in(subject: Subject, version: int, mark: int) -> Iterator[LintFinding]:
     what = (
         f"table {table} has no local route{suffix} for every address: IPv{version} answers for HAProxy are not taken in"
     )
-    yield subject.finding("divert", NETWORK, found[0].line, what)
+    yield subject.finding("divert", NETWORK, rules[0].line, what)
 
 
 def _mark(section: Section) -> int | None:
@@ -95,9 +95,9 @@ def _marks(subject: Subject) -> Iterator[tuple[int, int]]:
     """IP version → the mark that answers for HAProxy get."""
     if subject.profile.release.fw4:
         text = subject.tree[NFT].text if NFT in subject.tree else ""
-        found = _NFT_RULE.search(text)
-        if found and _NFT_CHAIN.search(text):
-            yield from ((version, int(found[1], 16)) for version in (4, 6))
+        mark = _NFT_RULE.search(text)
+        if mark and _NFT_CHAIN.search(text):
+            yield from ((version, int(mark[1], 16)) for version in (4, 6))
         return
     if USER not in subject.tree or not any(s.get("path") == USER for s in subject.sections("firewall", "include")):
         return

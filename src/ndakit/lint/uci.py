@@ -119,15 +119,15 @@ def names(subject: Subject) -> Iterator[LintFinding]:
 
 def interfaces(subject: Subject) -> Iterator[LintFinding]:
     """Every network of the profile is an interface, in the form that the release reads."""
-    found = {s.name: s for s in subject.sections("network", "interface") if s.name}
-    if "loopback" not in found:
+    by_name = {s.name: s for s in subject.sections("network", "interface") if s.name}
+    if "loopback" not in by_name:
         yield subject.finding("loopback", NETWORK, 0, "no interface 'loopback': local routes and services need it")
     for interface in subject.view.interfaces:
-        if interface.section not in found:
+        if interface.section not in by_name:
             what = f"network '{interface.network}' has no interface section '{interface.section}'"
             yield subject.finding("interface-missing", NETWORK, 0, what)
     modern = subject.profile.release.device_sections
-    for section in found.values():
+    for section in by_name.values():
         wrong = (
             [o for o in ("ifname", "type") if section.get(o)] if modern else [o for o in ("device",) if section.get(o)]
         )
@@ -248,10 +248,10 @@ def routes(subject: Subject) -> Iterator[LintFinding]:
 
 def login(subject: Subject) -> Iterator[LintFinding]:
     """root has no password: no password may open anything, and a listener must not depend on an interface's name."""
-    found = subject.sections("dropbear", "dropbear")
-    if DROPBEAR in subject.tree and not found:
+    servers = subject.sections("dropbear", "dropbear")
+    if DROPBEAR in subject.tree and not servers:
         yield subject.finding("ssh", DROPBEAR, 0, "no section of type dropbear: nobody could log in")
-    for section in found:
+    for section in servers:
         for name in ("PasswordAuth", "RootPasswordAuth"):
             if section.get(name) not in ("off", "0"):
                 what = f"{name} is not 'off', and root has no password"
