@@ -64,7 +64,7 @@ class PackagesMissing(BuildError):
     """Packages that are asked for do not exist in this release."""
 
     def __init__(self, missing: Sequence[str], near: dict[str, list[str]], where: str) -> None:
-        hints = "; ".join(f"for {name} there is {', '.join(found)}" for name, found in near.items() if found)
+        hints = "; ".join(f"for {name} there is {', '.join(names)}" for name, names in near.items() if names)
         super().__init__(
             f"no such package in this release: {', '.join(missing)}" + (f" ({hints})" if hints else ""),
             where=where,
@@ -103,7 +103,7 @@ class PackagesConflict(BuildError):
 
     def __init__(self, pairs: Sequence[tuple[str, tuple[str, ...]]], where: str) -> None:
         told = "; ".join(f"{one} conflicts with {', '.join(others)}" for one, others in pairs)
-        others = sorted({o for _, found in pairs for o in found})
+        others = sorted({o for _, needs in pairs for o in needs})
         super().__init__(
             f"packages exclude one another: {told}",
             where=where,
@@ -276,20 +276,20 @@ def diagnose(text: str, context: Context) -> NdakitError | None:
         _spoken, _prerequisites, _device, _disk, _dependencies, _clash, _conflict, _script, _architecture, _missing,
         _untrusted, _too_big, _root_small,
     ):  # fmt: skip
-        found = recognise(text, context)
-        if found is not None:
-            return _first_of_all(text, found, context)
+        error = recognise(text, context)
+        if error is not None:
+            return _first_of_all(text, error, context)
     return None
 
 
-def _first_of_all(text: str, found: NdakitError, context: Context) -> NdakitError:
+def _first_of_all(text: str, error: NdakitError, context: Context) -> NdakitError:
     """What cannot be had is missing for those who need it: with lists that failed to load, opkg's last words are
     "libc needs libgcc", and apk's "no such package"."""
-    if not isinstance(found, PackagesMissing | DependenciesMissing):
-        return found
+    if not isinstance(error, PackagesMissing | DependenciesMissing):
+        return error
     if failed := downloads_failed(text):
-        return FeedsUnreachable(failed, found.what, context.where, offline=context.offline)
-    return _untrusted(text, context) or found  # a list with a wrong signature is not read either
+        return FeedsUnreachable(failed, error.what, context.where, offline=context.offline)
+    return _untrusted(text, context) or error  # a list with a wrong signature is not read either
 
 
 def downloads_failed(text: str) -> dict[str, str]:
@@ -312,8 +312,8 @@ def _unique(names: Iterable[str]) -> list[str]:
 
 
 def _spoken(text: str, _: Context) -> NdakitError | None:
-    found = re.search(r"^error: (.+)\n  where: (.+)\n  fix:   (.+)$", text, re.MULTILINE)
-    return MachineLacking(found[1], where=found[2], fix=found[3]) if found else None
+    lines = re.search(r"^error: (.+)\n  where: (.+)\n  fix:   (.+)$", text, re.MULTILINE)
+    return MachineLacking(lines[1], where=lines[2], fix=lines[3]) if lines else None
 
 
 def _prerequisites(text: str, context: Context) -> NdakitError | None:
@@ -333,8 +333,8 @@ def _prerequisites(text: str, context: Context) -> NdakitError | None:
 
 
 def _device(text: str, context: Context) -> NdakitError | None:
-    found = re.search(r'^Profile "(.*)" does not exist!', text, re.MULTILINE)
-    return DeviceUnknown(found[1], context.devices, context.where) if found else None
+    match = re.search(r'^Profile "(.*)" does not exist!', text, re.MULTILINE)
+    return DeviceUnknown(match[1], context.devices, context.where) if match else None
 
 
 def _missing(text: str, context: Context) -> NdakitError | None:
@@ -361,19 +361,19 @@ def _architecture(text: str, context: Context) -> NdakitError | None:
 
 
 def _dependencies(text: str, context: Context) -> NdakitError | None:
-    found: dict[str, list[str]] = {}
+    needs_of: dict[str, list[str]] = {}
     for need, package in re.findall(r"cannot find dependency (\S+) for (\S+)", text):
-        found.setdefault(package, []).append(need)
+        needs_of.setdefault(package, []).append(need)
     old = r"[Cc]annot satisfy the following dependencies for ([^\s:]+):\n((?: \*[^\n]*\t[^\n]*\n?)+)"
     for match in re.finditer(old, text):
-        found.setdefault(match[1], []).extend(re.findall(r"\t\s*([a-z0-9][a-z0-9+._-]*)", match[2]))
+        needs_of.setdefault(match[1], []).extend(re.findall(r"\t\s*([a-z0-9][a-z0-9+._-]*)", match[2]))
     # apk says who asks: `world` is what was asked for by name, and _missing's business.
     asking = re.findall(r"^ *([^\s(]+) \(no such package\):\n +required by: (.+)$", text, re.MULTILINE)
     if not any("world[" in by for _, by in asking):
         for need, by in asking:
             for package in re.findall(r"(\S+?)-\d[^\s\[]*\[", by):
-                found.setdefault(package, []).append(need)
-    pairs = [(package, tuple(_unique(needs))) for package, needs in found.items()]
+                needs_of.setdefault(package, []).append(need)
+    pairs = [(package, tuple(_unique(needs))) for package, needs in needs_of.items()]
     return DependenciesMissing(pairs, context.where) if pairs else None
 
 
@@ -422,32 +422,34 @@ def _untrusted(text: str, context: Context) -> NdakitError | None:
 
 
 def _too_big(text: str, context: Context) -> NdakitError | None:
-    found = re.search(r"(?:WARNING: )?Image file (\S+) is too big: (\d+) > (\d+)", text)
-    if found:
-        size, limit = int(found[2]), int(found[3])
-        return ImageTooBig(f"{Path(found[1]).name} has {size} bytes, {size - limit} more than {limit}", context.where)
-    found = re.search(r"images are too big by (\d+) bytes", text)
-    return ImageTooBig(f"{found[1]} bytes too much", context.where) if found else None
+    size_told = re.search(r"(?:WARNING: )?Image file (\S+) is too big: (\d+) > (\d+)", text)
+    if size_told:
+        size, limit = int(size_told[2]), int(size_told[3])
+        return ImageTooBig(
+            f"{Path(size_told[1]).name} has {size} bytes, {size - limit} more than {limit}", context.where
+        )
+    size_told = re.search(r"images are too big by (\d+) bytes", text)
+    return ImageTooBig(f"{size_told[1]} bytes too much", context.where) if size_told else None
 
 
 def _root_small(text: str, context: Context) -> NdakitError | None:
-    found = re.search(r"failed to allocate (\d+) blocks, out of space\?", text)
-    if found:
-        detail = f"no room for {found[1]} more blocks"
+    message = re.search(r"failed to allocate (\d+) blocks, out of space\?", text)
+    if message:
+        detail = f"no room for {message[1]} more blocks"
     elif "make_file: failed to allocate inode" in text:
         detail = "no room for more files"
-    elif found := re.search(r"^.*(?:is too big|out of space\?).*$", text, re.MULTILINE):
-        detail = found[0].strip()
+    elif message := re.search(r"^.*(?:is too big|out of space\?).*$", text, re.MULTILINE):
+        detail = message[0].strip()
     else:
         return None
     return RootTooSmall(detail, context.rootfs_mib, context.where)
 
 
 def _script(text: str, context: Context) -> NdakitError | None:
-    found = re.search(r"postinst script \S+ has failed with exit code \d+", text) or re.search(
+    message = re.search(r"postinst script \S+ has failed with exit code \d+", text) or re.search(
         r'package "[^"]+" postinst script returned status \d+', text
     )
-    return InstallScriptFailed(found[0], context.where) if found else None
+    return InstallScriptFailed(message[0], context.where) if message else None
 
 
 def _disk(text: str, context: Context) -> NdakitError | None:
@@ -456,11 +458,11 @@ def _disk(text: str, context: Context) -> NdakitError | None:
 
 def disk_full(text: str, where: str) -> DiskFull | None:
     """The error of a full disk, if the output tells of one; opkg ends with 0 when it cannot write its lists."""
-    found = re.search(r"^.*(?:No space left on device|Disk quota exceeded).*$", text, re.MULTILINE)
-    return DiskFull(where, found[0].strip()[:160]) if found else None
+    message = re.search(r"^.*(?:No space left on device|Disk quota exceeded).*$", text, re.MULTILINE)
+    return DiskFull(where, message[0].strip()[:160]) if message else None
 
 
 def script_errors(text: str) -> list[str]:
     """Warnings for init scripts that the shell could not read to their end; make goes on without a word."""
-    found = re.findall(r"^\./etc/init\.d/([^:\n]+): line (\d+): (.+)$", text, re.MULTILINE)
-    return [f"the init script /etc/init.d/{name} has an error in line {line}: {said}" for name, line, said in found]
+    errors = re.findall(r"^\./etc/init\.d/([^:\n]+): line (\d+): (.+)$", text, re.MULTILINE)
+    return [f"the init script /etc/init.d/{name} has an error in line {line}: {said}" for name, line, said in errors]

@@ -77,8 +77,8 @@ class OutputNotEmpty(BuildError):
 class ImageMissing(BuildError):
     """make said that all was well, and the image is not there."""
 
-    def __init__(self, wanted: str, found: Sequence[str], log: Path) -> None:
-        made = f"it made {', '.join(found)}" if found else "it made nothing"
+    def __init__(self, wanted: str, names: Sequence[str], log: Path) -> None:
+        made = f"it made {', '.join(names)}" if names else "it made nothing"
         super().__init__(
             f"the ImageBuilder ended without an error but made no {wanted} image ({made})",
             where=f"log: {log}",
@@ -132,20 +132,20 @@ class ImageBuilder:
         if self._memory and (known := output.info(self._memory.recall("info"))).devices:
             return known
         done = self._make(["make", "info"], QUERY_TIMEOUT_S)
-        found = output.info(done.stdout)
-        if done.returncode != 0 or not found.devices:
-            detail = f"`make info` {process.ending(done.returncode)} and lists {len(found.devices)} devices"
+        told = output.info(done.stdout)
+        if done.returncode != 0 or not told.devices:
+            detail = f"`make info` {process.ending(done.returncode)} and lists {len(told.devices)} devices"
             raise ImageBuilderBroken(self._origin, detail)
         if self._memory:
             self._memory.remember("info", done.stdout)
             self._memory.remember("profiles", self._text(".profiles.mk"))
-        return found
+        return told
 
     @functools.cached_property
     def make_version(self) -> str:
         """The version of this machine's make, for the record."""
-        found = re.search(r"\d+(?:\.\d+)+", self._make(["make", "--version"], QUERY_TIMEOUT_S).stdout)
-        return found[0] if found else ""
+        number = re.search(r"\d+(?:\.\d+)+", self._make(["make", "--version"], QUERY_TIMEOUT_S).stdout)
+        return number[0] if number else ""
 
     def check(self, device: str, target: str) -> None:
         """Refuse an ImageBuilder of another target, or one that does not know the device."""
@@ -170,10 +170,10 @@ class ImageBuilder:
         """Package → version as an image with these packages would have them; makes no image."""
         packages = " ".join([*sorted(set(add)), *(f"-{name}" for name in sorted(set(remove)))])
         done = self._make(imagebuilder_request.manifest_argv(device, packages), QUERY_TIMEOUT_S)
-        found = output.manifest(done.stdout)
-        if done.returncode != 0 or not found:
+        version_of = output.manifest(done.stdout)
+        if done.returncode != 0 or not version_of:
             raise self._failure(done, device, rootfs_mib=0)
-        return found
+        return version_of
 
     def image(self, request: ImageRequest, bin_dir: Path) -> Built:
         """Make one image into `bin_dir`, which must be empty or absent, and prove that it is what was asked for."""
@@ -259,12 +259,12 @@ class ImageBuilder:
 
     def _archive(self, bin_dir: Path) -> BuiltImage:
         """The root file system's archive; profiles.json does not list it."""
-        found = sorted(bin_dir.glob("*rootfs.tar.gz"))
-        if not found:
+        archives = sorted(bin_dir.glob("*rootfs.tar.gz"))
+        if not archives:
             made = sorted(p.name for p in bin_dir.iterdir())
             raise ImageMissing("rootfs.tar.gz", made, self.log)
-        image_disk.inspect_archive(found[0])
-        return BuiltImage(found[0], "rootfs", "tar", file_sha256(found[0]), None, "rootfs")
+        image_disk.inspect_archive(archives[0])
+        return BuiltImage(archives[0], "rootfs", "tar", file_sha256(archives[0]), None, "rootfs")
 
     def _listed(self, bin_dir: Path, device: str) -> list[output.Listed]:
         """The images of profiles.json; before 21.02 there is none, and the names have to tell."""
@@ -272,12 +272,12 @@ class ImageBuilder:
         if not overview.is_file():
             return [_from_name(path.name) for path in sorted(bin_dir.iterdir()) if path.is_file()]
         try:
-            found = output.overview(overview.read_text(errors="replace"), device)
+            made = output.overview(overview.read_text(errors="replace"), device)
         except ValueError as cause:
             raise ImageMissing("listed", [f"a profiles.json with {cause}"], self.log) from cause
-        if found.version and found.version != str(self.release):
-            raise ImageBuilderMismatch(self._origin, "release", found.version, str(self.release))
-        return list(found.images)
+        if made.version and made.version != str(self.release):
+            raise ImageBuilderMismatch(self._origin, "release", made.version, str(self.release))
+        return list(made.images)
 
     def _looked_into(self, path: Path, listed: output.Listed, request: ImageRequest) -> BuiltImage:
         with ThreadPoolExecutor(1) as beside:  # hashing and unpacking both let the other work meanwhile
@@ -308,16 +308,16 @@ class ImageBuilder:
             raise image_disk.DiskImageBroken(path, f"its root partition has {got} MiB instead of {request.rootfs_mib}")
 
     def _manifest_of(self, bin_dir: Path) -> dict[str, str]:
-        found = [p for p in sorted(bin_dir.iterdir()) if p.name.endswith(".manifest")]
-        packages = output.manifest(found[0].read_text(errors="replace")) if found else {}
+        manifests = [p for p in sorted(bin_dir.iterdir()) if p.name.endswith(".manifest")]
+        packages = output.manifest(manifests[0].read_text(errors="replace")) if manifests else {}
         if not packages:
-            raise ImageMissing("documented", [p.name for p in found] or ["no manifest"], self.log)
+            raise ImageMissing("documented", [p.name for p in manifests] or ["no manifest"], self.log)
         return packages
 
     def _check_services(self, names: Sequence[str]) -> list[str]:
         """Refuse names that make let pass without a word; a warning if it left no root to look into."""
-        found = sorted(self.root.glob("build_dir/*/root-*")) + sorted(self.root.glob("build_dir/root-*"))
-        roots = [p for p in found if (p / "etc/init.d").is_dir()]
+        folders = sorted(self.root.glob("build_dir/*/root-*")) + sorted(self.root.glob("build_dir/root-*"))
+        roots = [p for p in folders if (p / "etc/init.d").is_dir()]
         if names and not roots:
             return [f"whether there are services {', '.join(sorted(names))} to disable could not be checked"]
         missing = [n for n in names if not any((r / "etc/init.d" / n).is_file() for r in roots)]
@@ -384,8 +384,8 @@ def _next_size(payload_mib: int) -> int:
 
 
 def _removed_anyway(request: ImageRequest, packages: Mapping[str, str]) -> list[str]:
-    found = [name for name in sorted(set(request.remove)) if name in packages]
-    return [f"package {name} was to be left out and is in the image: another package needs it" for name in found]
+    names = [name for name in sorted(set(request.remove)) if name in packages]
+    return [f"package {name} was to be left out and is in the image: another package needs it" for name in names]
 
 
 def _little_room(images: Sequence[BuiltImage], request: ImageRequest) -> list[str]:

@@ -80,8 +80,8 @@ def install_argv(steps: MakeSteps, request: ImageRequest, profile: str) -> list[
 
 def root_of(output: str) -> Path | None:
     """The root that `install_argv` filled, by what it said."""
-    found = re.search(r"^ndakit: root (/.+)$", output, re.MULTILINE)
-    return Path(found[1]) if found else None
+    line = re.search(r"^ndakit: root (/.+)$", output, re.MULTILINE)
+    return Path(line[1]) if line else None
 
 
 def finish_argv(steps: MakeSteps, request: ImageRequest, profile: str, bin_dir: Path) -> list[str]:

@@ -87,24 +87,24 @@ def info(text: str) -> Info:
 
 def manifest(text: str) -> dict[str, str]:
     """Package → version. Lines are `name - version`; early apk builds printed `name version`. Others are ignored."""
-    found: dict[str, str] = {}
+    version_of: dict[str, str] = {}
     for line in text.splitlines():
         match = re.fullmatch(r"(?P<name>[a-zA-Z0-9][a-zA-Z0-9+._-]*)(?: - | )(?P<version>[^\s]+)\s*", line)
         if match:
-            found[match["name"]] = match["version"]
-    return dict(sorted(found.items()))
+            version_of[match["name"]] = match["version"]
+    return dict(sorted(version_of.items()))
 
 
 def package_names(text: str) -> tuple[str, ...]:
     """The names in the output of `make package_list`: `name - version - size …`, `name-1.2-r3 …` with apk."""
-    found: set[str] = set()
+    names: set[str] = set()
     for line in text.splitlines():
         match = re.match(r"([a-z0-9][a-z0-9+._-]*)(?: - |$)", line) or re.match(
             r"([a-z0-9][a-z0-9+._-]*?)-[0-9][a-z0-9._~]*(?:-r[0-9]+)?(?: |$)", line
         )
         if match:
-            found.add(match[1])
-    return tuple(sorted(found))
+            names.add(match[1])
+    return tuple(sorted(names))
 
 
 def index_names(text: str) -> tuple[str, ...]:
@@ -139,19 +139,19 @@ def same_target(said: str, wanted: str) -> bool:
 
 def version_number(version_mk: str) -> str | None:
     """The release that include/version.mk of an ImageBuilder falls back to, None if it does not say."""
-    found = re.search(r"^VERSION_NUMBER:=\$\(if \$\(VERSION_NUMBER\),\$\(VERSION_NUMBER\),(.+)\)$", version_mk, re.M)
-    return found[1] if found else None
+    version = re.search(r"^VERSION_NUMBER:=\$\(if \$\(VERSION_NUMBER\),\$\(VERSION_NUMBER\),(.+)\)$", version_mk, re.M)
+    return version[1] if version else None
 
 
 def knobs(text: str) -> dict[str, str]:
     """The settings of a .config; what `is not set` or absent is not in it. Quotes of texts are taken off."""
-    found: dict[str, str] = {}
+    values: dict[str, str] = {}
     for line in text.splitlines():
         match = re.fullmatch(r"(CONFIG_[A-Za-z0-9_.+-]+)=(.*)", line)
         if match:
             value = match[2].strip()
-            found[match[1]] = value[1:-1] if len(value) > 1 and value[0] == value[-1] == '"' else value
-    return found
+            values[match[1]] = value[1:-1] if len(value) > 1 and value[0] == value[-1] == '"' else value
+    return values
 
 
 def set_knobs(text: str, wanted: Mapping[str, bool | int | str]) -> str:

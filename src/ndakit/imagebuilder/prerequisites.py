@@ -72,7 +72,7 @@ def _links(root: Path) -> Iterator[tuple[str, str]]:
 def _identity(target: str) -> list[int] | None:
     """Size and time of the program behind a link; None if there is none (an ImageBuilder ships such links)."""
     try:
-        found = Path(target).stat()
+        facts = Path(target).stat()
     except OSError:
         return None
-    return [found.st_size, found.st_mtime_ns]
+    return [facts.st_size, facts.st_mtime_ns]

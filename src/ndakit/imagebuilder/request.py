@@ -113,9 +113,9 @@ class ImageRequest:
 
 def usable_path(path: Path) -> Path:
     """The path, if make can work in it. Raises PathUnusable."""
-    found = re.search(r"[^\w./+,@-]", str(path))
-    if found:
-        raise PathUnusable(path, found[0])
+    character = re.search(r"[^\w./+,@-]", str(path))
+    if character:
+        raise PathUnusable(path, character[0])
     return path
 
 

@@ -295,8 +295,8 @@ def _fingerprint_cache(folder: Path) -> Path:
 
 def _three_lines(text: str) -> tuple[str, str, str]:
     """What, where and fix of a message in the house's form; the last line of the text for any other."""
-    found = re.search(r"^error: (.+)\n  where: (.+)\n  fix:   (.+)$", text, re.MULTILINE)
-    if found:
-        return found[1], found[2], found[3]
+    said = re.search(r"^error: (.+)\n  where: (.+)\n  fix:   (.+)$", text, re.MULTILINE)
+    if said:
+        return said[1], said[2], said[3]
     lines = [line for line in text.splitlines() if line.strip()]
     return (lines[-1] if lines else "the lab's ImageBuilder could not be made"), "", ""

@@ -48,8 +48,8 @@ def files(root: Path, skip: Callable[[str], bool]) -> Iterator[tuple[str, os.Dir
 
     def walk(folder: str, prefix: str) -> Iterator[tuple[str, os.DirEntry[str]]]:
         with os.scandir(folder) as entries:
-            found = sorted(entries, key=lambda e: e.name)
-        for entry in found:
+            in_order = sorted(entries, key=lambda e: e.name)
+        for entry in in_order:
             path = prefix + entry.name
             if skip(path):
                 continue
@@ -77,8 +77,8 @@ def private_copy(source: Path, target: Path) -> None:
     def copy(folder: str, prefix: str) -> None:
         os.mkdir(f"{target}/{prefix}")  # noqa: PTH102  # here and below: thousands of files, and pathlib takes half the time
         with os.scandir(folder) as entries:
-            found = list(entries)
-        for entry in found:
+            all_entries = list(entries)
+        for entry in all_entries:
             path = prefix + entry.name
             if is_leftover(path):
                 continue

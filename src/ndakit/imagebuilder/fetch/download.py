@@ -192,18 +192,18 @@ def small(url: str, *, max_bytes: int, limits: DownloadLimits) -> bytes:
     """A small file in memory. Raises MirrorFailed's kinds, NotThere among them."""
     for attempt in range(1, limits.attempts + 1):
         try:
-            found = bytearray()
+            content = bytearray()
             end_s = time.monotonic() + limits.whole_s
             with _answer(url, 0, None, limits, end_s) as answer:
                 _refuse_page(url, answer.type)
                 for chunk in answer.chunks:
-                    found += chunk
+                    content += chunk
                     if time.monotonic() > end_s:
                         raise MirrorHangs(url, limits.whole_s, whole=True)
-                    if len(found) > max_bytes:
+                    if len(content) > max_bytes:
                         raise WrongAnswer(url, f"it is longer than {max_bytes // 1024} KiB")
-                _refuse_length(url, len(found), answer.total)
-            return bytes(found)
+                _refuse_length(url, len(content), answer.total)
+            return bytes(content)
         except (MirrorUnreachable, MirrorRefuses):
             if attempt == limits.attempts:
                 raise
@@ -429,18 +429,18 @@ def _tag(text: object) -> str | None:
 def _innermost(cause: BaseException) -> str:
     """The last reason in a chain of wrapped exceptions: that is where the operating system or OpenSSL speaks."""
     seen: set[int] = set()
-    found: Any = cause
-    while id(found) not in seen:
-        seen.add(id(found))
-        inner = getattr(found, "reason", None)
-        following = inner if isinstance(inner, BaseException) else found.__cause__ or found.__context__
-        if following is None and found.args and isinstance(found.args[-1], BaseException):
-            following = found.args[-1]
+    error: Any = cause
+    while id(error) not in seen:
+        seen.add(id(error))
+        inner = getattr(error, "reason", None)
+        following = inner if isinstance(inner, BaseException) else error.__cause__ or error.__context__
+        if following is None and error.args and isinstance(error.args[-1], BaseException):
+            following = error.args[-1]
         if following is None:
             break
-        found = following
-    words = getattr(found, "verify_message", None) or getattr(found, "strerror", None) or str(found)
-    return clean(without_password(str(words).strip()))[:200] or type(found).__name__
+        error = following
+    words = getattr(error, "verify_message", None) or getattr(error, "strerror", None) or str(error)
+    return clean(without_password(str(words).strip()))[:200] or type(error).__name__
 
 
 def _facts_file(partial: Path) -> Path:

@@ -137,9 +137,9 @@ def get(release: Release, target: str, origin: Origin, events: Events = ignore) 
     with _disk(None):
         base = cache() / "openwrt" / "imagebuilders" / f"{release}-{target.replace('/', '-')}"
     wanted = _Wanted(release, target, origin, events, base)
-    found = _cached(wanted)
-    if found is not None:
-        return found
+    cached = _cached(wanted)
+    if cached is not None:
+        return cached
     with _disk(base):
         base.mkdir(parents=True, exist_ok=True)
         with hold(wanted.base / ".lock", on_wait=lambda who: events(Waiting(who))):
@@ -152,13 +152,13 @@ def get(release: Release, target: str, origin: Origin, events: Events = ignore) 
 
 def _known(wanted: _Wanted) -> Iterator[tuple[Path, dict[str, Any]]]:
     """Every entry's folder and facts, the newest first; what cannot be read, or is not as we write it, is none."""
-    found: list[tuple[int, Path, dict[str, Any]]] = []
+    kept: list[tuple[int, Path, dict[str, Any]]] = []
     for path in wanted.base.glob("*/verified.json"):
         with contextlib.suppress(OSError, ValueError):
             facts = json_text.read(path)
             if _is_entry(path.parent, facts):
-                found.append((path.stat().st_mtime_ns, path.parent, facts))
-    for _, folder, facts in sorted(found, key=lambda entry: entry[0], reverse=True):
+                kept.append((path.stat().st_mtime_ns, path.parent, facts))
+    for _, folder, facts in sorted(kept, key=lambda entry: entry[0], reverse=True):
         yield folder, facts
 
 
@@ -269,8 +269,8 @@ def _fetched(wanted: _Wanted) -> Fetched:
         for left in wanted.base.glob("*.partial*"):
             left.unlink(missing_ok=True)
     # What is unpacked already may be in use by another build, and is of the same archive.
-    found = _cached(wanted) or _unpack(wanted, path, listed.sha256, listed.verified_by)
-    return replace(found, fresh=not there)
+    archive = _cached(wanted) or _unpack(wanted, path, listed.sha256, listed.verified_by)
+    return replace(archive, fresh=not there)
 
 
 def _listed(wanted: _Wanted) -> _Listed:
@@ -287,7 +287,7 @@ def _listed(wanted: _Wanted) -> _Listed:
                     wanted.events(Warned("", f"{error.what} ({error.where}); trying the next mirror"))
                 continue
             return _Listed(name, sha256, by, (*mirrors[place:], *mirrors[:place]))
-    if not all(isinstance(found, NotThere) for found in failed):
+    if not all(isinstance(error, NotThere) for error in failed):
         raise failed[0] if len(failed) == 1 else errors.MirrorsFailed(failed)
     raise _what_there_is(wanted) or failed[0]
 
@@ -316,20 +316,20 @@ def _vouched(wanted: _Wanted, mirror: str) -> tuple[str, str, str]:
 
 def _entry(wanted: _Wanted, listing: str, where: str) -> tuple[str, str]:
     """The ImageBuilder in a list of checksums. Its name is never made up: names differ between releases."""
-    found: list[tuple[str, str]] = []
+    entries: list[tuple[str, str]] = []
     for line in listing.splitlines():
         words = re.fullmatch(r"([0-9a-fA-F]{64}) [ *](\S+)", line.strip())
         if words and _NAME.fullmatch(words[2]):
-            found.append((words[2], words[1].lower()))
+            entries.append((words[2], words[1].lower()))
     board, _, subtarget = wanted.target.partition("/")
     stems = {f"{wanted.release}-{board}-{subtarget}"}
     if subtarget == "generic":
         stems.add(f"{wanted.release}-{board}")  # without subtargets (docs/facts.md, Mirrors: kirkwood up to 22.03)
-    fitting = sorted({entry for entry in found if _name(entry[0]) in stems})
+    fitting = sorted({entry for entry in entries if _name(entry[0]) in stems})
     if len(fitting) == 1:
         return fitting[0]
-    if found and not fitting:
-        raise errors.ListingForeign(where, [name for name, _ in found], wanted.release, wanted.target)
+    if entries and not fitting:
+        raise errors.ListingForeign(where, [name for name, _ in entries], wanted.release, wanted.target)
     raise errors.ListingWithout(where, len(fitting))
 
 
@@ -393,8 +393,8 @@ def _stem(name: str) -> str:
 
 
 def _name(archive_name: str) -> str:
-    found = _NAME.fullmatch(archive_name)
-    return found[1] if found else ""
+    match = _NAME.fullmatch(archive_name)
+    return match[1] if match else ""
 
 
 @contextlib.contextmanager

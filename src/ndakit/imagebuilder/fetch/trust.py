@@ -138,12 +138,12 @@ def verify(listing: bytes, fetch: Callable[[str], bytes | None], keys: TrustedKe
         if not fetch_gpg.available():
             why.append("there is a GPG signature, and gpg is not installed")
         else:
-            found = fetch_gpg.verify(listing, text, keys.gpg_files, keys.gpg_fingerprints)
-            if found.signer is not None:
-                return f"GPG key {found.signer}"
-            if "is wrong" in found.why:
-                raise SignatureWrong(f"{where}/{LISTING}.asc", found.why)
-            why.append(found.why)
+            checked = fetch_gpg.verify(listing, text, keys.gpg_files, keys.gpg_fingerprints)
+            if checked.signer is not None:
+                return f"GPG key {checked.signer}"
+            if "is wrong" in checked.why:
+                raise SignatureWrong(f"{where}/{LISTING}.asc", checked.why)
+            why.append(checked.why)
     raise SignatureUntrusted(where, "; ".join(why), _advice(keys, gpg=text is not None))
 
 
