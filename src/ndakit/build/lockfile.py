@@ -199,7 +199,7 @@ def _base(record: Record) -> Base:
 
 def base_differences(pinned: Base, now: Base) -> list[str]:
     """What differs in what all nodes are built from, pinned → now."""
-    found = [
+    lines = [
         f"{what}: {getattr(pinned, what)} → {getattr(now, what)}"
         for what in ("release", "target", "device")
         if getattr(pinned, what) != getattr(now, what)
@@ -207,11 +207,11 @@ def base_differences(pinned: Base, now: Base) -> list[str]:
     if pinned.sha256 and now.sha256:  # the archive's hash says all; a folder can be compared by its contents only
         if pinned.sha256 != now.sha256:
             old, new = f"{pinned.archive} {pinned.sha256[:12]}…", f"{now.archive} {now.sha256[:12]}…"
-            found.append(f"ImageBuilder archive: {old} → {new}")
+            lines.append(f"ImageBuilder archive: {old} → {new}")
     elif pinned.fingerprint != now.fingerprint:
         old, new = f"{pinned.imagebuilder} {pinned.fingerprint[:12]}…", f"{now.imagebuilder} {now.fingerprint[:12]}…"
-        found.append(f"ImageBuilder: {old} → {new}")
-    return found
+        lines.append(f"ImageBuilder: {old} → {new}")
+    return lines
 
 
 def asked_differences(node: str, pinned: PinnedNode | None, asked: str) -> list[str]:
@@ -238,13 +238,13 @@ def differences(pinned: PinnedSection | None, now: PinnedSection) -> list[str]:
     """Everything that differs between what is pinned and what was built."""
     if pinned is None:
         return ["nothing was pinned"]
-    found = base_differences(pinned.base, now.base)
+    lines = base_differences(pinned.base, now.base)
     for name in sorted(pinned.nodes.keys() | now.nodes.keys()):
         old, new = pinned.nodes.get(name), now.nodes.get(name)
         if new is None:
-            found.append(f"{name}: pinned → no longer in the profile")
+            lines.append(f"{name}: pinned → no longer in the profile")
         elif old is None:
-            found += asked_differences(name, None, new.asked)
+            lines += asked_differences(name, None, new.asked)
         else:
-            found += asked_differences(name, old, new.asked) + version_differences(name, old.packages, new.packages)
-    return found
+            lines += asked_differences(name, old, new.asked) + version_differences(name, old.packages, new.packages)
+    return lines

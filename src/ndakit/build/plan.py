@@ -229,16 +229,16 @@ def _inputs(
 
 def _sources(workspace: Workspace, loaded: Loaded, tree: render.Tree) -> dict[str, str]:
     """Hashes of the files that the tree was made from, by their names in the workspace; for explaining changes only."""
-    found: dict[str, str] = {}
+    digests: dict[str, str] = {}
     for file in tree.values():
         for folder in workspace.templates:
             path = folder.parent / file.source
             if path.is_file():
-                found[file.source] = file_sha256(path)
+                digests[file.source] = file_sha256(path)
                 break
     for source in loaded.sources:
         with contextlib.suppress(OSError):
             inside = source.is_relative_to(workspace.root)
             name = source.relative_to(workspace.root).as_posix() if inside else source.name
-            found[name] = file_sha256(source)
-    return found
+            digests[name] = file_sha256(source)
+    return digests

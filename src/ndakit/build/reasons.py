@@ -14,33 +14,33 @@ from ndakit.image.artifacts import Record
 def changes(record: Record, inputs: Mapping[str, Any], sources: Mapping[str, str]) -> list[str]:
     """What differs between the record of an image and what it would be made of now, in words."""
     before = record.inputs
-    found: list[str] = []
+    reasons: list[str] = []
     words = {"release": "release", "target": "target", "device": "device", "extra_name": "host name"}
     for key, word in words.items():
         if before.get(key) != inputs[key]:
-            found.append(f"{word}: {before.get(key)} → {inputs[key]}")
+            reasons.append(f"{word}: {before.get(key)} → {inputs[key]}")
     if before.get("builder") != inputs["builder"]:
-        found.append(f"builder: {before.get('builder')} → {inputs['builder']}")
+        reasons.append(f"builder: {before.get('builder')} → {inputs['builder']}")
     elif before.get("fingerprint") != inputs["fingerprint"]:
-        found.append("the ImageBuilder changed")
+        reasons.append("the ImageBuilder changed")
     for prefix, key in (("image.", "image"), ("", "settings")):
         old, new = before.get(key, {}), inputs[key]
         differ = [k for k in sorted(old.keys() | new.keys()) if old.get(k) != new.get(k)]
         if differ and (
             key == "image" or before.get("image") == inputs["image"]
         ):  # the settings follow from the image's
-            found += [f"{prefix}{k}: {old.get(k)} → {new.get(k)}" for k in differ]
+            reasons += [f"{prefix}{k}: {old.get(k)} → {new.get(k)}" for k in differ]
     was, now = set(before.get("packages", "").split()), set(inputs["packages"].split())
     if was != now:
         words_now = [*(f"+{p}" for p in sorted(now - was)), *(f"no longer {p}" for p in sorted(was - now))]
-        found.append(f"packages: {', '.join(words_now)}")
+        reasons.append(f"packages: {', '.join(words_now)}")
     old, new = before.get("local_packages", {}), inputs.get("local_packages", {})
-    found += [
+    reasons += [
         f"package {name} of packages/ changed" for name in sorted(old.keys() & new.keys()) if old[name] != new[name]
     ]
-    found += [f"package {name} comes from packages/ now" for name in sorted(new.keys() - old.keys())]
-    found += [f"package {name} no longer comes from packages/" for name in sorted(old.keys() - new.keys())]
-    return found + _file_changes(record, inputs, sources)
+    reasons += [f"package {name} comes from packages/ now" for name in sorted(new.keys() - old.keys())]
+    reasons += [f"package {name} no longer comes from packages/" for name in sorted(old.keys() - new.keys())]
+    return reasons + _file_changes(record, inputs, sources)
 
 
 def _file_changes(record: Record, inputs: Mapping[str, Any], sources: Mapping[str, str]) -> list[str]:
@@ -52,9 +52,9 @@ def _file_changes(record: Record, inputs: Mapping[str, Any], sources: Mapping[st
     if not changed:
         return []
     templates = [name for name in touched if name.startswith("templates/")]
-    found = [f"{name} {'changed' if name in record.sources else 'is new'}" for name in touched]
-    found += [f"{name} is gone" for name in gone]
+    reasons = [f"{name} {'changed' if name in record.sources else 'is new'}" for name in touched]
+    reasons += [f"{name} is gone" for name in gone]
     shown = ", ".join(changed[:4]) + (f" and {len(changed) - 4} more" if len(changed) > 4 else "")
-    if not found:
+    if not reasons:
         return [f"rendered differently than by the version that built it: {shown}"]
-    return found if set(touched) <= set(templates) else [*found, f"that changes {shown}"]
+    return reasons if set(touched) <= set(templates) else [*reasons, f"that changes {shown}"]
