@@ -195,19 +195,19 @@ class Artifact:
 
     def suspicious(self) -> list[NdakitError]:
         """What is evidently not as it was built, without reading the images: gone, another size, touched since."""
-        found: list[NdakitError] = []
+        errors: list[NdakitError] = []
         for image in self.record.images:
             path = self.folder / image.name
             try:
                 facts = path.stat()
             except OSError:
-                found.append(ImageChanged(path, "it is not there"))
+                errors.append(ImageChanged(path, "it is not there"))
                 continue
             if facts.st_size != image.size_bytes:
-                found.append(ImageChanged(path, f"it has {facts.st_size} bytes instead of {image.size_bytes}"))
+                errors.append(ImageChanged(path, f"it has {facts.st_size} bytes instead of {image.size_bytes}"))
             elif facts.st_mtime_ns != image.mtime_ns and (bad := _differs(path, image.sha256)):
-                found.append(bad)
-        return found + self._beside()
+                errors.append(bad)
+        return errors + self._beside()
 
     def _beside(self) -> list[NdakitError]:
         """What is wrong with the small files: each is in SHA256SUMS and read here."""
@@ -220,23 +220,23 @@ class Artifact:
         foreign = [name for name in listed if not _is_name(name)]
         if foreign:
             return [ImageChanged(self.folder / SUMS, f"it names {foreign[0]!r:.60}, which is no file beside it")]
-        found: list[NdakitError] = []
+        errors: list[NdakitError] = []
         for name in sorted({MANIFEST, RECORD, *listed} - images):
             path = self.folder / name
             if not path.is_file():
-                found.append(ImageChanged(path, "it is not there"))
+                errors.append(ImageChanged(path, "it is not there"))
             elif bad := _differs(path, listed.get(name, "")):
-                found.append(bad)
-        return found
+                errors.append(bad)
+        return errors
 
     def verify(self) -> list[NdakitError]:
         """Read every file and compare it with the hashes; what is wrong. Empty means whole and unchanged."""
-        found = self.suspicious()
-        suspected = {Path(e.where).name for e in found}
+        errors = self.suspicious()
+        suspected = {Path(e.where).name for e in errors}
         for image in self.record.images:
             if image.name not in suspected and (bad := _differs(self.folder / image.name, image.sha256)):
-                found.append(bad)
-        return found
+                errors.append(bad)
+        return errors
 
 
 @functools.cache
@@ -311,8 +311,8 @@ def _move(source: Path, target: Path) -> None:
 def images_of(workspace: Workspace, loaded: Loaded, nodes: Sequence[str]) -> dict[str, Artifact]:
     """The built images, whole and unchanged. Raises ImageNotBuilt, RecordBroken, ImageChanged."""
     name = loaded.profile.name
-    found = {node: Artifact.load(folder_of(workspace, name, node), loaded.called) for node in nodes}
-    errors = [error for artifact in found.values() for error in artifact.verify()]
+    artifacts = {node: Artifact.load(folder_of(workspace, name, node), loaded.called) for node in nodes}
+    errors = [error for artifact in artifacts.values() for error in artifact.verify()]
     if errors:
         raise ErrorGroup(errors)
-    return found
+    return artifacts

@@ -245,7 +245,7 @@ def _ubi(data: bytes) -> Content:
     if len(sequences) > 1:
         problems.append("its blocks are of different images (sequence numbers)")
     table = _volume_table(blocks, problems)
-    found = {
+    contents = {
         name: b"".join(b.data for b in sorted((b for b in blocks if b.volume == number), key=lambda b: b.number))
         for number, (name, _, _) in table.items()
     }
@@ -261,14 +261,14 @@ def _ubi(data: bytes) -> Content:
     if table:
         names = {name for name, _, _ in table.values()}
         problems += [f"there is no volume {n}" for n in ("kernel", "rootfs", "rootfs_data") if n not in names]
-        problems += [f"volume {n} is empty" for n in ("kernel", "rootfs") if n in names and not found[n]]
+        problems += [f"volume {n} is empty" for n in ("kernel", "rootfs") if n in names and not contents[n]]
         if any(name == "rootfs_data" and not flags & _AUTORESIZE for name, _, flags in table.values()):
             problems.append("rootfs_data does not grow over the rest of the flash (autoresize)")
     reserved = sum(r for _, r, _ in table.values())
     return Content(
         "ubi",
-        found.get("kernel", b""),
-        found.get("rootfs", b""),
+        contents.get("kernel", b""),
+        contents.get("rootfs", b""),
         tuple(name for name, _, _ in table.values()),
         (reserved + _UBI_SPARE_BLOCKS) * size,
         (),
@@ -344,7 +344,7 @@ def _short(numbers: Sequence[int]) -> str:
 def _tar(data: bytes) -> Content:
     problems: list[str] = []
     supported = metadata(data, problems)
-    found: dict[str, bytes] = {}
+    contents: dict[str, bytes] = {}
     folders: set[str] = set()
     try:
         with tarfile.open(fileobj=io.BytesIO(data), mode="r:") as tar:
@@ -353,9 +353,9 @@ def _tar(data: bytes) -> Content:
                 folders.add(folder)
                 if entry.isfile():
                     source = tar.extractfile(entry)
-                    found[name] = source.read() if source is not None else b""
-                    if len(found[name]) < entry.size:
-                        problems.append(f"{name} is cut off: {len(found[name])} of {entry.size} bytes")
+                    contents[name] = source.read() if source is not None else b""
+                    if len(contents[name]) < entry.size:
+                        problems.append(f"{name} is cut off: {len(contents[name])} of {entry.size} bytes")
     except (tarfile.TarError, EOFError, ValueError, OverflowError) as cause:
         problems.append(f"the tar is damaged ({cause})")
     board = next(iter(folders), "")
@@ -363,14 +363,14 @@ def _tar(data: bytes) -> Content:
         problems.append(
             f"there is not one folder sysupgrade-BOARD in it, but {', '.join(sorted(folders)) or 'nothing'}"
         )
-    elif found.get("CONTROL", b"").strip() != f"BOARD={board.removeprefix('sysupgrade-')}".encode():
+    elif contents.get("CONTROL", b"").strip() != f"BOARD={board.removeprefix('sysupgrade-')}".encode():
         problems.append(f"CONTROL does not name the board of its folder {board}")
-    problems += [f"there is no {name} in it" for name in ("kernel", "root") if not found.get(name)]
-    names = tuple(n for n in ("kernel", "root") if n in found)
+    problems += [f"there is no {name} in it" for name in ("kernel", "root") if not contents.get(name)]
+    names = tuple(n for n in ("kernel", "root") if n in contents)
     return Content(
         "sysupgrade-tar",
-        found.get("kernel", b""),
-        found.get("root", b""),
+        contents.get("kernel", b""),
+        contents.get("root", b""),
         names,
         0,
         supported,

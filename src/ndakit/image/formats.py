@@ -59,8 +59,8 @@ def require(formats: Sequence[str]) -> None:
 
 def version() -> str:
     """qemu-img's version, for the record. Raises ToolMissing, ProcessFailed."""
-    found = re.search(r"\d+(?:\.\d+)+", process.run([_tool(), "--version"], timeout_s=_TIMEOUT_S).stdout)
-    return found[0] if found else ""
+    number = re.search(r"\d+(?:\.\d+)+", process.run([_tool(), "--version"], timeout_s=_TIMEOUT_S).stdout)
+    return number[0] if number else ""
 
 
 def make(images: Sequence[BuiltImage], formats: Sequence[str]) -> tuple[BuiltImage, ...]:
@@ -71,14 +71,14 @@ def make(images: Sequence[BuiltImage], formats: Sequence[str]) -> tuple[BuiltIma
     Raises DiskImageBroken, DiskFull, ToolMissing, ProcessFailed.
     """
     raws = [i for i in images if i.format == "img"]
-    found: list[BuiltImage] = []
+    in_formats: list[BuiltImage] = []
     for name in formats:
         if name not in OPTIONS:
-            found += [i for i in images if i.format == name]
+            in_formats += [i for i in images if i.format == name]
     if names := wanted(formats):
         made = _convert_all(next(i for i in raws if i.disk is not None), names)
-        found += [made[name] for name in names]
-    return tuple(sorted(found, key=lambda image: formats.index(image.format)))
+        in_formats += [made[name] for name in names]
+    return tuple(sorted(in_formats, key=lambda image: formats.index(image.format)))
 
 
 def _convert_all(image: BuiltImage, formats: Sequence[str]) -> dict[str, BuiltImage]:

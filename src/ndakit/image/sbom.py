@@ -49,20 +49,20 @@ def package_facts(imagebuilder: Path) -> dict[str, PackageFacts]:
 
     Empty if there is no root any more, or one without a package database.
     """
-    found: dict[str, PackageFacts] = {}
+    facts_of: dict[str, PackageFacts] = {}
     for root in (*sorted(imagebuilder.glob("build_dir/*/root*-*")), *sorted(imagebuilder.glob("build_dir/root*-*"))):
         for path in sorted(root.glob("usr/lib/opkg/info/*.control")):
             fields = _fields(path.read_text(errors="replace"))
             facts = PackageFacts(fields.get("License", ""), fields.get("CPE-ID", ""), fields.get("Architecture", ""))
-            found[fields.get("Package", path.stem)] = facts
+            facts_of[fields.get("Package", path.stem)] = facts
         for path in (root / "lib/apk/db/installed", root / "usr/lib/apk/db/installed"):
             for entry in path.read_text(errors="replace").split("\n\n") if path.is_file() else ():
                 fields = _fields(entry)
                 if "P" in fields:
-                    found[fields["P"]] = PackageFacts(fields.get("L", ""), "", fields.get("A", ""))
-        if found:
+                    facts_of[fields["P"]] = PackageFacts(fields.get("L", ""), "", fields.get("A", ""))
+        if facts_of:
             break
-    return found
+    return facts_of
 
 
 def _fields(text: str) -> dict[str, str]:
@@ -80,7 +80,7 @@ def document(record: Record, facts: Mapping[str, PackageFacts]) -> str:
     ]
     root = f"image:{record.id}"
     described = f"Load balancer {record.hostname}: OpenWrt {record.release}, {record.target}, {record.device}"
-    found = {
+    bom = {
         "$schema": "http://cyclonedx.org/schema/bom-1.6.schema.json",
         "bomFormat": "CycloneDX",
         "specVersion": "1.6",
@@ -107,7 +107,7 @@ def document(record: Record, facts: Mapping[str, PackageFacts]) -> str:
         "components": components,
         "dependencies": [{"ref": root, "dependsOn": sorted(c["bom-ref"] for c in components)}],
     }  # fmt: skip
-    return json.dumps(found, indent=1, ensure_ascii=False) + "\n"
+    return json.dumps(bom, indent=1, ensure_ascii=False) + "\n"
 
 
 def _file(name: str, sha256: str) -> dict[str, Any]:
@@ -121,17 +121,17 @@ def _file(name: str, sha256: str) -> dict[str, Any]:
 
 def _component(record: Record, name: str, version: str, facts: PackageFacts) -> dict[str, Any]:
     address = purl(record, name, version, facts.architecture)
-    found: dict[str, Any] = {
+    component: dict[str, Any] = {
         "type": "library", "bom-ref": address, "name": name, "version": version, "purl": address,
     }  # fmt: skip
     if facts.licence:
-        found["licenses"] = [
+        component["licenses"] = [
             {"license": {"id": word} if word in SPDX else {"name": word}} for word in _licences(facts.licence)
         ]
     upstream = re.sub(r"-r?\d+$", "", version)
     if facts.cpe and re.fullmatch(r"[\w.]+", upstream, re.ASCII):
-        found["cpe"] = f"{facts.cpe.rstrip(':')}:{upstream}"
-    return found
+        component["cpe"] = f"{facts.cpe.rstrip(':')}:{upstream}"
+    return component
 
 
 def _licences(text: str) -> list[str]:

@@ -231,15 +231,15 @@ def texts(
 ) -> dict[str, str]:
     """The texts beside a node's images by file name. Raises TemplateBroken."""
     machine = _machine(profile, node, images, warning)
-    found = {FLASH: "FLASH.md.j2"}
+    template_of = {FLASH: "FLASH.md.j2"}
     if machine.kvm_disk:
-        found[machine.libvirt_name] = "libvirt.xml.j2"
+        template_of[machine.libvirt_name] = "libvirt.xml.j2"
     if machine.vmdk:
-        found[machine.ovf_name] = "machine.ovf.j2"
+        template_of[machine.ovf_name] = "machine.ovf.j2"
     subject = f"{profile.name}, node {node}"
     return {
         name: render.single(templates, f"beside/{template}", subject, {"vm": machine}).content.decode()
-        for name, template in sorted(found.items())
+        for name, template in sorted(template_of.items())
     }
 
 
