@@ -136,17 +136,17 @@ def _scripts(package: Package) -> dict[str, str]:
     install = _PREAMBLE.format(
         first=_GUARD, name=package.name, calls="add_group_and_user\ndefault_postinst\n", own=own("postinst")
     )
-    found = {
+    scripts = {
         "post-install": install,
         "post-upgrade": install.replace("#!/bin/sh\n", "#!/bin/sh\nexport PKG_UPGRADE=1\n", 1),
         "pre-deinstall": _PREAMBLE.format(first="", name=package.name, calls="default_prerm\n", own=own("prerm")),
     }
     if "preinst" in package.scripts:
-        found["pre-install"] = package.scripts["preinst"]
-        found["pre-upgrade"] = f"#!/bin/sh\nexport PKG_UPGRADE=1\n{own('preinst')}"
+        scripts["pre-install"] = package.scripts["preinst"]
+        scripts["pre-upgrade"] = f"#!/bin/sh\nexport PKG_UPGRADE=1\n{own('preinst')}"
     if "postrm" in package.scripts:
-        found["post-deinstall"] = package.scripts["postrm"]
-    return found
+        scripts["post-deinstall"] = package.scripts["postrm"]
+    return scripts
 
 
 def header(path: Path) -> Header:

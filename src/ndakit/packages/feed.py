@@ -83,12 +83,12 @@ def choose(
     """
     profile = loaded.profile
     errors: list[NdakitError] = []
-    found: dict[str, Local] = {}
+    chosen: dict[str, Local] = {}
     queue = list(packages.add)
     asked = set(queue)
     while queue:
         name = queue.pop(0)
-        if name in found or not packages_folder.NAME.fullmatch(name):  # what a package file depends on is not ours
+        if name in chosen or not packages_folder.NAME.fullmatch(name):  # what a package file depends on is not ours
             continue
         if lab and name in package_plan.RECIPES:
             continue
@@ -98,7 +98,7 @@ def choose(
             errors += error.errors if isinstance(error, ErrorGroup) else [error]
             continue
         if local is not None:
-            found[name] = local
+            chosen[name] = local
             queue += local.depends
         elif name in package_plan.RECIPES and not complete:
             continue
@@ -108,7 +108,7 @@ def choose(
             errors.append(_lacking(loaded, name, lack))
     if errors:
         raise errors[0] if len(errors) == 1 else ErrorGroup(errors)
-    return tuple(found[name] for name in sorted(found))
+    return tuple(chosen[name] for name in sorted(chosen))
 
 
 def unbuilt(workspace: Workspace, loaded: Loaded, node: str) -> tuple[PackageNotBuilt, ...]:
@@ -247,8 +247,8 @@ def _name_in(path: Path) -> str:
     """A package's name as its file's name says it."""
     if path.suffix == ".ipk":
         return path.name.partition("_")[0]
-    found = re.match(r"(.+?)-\d", path.name)
-    return found[1] if found else ""
+    name = re.match(r"(.+?)-\d", path.name)
+    return name[1] if name else ""
 
 
 def _read(path: Path, shown: str) -> Local:

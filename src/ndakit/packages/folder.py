@@ -110,10 +110,10 @@ class _Reader:
     def package(self) -> Package:
         """Read everything. Raises what was collected."""
         self._lines(self._text())
-        found = self._assemble() if not self.errors else None
-        if self.errors or found is None:
+        package = self._assemble() if not self.errors else None
+        if self.errors or package is None:
             raise self.errors[0] if len(self.errors) == 1 else ErrorGroup(self.errors)
-        return found
+        return package
 
     def _text(self) -> str:
         path = self.folder / "Makefile"
@@ -146,12 +146,12 @@ class _Reader:
             if raw.endswith("\\"):
                 continue
             line, joined = joined.strip(), ""
-            found = re.fullmatch(r"define\s+(\S+)", line)
-            if found:
-                if found[1] in self.blocks:
-                    self.refuse(f"'{found[1]}' is defined twice", start, "keep one of them")
+            opening = re.fullmatch(r"define\s+(\S+)", line)
+            if opening:
+                if opening[1] in self.blocks:
+                    self.refuse(f"'{opening[1]}' is defined twice", start, "keep one of them")
                 block = []
-                self.blocks[found[1]] = (start, block)
+                self.blocks[opening[1]] = (start, block)
             elif line and not line.startswith("#"):
                 self._statement(line, start)
         if block is not None:
@@ -163,22 +163,22 @@ class _Reader:
             self.included.append(line.split(maxsplit=1)[1].strip())
         elif assigned and assigned[1] in _VARIABLES:
             self.variables[assigned[1]] = self._value(assigned[3], number)
-        elif found := re.fullmatch(r"\$\(eval \$\(call BuildPackage,\s*([^)]+)\)\)", line):
+        elif evaluated := re.fullmatch(r"\$\(eval \$\(call BuildPackage,\s*([^)]+)\)\)", line):
             if self.evaluated:
                 self.refuse(
                     "a second package is made here", number, "one folder, one package: give it a folder of its own"
                 )
-            self.evaluated = self._value(found[1], number)
+            self.evaluated = self._value(evaluated[1], number)
         else:
             self.refuse(f"this is more than ndakit understands: {line[:80]}", number, _SDK)
 
     def _value(self, text: str, number: int) -> str:
         """A value with the variables above put in."""
 
-        def put(found: re.Match[str]) -> str:
-            if found[1] not in self.variables:
-                self.refuse(f"{found[0]} is not known here", number, f"write its value; or {_SDK}")
-            return self.variables.get(found[1], "")
+        def put(variable: re.Match[str]) -> str:
+            if variable[1] not in self.variables:
+                self.refuse(f"{variable[0]} is not known here", number, f"write its value; or {_SDK}")
+            return self.variables.get(variable[1], "")
 
         value = re.sub(r"\$\((\w+)\)", put, text.strip())
         if "$" in value or "#" in value:
@@ -229,23 +229,23 @@ class _Reader:
 
     def _fields(self, title: str) -> dict[str, str]:
         number, lines = self.blocks.get(title, (0, []))
-        found: dict[str, str] = {}
+        fields: dict[str, str] = {}
         for offset, raw in packages_install.logical(lines):
             at = number + offset
             assigned = re.fullmatch(r"(\w+)\s*(?::=|=)\s*(.*)", raw)
             if assigned is None or assigned[1] not in _FIELDS:
                 self.refuse(f"this is more than ndakit understands: {raw[:80]}", at, _SDK)
             else:
-                found[assigned[1]] = self._value(assigned[2], at)
-                for word in found[assigned[1]].split() if assigned[1] == "DEPENDS" else ():
+                fields[assigned[1]] = self._value(assigned[2], at)
+                for word in fields[assigned[1]].split() if assigned[1] == "DEPENDS" else ():
                     if not NAME.fullmatch(word.removeprefix("+")):
                         self.refuse(
                             f"a dependency '{word}' depends on the target", at, f"name packages only; or {_SDK}"
                         )
-        if not number or found.get("PKGARCH") != "all" or not found.get("TITLE"):
+        if not number or fields.get("PKGARCH") != "all" or not fields.get("TITLE"):
             self.refuse("the package does not say PKGARCH:=all and a TITLE", number,
                         f"add both to define {title}; what is compiled for one architecture: {_SDK}")  # fmt: skip
-        return found
+        return fields
 
     def _depends(self, text: str) -> tuple[str, ...]:
         # libc is every package's dependency (PKG_DEFAULT_DEPENDS); opkg 2022 crashes on a package with none at all.

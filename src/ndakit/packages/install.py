@@ -70,14 +70,14 @@ class Install:
 
     def run(self, line: str) -> None:
         """Do one line. Raises NotUnderstood."""
-        found = re.fullmatch(r"@?\$\((INSTALL_DIR|INSTALL_BIN|INSTALL_DATA|INSTALL_CONF|CP|LN)\)\s+(.+)", line)
-        if not found or re.search(r"[;&|<>`\"'\\{}]", found[2]):
+        statement = re.fullmatch(r"@?\$\((INSTALL_DIR|INSTALL_BIN|INSTALL_DATA|INSTALL_CONF|CP|LN)\)\s+(.+)", line)
+        if not statement or re.search(r"[;&|<>`\"'\\{}]", statement[2]):
             raise NotUnderstood(
                 f"this is more than ndakit understands: {line[:80]}",
                 "use $(INSTALL_DIR), $(INSTALL_BIN), $(INSTALL_DATA), $(INSTALL_CONF), $(CP) and $(LN) only; "
                 "or build it in OpenWrt's SDK, and put the .ipk or .apk into packages/ instead of this folder",
             )
-        command, words = found[1], found[2].split()
+        command, words = statement[1], statement[2].split()
         if command == "INSTALL_DIR":
             for word in words:
                 self._make_folder(self._target(word))
@@ -104,10 +104,10 @@ class Install:
                 raise NotUnderstood(f"{source.name} is no file", "use $(CP) for folders")
 
     def _target(self, word: str) -> str:
-        found = re.fullmatch(r"\$\(1\)((?:/[\w.+@-]+)*)/?", word)
-        if not found or ".." in found[1].split("/"):
+        match = re.fullmatch(r"\$\(1\)((?:/[\w.+@-]+)*)/?", word)
+        if not match or ".." in match[1].split("/"):
             raise NotUnderstood(f"'{word}' is no place in the package", "write it as $(1)/usr/bin/name")
-        path = found[1].lstrip("/")
+        path = match[1].lstrip("/")
         if path.partition("/")[0] in _LOST:
             raise NotUnderstood(
                 f"/{path} would not be in the image: the ImageBuilder empties /tmp, which is /var, and /boot",
@@ -144,12 +144,12 @@ class Install:
         plain = word.removeprefix("./")
         if not re.fullmatch(r"[\w.+@-]+(/[\w.+@-]+)*(/\*?[\w.+@-]*\*?|/)?", plain) or ".." in plain.split("/"):
             raise NotUnderstood(f"'{word}' is no file of this folder", "write it as ./files/name")
-        found = sorted(self._folder.glob(plain.rstrip("/"))) if "*" in plain else [self._folder / plain]
-        found = [p for p in found if not _LEFT_OUT.fullmatch(p.name)]
+        paths = sorted(self._folder.glob(plain.rstrip("/"))) if "*" in plain else [self._folder / plain]
+        paths = [p for p in paths if not _LEFT_OUT.fullmatch(p.name)]
         base = self._folder.resolve()
-        if not found or any(not p.resolve().is_relative_to(base) or not p.exists() for p in found):
+        if not paths or any(not p.resolve().is_relative_to(base) or not p.exists() for p in paths):
             raise NotUnderstood(f"there is no {word} in this folder", "correct the name, or add the file")
-        return found
+        return paths
 
     def _copy(self, source: Path, to: str) -> None:
         """Copy as `cp -fpR` does, with modes reduced to what git keeps: executable or not."""

@@ -125,10 +125,10 @@ def _tar(members: Mapping[str, PackageMember], *, whole: bool = True) -> bytes:
 
 
 def _header(name: str, member: PackageMember) -> tarfile.TarInfo:
-    found = tarfile.TarInfo(name)
-    found.mode, found.size, found.linkname = member.mode, len(member.content), member.target
-    found.type = {"file": tarfile.REGTYPE, "dir": tarfile.DIRTYPE, "link": tarfile.SYMTYPE}[member.kind]
-    return found  # owner 0:0, time 0 and no names are a TarInfo's defaults
+    header = tarfile.TarInfo(name)
+    header.mode, header.size, header.linkname = member.mode, len(member.content), member.target
+    header.type = {"file": tarfile.REGTYPE, "dir": tarfile.DIRTYPE, "link": tarfile.SYMTYPE}[member.kind]
+    return header  # owner 0:0, time 0 and no names are a TarInfo's defaults
 
 
 def _gzip(content: bytes) -> bytes:
