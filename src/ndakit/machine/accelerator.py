@@ -80,9 +80,9 @@ class Accelerator:
 TCG = Accelerator("tcg", "asked for")
 
 
-def suited(found: Accelerator, architecture: Architecture) -> Accelerator:
-    """The accelerator for a machine of an architecture: `found`, or TCG where it is another than this machine's."""
-    return found if architecture == "x86_64" else Accelerator("tcg", f"{architecture} is not this machine's CPU")
+def suited(best: Accelerator, architecture: Architecture) -> Accelerator:
+    """The accelerator for a machine of an architecture: `best`, or TCG where it is another than this machine's."""
+    return best if architecture == "x86_64" else Accelerator("tcg", f"{architecture} is not this machine's CPU")
 
 
 def find_qemu(program: str = QEMU) -> Qemu:
@@ -90,9 +90,9 @@ def find_qemu(program: str = QEMU) -> Qemu:
     package = _ARM_PACKAGE if program in (PROGRAMS["arm"], PROGRAMS["aarch64"]) else _PACKAGE
     path = process.require(program, package=package, reason="to boot virtual machines")
     said = process.run([path, "--version"], timeout_s=20).stdout
-    found = re.search(r"version (\d+)\.(\d+)\S*(?: \([^)\n]*\))?", said)
-    version = (int(found[1]), int(found[2])) if found else (0, 0)
-    text = found[0].removeprefix("version ") if found else said.strip()[:60] or "of unknown version"
+    match = re.search(r"version (\d+)\.(\d+)\S*(?: \([^)\n]*\))?", said)
+    version = (int(match[1]), int(match[2])) if match else (0, 0)
+    text = match[0].removeprefix("version ") if match else said.strip()[:60] or "of unknown version"
     if version < _OLDEST:
         raise QemuTooOld(path, text, package)
     return Qemu(path, version, text)
@@ -129,11 +129,11 @@ def probe(
             return remembered
         trouble = _try(qemu, Accelerator("kvm", "tried"), time_limit_s)
         if trouble is None:
-            found = Accelerator("kvm", f"{device} works")
+            usable = Accelerator("kvm", f"{device} works")
         else:
-            found = Accelerator("tcg", f"{device} exists but does not work: {trouble}")
-        _remember(memory, key, found)
-    return found
+            usable = Accelerator("tcg", f"{device} exists but does not work: {trouble}")
+        _remember(memory, key, usable)
+    return usable
 
 
 def distrust_kvm(why: str, *, program: str = QEMU, device: Path = Path("/dev/kvm"), memory: Path | None = None) -> None:
@@ -141,8 +141,8 @@ def distrust_kvm(why: str, *, program: str = QEMU, device: Path = Path("/dev/kvm
     qemu = find_qemu(program)
     with contextlib.suppress(OSError):
         key = _key(qemu, device.stat())
-        found = Accelerator("tcg", f"{device} exists but failed a guest: {why}")
-        _remember(memory or workspace.cache() / "accelerator.json", key, found)
+        fallback = Accelerator("tcg", f"{device} exists but failed a guest: {why}")
+        _remember(memory or workspace.cache() / "accelerator.json", key, fallback)
 
 
 def _key(qemu: Qemu, device: os.stat_result) -> str:
@@ -194,8 +194,8 @@ def _recall(memory: Path, key: str) -> Accelerator | None:
     return None
 
 
-def _remember(memory: Path, key: str, found: Accelerator) -> None:
+def _remember(memory: Path, key: str, answer: Accelerator) -> None:
     """Keep the answer; a cache that cannot be written costs a second, nothing else."""
-    facts = {"key": key, "name": found.name, "reason": found.reason, "when": int(time.time())}
+    facts = {"key": key, "name": answer.name, "reason": answer.reason, "when": int(time.time())}
     with contextlib.suppress(OSError):
         workspace.write_atomic(memory, json.dumps(facts, indent=2).encode() + b"\n")

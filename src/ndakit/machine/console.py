@@ -182,11 +182,11 @@ class Console:
             end, data, closed = self._since(start)
             for noisy, candidate in ((True, data), (False, without_noise(data))):
                 text = candidate.decode(errors="surrogateescape")
-                found = pattern.search(text)
-                if found is not None:
-                    place = len(text[: found.end()].encode(errors="surrogateescape"))
+                match = pattern.search(text)
+                if match is not None:
+                    place = len(text[: match.end()].encode(errors="surrogateescape"))
                     self._position = start + (place if noisy else place_with_noise(data, place))
-                    return found
+                    return match
             self._check_panic(start)
             if closed:
                 raise self._ended()
@@ -289,10 +289,10 @@ class Console:
         nudged_s = time.monotonic()
         while True:
             end, data, closed = self._since(start)
-            found = _READY.search(without_noise(data)[-4096:])
-            if found is not None:
+            prompt = _READY.search(without_noise(data)[-4096:])
+            if prompt is not None:
                 self._position = end
-                if found[0].startswith(b"login"):
+                if prompt[0].startswith(b"login"):
                     self.send(b"root\n")
                     self._check_password(deadline)
                 else:

@@ -113,10 +113,10 @@ class Session:
 
     def started(self, data: bytes) -> bool:
         """True once the loop has said in `data` that it is ready."""
-        found = re.search(re.escape(self._token) + rb"!(\S) (\S)\s", without_noise(data))
-        if found is None:
+        greeting = re.search(re.escape(self._token) + rb"!(\S) (\S)\s", without_noise(data))
+        if greeting is None:
             return False
-        self._sums = found[2] == b"m"
+        self._sums = greeting[2] == b"m"
         return True
 
     def next_number(self) -> int:
@@ -193,13 +193,13 @@ class Session:
 
     def _decode(self, header: bytes, stdout: bytes, stderr: bytes, sums: bytes) -> ConsoleAnswer | None:
         """The answer, or None if it is not what its sums say."""
-        found = re.fullmatch(rb" (\d+|T) ([-bh])", header)
-        if found is None:
+        status = re.fullmatch(rb" (\d+|T) ([-bh])", header)
+        if status is None:
             return None
         try:
-            if found[2] == b"b":
+            if status[2] == b"b":
                 stdout, stderr = (binascii.a2b_base64(b"".join(t.split()), strict_mode=True) for t in (stdout, stderr))
-            elif found[2] == b"h":
+            elif status[2] == b"h":
                 stdout, stderr = (binascii.unhexlify(b"".join(t.split())) for t in (stdout, stderr))
         except binascii.Error:
             return None
@@ -207,4 +207,4 @@ class Session:
             wanted = [hashlib.md5(text, usedforsecurity=False).hexdigest().encode() for text in (stdout, stderr)]
             if re.findall(rb"\b[0-9a-f]{32}\b", sums) != wanted:
                 return None
-        return ConsoleAnswer(None if found[1] == b"T" else int(found[1]), stdout, stderr)
+        return ConsoleAnswer(None if status[1] == b"T" else int(status[1]), stdout, stderr)

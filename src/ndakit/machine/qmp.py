@@ -156,11 +156,11 @@ class Monitor:
     def wait_event(self, name: str, timeout_s: float, *, after_s: float = 0.0) -> VmEvent | None:
         """The first event of that name after `after_s` (monotonic clock); None if it does not come in time."""
 
-        def found() -> VmEvent | None:
+        def wanted() -> VmEvent | None:
             return next((e for e in self._events if e.name == name and e.time_s > after_s), None)
 
         with self._changed:
-            return self._changed.wait_for(found, timeout_s)
+            return self._changed.wait_for(wanted, timeout_s)
 
     async def _open(self, wire: socket.socket) -> None:
         client = QMPClient(self.name)
