@@ -73,14 +73,14 @@ def read(text: bytes) -> CertificateBundle:
     """The certificates of a secret. Raises Unusable for what cannot be read at all."""
     if not text.strip():
         raise Unusable(CertificateFault("certificate-empty", "it is empty", _PASTE))
-    found = pem.blocks(text)
+    blocks = pem.blocks(text)
     certificates = [
-        block for block in found if block.label in ("CERTIFICATE", "X509 CERTIFICATE", "TRUSTED CERTIFICATE")
+        block for block in blocks if block.label in ("CERTIFICATE", "X509 CERTIFICATE", "TRUSTED CERTIFICATE")
     ]
     if not certificates:
-        what = "there is no certificate in it" if found else "it is no PEM text"
+        what = "there is no certificate in it" if blocks else "it is no PEM text"
         fix = _PASTE
-        if not found and text[:1] == b"\x30":
+        if not blocks and text[:1] == b"\x30":
             what += " (it looks like DER or PKCS #12)"
             fix = "turn it into PEM: openssl pkcs12 -in FILE.p12 -nodes, or openssl x509 -inform DER -in FILE"
         raise Unusable(CertificateFault("certificate-missing", what, fix))

@@ -56,16 +56,16 @@ def variant(annotation: Any, tag: int | str) -> type[Model] | None:
 @functools.cache
 def field_type(model: type[Model], key: str) -> Any:
     """A field's annotation, metadata included; None if there is no such field."""
-    found = model.model_fields.get(key)
-    if found is None:
+    field = model.model_fields.get(key)
+    if field is None:
         return None
-    return Annotated[found.annotation, *found.metadata] if found.metadata else found.annotation
+    return Annotated[field.annotation, *field.metadata] if field.metadata else field.annotation
 
 
 def step(annotation: Any, part: str | int) -> Any:
     """The annotation one key or position further down; None if nothing is known there."""
     if isinstance(part, str) and (members := models_of(annotation)):
-        inner = [found for m in members if (found := field_type(m, part)) is not None]
+        inner = [kind for m in members if (kind := field_type(m, part)) is not None]
         return Union[tuple(inner)] if len(inner) > 1 else inner[0] if inner else None  # noqa: UP007  # made at run time
     for member in alternatives(annotation):
         origin = get_origin(member)
@@ -79,23 +79,23 @@ def step(annotation: Any, part: str | int) -> Any:
 
 def at(path: KeyPath) -> Any:
     """The annotation at a path of the profile; None where the model has nothing."""
-    found: Any = Profile
+    annotation: Any = Profile
     for part in path:
-        found = step(found, part)
-        if found is None:
+        annotation = step(annotation, part)
+        if annotation is None:
             return None
-    return found
+    return annotation
 
 
 @functools.cache
 def _places() -> dict[str, tuple[str, ...]]:
     """Every key of the model → the places that have it, as `pools.NAME`, `services.NAME.timeouts`; "" at the top."""
-    found: dict[str, list[str]] = {}
+    above_of: dict[str, list[str]] = {}
     ahead: list[tuple[type[Model], tuple[str, ...]]] = [(Profile, ())]
     while ahead:
         model, above = ahead.pop()
         for key in model.model_fields:
-            found.setdefault(key, []).append(".".join(above))
+            above_of.setdefault(key, []).append(".".join(above))
             for inner in alternatives(field_type(model, key)):
                 named = get_origin(inner) is dict
                 below = model_of(
@@ -103,7 +103,7 @@ def _places() -> dict[str, tuple[str, ...]]:
                 )
                 if below is not None and len(above) < 8:
                     ahead.append((below, (*above, key, *(["NAME"] if named else []))))
-    return {key: tuple(sorted(set(places), key=lambda p: (p.count("."), p))) for key, places in found.items()}
+    return {key: tuple(sorted(set(places), key=lambda p: (p.count("."), p))) for key, places in above_of.items()}
 
 
 def places_of(key: str) -> tuple[str, ...]:
@@ -113,11 +113,11 @@ def places_of(key: str) -> tuple[str, ...]:
 
 def words(annotation: Any) -> tuple[str, ...]:
     """The words a Literal type takes; empty for other types."""
-    found: list[str] = []
+    listed: list[str] = []
     for member in alternatives(annotation):
         if get_origin(member) is Literal:
-            found += [str(a).lower() if isinstance(a, bool) else str(a) for a in get_args(member)]
-    return tuple(found)
+            listed += [str(a).lower() if isinstance(a, bool) else str(a) for a in get_args(member)]
+    return tuple(listed)
 
 
 def is_mapping(annotation: Any) -> bool:
@@ -153,5 +153,5 @@ def metadata(annotation: Any) -> Iterable[Any]:
 
 def needs_entries(annotation: Any) -> bool:
     """True for a mapping or list that may not be empty."""
-    found = [m for outer in metadata(annotation) for m in (outer, *getattr(outer, "metadata", ()))]
-    return any(getattr(m, "min_length", None) for m in found)
+    constraints = [m for outer in metadata(annotation) for m in (outer, *getattr(outer, "metadata", ()))]
+    return any(getattr(m, "min_length", None) for m in constraints)

@@ -129,12 +129,12 @@ class _Reader:
                     )
                 )
                 continue
-            found = self._find(entry, path)
-            self.whole = self.whole and found is not None and found not in chain
-            if found is None:
+            parent = self._find(entry, path)
+            self.whole = self.whole and parent is not None and parent not in chain
+            if parent is None:
                 self.mistakes.append(self._missing(entry, path, at))
-            elif found in chain:
-                loop = " → ".join(shown(p, self.workspace) for p in (*chain[chain.index(found) :], found))
+            elif parent in chain:
+                loop = " → ".join(shown(p, self.workspace) for p in (*chain[chain.index(parent) :], parent))
                 self.mistakes.append(
                     ProfileMistake(
                         "extends-cycle",
@@ -144,7 +144,7 @@ class _Reader:
                     )
                 )
             else:
-                yield found, at
+                yield parent, at
 
     def _find(self, name: str, path: Path) -> Path | None:
         if "\0" in name or len(name) > 255:

@@ -52,11 +52,11 @@ def schema() -> Schema:
 
 def models() -> Mapping[str, type[Model]]:
     """Every class of the model by name, in the order in which a profile meets them."""
-    found: dict[str, type[Model]] = {}
+    by_name: dict[str, type[Model]] = {}
 
     def visit(model: type[Model]) -> None:
-        if model.__name__ not in found:
-            found[model.__name__] = model
+        if model.__name__ not in by_name:
+            by_name[model.__name__] = model
             for key in model.model_fields:
                 annotation = field_types.field_type(model, key)
                 if (
@@ -68,7 +68,7 @@ def models() -> Mapping[str, type[Model]]:
                     visit(inner)
 
     visit(Profile)
-    return found
+    return by_name
 
 
 def common_of(model: type[Model]) -> type[Model] | None:
@@ -87,15 +87,15 @@ def descriptions(model: type[Model]) -> Mapping[str, str]:
 
     Pydantic can read it too (`use_attribute_docstrings`), but for every class each time anything starts.
     """
-    found: dict[str, str] = {}
+    text_of: dict[str, str] = {}
     for owner in reversed([c for c in model.__mro__ if issubclass(c, Model)]):
         (tree,) = ast.parse(textwrap.dedent(inspect.getsource(owner))).body
         body = tree.body if isinstance(tree, ast.ClassDef) else []
         for field, under in itertools.pairwise(body):
             match field, under:
                 case ast.AnnAssign(target=ast.Name(id=key)), ast.Expr(value=ast.Constant(value=str(text))):
-                    found[key] = inspect.cleandoc(text)
-    return found
+                    text_of[key] = inspect.cleandoc(text)
+    return text_of
 
 
 def _classes(annotation: Any) -> Iterator[type[Model]]:
@@ -119,18 +119,18 @@ def _complete(part: Schema, model: type[Model]) -> None:
     for key in body["properties"]:
         if text := descriptions(model).get(key):
             body["properties"][key] = {"description": text} | body["properties"][key]
-    for key, found in body["properties"].items():
+    for key, schema in body["properties"].items():
         annotation = field_types.field_type(model, key)
-        if "minLength" in found and found.get("type") == "array":
-            found["minItems"] = found.pop("minLength")
-        if field_types.takes_single(annotation) and found.get("type") == "array":
-            array = {k: found.pop(k) for k in ("type", "items", "minItems") if k in found}
-            found["anyOf"] = [array["items"], array]
+        if "minLength" in schema and schema.get("type") == "array":
+            schema["minItems"] = schema.pop("minLength")
+        if field_types.takes_single(annotation) and schema.get("type") == "array":
+            array = {k: schema.pop(k) for k in ("type", "items", "minItems") if k in schema}
+            schema["anyOf"] = [array["items"], array]
         if any(
             getattr(m, "func", None) is not None and m.func.__name__ == "_bridge"
             for m in field_types.metadata(annotation)
         ):
-            found["anyOf"].insert(0, {"type": "boolean"})
+            schema["anyOf"].insert(0, {"type": "boolean"})
 
 
 def _tidy(part: Any) -> Any:
@@ -139,7 +139,7 @@ def _tidy(part: Any) -> Any:
         return [_tidy(p) for p in part]
     if not isinstance(part, dict):
         return part
-    found = {}
+    tidied = {}
     for key, value in part.items():
         if key == "title" and isinstance(value, str):
             continue
@@ -147,17 +147,17 @@ def _tidy(part: Any) -> Any:
             continue
         # Not `oneOf`: in a fragment, which may leave the type out, a key can fit several.
         to = "anyOf" if key == "oneOf" else key
-        found[to] = {k: _tidy(v) for k, v in value.items()} if key == "properties" else _tidy(value)
-    if isinstance(found.get("anyOf"), list):
-        kept = [p for p in found["anyOf"] if p != {"type": "null"}]
+        tidied[to] = {k: _tidy(v) for k, v in value.items()} if key == "properties" else _tidy(value)
+    if isinstance(tidied.get("anyOf"), list):
+        kept = [p for p in tidied["anyOf"] if p != {"type": "null"}]
         if len(kept) == 1:
-            del found["anyOf"]
-            found = kept[0] | found
+            del tidied["anyOf"]
+            tidied = kept[0] | tidied
         else:
-            found["anyOf"] = kept
-    if "patternProperties" in found and "additionalProperties" not in found:
-        found["additionalProperties"] = False
-    return found
+            tidied["anyOf"] = kept
+    if "patternProperties" in tidied and "additionalProperties" not in tidied:
+        tidied["additionalProperties"] = False
+    return tidied
 
 
 def _lenient(part: Any, *, top: bool = False) -> Any:
@@ -166,19 +166,19 @@ def _lenient(part: Any, *, top: bool = False) -> Any:
         return [_lenient(p) for p in part]
     if not isinstance(part, dict):
         return part
-    found: Schema = {}
+    lenient: Schema = {}
     for key, value in part.items():
         if key in ("required", "minProperties"):
             continue
         if key == "$ref":
-            found[key] = value.replace("#/$defs/", "#/$defs/Partial")
+            lenient[key] = value.replace("#/$defs/", "#/$defs/Partial")
         elif key in ("properties", "patternProperties"):
-            found[key] = {
+            lenient[key] = {
                 k: _or_null(_lenient(v)) if k not in ("extends", "^x-", "name") else v for k, v in value.items()
             }
         else:
-            found[key] = _lenient(value)
-    return found
+            lenient[key] = _lenient(value)
+    return lenient
 
 
 def _or_null(part: Schema) -> Schema:

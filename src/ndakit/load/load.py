@@ -150,11 +150,11 @@ def cross_check(workspace: Workspace, loaded: Sequence[Loaded] | None = None) ->
     from ndakit.load import workspace_checks
 
     if loaded is None:
-        found: list[Loaded] = []
+        others: list[Loaded] = []
         for name in names(workspace):
             with contextlib.suppress(NdakitError):
-                found.append(load(workspace, name))
-        loaded = found
+                others.append(load(workspace, name))
+        loaded = others
     return tuple(workspace_checks.compare(loaded))
 
 

@@ -167,8 +167,8 @@ def _default(field: Any) -> str:
 
 def _value(annotation: Any) -> str:
     """What may be written, in words."""
-    found = [getattr(m, "func", None) for m in field_types.metadata(annotation)]
-    names = [f.__name__ for f in found if f is not None]
+    validators = [getattr(m, "func", None) for m in field_types.metadata(annotation)]
+    names = [f.__name__ for f in validators if f is not None]
     if special := next((name for name in ("_ports", "_bridge", "_trust") if name in names), None):
         return _BY_VALIDATOR[special]
     if (words := field_types.words(annotation)) and not field_types.is_list(annotation):

@@ -144,15 +144,15 @@ def _meant(faults: list[tuple[KeyPath, Mapping[str, Any]]]) -> Iterator[KeyPath]
 
 def _faults(error: ValidationError, tree: Any) -> Iterator[tuple[KeyPath, Mapping[str, Any]]]:
     """pydantic's errors by the profile's own paths, one per path: the one that says most."""
-    found: dict[KeyPath, Mapping[str, Any]] = {}
+    faults: dict[KeyPath, Mapping[str, Any]] = {}
     for facts in error.errors(include_url=False, include_input=False):
         path = _own_path(facts["loc"], tree, missing=facts["type"] == "missing")
         if facts["type"] == NO_SUCH_VARIANT and isinstance(messages.node_at(tree, path), dict):
             path = (*path, "type")
-        before = found.get(path)
+        before = faults.get(path)
         if before is None or _weight(facts) > _weight(before):
-            found[path] = facts
-    yield from found.items()
+            faults[path] = facts
+    yield from faults.items()
 
 
 def _weight(facts: Any) -> int:

@@ -63,7 +63,7 @@ def _kind(model: type[Model]) -> str:
 
 
 def _has(model: type[Model], keys: Sequence[str]) -> bool:
-    found: Any = model
+    annotation: Any = model
     for key in keys:
-        found = field_types.step(found, key)
-    return found is not None
+        annotation = field_types.step(annotation, key)
+    return annotation is not None

@@ -162,8 +162,8 @@ def _fix(action: str, address: Address) -> str:
 
 def _alone(loaded: Loaded, network: str) -> bool:
     """True for a network that the nodes of a profile have for themselves."""
-    found = loaded.profile.networks.get(network)
-    return found is not None and found.role == "heartbeat"
+    settings = loaded.profile.networks.get(network)
+    return settings is not None and settings.role == "heartbeat"
 
 
 def _at(loaded: Loaded, path: KeyPath) -> Location:
