@@ -128,13 +128,13 @@ class _Virtual:
 
 def _virtuals(profile: Profile, pool: str) -> list[_Virtual]:
     """The virtual servers of the services that use a pool: one per address, or per IP version of marked services."""
-    found: dict[tuple[object, ...], _Virtual] = {}
+    by_place: dict[tuple[object, ...], _Virtual] = {}
     for name in profile.ipvs_services_of(pool):
         service, mark = profile.services[name], profile.marks.get(name)
         for endpoint in profile.endpoints(name) if service.pool == pool else ():
             place = (name, endpoint.address.version) if mark is not None else (name, endpoint.address)
-            found.setdefault(place, _Virtual(name, endpoint, service.first_port, mark))
-    return list(found.values())
+            by_place.setdefault(place, _Virtual(name, endpoint, service.first_port, mark))
+    return list(by_place.values())
 
 
 def ipvs_servers(facts: NodeFacts, profile: Profile) -> list[ServerLine]:
@@ -177,11 +177,11 @@ def weight_command(profile: Profile, service: str, endpoint: Endpoint, port: int
 
     It sets all that there is of a server: what is not said again (the way there, the limits) would be lost.
     """
-    found = profile.services[service]
-    pool, mark, version = profile.pools[found.main_pool], profile.marks.get(service), endpoint.address.version
+    settings = profile.services[service]
+    pool, mark, version = profile.pools[settings.main_pool], profile.marks.get(service), endpoint.address.version
     facts = pool.servers[server]
     address = facts.address_of(version) or facts.address[0]
-    virtual, real = f"-{found.transport[0]} {authority(endpoint.address, port)}", literal(address)
+    virtual, real = f"-{settings.transport[0]} {authority(endpoint.address, port)}", literal(address)
     if mark is not None:
         virtual = f"-f {mark}{' -6' if version == 6 else ''}"
         # ipvsadm takes an address in brackets with a port only; 0 is the port of servers behind a mark.
@@ -189,7 +189,7 @@ def weight_command(profile: Profile, service: str, endpoint: Endpoint, port: int
     else:
         real += f":{facts.port or pool.port or port}"
     limits = f" -x {facts.max_connections} -y {facts.resume_below or 0}" if facts.max_connections else ""
-    return f"ipvsadm -e {virtual} -r {real} {METHODS[found.topology]} -w {weight}{limits}"
+    return f"ipvsadm -e {virtual} -r {real} {METHODS[settings.topology]} -w {weight}{limits}"
 
 
 def _tell_ipvs(shell: Shell, profile: Profile, pool: str, server: str, weight: int) -> None:

@@ -135,7 +135,7 @@ class NodeFacts:
 
     def holds(self, address: Address) -> bool:
         """True if the address is on one of the node's devices."""
-        return any(i.ip == address for found in self.addresses().values() for i in found)
+        return any(i.ip == address for on_device in self.addresses().values() for i in on_device)
 
     def service_running(self, name: str) -> bool:
         """True if procd runs an instance of the service (ubus, not ps: procd knows what it supervises)."""
@@ -270,20 +270,20 @@ def facts_of(shell: Shell) -> NodeFacts:
 
 def parse_addresses(text: str) -> dict[str, set[IPv4Interface | IPv6Interface]]:
     """Read `ip -o addr show` of iproute2 or BusyBox."""
-    found: dict[str, set[IPv4Interface | IPv6Interface]] = {}
+    addresses_of: dict[str, set[IPv4Interface | IPv6Interface]] = {}
     for device, address in re.findall(r"^\d+:\s+(\S+?)(?:@\S+)?\s+inet6?\s+(\S+)", text, re.M):
         interface = ip_interface(address)
         # A link-local VIP is a /128; what a card gives itself is not.
         if not interface.is_link_local or interface.network.num_addresses == 1:
-            found.setdefault(device, set()).add(interface)
-    return found
+            addresses_of.setdefault(device, set()).add(interface)
+    return addresses_of
 
 
 def parse_transparent_mark(nft: str, mangle: str) -> int | None:
     """The mark that packets get for which a transparent socket waits: from the rules of nft, or from those of iptables'
     table mangle (`iptables -S`); None if none do."""
-    if found := re.search(r"socket transparent 1 .*?mark set (?:meta )?mark (?:\||or) (0x[0-9a-f]+)", nft):
-        return int(found[1], 16)
+    if rule := re.search(r"socket transparent 1 .*?mark set (?:meta )?mark (?:\||or) (0x[0-9a-f]+)", nft):
+        return int(rule[1], 16)
     jump = re.search(r"^-A PREROUTING -p tcp -m socket --transparent -j (\S+)", mangle, re.M)
     mark = re.search(rf"^-A {re.escape(jump[1])} -j MARK --set-xmark (0x[0-9a-f]+)/", mangle, re.M) if jump else None
     return int(mark[1], 16) if mark else None
@@ -293,11 +293,11 @@ def parse_bond(text: str) -> list[BondCard]:
     """Read /proc/net/bonding/… of a bond that speaks LACP (Linux, bond_info_show_slave)."""
     head, *parts = re.split(r"^Slave Interface: ", text, flags=re.M)
     active = re.search(r"^\s*Aggregator ID: (\d+)", head, re.M)
-    found = []
+    cards = []
     for part in parts:
         facts = dict(re.findall(r"^([A-Z][^:\n]*): (.*)$", part, re.M))
         partner = re.search(r"details partner lacp pdu:.*?system mac address: (\S+)", part, re.S)
-        found.append(
+        cards.append(
             BondCard(
                 name=part.split("\n", 1)[0].strip(),
                 up=facts.get("MII Status") == "up",
@@ -306,27 +306,27 @@ def parse_bond(text: str) -> list[BondCard]:
                 partner=partner[1] if partner else "",
             )
         )
-    return found
+    return cards
 
 
 def parse_virtual_servers(text: str) -> list[VirtualServer]:
     """Read /proc/net/ip_vs (Linux, ip_vs_info_seq_show): addresses and ports are hexadecimal."""
-    found: list[VirtualServer] = []
+    virtuals: list[VirtualServer] = []
     weights: dict[tuple[Address, int], int] = {}
     connections: dict[tuple[Address, int], int] = {}
     for line in text.splitlines():
         words = line.split()
         if words[:1] == ["FWM"]:
             weights, connections = {}, {}
-            found.append(VirtualServer("", None, 0, int(words[1], 16), weights, connections))
+            virtuals.append(VirtualServer("", None, 0, int(words[1], 16), weights, connections))
         elif words[:1] in (["TCP"], ["UDP"], ["SCTP"]):
             weights, connections = {}, {}
             address, port = _hexadecimal(words[1])
-            found.append(VirtualServer(words[0].lower(), address, port, None, weights, connections))
-        elif words[:1] == ["->"] and found and len(words) > 4 and words[3].isdigit() and words[4].isdigit():
+            virtuals.append(VirtualServer(words[0].lower(), address, port, None, weights, connections))
+        elif words[:1] == ["->"] and virtuals and len(words) > 4 and words[3].isdigit() and words[4].isdigit():
             weights[_hexadecimal(words[1])] = int(words[3])
             connections[_hexadecimal(words[1])] = int(words[4])
-    return found
+    return virtuals
 
 
 def _hexadecimal(text: str) -> tuple[Address, int]:
@@ -344,8 +344,10 @@ def _number(text: str | None) -> int:
 
 def parse_tracked(text: str) -> set[tuple[str, Address, Address, int]]:
     """Read /proc/net/nf_conntrack (Linux, ct_seq_show): the direction of the first packet comes first in a line."""
-    found = re.findall(r"^ipv[46] +\d+ (\S+) +\d+ (?:.*? )??src=(\S+) dst=(\S+) (?:sport=\d+ dport=(\d+))?", text, re.M)
-    return {(protocol, ip_address(a), ip_address(b), int(port or 0)) for protocol, a, b, port in found}
+    entries = re.findall(
+        r"^ipv[46] +\d+ (\S+) +\d+ (?:.*? )??src=(\S+) dst=(\S+) (?:sport=\d+ dport=(\d+))?", text, re.M
+    )
+    return {(protocol, ip_address(a), ip_address(b), int(port or 0)) for protocol, a, b, port in entries}
 
 
 def parse_vrrp_states(text: str) -> dict[str, str]:

@@ -151,9 +151,9 @@ def _file(path: Path) -> str:
 def _through(target: Target) -> str:
     """The connection through another machine, with the user's own known_hosts and keys, and no question asked."""
     host, port = target.jump, ""
-    found = re.fullmatch(r"(.*?)(?::([0-9]+))?", target.jump)
-    if found is not None and (found[1].endswith("]") or ":" not in found[1]):
-        host, port = found[1], found[2] or ""
+    parts = re.fullmatch(r"(.*?)(?::([0-9]+))?", target.jump)
+    if parts is not None and (parts[1].endswith("]") or ":" not in parts[1]):
+        host, port = parts[1], parts[2] or ""
     words = ["ssh", "-F", "none", "-o", "BatchMode=yes", "-o", f"ConnectTimeout={CONNECT_TIMEOUT_S}"]
     words += ["-p", port] if port else []
     destination = f"[{target.address}]:{target.port}"
@@ -204,28 +204,28 @@ def explained(log: str, target: Target, keys: Keys | None) -> NdakitError:
     words = said(log)
     if re.search(r"Permission denied \(|Too many authentication failures|no more authentication methods", log, re.I):
         return KeyNotAccepted(target.where, offered(log), keys.allowed if keys else ())
-    if found := re.search(r"open failed: connect failed: (.*)", words):
-        refused = "refused" in found[1]
-        return NodeRefused(target.where) if refused else NodeSilent(target.where, found[1], CONNECT_TIMEOUT_S)
+    if refusal := re.search(r"open failed: connect failed: (.*)", words):
+        refused = "refused" in refusal[1]
+        return NodeRefused(target.where) if refused else NodeSilent(target.where, refusal[1], CONNECT_TIMEOUT_S)
     if target.jump and (target.jump.split("@")[-1] in words or "UNKNOWN port" in words or "stdio forwarding" in words):
         return JumpHostFailed(target.jump, words)
     if "Unable to negotiate" in log:
         return OldAlgorithmsOnly(target.where, words, target.release or "this release")
     if "Connection refused" in log:
         return NodeRefused(target.where)
-    if found := re.search(
+    if refusal := re.search(
         r"Could not resolve hostname .*: ([^:\n]*)$|(Network is unreachable|Invalid argument|Cannot assign requested"
         r" address|Address family not supported[^\n]*)",
         words,
         re.M,
     ):
-        return AddressUnknown(target.where, (found[1] or found[2]).strip())
-    if found := re.search(
+        return AddressUnknown(target.where, (refusal[1] or refusal[2]).strip())
+    if refusal := re.search(
         r"(Connection timed out|Operation timed out|No route to host|Host is down|timed out during banner exchange"
         r"|Connection to \S+ port \S+ timed out)",
         words,
     ):
-        return NodeSilent(target.where, found[1], CONNECT_TIMEOUT_S)
+        return NodeSilent(target.where, refusal[1], CONNECT_TIMEOUT_S)
     return SshFailed(target.where, words)
 
 

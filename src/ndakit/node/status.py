@@ -143,7 +143,7 @@ def ask(
 
 def masked(text: str) -> str:
     """A line of a log without what stands behind a word for a secret."""
-    return _SECRET.sub(lambda found: f"{found[1]}{found[2]}***", text)
+    return _SECRET.sub(lambda match: f"{match[1]}{match[2]}***", text)
 
 
 def _alone(profile: Profile, told: NodeStatus) -> list[str]:
