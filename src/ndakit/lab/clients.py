@@ -216,10 +216,10 @@ class LabPeople:
         return point
 
     def _answers_neighbours(self, endpoint: Endpoint, service: str) -> bool:
-        found = self.profile.services[service]
-        if not found.returning:
+        settings = self.profile.services[service]
+        if not settings.returning:
             return False
-        servers = self.profile.pools[found.main_pool].servers.values()
+        servers = self.profile.pools[settings.main_pool].servers.values()
         return any(self.profile.network_of(a) == endpoint.network for s in servers for a in s.address)
 
     def get(
@@ -258,10 +258,10 @@ class LabPeople:
     def name_asked(self, service: str) -> str:
         """The name by which a service with TLS is asked: one whose requests go to its own pool, else one of its first
         certificate; empty if neither has one."""
-        found = self.profile.services[service]
-        if found.own_name is not None:
-            return found.own_name
-        first = self.certificates.get(found.tls.certificates[0].secret) if found.tls is not None else None
+        settings = self.profile.services[service]
+        if settings.own_name is not None:
+            return settings.own_name
+        first = self.certificates.get(settings.tls.certificates[0].secret) if settings.tls is not None else None
         names = (name.replace("*", "any", 1) for name in (first.names if first is not None else ()))
         return next((name for name in names if not name[-1].isdigit() and ":" not in name), "")
 
@@ -289,11 +289,11 @@ class LabPeople:
         if kind == "http":
             for batch in _batches(requests, BATCH):
                 total += batch
-                found: Load = host.load(
+                measured: Load = host.load(
                     f"{url}{self.path}", batch, at_once=1, sources=[source], timeout_s=REQUEST_TIMEOUT_S,
                     headers=self.by_name(address, port), tls=tls,
                 )  # fmt: skip
-                for attempt in found.tries:
+                for attempt in measured.tries:
                     if attempt.ok and attempt.status == 200:
                         shares[names.get(attempt.server, attempt.server or "?")] += 1
                     else:
@@ -393,18 +393,18 @@ class LabPeople:
 
     def speaks(self, service: str, port: int) -> Kind:
         """What the lab's servers speak behind a service's port."""
-        found = self.profile.services[service]
-        return self._kind(found.main_pool, port, found.transport)
+        settings = self.profile.services[service]
+        return self._kind(settings.main_pool, port, settings.transport)
 
     def _kind(self, pool: str, port: int, transport: str) -> Kind:
         """What a pool's servers in the lab speak on a service's port: http (also behind tcp), smtp, tcp, udp."""
         if transport == "udp":
             return "udp"
-        found = self.profile.pools[pool]
-        name, server = next(iter(found.servers.items()))
+        settings = self.profile.pools[pool]
+        name, server = next(iter(settings.servers.items()))
         ports = self.plan.hosts[self.plan.servers[pool, name].host].ports
         kinds = {p.number: p.kind for p in ports if not p.datagrams}
-        return kinds.get(server.port or found.port or port, "tcp")
+        return kinds.get(server.port or settings.port or port, "tcp")
 
     def scan(
         self, point: VantagePoint, address: Address, ports: Sequence[int], protocol: Literal["tcp", "udp"] = "tcp"
@@ -434,11 +434,11 @@ class LabPeople:
         return self.hosts[point.host]
 
     def _source(self, point: VantagePoint, address: Address) -> str:
-        found = point.address(address.version)
-        if found is None:
+        source = point.address(address.version)
+        if source is None:
             host = self.plan.hosts[point.host]
             raise LabLacks(f"IPv{address.version} address for {host.name}, who is to ask {address}", host.network)
-        return str(found)
+        return str(source)
 
     def pools_of(self, label: str) -> tuple[str, ...]:
         """The pools of the server that calls itself so; one machine may be in several."""

@@ -141,9 +141,9 @@ class LabNodes(LabPeople):
 
     def one_master(self) -> str:
         """The master. Raises LabNotReady unless one node, and no other, holds the VIPs."""
-        if not (found := self.master()):
+        if not (master := self.master()):
             raise LabNotReady("no node is the only one to hold the VIPs, and a master is needed for this", self._logs)
-        return found
+        return master
 
     def survivor(self, master: str) -> str:
         """The node that takes over from a master: of the others that run, the one with the highest priority.
@@ -159,17 +159,17 @@ class LabNodes(LabPeople):
         """Wait until the master is one that is wanted; its name, "" if that does not come about in time."""
         end_s = time.monotonic() + timeout_s
         while True:
-            found = self.master()
-            if wanted(found):
-                self.tell(f"{found} holds the VIPs")
-                return found
+            master = self.master()
+            if wanted(master):
+                self.tell(f"{master} holds the VIPs")
+                return master
             if time.monotonic() >= end_s:
                 return ""
             time.sleep(MASTER_POLL_S)
 
     def wait_other_master(self, old: str, timeout_s: float) -> str:
         """Wait until another node than `old` holds the VIPs; its name, "" if that does not come about in time."""
-        return self.wait_master(lambda found: found not in ("", old), timeout_s)
+        return self.wait_master(lambda other: other not in ("", old), timeout_s)
 
     def taken_over(self, watch: Watch, old: str, timeout_s: float) -> str:
         """Wait until a client is answered again after a gap, and only then ask who holds the VIPs; "" if nobody does.
@@ -257,19 +257,19 @@ class LabNodes(LabPeople):
     def _sees(self, node: str, pool: str, server: str) -> bool | None:
         """True if the server is in use wherever the pool is used on a node, by HAProxy and in the kernel; False if
         nowhere; None while they differ."""
-        found: list[bool | None] = []
+        views: list[bool | None] = []
         if self.profile.haproxy_services_of(pool):
-            found = [s.up for s in self.states(node) if s.server == server and pool_of_backend(s.proxy) == pool]
+            views = [s.up for s in self.states(node) if s.server == server and pool_of_backend(s.proxy) == pool]
         if any(self.profile.services[s].pool == pool for s in self.profile.ipvs_services_of(pool)):
-            found.append(self._in_ipvs(self.facts(node).virtual_servers(), pool, server))
-        return found[0] if len(set(found)) == 1 else None
+            views.append(self._in_ipvs(self.facts(node).virtual_servers(), pool, server))
+        return views[0] if len(set(views)) == 1 else None
 
     def _in_ipvs(self, there: Sequence[VirtualServer], pool: str, server: str) -> bool | None:
         """True if a server has a weight in every virtual server of the services that use the pool, False if in none;
         None while they differ, for each has checks of its own."""
         addresses = set(self.profile.pools[pool].servers[server].address)
         versions = {a.version for a in addresses}
-        found: set[bool] = set()
+        weighted: set[bool] = set()
         for name in self.profile.ipvs_services_of(pool):
             service, mark = self.profile.services[name], self.profile.marks.get(name)
             for endpoint in self.profile.endpoints(name) if service.pool == pool else ():
@@ -279,10 +279,10 @@ class LabNodes(LabPeople):
                 ours = [v for v in there if (v.mark == mark if mark is not None else _socket(v) == socket)]
                 for virtual in ours:
                     if not virtual.weights or versions & {a.version for a, _ in virtual.weights}:
-                        found.add(any(w for (a, _), w in virtual.weights.items() if a in addresses))
+                        weighted.add(any(w for (a, _), w in virtual.weights.items() if a in addresses))
                 if not ours:
-                    found.add(False)
-        return found.pop() if len(found) == 1 else None
+                    weighted.add(False)
+        return weighted.pop() if len(weighted) == 1 else None
 
 
 def _socket(virtual: VirtualServer) -> tuple[Address | None, int, str]:

@@ -193,12 +193,12 @@ class Reader:
 
     def _of(self, pid: int) -> dict[str, tuple[float, float]]:
         """Thread → seconds that it ran and waited; a kernel without schedstat does not tell how long it waited."""
-        found: dict[str, tuple[float, float]] = {}
+        counters_of: dict[str, tuple[float, float]] = {}
         with contextlib.suppress(OSError):
             for thread in (self._proc / str(pid) / "task").iterdir():
                 with contextlib.suppress(OSError, ValueError, IndexError):
-                    found[thread.name] = _counters(thread)
-        return found
+                    counters_of[thread.name] = _counters(thread)
+        return counters_of
 
     def _processors(self) -> tuple[float, float]:
         """Busy and stolen, all processors together (user, nice, system, idle, iowait, irq, softirq, steal)."""

@@ -190,19 +190,19 @@ class _Planner:
 
     def own(self, host: str, addresses: tuple[Address, ...]) -> None:
         """Give a host further addresses on its network, and with them the gateways and routes that they make usable."""
-        found = self.hosts[host]
-        net = self.profile.networks[found.network]
-        there = {i.address for i in found.addresses}
-        cards_own = list(found.addresses)
+        first = self.hosts[host]
+        net = self.profile.networks[first.network]
+        there = {i.address for i in first.addresses}
+        cards_own = list(first.addresses)
         for address in (a for a in addresses if a not in there):
             subnet = next((s for s in net.subnet if address in s), None)
             cards_own.append(PlannedAddress(address, subnet.prefixlen if subnet else 64))
         versions = {i.address.version for i in cards_own}
         self.hosts[host] = replace(
-            found,
+            first,
             addresses=tuple(cards_own),
             gateways=tuple(g for g in self.wishes[host] if g.version in versions and g not in there | {*addresses}),
-            routes=tuple((vip, hop) for vip, hop in self._routed(found.network) if vip.version in versions),
+            routes=tuple((vip, hop) for vip, hop in self._routed(first.network) if vip.version in versions),
         )
 
     def _routed(self, network: str) -> Iterator[tuple[Address, Address]]:
@@ -420,11 +420,11 @@ def _afar(p: _Planner, name: str, version: int) -> Iterator[tuple[str, Address]]
         yield p.router(name, net.gateway), far
     for route in net.routes:
         if route.to.version == version:
-            found = p.free(without(route.to, [*p.sources, *p.on_link]), route.to)
+            address = p.free(without(route.to, [*p.sources, *p.on_link]), route.to)
             router = p.router(name, (route.via,))
-            if found is not None and p.way_to(found) == router:
-                p.behind(router, found)
-                yield router, found
+            if address is not None and p.way_to(address) == router:
+                p.behind(router, address)
+                yield router, address
 
 
 def _addresses(host: PlannedHost) -> tuple[Address, ...]:

@@ -94,43 +94,43 @@ class ServerPort:
 
 def joined(ports: Iterable[ServerPort]) -> tuple[ServerPort, ...]:
     """Each port once."""
-    found: dict[tuple[int, bool], ServerPort] = {}
+    by_number: dict[tuple[int, bool], ServerPort] = {}
     for port in ports:
         key = (port.number, port.datagrams)
-        found[key] = found[key].joined(port) if key in found else port
-    return tuple(found.values())
+        by_number[key] = by_number[key].joined(port) if key in by_number else port
+    return tuple(by_number.values())
 
 
 def tried_ports(service: Service) -> tuple[int, ...]:
     """The ports of a service that are tried, and that the lab's servers therefore have: every one of a short range, of
     a longer one both ends and the watched ones."""
     watched = WATCHED_PORTS[service.transport]
-    found: dict[int, None] = {}
+    numbers: dict[int, None] = {}
     for low, high in service.port:
         short = high - low < RANGE_WHOLE_MAX
-        found.update(dict.fromkeys(range(low, high + 1) if short else (low, high)))
-        found.update(dict.fromkeys(p for p in watched if low <= p <= high))
-    return tuple(sorted(found))
+        numbers.update(dict.fromkeys(range(low, high + 1) if short else (low, high)))
+        numbers.update(dict.fromkeys(p for p in watched if low <= p <= high))
+    return tuple(sorted(numbers))
 
 
 def ports_of(profile: Profile, pool: str, server: str) -> tuple[ServerPort, ...]:
     """What a server of a pool offers: its services' ports, and what the pool's check asks."""
     check = profile.pools[pool].check
-    found: list[ServerPort] = []
+    ports: list[ServerPort] = []
     for service in (profile.services[s] for s in profile.services_of(pool)):
         kind, matters = _of_service(service.transport, service.protocol, shows_client=service.shows_client)
         tls = profile.pools[pool].speaks_tls
         if tls and kind == "tcp":
             kind, matters = "http", NEEDED  # the lab's servers speak TLS with HTTP inside
-        found += [ServerPort(number, kind, matters, tls=tls) for number in _numbers(profile, pool, server, service)]
+        ports += [ServerPort(number, kind, matters, tls=tls) for number in _numbers(profile, pool, server, service)]
     for number in asked_ports(profile, pool, server):
-        datagrams = any(p.datagrams for p in found if p.number == number)
+        datagrams = any(p.datagrams for p in ports if p.number == number)
         offered = [ServerPort.speaking(number, what) for what in check.offered(datagrams=datagrams)]
         if profile.pools[pool].speaks_tls and not check.states_encryption:
             # As above: what is answered to what is answered inside TLS as well.
             offered = [replace(p, kind="http", matters=NEEDED, tls=True) if p.kind == "tcp" else p for p in offered]
-        found += offered
-    return joined(found)
+        ports += offered
+    return joined(ports)
 
 
 def asked_ports(profile: Profile, pool: str, server: str) -> tuple[int, ...]:
@@ -160,13 +160,13 @@ def _of_service(transport: str, protocol: str, *, shows_client: bool) -> tuple[K
 def pages_given(profile: Profile, given: Mapping[Path, bytes]) -> dict[str, bytes]:
     """The pages that checks know by their digests, by digest. Raises PageUnusable for one that no check knows."""
     wanted = {digest for _, digest in _digests(profile)}
-    found: dict[str, bytes] = {}
+    contents: dict[str, bytes] = {}
     for path, content in given.items():
         digest = hashlib.md5(content, usedforsecurity=False).hexdigest()
         if digest not in wanted:
             raise PageUnusable(path, f"its digest {digest} is in no check")
-        found[digest] = content
-    return found
+        contents[digest] = content
+    return contents
 
 
 def need_pages(profile: Profile, pages: Mapping[str, bytes]) -> None:

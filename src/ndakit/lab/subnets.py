@@ -41,8 +41,8 @@ def take(used: set[Address], regions: Iterable[Subnet], home: Subnet) -> Address
     """
     for region in regions:
         for offset in range(1, 1 + min(region.num_addresses, len(used) + 3)):
-            found = region[-offset]
-            if found not in used and usable(found, home):
-                used.add(found)
-                return found
+            address = region[-offset]
+            if address not in used and usable(address, home):
+                used.add(address)
+                return address
     return None

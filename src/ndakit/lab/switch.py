@@ -149,8 +149,8 @@ class Switch:
 
     def ports(self, segment: str | None = None) -> tuple[SwitchPort, ...]:
         """The ports of a segment, or all."""
-        found = self._ports.items()
-        return self._do(lambda: tuple(p for name, ports in found if segment in (None, name) for p in ports))
+        by_segment = self._ports.items()
+        return self._do(lambda: tuple(p for name, ports in by_segment if segment in (None, name) for p in ports))
 
     # -- bundles -------------------------------------------------------------------------------------------------------
 

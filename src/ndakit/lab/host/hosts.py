@@ -312,8 +312,8 @@ class Host:
         wanted = sorted(set(ports))
         within_s = MARGIN_S + timeout_s * (1 + len(wanted) / 64)
         target = {"kind": protocol, "address": str(address), "source": str(source), "payload": request.text(b"scan\n")}
-        found = self._ask("scan", within_s=within_s, **target, ports=wanted, timeout_s=timeout_s)
-        return {port: found[str(port)] for port in wanted}
+        states = self._ask("scan", within_s=within_s, **target, ports=wanted, timeout_s=timeout_s)
+        return {port: states[str(port)] for port in wanted}
 
     def ping(
         self,

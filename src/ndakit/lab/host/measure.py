@@ -84,7 +84,7 @@ def gaps(tries: Iterable[Try]) -> tuple[Gap, ...]:
         return ()
     answers = [t for t in ordered if t.ok]
     failures = sorted((t for t in ordered if not t.ok), key=lambda t: t.started_ms)
-    found: list[Gap] = []
+    gaps: list[Gap] = []
     at = 0
     before: Try | None = None
     for after in [*answers, None]:
@@ -95,7 +95,7 @@ def gaps(tries: Iterable[Try]) -> tuple[Gap, ...]:
         if inside:
             begin_ms = before.ended_ms if before is not None else min(t.started_ms for t in ordered)
             end_ms = after.ended_ms if after is not None else max(t.ended_ms for t in inside)
-            found.append(
+            gaps.append(
                 Gap(
                     begin_ms,
                     after.ended_ms if after is not None else None,
@@ -108,7 +108,7 @@ def gaps(tries: Iterable[Try]) -> tuple[Gap, ...]:
                 )
             )
         before = after
-    return tuple(found)
+    return tuple(gaps)
 
 
 @dataclass(frozen=True)
@@ -146,8 +146,8 @@ class Polled:
     @property
     def silent(self) -> bool:
         """True if the last gap was not over yet: how long it would have become is not known."""
-        found = self.gaps()
-        return bool(found) and not found[-1].closed
+        gaps = self.gaps()
+        return bool(gaps) and not gaps[-1].closed
 
     @property
     def resolution_ms(self) -> float:

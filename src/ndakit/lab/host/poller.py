@@ -100,7 +100,7 @@ class Watch:
 
 
 def _until(read: Callable[[], Found], condition: Callable[[Found], bool], deadline: Deadline, every_s: float) -> Found:
-    while not condition(found := read()):
+    while not condition(state := read()):
         deadline.check()
         time.sleep(every_s)
-    return found
+    return state
