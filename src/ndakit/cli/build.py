@@ -271,10 +271,10 @@ def _as_built(workspace: Workspace, loaded: Loaded) -> tuple[str, lockfile.Pinne
     Raises ImageNotBuilt, RecordBroken, ImageChanged, LockMixed.
     """
     name = loaded.profile.name
-    found = [Artifact.load(artifacts.folder_of(workspace, name, n), loaded.called) for n in loaded.profile.nodes]
-    if harmed := [error for artifact in found for error in artifact.suspicious()]:
+    built = [Artifact.load(artifacts.folder_of(workspace, name, n), loaded.called) for n in loaded.profile.nodes]
+    if harmed := [error for artifact in built for error in artifact.suspicious()]:
         raise ErrorGroup(harmed)
-    kinds = {artifact.record.builder for artifact in found}
+    kinds = {artifact.record.builder for artifact in built}
     if len(kinds) > 1:
         raise lockfile.LockMixed(name, tuple(loaded.profile.nodes), loaded.called)
-    return kinds.pop(), lockfile.section_of(name, [artifact.record for artifact in found])
+    return kinds.pop(), lockfile.section_of(name, [artifact.record for artifact in built])

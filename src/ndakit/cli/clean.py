@@ -41,17 +41,17 @@ def left_over(workspace: Workspace) -> list[Path]:
     What belongs to a profile that cannot be read now is left out: its nodes are not known.
     """
     profiles = load.names(workspace)
-    found: list[Path] = []
+    folders: list[Path] = []
     for entry in _made(workspace):
         if not entry.is_dir():
             continue
         if entry.name not in profiles:
-            found.append(entry)
+            folders.append(entry)
             continue
         with contextlib.suppress(NdakitError):
             nodes = load.load(workspace, entry.name).profile.nodes
-            found += [one for one in sorted(entry.iterdir()) if one.is_dir() and one.name not in nodes]
-    return found
+            folders += [one for one in sorted(entry.iterdir()) if one.is_dir() and one.name not in nodes]
+    return folders
 
 
 def _remove(path: Path) -> None:

@@ -59,24 +59,24 @@ def fetch_imagebuilder(
     """Have the ImageBuilder in the cache, and say where it is and who vouches for it."""
     wanted, target = _meant(workspace, profile, release, device)
     steps = Steps(to=terminal.note if as_json else terminal.say)
-    found = fetch.get(wanted, target, options.origin(workspace), steps)
+    fetched = fetch.get(wanted, target, options.origin(workspace), steps)
     facts = {
-        "release": str(wanted), "target": target, "archive": found.archive, "sha256": found.sha256,
-        "verified_by": found.verified_by, "folder": str(found.folder), "fetched": found.fresh,
+        "release": str(wanted), "target": target, "archive": fetched.archive, "sha256": fetched.sha256,
+        "verified_by": fetched.verified_by, "folder": str(fetched.folder), "fetched": fetched.fresh,
     }  # fmt: skip
     if as_json:
         terminal.show_json(facts)
         return
-    terminal.say(f"{found.archive}: {'fetched' if found.fresh else 'was in the cache'}")
-    terminal.say(f"  sha256    {found.sha256}")
-    terminal.say(f"  verified  {found.verified_by}")
-    terminal.say(f"  folder    {found.folder}")
+    terminal.say(f"{fetched.archive}: {'fetched' if fetched.fresh else 'was in the cache'}")
+    terminal.say(f"  sha256    {fetched.sha256}")
+    terminal.say(f"  verified  {fetched.verified_by}")
+    terminal.say(f"  folder    {fetched.folder}")
 
 
 def _meant(workspace: Workspace, profile: str | None, release: str | None, device: str | None) -> tuple[Release, str]:
     """Release and target: those of the profile, each replaced by what was given."""
-    found = load.load(workspace, profile).profile if profile else None
-    if found is None and (release is None or device is None):
+    named = load.load(workspace, profile).profile if profile else None
+    if named is None and (release is None or device is None):
         raise NothingNamed
     if release is not None:
         try:
@@ -84,11 +84,11 @@ def _meant(workspace: Workspace, profile: str | None, release: str | None, devic
         except ValueError as cause:
             raise ReleaseUnreadable(release, str(cause)) from None
     else:
-        assert found is not None
-        wanted = found.release
+        assert named is not None
+        wanted = named.release
     if device is None:
-        assert found is not None
-        return wanted, found.target
+        assert named is not None
+        return wanted, named.target
     target = DEVICES[device][0] if device in DEVICES else device.partition(":")[0]
     if not re.fullmatch(r"[A-Za-z0-9_-]+/[A-Za-z0-9_-]+", target):
         raise DeviceUnreadable(device)

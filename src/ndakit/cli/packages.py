@@ -19,7 +19,7 @@ def rows(workspace: Workspace, loaded: Loaded) -> list[dict[str, Any]]:
     node = next(iter(loaded.profile.nodes))
     plan = package_plan.plan(loaded.profile, node)
     local = {one.name: one for one in feed.choose(workspace, loaded, plan, complete=False)}
-    found = [
+    table = [
         {
             "package": name,
             "change": "add",
@@ -29,11 +29,11 @@ def rows(workspace: Workspace, loaded: Loaded) -> list[dict[str, Any]]:
         }
         for name in plan.add.keys() | local.keys()
     ]
-    found += [
+    table += [
         {"package": name, "change": "remove", "source": "OpenWrt", "version": None, "why": why}
         for name, why in plan.remove.items()
     ]
-    return sorted(found, key=lambda row: str(row["package"]))
+    return sorted(table, key=lambda row: str(row["package"]))
 
 
 def _elsewhere(name: str) -> str:
@@ -47,11 +47,12 @@ def _needed_by(name: str, local: dict[str, feed.Local]) -> str:
 
 def show(workspace: Workspace, loaded: Loaded, *, as_json: bool) -> None:
     """Print the table, or the rows as JSON."""
-    found = rows(workspace, loaded)
+    packages = rows(workspace, loaded)
     if as_json:
-        terminal.show_json(found)
+        terminal.show_json(packages)
         return
     shown = [
-        (row["package"], row["change"], f"{row['source']} {row['version'] or ''}".rstrip(), row["why"]) for row in found
+        (row["package"], row["change"], f"{row['source']} {row['version'] or ''}".rstrip(), row["why"])
+        for row in packages
     ]
     terminal.say(terminal.table(shown, header=("package", "", "from", "why")))

@@ -62,13 +62,15 @@ def list_text(workspace: Workspace) -> str:
     rows: list[tuple[str, ...]] = []
     for name in load.names(workspace):
         try:
-            found = load.load(workspace, name).profile
+            profile = load.load(workspace, name).profile
         except NdakitError as error:
             count = len(error.errors) if isinstance(error, ErrorGroup) else 1
             rows.append((name, "-", "-", f"{count} mistake(s): ./inv check {name}"))
             continue
-        what = f"{_count(found.nodes, 'node')}, {_count(found.vips, 'VIP')}, {_count(found.services, 'service')}"
-        rows.append((name, str(found.release), found.device, what + (f"  {found.customer}" if found.customer else "")))
+        what = f"{_count(profile.nodes, 'node')}, {_count(profile.vips, 'VIP')}, {_count(profile.services, 'service')}"
+        rows.append(
+            (name, str(profile.release), profile.device, what + (f"  {profile.customer}" if profile.customer else ""))
+        )
     if not rows:
         return "no profiles yet: write profiles/NAME.yaml (docs/profile.md shows the smallest one)"
     return terminal.table(rows, header=("profile", "release", "device", "holds"))
@@ -116,13 +118,13 @@ def secrets_of(
 
     now = datetime.now(UTC)
     if placeholders:
-        found = secrets.placeholders(loaded.profile, partial(certificates.placeholder, loaded.profile, now))
+        values = secrets.placeholders(loaded.profile, partial(certificates.placeholder, loaded.profile, now))
     else:
-        found = secrets.resolve(workspace, loaded)
-    mistakes, doubts = certificate_checks.check(loaded, found, now)
+        values = secrets.resolve(workspace, loaded)
+    mistakes, doubts = certificate_checks.check(loaded, values, now)
     if mistakes:
         raise ErrorGroup(mistakes)
-    return found, doubts
+    return values, doubts
 
 
 def check_profile(
@@ -138,7 +140,7 @@ def check_profile(
         warnings += _beside_the_others(workspace, loaded)
         errors += _package_errors(workspace, loaded)
         warnings += _packages_to_build(workspace, loaded)
-        found = loaded.profile
+        checked = loaded.profile
         secrets, doubts = secrets_of(workspace, loaded, placeholders=without_secrets)
         warnings += doubts
         for node in loaded.profile.nodes:
@@ -148,7 +150,7 @@ def check_profile(
                 told = {e.text() for e in errors}  # a fault of a template is on every node
                 errors += [e for e in group.errors if e.text() not in told]
             else:
-                asked = _ask_daemons(tree, errors, found.release, download=daemons)
+                asked = _ask_daemons(tree, errors, checked.release, download=daemons)
         for error in errors:
             secrets.mask(error)
     except ErrorGroup as group:
@@ -171,8 +173,8 @@ def check_profile(
         terminal.show_error(ErrorGroup(errors))
         return code
     terminal.say(
-        f"{found.name}: right, {len(warnings)} warning(s). OpenWrt {found.release} ({found.release.family}), "
-        f"{', '.join(found.nodes)}; {asked}"
+        f"{checked.name}: right, {len(warnings)} warning(s). OpenWrt {checked.release} ({checked.release.family}), "
+        f"{', '.join(checked.nodes)}; {asked}"
         + ("; its secrets were not looked at" if without_secrets and not secrets.real else "")
     )
     return code

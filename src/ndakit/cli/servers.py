@@ -52,12 +52,12 @@ def write_scripts(workspace: Workspace, name: str, server: str | None, out: Path
 
 def chosen(profile: Profile, name: str | None) -> tuple[ServerSide, ...]:
     """The machines to write for: all that a service uses, or the one called `name` (its own name, or pool/server)."""
-    found = servers(profile)
-    used = tuple(s for s in found if not watched(profile, s))
+    sides = servers(profile)
+    used = tuple(s for s in sides if not watched(profile, s))
     if name is None:
         return used
     wanted = tuple(s for s in used if name in (s.name, *s.names))
-    if not wanted and any(name in (s.name, *s.names) for s in found):
+    if not wanted and any(name in (s.name, *s.names) for s in sides):
         raise OnlyWatched(name)
     if not wanted:
         raise NoSuchServer(name, [s.name for s in used])

@@ -69,9 +69,9 @@ def verify_profile(
 ) -> int:
     """Try the claims on the built images; 0 if every one holds. `pages`: files that checks know by their digests."""
     loaded = read(workspace, profile)
-    found = server_ports.pages_given(loaded.profile, {path: _page(path) for path in pages})
-    server_ports.need_pages(loaded.profile, found)
-    return _verify(workspace, loaded, only=only, json=json, identity=_key(identity), pages=found)
+    contents = server_ports.pages_given(loaded.profile, {path: _page(path) for path in pages})
+    server_ports.need_pages(loaded.profile, contents)
+    return _verify(workspace, loaded, only=only, json=json, identity=_key(identity), pages=contents)
 
 
 def demo_pair(workspace: Workspace) -> int:
@@ -203,9 +203,14 @@ def _built(workspace: Workspace, loaded: Loaded) -> dict[str, Artifact]:
 
 
 def _machine() -> dict[str, str]:
-    found = accelerator.probe()
+    acceleration = accelerator.probe()
     qemu = accelerator.find_qemu()
-    return {"qemu": qemu.text, "accelerator": found.name, "reason": found.reason, "cpus": str(os.cpu_count())}
+    return {
+        "qemu": qemu.text,
+        "accelerator": acceleration.name,
+        "reason": acceleration.reason,
+        "cpus": str(os.cpu_count()),
+    }
 
 
 def _finish(

@@ -32,8 +32,8 @@ class Show:
 def show(title: str, claims: Sequence[Claim]) -> Iterator[Show]:
     """The display that fits standard output."""
     if sys.stdout.isatty():
-        with _live(title, claims) as found:
-            yield found
+        with _live(title, claims) as show_claim:
+            yield show_claim
     else:
         yield _plain()
 
@@ -123,9 +123,9 @@ def claims_table(verdicts: Sequence[Verdict]) -> str:
     return "\n".join(lines)
 
 
-def left_out_table(found: Sequence[LeftOut]) -> str:
+def left_out_table(omissions: Sequence[LeftOut]) -> str:
     """What was not tried, one line each with its reason."""
-    return table([(paint("left out".ljust(9), "yellow"), one.name, one.reason) for one in found])
+    return table([(paint("left out".ljust(9), "yellow"), one.name, one.reason) for one in omissions])
 
 
 def summary(acceptance: Acceptance) -> str:

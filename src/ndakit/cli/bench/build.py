@@ -95,7 +95,7 @@ def bench(private: Workspace, profile_name: str, add: Add, *, rounds: int = ROUN
         shutil.copyfile(run.shipped, imagebuilder / ".config")
         shipped.append(run.bare(imagebuilder))
     over_s = statistics.median(one - other for one, other in zip(first, bare, strict=True))
-    bare_s, shipped_s, second_s = (statistics.median(found) for found in (bare, shipped, second))
+    bare_s, shipped_s, second_s = (statistics.median(seconds) for seconds in (bare, shipped, second))
     note = f"make image takes {bare_s:.2f} s with the same settings, {shipped_s:.2f} s as shipped"
     add(Figure("overhead over make image, same settings", over_s, "s", max(0.5, 0.05 * bare_s), note))
     percent = 100 * second_s / shipped_s

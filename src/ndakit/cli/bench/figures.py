@@ -32,9 +32,9 @@ Add = Callable[[Figure], None]
 
 def timed(action: Callable[[], object], rounds: int) -> list[float]:
     """Seconds of each of some rounds."""
-    found = []
+    seconds = []
     for _ in range(rounds):
         started_s = time.perf_counter()
         action()
-        found.append(time.perf_counter() - started_s)
-    return found
+        seconds.append(time.perf_counter() - started_s)
+    return seconds

@@ -124,11 +124,11 @@ def _prepare(lab: LabNetwork) -> dict[str, tuple[Host, str]]:
     router = profile.node_address("lb", "wan", 4)
     lab.run("lb", "nft insert rule inet fw4 forward accept")
     outside.run(["ip", "route", "replace", f"{target}/32", "via", str(router)])
-    found = {"plain": (outside, f"http://{target}:{PORT['plain']}/file")}
+    ways = {"plain": (outside, f"http://{target}:{PORT['plain']}/file")}
     for kind, client in (("nat", outside), ("dr", inside), ("tun", inside)):
-        found[kind] = (client, f"http://{authority(profile.endpoints(kind)[0].address, PORT[kind])}/file")
+        ways[kind] = (client, f"http://{authority(profile.endpoints(kind)[0].address, PORT[kind])}/file")
     lab.settle()
-    return found
+    return ways
 
 
 def _download(client: Host, url: str, count: int) -> float:
