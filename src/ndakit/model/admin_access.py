@@ -116,7 +116,7 @@ class Door:
     @functools.cached_property
     def _answers(self) -> dict[int, dict[str, dict[str, Spans]]]:
         """IP version → kind (good, astray, dead-router) → device → to whom answers leave there."""
-        found: dict[int, dict[str, dict[str, Spans]]] = {}
+        answers: dict[int, dict[str, dict[str, Spans]]] = {}
         own = {a for a, _ in self.addresses}
         links: dict[tuple[str, int], list[Subnet]] = {}
         for way in self.ways:
@@ -135,11 +135,11 @@ class Door:
                 reached = Spans(((low, high),))
                 reached = reached if way.via is None else reached - NOT_ROUTED[version]
                 kinds[kind].setdefault(way.device, []).extend(reached.pairs)
-            found[version] = {
+            answers[version] = {
                 kind: {device: Spans(_sorted(pairs)) for device, pairs in devices.items()}
                 for kind, devices in kinds.items()
             }
-        return found
+        return answers
 
     @functools.cached_property
     def _routes(self) -> dict[int, dict[str, Spans]]:
@@ -161,7 +161,7 @@ class Door:
                 targets.setdefault((device, address.version), set()).add(address)
             if address.version == 6 and self.listens is None:
                 targets.setdefault((device, 6), set()).add(None)
-        found: dict[int, Spans] = {}
+        ways_in: dict[int, Spans] = {}
         for version in (4, 6):
             pairs: list[tuple[int, int]] = []
             for device, answered in self._answers[version]["good"].items():
@@ -170,17 +170,17 @@ class Door:
                     if (version, rules) not in accepted:
                         accepted[version, rules] = self._accepted(rules, version)
                     pairs += (answered & accepted[version, rules]).pairs
-            found[version] = Spans(_sorted(pairs)) - NEVER[version] - self._kept[version]
-        return found
+            ways_in[version] = Spans(_sorted(pairs)) - NEVER[version] - self._kept[version]
+        return ways_in
 
     def _accepted(self, rules: tuple[int, ...], version: int) -> Spans:
-        undecided, found = Spans.of([WHOLE[version]], version), Spans()
+        undecided, accepted = Spans.of([WHOLE[version]], version), Spans()
         for rule in (self.filters[n] for n in rules):
             hit = undecided & Spans.of(rule.sources, version) if rule.sources else undecided
             if rule.accepts:
-                found = found | hit
+                accepted = accepted | hit
             undecided = undecided - hit
-        return found
+        return accepted
 
 
 def _holds(subnet: Subnet, address: Address) -> bool:
@@ -201,7 +201,7 @@ def _longest(ways: Iterable[Way]) -> list[tuple[int, int, Way, bool]]:
         key = (int(way.to.network_address), int(way.to.broadcast_address))
         if key not in best or (way.via is not None, way.metric) < (best[key].via is not None, best[key].metric):
             best[key] = way
-    found: list[tuple[int, int, Way, bool]] = []
+    parts: list[tuple[int, int, Way, bool]] = []
     stack: list[tuple[int, int, Way, bool]] = []
     at = 0
 
@@ -210,15 +210,15 @@ def _longest(ways: Iterable[Way]) -> list[tuple[int, int, Way, bool]]:
         while stack and stack[-1][1] < until:
             _, last, way, above = stack.pop()
             if at <= last:
-                found.append((at, last, way, above))
+                parts.append((at, last, way, above))
                 at = last + 1
 
     for (low, high), way in sorted(best.items(), key=lambda item: (item[0][0], -item[0][1])):
         close(low)
         if stack and at < low:
-            found.append((at, low - 1, *stack[-1][2:]))
+            parts.append((at, low - 1, *stack[-1][2:]))
         at = max(at, low)
         above = bool(stack) and (stack[-1][3] or stack[-1][2].via is None)
         stack.append((low, high, way, above))
     close(1 << 129)
-    return found
+    return parts

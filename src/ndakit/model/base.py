@@ -59,11 +59,11 @@ class Model(BaseModel):
 
     @classmethod
     def __get_pydantic_json_schema__(cls, schema: CoreSchema, handler: GetJsonSchemaHandler) -> dict[str, Any]:
-        found = handler.resolve_ref_schema(handler(schema))
+        body = handler.resolve_ref_schema(handler(schema))
         if cls.short_form is None:
-            return found
-        short = found["properties"][cls.short_form]
-        return {"anyOf": [{k: v for k, v in short.items() if k != "default"}, found]}
+            return body
+        short = body["properties"][cls.short_form]
+        return {"anyOf": [{k: v for k, v in short.items() if k != "default"}, body]}
 
 
 def mistake(code: str, message: str, **facts: Any) -> PydanticCustomError:
@@ -205,18 +205,18 @@ def _address_meant(value: str) -> str:
 def _address(value: Any) -> Any:
     if isinstance(value, str):
         try:
-            found = ip_address(value)
+            address = ip_address(value)
         except ValueError:
             raise mistake(
                 "address", "'{got}' is not an IP address", got=value[:60], fix=_address_meant(value)
             ) from None
-        if isinstance(found, IPv6Address) and found.scope_id:
+        if isinstance(address, IPv6Address) and address.scope_id:
             raise mistake(
                 "address", "'{got}' has a zone", got=value[:60],
                 fix="a gateway or VIP: write it without %interface, its network says which one; anything else: write "
                 "another address of it, because a link-local one cannot be reached in this version",
             )  # fmt: skip
-        return found
+        return address
     return value
 
 

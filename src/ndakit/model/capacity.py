@@ -171,7 +171,7 @@ def capacity_of(profile: Profile) -> Capacity:
     fits = usual_ports >= max(most, OWN_PORTS_LEAST)
     ports = (PORTS_FROM if fits else PORTS_FROM_WIDE, PORTS_TO)
     tuned_ports = port_range(profile.tuning.sysctl.get(PORTS_KEY, "")) or ports
-    found = Capacity(
+    capacity = Capacity(
         memory_mib=stated.memory_mib or (SMALL_MEMORY_MIB if little else MEMORY_MIB),
         sessions_per_second=rate,
         session_duration_s=duration_s,
@@ -192,19 +192,23 @@ def capacity_of(profile: Profile) -> Capacity:
         tls_sides=tls_sides(profile),
         served=served,
     )
-    return _with_haproxy(profile, found) if profile.runs_haproxy else found
+    return _with_haproxy(profile, capacity) if profile.runs_haproxy else capacity
 
 
-def _with_haproxy(profile: Profile, found: Capacity) -> Capacity:
+def _with_haproxy(profile: Profile, capacity: Capacity) -> Capacity:
     """What HAProxy may hold beyond its largest service, as far as there is room for it."""
-    each = found.connection_bytes + 2 * SOCKET_BYTES
+    each = capacity.connection_bytes + 2 * SOCKET_BYTES
     # Two MiB less, because each part is rounded up to whole ones.
-    room = found.connections_max + max(0, found.memory_mib - found.memory_needed_mib - 2) * 2**20 // each
-    together = max(found.connections_max, min(found.services_sum, room, found.tracked_max // TRACKED_PER_SESSION))
+    room = capacity.connections_max + max(0, capacity.memory_mib - capacity.memory_needed_mib - 2) * 2**20 // each
+    together = max(
+        capacity.connections_max, min(capacity.services_sum, room, capacity.tracked_max // TRACKED_PER_SESSION)
+    )
     most = together + RESERVE
     servers = sum(len(p.servers) for p in profile.pools.values())
     listeners = sum(2 * len(s.vip) * s.port_count for s in profile.services.values() if s.carried_by.opens_sockets)
-    return replace(found, together_max=together, haproxy_max=most, files=2 * most + FILES_BESIDE + servers + listeners)
+    return replace(
+        capacity, together_max=together, haproxy_max=most, files=2 * most + FILES_BESIDE + servers + listeners
+    )
 
 
 def service_limits(profile: Profile, usual: int) -> Iterator[tuple[str, int]]:

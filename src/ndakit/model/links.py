@@ -76,30 +76,30 @@ def routes_only(profile: Profile) -> bool:
 
 def watched(profile: Profile, group: str) -> dict[str, str]:
     """Network → why its link decides whether a node can be master of a VIP group; the VIPs' own networks first."""
-    found: dict[str, str] = {}
+    reasons: dict[str, str] = {}
     for name in profile.networks:
         if any(v.network == name and v.group == group for v in profile.vips.values()):
-            found[name] = "VIPs are there"
+            reasons[name] = "VIPs are there"
     vips = {n for n, v in profile.vips.items() if v.group == group}
     users = [s for s in profile.services.values() if vips & set(s.vip)]
     for pool in dict.fromkeys(p for s in users for p in s.pools if p in profile.pools):
         for server in profile.pools[pool].servers.values():
             for address in server.address:
                 if (towards := network_towards(profile, address)) is not None:
-                    found.setdefault(towards, "the way to the servers")
+                    reasons.setdefault(towards, "the way to the servers")
     for way in ways_out(profile):
         if profile.vips[way.gateway].group == group:
-            found.setdefault(way.through, "the way out")
-    return found
+            reasons.setdefault(way.through, "the way out")
+    return reasons
 
 
 def deciding(profile: Profile) -> dict[str, str]:
     """Network → why its link decides, for any group; empty for a standalone node."""
-    found: dict[str, str] = {}
+    reasons: dict[str, str] = {}
     for group in profile.groups if profile.instances else ():
         for network, why in watched(profile, group).items():
-            found.setdefault(network, why)
-    return found
+            reasons.setdefault(network, why)
+    return reasons
 
 
 def watched_alone(profile: Profile) -> tuple[str, ...]:

@@ -135,12 +135,12 @@ RIVALS: Mapping[str, str] = {"haproxy-nossl": "haproxy"}
 
 def needed(profile: Profile) -> dict[str, str]:
     """The packages that a profile needs beyond its device's own, each with the first reason for it."""
-    found: dict[str, str] = {}
+    why_of: dict[str, str] = {}
     for need in NEEDS:
         if need.when(profile):
             for name in need.packages.get(profile.release.family, ()):
-                found.setdefault(name, need.why)
-    return found
+                why_of.setdefault(name, need.why)
+    return why_of
 
 
 def place_of(profile: Profile, package: str) -> KeyPath | None:

@@ -110,5 +110,5 @@ LACKS: Mapping[str, Lack] = {
 
 def lack(release: Release, name: str) -> Lack | None:
     """Why a release has no package of this name; None if it has one, or if nothing is known about it."""
-    found = LACKS.get(name)
-    return found if found is not None and found.of(release) else None
+    known = LACKS.get(name)
+    return known if known is not None and known.of(release) else None

@@ -201,15 +201,15 @@ class Profile(Model):
     @property
     def groups(self) -> tuple[str, ...]:
         """The VIP groups, `main` first."""
-        found = {v.group for v in self.vips.values()}
-        return tuple(sorted(found, key=lambda g: (g != "main", g)))
+        names = {v.group for v in self.vips.values()}
+        return tuple(sorted(names, key=lambda g: (g != "main", g)))
 
     @functools.cached_property
     def instances(self) -> tuple[Instance, ...]:
         """The VRRP instances, by network and group; empty for a standalone node."""
         if self.standalone:
             return ()
-        found: list[Instance] = []
+        instances: list[Instance] = []
         for name, network in self.networks.items():
             taken: set[int] = set()
             for group in self.groups:
@@ -218,8 +218,8 @@ class Profile(Model):
                     pinned = network.vrid if group == "main" else None
                     vrid = pinned or _vrid(name, group, taken | ({network.vrid} if network.vrid else set()))
                     taken.add(vrid)
-                    found.append(Instance(name, group, vrid, vips))
-        return tuple(found)
+                    instances.append(Instance(name, group, vrid, vips))
+        return tuple(instances)
 
     @property
     def heartbeats(self) -> tuple[str, ...]:
@@ -290,8 +290,8 @@ class Profile(Model):
     @property
     def nics(self) -> tuple[str, ...]:
         """Every network card, in the order of the kernel's numbering."""
-        found = {nic for net in self.networks.values() for nic in net.nics}
-        return tuple(sorted(found, key=lambda n: (n.rstrip("0123456789"), int(n[len(n.rstrip("0123456789")) :] or 0))))
+        names = {nic for net in self.networks.values() for nic in net.nics}
+        return tuple(sorted(names, key=lambda n: (n.rstrip("0123456789"), int(n[len(n.rstrip("0123456789")) :] or 0))))
 
     @property
     def cards(self) -> tuple[str, ...]:
@@ -314,11 +314,11 @@ class Profile(Model):
 
     def endpoints(self, service: str) -> tuple[Endpoint, ...]:
         """Where a service listens, with `families` applied."""
-        found = self.services[service]
-        wanted = {int(f[-1]) for f in found.families or ("ipv4", "ipv6")}
+        settings = self.services[service]
+        wanted = {int(f[-1]) for f in settings.families or ("ipv4", "ipv6")}
         return tuple(
-            Endpoint(name, self.vips[name].network, address, found.port)
-            for name in found.vip
+            Endpoint(name, self.vips[name].network, address, settings.port)
+            for name in settings.vip
             for address in self.vips[name].address
             if address.version in wanted
         )
@@ -337,17 +337,17 @@ class Profile(Model):
 
     @functools.cached_property
     def _services_of(self) -> dict[str, tuple[str, ...]]:
-        found: dict[str, list[str]] = {}
+        names_of: dict[str, list[str]] = {}
         for name, service in self.services.items():
             passed: set[str] = set()
             for first in service.pools:
                 pool: str | None = first
                 while pool is not None and pool not in passed:
-                    found.setdefault(pool, []).append(name)
+                    names_of.setdefault(pool, []).append(name)
                     passed.add(pool)
                     sorry = self.pools[pool].sorry if pool in self.pools else None
                     pool = sorry.pool if sorry is not None else None
-        return {pool: tuple(names) for pool, names in found.items()}
+        return {pool: tuple(names) for pool, names in names_of.items()}
 
     @property
     def served(self) -> tuple[str, ...]:
@@ -432,9 +432,9 @@ class Profile(Model):
     def persistence(self, service: str, pool: str | None = None) -> Persistence | None:
         """How clients of a service keep their server in its pool, or in another one that a route leads to: the
         service's own word, else the pool's."""
-        found = self.services[service]
-        name = pool or found.pool
-        return found.persistence or (self.pools[name].persistence if name in self.pools else None)
+        settings = self.services[service]
+        name = pool or settings.pool
+        return settings.persistence or (self.pools[name].persistence if name in self.pools else None)
 
     @functools.cached_property
     def marks(self) -> dict[str, int]:
@@ -443,15 +443,15 @@ class Profile(Model):
         From the names alone, so that nodes with images of different age agree; 1 to 255, shifted left by four: the bits
         below belong to others (TProxy's is the lowest one).
         """
-        found: dict[str, int] = {}
+        mark_of: dict[str, int] = {}
         taken: set[int] = set()
         for name in sorted(self.marked_services)[:MARKS_MAX]:
             number = zlib.crc32(name.encode()) % MARKS_MAX + 1
             while number in taken:
                 number = number % MARKS_MAX + 1
             taken.add(number)
-            found[name] = number << 4
-        return found
+            mark_of[name] = number << 4
+        return mark_of
 
     @property
     def marked_services(self) -> tuple[str, ...]:
@@ -487,10 +487,10 @@ class Profile(Model):
 
     def opening_sources(self, opening: Opening) -> tuple[Subnet, ...]:
         """Who a firewall rule is about, names of `access.sources` resolved; empty for everybody."""
-        found: dict[Subnet, None] = {}
+        subnets: dict[Subnet, None] = {}
         for source in opening.sources:
-            found.update(dict.fromkeys(self.access.sources.get(source, ()) if isinstance(source, str) else (source,)))
-        return tuple(found)
+            subnets.update(dict.fromkeys(self.access.sources.get(source, ()) if isinstance(source, str) else (source,)))
+        return tuple(subnets)
 
     @functools.cached_property
     def sync_link(self) -> tuple[str, int] | None:
@@ -499,14 +499,14 @@ class Profile(Model):
         is not encrypted), else the first one whose servers have their gateway in us, else the first one; IPv4 where
         there is a choice."""
         inner = {vip.network for vip in self.vips.values() if vip.role == "gateway"}
-        found = [
+        links = [
             (net.role is None, net.gateway is not None, net.gateway is not None and name not in inner, number, version,
              name)
             for number, (name, net) in enumerate(self.networks.items())
             for version in net.families
             if all(self.node_address(node, name, version) is not None for node in self.nodes)
         ]  # fmt: skip
-        return (min(found)[-1], min(found)[-2]) if found else None
+        return (min(links)[-1], min(links)[-2]) if links else None
 
     @property
     def egress_groups(self) -> tuple[str, ...]:

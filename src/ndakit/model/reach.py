@@ -27,8 +27,8 @@ class SubnetTable:
         value = int(address)
         for (version, length), at in self._by_length.items():
             shift = address.max_prefixlen - length
-            if version == address.version and (found := at.get(value >> shift << shift)) is not None:
-                return found
+            if version == address.version and (name := at.get(value >> shift << shift)) is not None:
+                return name
         return None
 
     def overlaps(self, subnet: Subnet) -> bool:
@@ -62,13 +62,13 @@ class Reach:
 def inner_router(profile: Profile, address: Address) -> tuple[str, Address] | None:
     """The network and router of the narrowest route (then the smallest metric) that leads to an off-link address; None
     if only a default gateway does, or nothing."""
-    found = [
+    ways = [
         (-r.to.prefixlen, r.metric or 0, number, name, r.via)
         for number, (name, net) in enumerate(profile.networks.items())
         for r in net.routes
         if r.to.version == address.version and address in r.to
     ]
-    best = min(found, key=lambda way: way[:3], default=None)
+    best = min(ways, key=lambda way: way[:3], default=None)
     return (best[3], best[4]) if best is not None else None
 
 
@@ -97,8 +97,8 @@ _DOCUMENTATION = tuple(
 
 def of_documentation(network: Address | Subnet) -> bool:
     """True for an address, or a subnet, that stands in an example and is nobody's."""
-    found = network if isinstance(network, IPv4Network | IPv6Network) else ip_network(network)
-    return any(r.version == found.version and r.overlaps(found) for r in _DOCUMENTATION)
+    subnet = network if isinstance(network, IPv4Network | IPv6Network) else ip_network(network)
+    return any(r.version == subnet.version and r.overlaps(subnet) for r in _DOCUMENTATION)
 
 
 def special(address: Address) -> str | None:

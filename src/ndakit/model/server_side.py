@@ -143,8 +143,8 @@ def servers(profile: Profile) -> tuple[ServerSide, ...]:
     and tproxy answer through."""
     machines: list[dict[tuple[str, str], Server]] = []
     first_with: dict[Address, int] = {}
-    for pool, found in profile.pools.items():
-        for name, server in found.servers.items():
+    for pool, settings in profile.pools.items():
+        for name, server in settings.servers.items():
             same = min((first_with[a] for a in server.address if a in first_with), default=len(machines))
             if same == len(machines):
                 machines.append({})
@@ -179,11 +179,11 @@ class _Needs:
 
     def through_us(self, service: str, own: Address) -> None:
         """Answers of a service go back through the gateway VIP of the server's network, as everything else does."""
-        found = gateway_of(self.profile, own, service)
-        if found is not None:
-            self.gateways[own.version] = Gateway(found[1], own)
+        gateway = gateway_of(self.profile, own, service)
+        if gateway is not None:
+            self.gateways[own.version] = Gateway(gateway[1], own)
             self._say(
-                f"IPv{own.version} default gateway {found[1]} ({found[0]}): answers of {self._named(service)} go "
+                f"IPv{own.version} default gateway {gateway[1]} ({gateway[0]}): answers of {self._named(service)} go "
                 "back through the balancers"
             )
 
@@ -197,9 +197,9 @@ class _Needs:
                 f"reach the router {router[1]}, and that one sends them to the balancers (its folder says how)"
             )
             return
-        found = gateway_of(self.profile, own, service)
-        if found is not None:
-            self._answers(service, found[1], own, own, port, nodes_beside(self.profile, own))
+        gateway = gateway_of(self.profile, own, service)
+        if gateway is not None:
+            self._answers(service, gateway[1], own, own, port, nodes_beside(self.profile, own))
 
     def answers_past_us(self, service: str, own: Address, vip: Address, port: tuple[int, int]) -> None:
         """Answers that the server gives as the VIP take the network's router, for we drop what comes from a VIP."""
@@ -226,9 +226,9 @@ class _Needs:
 
     def through_router(self, service: str, own: Address, port: tuple[int, int], network: str, router: Address) -> None:
         """What an inner router does with the answers of a server behind it: they go to the gateway VIP."""
-        found = gateway_of(self.profile, router, service, network)
-        if found is not None:
-            self._answers(service, found[1], router, own, port, nodes_beside(self.profile, router, network))
+        gateway = gateway_of(self.profile, router, service, network)
+        if gateway is not None:
+            self._answers(service, gateway[1], router, own, port, nodes_beside(self.profile, router, network))
 
     def _port(self, service: str, port: tuple[int, int]) -> str:
         low, high = port
@@ -253,12 +253,12 @@ class _Needs:
 
     def way_out(self, own: Address) -> None:
         """A gateway VIP is the default gateway of every server in its network that answers nobody directly."""
-        found = gateway_of(self.profile, own)
+        gateway = gateway_of(self.profile, own)
         past_us = any(a.beside == own for a in self.addresses.values()) and not self.answers
-        if found is None or past_us or own.version in self.gateways or own.version in self.foreign_gateways:
+        if gateway is None or past_us or own.version in self.gateways or own.version in self.foreign_gateways:
             return
-        self.gateways[own.version] = Gateway(found[1], own)
-        self._say(f"IPv{own.version} default gateway {found[1]} ({found[0]}): the servers' gateway in this network")
+        self.gateways[own.version] = Gateway(gateway[1], own)
+        self._say(f"IPv{own.version} default gateway {gateway[1]} ({gateway[0]}): the servers' gateway in this network")
 
     def _say(self, words: str) -> None:
         self.words[words] = None
@@ -273,16 +273,16 @@ def gateway_of(
     known (a link-local address tells none)."""
     network = network or profile.network_of(server)
     groups = {profile.vips[v].group for v in profile.services[service].vip} if service is not None else set()
-    found = [
+    gateways = [
         (vip.group not in groups, number, f"VIP {name}", address)
         for number, (name, vip) in enumerate(profile.vips.items())
         if vip.role == "gateway" and vip.network == network and (address := vip.address_of(server.version)) is not None
     ]
-    if not found and service is not None and profile.standalone and network is not None:
+    if not gateways and service is not None and profile.standalone and network is not None:
         node = next(iter(profile.nodes))
         own = profile.node_address(node, network, server.version)
         return (f"node {node}", own) if own is not None else None
-    return min(found)[2:] if found else None
+    return min(gateways)[2:] if gateways else None
 
 
 def nodes_beside(profile: Profile, server: Address, network: str | None = None) -> tuple[Address, ...]:
@@ -323,7 +323,7 @@ def _side(profile: Profile, name: str, machine: Mapping[tuple[str, str], Server]
 
 def _routers(profile: Profile) -> Iterator[ServerSide]:
     """The inner routers behind which servers of topology nat and tproxy are, with what each does with their answers."""
-    found: dict[Address, _Needs] = {}
+    needs_of: dict[Address, _Needs] = {}
     for pool, its in profile.pools.items():
         for service in profile.services_of(pool):
             if not profile.services[service].returning or its.reply_route != "policy":
@@ -334,10 +334,10 @@ def _routers(profile: Profile) -> Iterator[ServerSide]:
                     way = inner_router(profile, own) if own is not None and profile.network_of(own) is None else None
                     if own is None or way is None:
                         continue
-                    needs = found.setdefault(way[1], _Needs(profile))
+                    needs = needs_of.setdefault(way[1], _Needs(profile))
                     for port in _ports(profile, pool, server, service):
                         needs.through_router(service, own, port, *way)
-    for router, needs in found.items():
+    for router, needs in needs_of.items():
         if needs.answers:
             yield ServerSide(
                 profile=profile.name,

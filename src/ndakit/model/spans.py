@@ -23,13 +23,13 @@ class Spans:
     @classmethod
     def of(cls, subnets: Iterable[Subnet | Address], version: int) -> Spans:
         """The addresses of an IP version in some subnets and addresses."""
-        found: list[tuple[int, int]] = []
+        pairs: list[tuple[int, int]] = []
         for item in subnets:
             if item.version == version:
                 first = item.network_address if hasattr(item, "network_address") else item
                 last = item.broadcast_address if hasattr(item, "broadcast_address") else item
-                found.append((int(first), int(last)))
-        return cls(_joined(found))
+                pairs.append((int(first), int(last)))
+        return cls(_joined(pairs))
 
     def __bool__(self) -> bool:
         return bool(self.pairs)
@@ -48,7 +48,7 @@ class Spans:
         return Spans(_joined([*self.pairs, *other.pairs]))
 
     def __sub__(self, other: Spans) -> Spans:
-        found: list[tuple[int, int]] = []
+        left: list[tuple[int, int]] = []
         number = 0
         for first, last in self.pairs:
             while number < len(other.pairs) and other.pairs[number][1] < first:
@@ -56,25 +56,25 @@ class Spans:
             at = number
             while at < len(other.pairs) and other.pairs[at][0] <= last:
                 if other.pairs[at][0] > first:
-                    found.append((first, other.pairs[at][0] - 1))
+                    left.append((first, other.pairs[at][0] - 1))
                 first = other.pairs[at][1] + 1
                 at += 1
             if first <= last:
-                found.append((first, last))
-        return Spans(tuple(found))
+                left.append((first, last))
+        return Spans(tuple(left))
 
     def __and__(self, other: Spans) -> Spans:
-        found: list[tuple[int, int]] = []
+        shared: list[tuple[int, int]] = []
         mine = theirs = 0
         while mine < len(self.pairs) and theirs < len(other.pairs):
             (a, b), (c, d) = self.pairs[mine], other.pairs[theirs]
             if max(a, c) <= min(b, d):
-                found.append((max(a, c), min(b, d)))
+                shared.append((max(a, c), min(b, d)))
             if b < d:
                 mine += 1
             else:
                 theirs += 1
-        return Spans(tuple(found))
+        return Spans(tuple(shared))
 
     def __le__(self, other: Spans) -> bool:
         """True if every address is in the other one as well."""
@@ -84,23 +84,23 @@ class Spans:
         """The addresses that are in a subnet (of the same IP version)."""
         low, high = int(subnet.network_address), int(subnet.broadcast_address)
         at = max(0, bisect.bisect_right(self.pairs, (low, 1 << 128)) - 1)
-        found: list[tuple[int, int]] = []
+        inside: list[tuple[int, int]] = []
         while at < len(self.pairs) and self.pairs[at][0] <= high:
             first, last = max(low, self.pairs[at][0]), min(high, self.pairs[at][1])
             if first <= last:
-                found.append((first, last))
+                inside.append((first, last))
             at += 1
-        return Spans(tuple(found))
+        return Spans(tuple(inside))
 
 
 def _joined(pairs: list[tuple[int, int]]) -> tuple[tuple[int, int], ...]:
-    found: list[tuple[int, int]] = []
+    joined: list[tuple[int, int]] = []
     for first, last in sorted(pairs):
-        if found and first <= found[-1][1] + 1:
-            found[-1] = (found[-1][0], max(last, found[-1][1]))
+        if joined and first <= joined[-1][1] + 1:
+            joined[-1] = (joined[-1][0], max(last, joined[-1][1]))
         else:
-            found.append((first, last))
-    return tuple(found)
+            joined.append((first, last))
+    return tuple(joined)
 
 
 def _of(version: int, *texts: str) -> Spans:

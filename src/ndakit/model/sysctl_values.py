@@ -243,5 +243,5 @@ def port_range(value: str) -> tuple[int, int] | None:
 
 def device(key: str) -> str | None:
     """The device that a kernel value is about: `net.ipv4.conf.eth0/7.rp_filter` → `eth0.7`; None if about none."""
-    found = re.match(r"net\.ipv[46]\.(?:conf|neigh)\.([^.]+)\.", key)
-    return found[1].replace("/", ".") if found else None
+    named = re.match(r"net\.ipv[46]\.(?:conf|neigh)\.([^.]+)\.", key)
+    return named[1].replace("/", ".") if named else None

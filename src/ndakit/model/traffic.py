@@ -215,10 +215,10 @@ PortRange = tuple[int, int]
 
 
 def _ports(value: Any) -> Any:
-    found: list[PortRange] = []
+    ranges: list[PortRange] = []
     for item in as_list(value):
         if isinstance(item, list | tuple) and len(item) == 2 and all(isinstance(i, int) for i in item):
-            found.append((item[0], item[1]))
+            ranges.append((item[0], item[1]))
             continue
         words = str(item).split("-")
         if not 1 <= len(words) <= 2 or not all(w.isascii() and w.isdigit() and len(w) <= 5 for w in words):
@@ -230,10 +230,10 @@ def _ports(value: Any) -> Any:
             raise mistake("port", "'{got}' is not a port", got=str(item)[:40], fix="choose ports from 1 to 65535")
         if low > high:
             raise mistake("port", "'{got}' ends before it begins", got=str(item)[:40], fix=f"write {high}-{low}")
-        found.append((low, high))
-    if not found:
+        ranges.append((low, high))
+    if not ranges:
         raise mistake("empty", "an empty list", fix="state at least one port")
-    ordered = sorted(found)
+    ordered = sorted(ranges)
     for before, after in itertools.pairwise(ordered):
         if after[0] <= before[1]:
             raise mistake("port-twice", "port {got} is stated twice", got=after[0], fix="state every port once")

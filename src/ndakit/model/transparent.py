@@ -26,8 +26,8 @@ def services(profile: Profile) -> tuple[str, ...]:
 
 def versions(profile: Profile) -> tuple[int, ...]:
     """The IP versions in which there are such services, in order."""
-    found = {e.address.version for name in services(profile) for e in profile.endpoints(name)}
-    return tuple(sorted(found))
+    used = {e.address.version for name in services(profile) for e in profile.endpoints(name)}
+    return tuple(sorted(used))
 
 
 def pools(profile: Profile, service: str) -> tuple[str, ...]:

@@ -53,7 +53,7 @@ class VrrpInstance:
 
 def instances_of(profile: Profile, node: str) -> tuple[VrrpInstance, ...]:
     """The VRRP instances of a node. Raises InputError for a node without the address that VRRP needs."""
-    found: list[VrrpInstance] = []
+    instances: list[VrrpInstance] = []
     for number, instance in enumerate(profile.instances):
         device = profile.l2_device(instance.network)
         if instance.heartbeat:
@@ -70,7 +70,7 @@ def instances_of(profile: Profile, node: str) -> tuple[VrrpInstance, ...]:
             if (a := profile.node_address(peer, instance.network, version)) is not None
         )
         advertised = next(v for v in vips if v.address.version == version)
-        found.append(
+        instances.append(
             VrrpInstance(
                 name=instance_name(instance.network, instance.group),
                 group=instance.group,
@@ -87,7 +87,7 @@ def instances_of(profile: Profile, node: str) -> tuple[VrrpInstance, ...]:
                 heartbeat=instance.heartbeat,
             )
         )
-    return tuple(found)
+    return tuple(instances)
 
 
 def _no_address(profile: Profile, node: str, network: str, version: int) -> InputError:

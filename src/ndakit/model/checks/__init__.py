@@ -70,7 +70,7 @@ AnyCheck = Annotated[
 """A check of any type."""
 
 TYPES: dict[str, type[Check]] = {
-    found.model_fields["type"].default: found for found in (get_args(t)[0] for t in get_args(get_args(AnyCheck)[0]))
+    check.model_fields["type"].default: check for check in (get_args(t)[0] for t in get_args(get_args(AnyCheck)[0]))
 }
 """Every type by its word in the profile."""
 

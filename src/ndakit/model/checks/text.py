@@ -16,17 +16,17 @@ _ESCAPE = re.compile(r"\\(x[0-9A-Fa-f]{2}|.?)")
 
 def raw_bytes(text: str) -> bytes:
     r"""Text with the escapes `\r`, `\n`, `\t`, `\\` and `\x41` as bytes. Raises ValueError on another escape."""
-    found, end = b"", 0
+    content, end = b"", 0
     for match in _ESCAPE.finditer(text):
-        found += text[end : match.start()].encode()
+        content += text[end : match.start()].encode()
         end, escape = match.end(), match[1]
         if escape.startswith("x") and len(escape) == 3:
-            found += bytes.fromhex(escape[1:])
+            content += bytes.fromhex(escape[1:])
         elif escape in _ESCAPES:
-            found += _ESCAPES[escape]
+            content += _ESCAPES[escape]
         else:
             raise ValueError(match[0])
-    return found + text[end:].encode()
+    return content + text[end:].encode()
 
 
 def _escaped(value: str) -> str:

@@ -115,11 +115,11 @@ def _wrong_subnets(profile: Profile) -> dict[Subnet, tuple[str, KeyPath]]:
         for number, subnet in enumerate(net.subnet):
             owners[subnet] = (name, ("networks", name, "subnet", number))
     for _, _, address, network, _ in _placed(profile):
-        found = profile.networks[network].subnet_of(address.version) if network in profile.networks else None
-        if found is not None and address in found:
-            held.add(found)
-        elif found is not None and not address.is_link_local:
-            outside.setdefault(found, set()).add(address)
+        around = profile.networks[network].subnet_of(address.version) if network in profile.networks else None
+        if around is not None and address in around:
+            held.add(around)
+        elif around is not None and not address.is_link_local:
+            outside.setdefault(around, set()).add(address)
     return {s: owners[s] for s, addresses in outside.items() if len(addresses) > 1 and s not in held}
 
 
@@ -362,11 +362,12 @@ def link_local_vips(profile: Profile) -> Iterator[Finding]:
                     "link-local-vip", f"no router can send {address} to the balancer: it is link-local", at,
                     "delete routed: true", other=("vips", name, "routed"),
                 )  # fmt: skip
-            for service, found in profile.services.items():
-                if name in found.vip and "ipv6" in (found.families or ("ipv6",)):
+            for service, settings in profile.services.items():
+                if name in settings.vip and "ipv6" in (settings.families or ("ipv6",)):
                     yield error(
                         "link-local-vip", f"service {service} would listen on {address}, which is link-local: no "
-                        "client beyond the network can reach it", ("services", service, "vip", found.vip.index(name)),
+                        "client beyond the network can reach it",
+                        ("services", service, "vip", settings.vip.index(name)),
                         "name another VIP; or, for IPv4 alone, write families: [ipv4]", other=at,
                     )  # fmt: skip
             for network, net in profile.networks.items():

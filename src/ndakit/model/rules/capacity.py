@@ -34,21 +34,21 @@ LEAST = {"sessions_per_second": 0.1, "session_duration_s": 0.001}
 
 def memory(profile: Profile) -> Iterator[Finding]:
     """All limits reached at once must fit into the memory."""
-    found = capacity_of(profile)
-    if found.memory_needed_mib > found.memory_mib:
-        yield _too_much(profile, found)
+    capacity = capacity_of(profile)
+    if capacity.memory_needed_mib > capacity.memory_mib:
+        yield _too_much(profile, capacity)
     tuned = profile.tuning.sysctl.get(TRACKED_KEY, "")
-    if tuned.isdigit() and int(tuned) < found.tracked_needed:
+    if tuned.isdigit() and int(tuned) < capacity.tracked_needed:
         yield warning(
             "tuning-below-sizing",
-            f"{TRACKED_KEY} is {tuned}, and {found.sessions_per_second:g} sessions per second keep "
-            f"{found.tracked_needed} entries there: when it is full, new connections are dropped",
+            f"{TRACKED_KEY} is {tuned}, and {capacity.sessions_per_second:g} sessions per second keep "
+            f"{capacity.tracked_needed} entries there: when it is full, new connections are dropped",
             ("tuning", "sysctl", TRACKED_KEY), "delete it, so that it is computed, or lower sessions_per_second",
             other=_stated(profile, "sessions_per_second"), also=(("device",),),
         )  # fmt: skip
 
 
-def _too_much(profile: Profile, found: Capacity) -> Finding:
+def _too_much(profile: Profile, capacity: Capacity) -> Finding:
     """The finding about too little memory: what asks for it, and only those ways out that lead to a profile that fits.
 
     What asks: the load, the largest limit of a service, or a kernel's table of one's own size; one of them can be far
@@ -56,21 +56,23 @@ def _too_much(profile: Profile, found: Capacity) -> Finding:
     """
 
     def fits(changed: Profile) -> bool:
-        return capacity_of(changed).memory_needed_mib <= found.memory_mib
+        return capacity_of(changed).memory_needed_mib <= capacity.memory_mib
 
     load = profile.model_copy(update={"sizing": profile.sizing.model_copy(update=LEAST)})
-    largest = [s for s, limit in _stated_limits(profile).items() if limit == found.connections_max > found.usual_max]
+    largest = [
+        s for s, limit in _stated_limits(profile).items() if limit == capacity.connections_max > capacity.usual_max
+    ]
     tables = [k for k in (TRACKED_KEY, TIME_WAIT_KEY) if k in profile.tuning.sysctl and fits(_without(profile, [k]))]
     count = _count_that_fits(profile, fits)
-    ways = [f"write memory_mib: {found.memory_needed_mib} or more (and give the machine that much)"]
+    ways = [f"write memory_mib: {capacity.memory_needed_mib} or more (and give the machine that much)"]
     at = _stated(profile, "memory_mib", "sessions_per_second", "session_duration_s")
-    what = f"{found.sessions_per_second:g} sessions per second of {found.session_duration_s:g} s"
+    what = f"{capacity.sessions_per_second:g} sessions per second of {capacity.session_duration_s:g} s"
     if count is not None:
         over = [s for s, limit in _stated_limits(profile).items() if limit > count]
         ways.append(f"lower limits.connections.count of {' and '.join(over)} to {count} or less")
     if largest:
         at = ("services", largest[0], "limits", "connections")
-        what = f"{found.connections_max} connections of service {largest[0]} at once"
+        what = f"{capacity.connections_max} connections of service {largest[0]} at once"
     elif tables:
         at = ("tuning", "sysctl", tables[0])
         what += f", and {tables[0]} of {profile.tuning.sysctl[tables[0]]},"
@@ -79,10 +81,10 @@ def _too_much(profile: Profile, found: Capacity) -> Finding:
         ways.append("lower sessions_per_second or session_duration_s")
     if len(ways) == 1 and fits(_limited(_without(load, [TRACKED_KEY, TIME_WAIT_KEY]), 1)):  # nothing does it alone
         ways.append(_all_together(profile))
-    parts = ", ".join(f"{part} {mib} MiB" for part, mib in found.memory if mib)
+    parts = ", ".join(f"{part} {mib} MiB" for part, mib in capacity.memory if mib)
     return error(
         "sizing-memory",
-        f"{what} need {found.memory_needed_mib} MiB, and there are {found.memory_mib}: {parts}",
+        f"{what} need {capacity.memory_needed_mib} MiB, and there are {capacity.memory_mib}: {parts}",
         at, ", or ".join(ways),
         other=("device",) if profile.sizing.memory_mib is None or at[0] == "sizing" else ("sizing", "memory_mib"),
         also=(("tuning", "sysctl"), ("services",), ("pools",), ("sizing",), ("device",)),
@@ -133,19 +135,19 @@ def _all_together(profile: Profile) -> str:
 
 def ports(profile: Profile) -> Iterator[Finding]:
     """Source ports towards one server: one for each session, and for a minute after it (TIME_WAIT)."""
-    found = capacity_of(profile)
+    capacity = capacity_of(profile)
     pools = pools_that_see_us(profile)
     tuned = port_range(profile.tuning.sysctl.get(PORTS_KEY, "")) is not None
-    most = found.ports if tuned else (Spans(((PORTS_FROM_WIDE, PORTS_TO),)) - found.served).size
-    for pool, server, need in ports_needed(profile, found.sessions_per_second, found.session_duration_s):
+    most = capacity.ports if tuned else (Spans(((PORTS_FROM_WIDE, PORTS_TO),)) - capacity.served).size
+    for pool, server, need in ports_needed(profile, capacity.sessions_per_second, capacity.session_duration_s):
         if need <= most:
             continue
         weights = [s.weight for s in profile.pools[pool].servers.values()]
         whole = math.ceil(need * (sum(weights) - _lost(weights)) / sum(weights)) if sum(weights) else need
         lost = "" if whole > most or len([w for w in weights if w]) == 1 else "with one server lost, "
         what = (
-            f"{lost}{found.sessions_per_second:g} sessions per second to pool {pool} need {need} source ports towards "
-            f"server {server}, and there are {most}: each one is taken for the session and 60 s more"
+            f"{lost}{capacity.sessions_per_second:g} sessions per second to pool {pool} need {need} source ports "
+            f"towards server {server}, and there are {most}: each one is taken for the session and 60 s more"
         )
         # Sure only where every session goes to this pool, and each one makes a connection of its own: those of http
         # are used again.
@@ -165,20 +167,22 @@ def ports(profile: Profile) -> Iterator[Finding]:
 
 def own_questions(profile: Profile) -> Iterator[Finding]:
     """Services on the only node's own address leave it source ports for what it asks itself."""
-    found = capacity_of(profile)
+    capacity = capacity_of(profile)
     taken = [
         (last - first, name, vip, f"{first}-{last}" if first < last else str(first))
         for name, vip, (first, last) in served_ports(profile)
-        if not profile.services[name].carried_by.opens_sockets and first <= found.ports_to and last >= found.ports_from
+        if not profile.services[name].carried_by.opens_sockets
+        and first <= capacity.ports_to
+        and last >= capacity.ports_from
     ]
-    if not taken or found.ports >= OWN_PORTS_LEAST:
+    if not taken or capacity.ports >= OWN_PORTS_LEAST:
         return
     _, name, vip, its = max(taken)
     tuned = port_range(profile.tuning.sysctl.get(PORTS_KEY, "")) is not None
     yield error(
         "own-address-ports",
-        f"service {name} has port {its} of the node's own address, which leaves {found.ports} of the ports "
-        f"{found.ports_from}-{found.ports_to} to ask from, and the node needs {OWN_PORTS_LEAST}: answers to its "
+        f"service {name} has port {its} of the node's own address, which leaves {capacity.ports} of the ports "
+        f"{capacity.ports_from}-{capacity.ports_to} to ask from, and the node needs {OWN_PORTS_LEAST}: answers to its "
         "questions for names and time, and to its checks, would go to a server",
         ("services", name, "port"),
         (f"delete {PORTS_KEY}, or " if tuned else "")
@@ -191,7 +195,7 @@ def servers(profile: Profile) -> Iterator[Finding]:
     """What a pool's servers may take at most, with all of them and with one lost (n+1)."""
     if profile.sizing.sessions_per_second is None:
         return
-    found = capacity_of(profile)
+    capacity = capacity_of(profile)
     used = tuple(dict.fromkeys(p for s in profile.services.values() for p in s.pools if p in profile.pools))
     for name in used:
         limits = {n: s.max_connections for n, s in profile.pools[name].servers.items() if s.weight}
@@ -200,11 +204,11 @@ def servers(profile: Profile) -> Iterator[Finding]:
         taken = {n: limit or 0 for n, limit in limits.items()}
         whole, largest = sum(taken.values()), max(taken, key=lambda n: taken[n])
         sessions, expected = (
-            f"{found.sessions} sessions at once (sessions_per_second × session_duration_s)",
-            found.sessions,
+            f"{capacity.sessions} sessions at once (sessions_per_second × session_duration_s)",
+            capacity.sessions,
         )
-        if profile.ipvs_services_of(name) and whole >= found.sessions:
-            expected = found.ipvs_entries
+        if profile.ipvs_services_of(name) and whole >= capacity.sessions:
+            expected = capacity.ipvs_entries
             sessions = (
                 f"{expected} that count (sessions_per_second × (session_duration_s + {TRACKED_AFTER_S}): IPVS counts a "
                 "connection until it forgets it, after its end)"
@@ -212,7 +216,7 @@ def servers(profile: Profile) -> Iterator[Finding]:
         path: KeyPath = ("pools", name, "servers")
         other = _stated(profile, "sessions_per_second")
         if whole < expected:
-            say = error if used == (name,) and expected == found.sessions else warning
+            say = error if used == (name,) and expected == capacity.sessions else warning
             yield say(
                 "sizing-servers", f"the servers of pool {name} take {whole} connections, and sizing expects {sessions}",
                 path, "raise their max_connections if they can take more, or add servers", other=other,
@@ -230,9 +234,9 @@ def servers(profile: Profile) -> Iterator[Finding]:
 
 def machine(profile: Profile) -> MachineSize:
     """What a kernel value has to fit."""
-    found = capacity_of(profile)
+    capacity = capacity_of(profile)
     added = frozenset(name for name, wish in profile.image.packages.items() if wish == "add")
-    return MachineSize(found.memory_mib, found.files, added)
+    return MachineSize(capacity.memory_mib, capacity.files, added)
 
 
 def _devices(profile: Profile) -> tuple[str, ...]:
@@ -285,8 +289,8 @@ def sysctls(profile: Profile) -> Iterator[Finding]:
 
 def _stated(profile: Profile, *keys: str) -> KeyPath:
     """The first of the keys of `sizing` that the profile states, else `sizing`."""
-    found = next((k for k in keys if getattr(profile.sizing, k) is not None), None)
-    return ("sizing", found) if found else ("sizing",)
+    stated = next((k for k in keys if getattr(profile.sizing, k) is not None), None)
+    return ("sizing", stated) if stated else ("sizing",)
 
 
 def _lost(weights: list[int]) -> int:

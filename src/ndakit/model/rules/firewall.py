@@ -92,11 +92,11 @@ def allowed(profile: Profile) -> Iterator[Finding]:
                 other=("monitoring", "statistics", "port"),
             )  # fmt: skip
         yield from _own_ports(profile, name, opening, path)
-        for service, found in profile.services.items():
-            inside = any(v in profile.vips and profile.vips[v].network == opening.network for v in found.vip)
-            transport = "udp" if found.protocol == "udp" else "tcp"
+        for service, settings in profile.services.items():
+            inside = any(v in profile.vips and profile.vips[v].network == opening.network for v in settings.vip)
+            transport = "udp" if settings.protocol == "udp" else "tcp"
             if inside and opening.port is not None and all(
-                any(low <= first and last <= high for low, high in found.port) for first, last in opening.port
+                any(low <= first and last <= high for low, high in settings.port) for first, last in opening.port
             ) and opening.covers(transport, opening.port[0][0]):  # fmt: skip
                 yield warning(
                     "allow-open", f"allow rule {name} opens what service {service} has open on its VIP already, and on "
@@ -153,12 +153,12 @@ def denied(profile: Profile) -> Iterator[Finding]:
 def _whole_services(profile: Profile, name: str, opening: Opening, path: KeyPath) -> Iterator[Finding]:
     """Services of which a rule leaves nothing: it is about everybody who comes in there, however that is written."""
     shut = [v for v in (4, 6) if (all_ := _comers(profile, opening.network, v)) and all_ <= _about(profile, opening, v)]
-    for service, found in profile.services.items():
-        transport = "udp" if found.protocol == "udp" else "tcp"
-        if not shut or opening.protocol not in ("all", transport) or not _ports(found.port) <= _ports(opening.port):
+    for service, settings in profile.services.items():
+        transport = "udp" if settings.protocol == "udp" else "tcp"
+        if not shut or opening.protocol not in ("all", transport) or not _ports(settings.port) <= _ports(opening.port):
             continue
-        here = [v for v in found.vip if v in profile.vips and profile.vips[v].network == opening.network]
-        wanted = {int(f[-1]) for f in found.families or ("ipv4", "ipv6")}
+        here = [v for v in settings.vip if v in profile.vips and profile.vips[v].network == opening.network]
+        wanted = {int(f[-1]) for f in settings.families or ("ipv4", "ipv6")}
         for vip in here:
             versions = [a.version for a in profile.vips[vip].address if a.version in wanted]
             dead = [v for v in versions if v in shut]
@@ -232,19 +232,19 @@ def _ports(spans: tuple[tuple[int, int], ...] | None) -> Spans:
 
 def _comers(profile: Profile, network: str, version: int) -> Spans:
     """Everybody of an IP version who can come in on a network."""
-    found = profile.networks[network]
-    if found.gateway_of(version) is not None:
+    settings = profile.networks[network]
+    if settings.gateway_of(version) is not None:
         return EVERYBODY[version]
-    return Spans.of((*found.subnet, *(r.to for r in found.routes)), version) & EVERYBODY[version]
+    return Spans.of((*settings.subnet, *(r.to for r in settings.routes)), version) & EVERYBODY[version]
 
 
 def _comes_in(profile: Profile, network: str, source: Subnet) -> bool:
     """True if packets from (some of) a subnet may come in on a network."""
-    found = profile.networks[network]
+    settings = profile.networks[network]
     return (
-        found.gateway_of(source.version) is not None
-        or any(s.version == source.version and s.overlaps(source) for s in found.subnet)
-        or any(r.to.version == source.version and r.to.overlaps(source) for r in found.routes)
+        settings.gateway_of(source.version) is not None
+        or any(s.version == source.version and s.overlaps(source) for s in settings.subnet)
+        or any(r.to.version == source.version and r.to.overlaps(source) for r in settings.routes)
     )
 
 

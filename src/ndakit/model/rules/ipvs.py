@@ -64,8 +64,8 @@ def closed_ports(profile: Profile) -> Iterator[Finding]:
                 if address is not None:
                     asked.setdefault(address, []).append((1 / pool.check.interval_s, service.main_pool))
     told: set[str] = set()
-    for address, found in asked.items():
-        total, pools = sum(rate for rate, _ in found), dict.fromkeys(name for _, name in found)
+    for address, rates in asked.items():
+        total, pools = sum(rate for rate, _ in rates), dict.fromkeys(name for _, name in rates)
         first = next(iter(pools))
         if total > UNREACHABLE_PER_S and first not in told:
             told.add(first)
@@ -126,11 +126,11 @@ def persistence(profile: Profile) -> Iterator[Finding]:
     if profile.release.haproxy_ipv6_masks:
         return
     for name in profile.haproxy_services:
-        service, found = profile.services[name], profile.persistence(name)
-        if found is not None and found.netmask_ipv6 != 128:
+        service, kept = profile.services[name], profile.persistence(name)
+        if kept is not None and kept.netmask_ipv6 != 128:
             holder: KeyPath = ("services", name) if service.persistence is not None else ("pools", service.main_pool)
             yield error(
-                "netmask-of-release", f"service {name} counts {found.netmask_ipv6} bits of an IPv6 address, and the "
+                "netmask-of-release", f"service {name} counts {kept.netmask_ipv6} bits of an IPv6 address, and the "
                 f"HAProxy of OpenWrt {profile.release} (1.8) has masks for IPv4 only",
                 (*holder, "persistence", "netmask_ipv6"), f"delete it, or use release {since(19, 7)}", other=RELEASE,
             )  # fmt: skip

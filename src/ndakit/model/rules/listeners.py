@@ -120,7 +120,7 @@ def own_ports(profile: Profile) -> Iterator[Finding]:
 def services(profile: Profile) -> Iterator[Finding]:
     """Services on the port of the nodes' own SSH server, which has it on every address."""
     ssh, *others = listeners.own(profile)
-    nodes = {a: n for n, node in profile.nodes.items() for found in node.addresses.values() for a in found}
+    nodes = {a: n for n, node in profile.nodes.items() for own in node.addresses.values() for a in own}
     for name, service in profile.services.items():
         if service.transport != "tcp":
             continue

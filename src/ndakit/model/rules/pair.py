@@ -191,8 +191,8 @@ def _nodes_only(profile: Profile, name: str) -> Iterator[Finding]:
                 "heartbeat-not-alone", f"VIP {vip} {why}", ("vips", vip, "network"),
                 "move the VIP to another network (a heartbeat needs none), or delete role", other=at,
             )  # fmt: skip
-    for pool, found in profile.pools.items():
-        for server, its in found.servers.items():
+    for pool, settings in profile.pools.items():
+        for server, its in settings.servers.items():
             if any(a in s for a in its.address for s in net.subnet):
                 yield error(
                     "heartbeat-not-alone", f"server {server} {why}", ("pools", pool, "servers", server, "address"),

@@ -50,10 +50,10 @@ def uses(profile: Profile) -> Iterator[Use]:
     for name, service in seeing_services(profile):
         for pool in _pools(profile, name, service):
             for server, facts in profile.pools[pool].servers.items():
-                found = [facts.address_of(v) for v in _versions(profile, name)]
+                addresses = [facts.address_of(v) for v in _versions(profile, name)]
                 if service.topology == "tun":
-                    found = [a or facts.address[0] for a in found]
-                for address in dict.fromkeys(a for a in found if a is not None):
+                    addresses = [a or facts.address[0] for a in addresses]
+                for address in dict.fromkeys(a for a in addresses if a is not None):
                     yield name, service, pool, server, address
 
 
@@ -99,9 +99,9 @@ def ports(profile: Profile) -> Iterator[Finding]:
         if service.topology == "nat":
             why = "IPVS leaves the ports of a service with several as they are"
         for pool in _pools(profile, name, service):
-            found = profile.pools[pool]
-            places: list[tuple[KeyPath, int | None]] = [(("pools", pool, "port"), found.port)]
-            places += [(("pools", pool, "servers", s, "port"), f.port) for s, f in found.servers.items()]
+            settings = profile.pools[pool]
+            places: list[tuple[KeyPath, int | None]] = [(("pools", pool, "port"), settings.port)]
+            places += [(("pools", pool, "servers", s, "port"), f.port) for s, f in settings.servers.items()]
             for at, port in places:
                 if port is not None and (several or port != service.first_port):
                     yield error(

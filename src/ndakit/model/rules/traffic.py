@@ -189,19 +189,19 @@ def check_load(profile: Profile) -> Iterator[Finding]:
             rate = len(profile.nodes) / pool.check.interval_s * _checkers(profile, name)
             rates.setdefault(facts.address[0], []).append((rate, ("pools", name, "servers", server)))
     told: set[KeyPath] = set()
-    for address, found in rates.items():
-        total = sum(rate for rate, _ in found)
-        rate, path = max(found, key=lambda entry: entry[0])
+    for address, loads in rates.items():
+        total = sum(rate for rate, _ in loads)
+        rate, path = max(loads, key=lambda entry: entry[0])
         pool_path = path[:2]
         if total > CHECKS_PER_S_MAX and pool_path not in told:
             told.add(pool_path)
-            pools = sorted({str(p[1]) for _, p in found})
+            pools = sorted({str(p[1]) for _, p in loads})
             yield warning(
                 "many-checks",
                 f"server {path[3]} at {address} gets {total:.3g} checks a second "
                 f"({'pools' if len(pools) > 1 else 'pool'} {listing(pools, 4)}, {len(profile.nodes)} nodes)",
                 (*pool_path, "check"), f"lengthen interval_s; at most {CHECKS_PER_S_MAX:g} checks a second are enough",
-                also=tuple((*p[:2], "check") for _, p in found),
+                also=tuple((*p[:2], "check") for _, p in loads),
             )  # fmt: skip
 
 
@@ -214,13 +214,13 @@ def _checkers(profile: Profile, pool: str) -> int:
             families |= {e.address.version for e in profile.endpoints(name)}
         else:
             families.add(next(iter(profile.pools[pool].servers.values())).address[0].version)
-    found = len(families)
+    checkers = len(families)
     for name in profile.ipvs_services_of(pool):
         service = profile.services[name]
         if service.pool == pool and all(v in profile.vips for v in service.vip):
             endpoints = profile.endpoints(name)
-            found += len({e.address.version for e in endpoints} if service.several else endpoints)
-    return max(1, found)
+            checkers += len({e.address.version for e in endpoints} if service.several else endpoints)
+    return max(1, checkers)
 
 
 def sorry_pages(profile: Profile) -> Iterator[Finding]:
