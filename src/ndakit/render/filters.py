@@ -55,12 +55,12 @@ def text(value: object) -> str:
 
 
 def _line(value: object) -> str:
-    found = text(value)
-    if not found:
+    line = text(value)
+    if not line:
         raise ValueError("an empty value")
-    if bad := UNSEEN.search(found):
+    if bad := UNSEEN.search(line):
         raise ValueError(f"control character U+{ord(bad[0]):04X}")
-    return found
+    return line
 
 
 def uci(value: object) -> Ready:
@@ -70,10 +70,10 @@ def uci(value: object) -> Ready:
 
 def uci_name(value: object) -> Ready:
     """A UCI section or option name: letters, digits, `_`, without quotes."""
-    found = text(value)
-    if not re.fullmatch(r"[A-Za-z0-9_]+", found):
-        raise ValueError(f"not a UCI name: {found[:60]!r}")
-    return Ready(found)
+    name = text(value)
+    if not re.fullmatch(r"[A-Za-z0-9_]+", name):
+        raise ValueError(f"not a UCI name: {name[:60]!r}")
+    return Ready(name)
 
 
 def shell(value: object) -> Ready:
@@ -83,18 +83,18 @@ def shell(value: object) -> Ready:
 
 def powershell(value: object) -> Ready:
     """One value of a PowerShell script, in single quotes; typographic ones end a text there as well."""
-    found = _line(value)
-    if re.search("[\u2018-\u201b]", found):
+    line = _line(value)
+    if re.search("[\u2018-\u201b]", line):
         raise ValueError("typographic quotes cannot be written in PowerShell")
-    return Ready("'" + found.replace("'", "''") + "'")
+    return Ready("'" + line.replace("'", "''") + "'")
 
 
 def haproxy(value: object) -> Ready:
     """One word of haproxy.cfg: plain where that is safe, else in strong quotes (configuration manual, 2.2)."""
-    found = _line(value)
-    if _HAPROXY_PLAIN.fullmatch(found):
-        return Ready(found)
-    return Ready("'" + found.replace("'", "'\"'\"'") + "'")
+    line = _line(value)
+    if _HAPROXY_PLAIN.fullmatch(line):
+        return Ready(line)
+    return Ready("'" + line.replace("'", "'\"'\"'") + "'")
 
 
 def is_word(text: str) -> bool:
@@ -104,10 +104,10 @@ def is_word(text: str) -> bool:
 
 def word(value: object) -> Ready:
     """One word of a syntax without quoting (keepalived.conf, sysctl.conf): refused unless it is harmless there."""
-    found = _line(value)
-    if not _WORD.fullmatch(found):
-        raise ValueError(f"{found[:60]!r} cannot be written without quotes")
-    return Ready(found)
+    line = _line(value)
+    if not _WORD.fullmatch(line):
+        raise ValueError(f"{line[:60]!r} cannot be written without quotes")
+    return Ready(line)
 
 
 def comment(value: object) -> Ready:
@@ -120,15 +120,15 @@ def markdown(value: object) -> Ready:
 
     CommonMark 0.31, 2.4: a backslash before ASCII punctuation. GitHub makes links of bare addresses, too.
     """
-    found = re.sub(r"([\\`*_{}\[\]<>#|~&!@])", r"\\\1", _line(value))
-    found = re.sub(r"(?i)(https?|ftp|mailto|xmpp)(:)|(www)(\.)", lambda m: f"{m[1] or m[3]}\\{m[2] or m[4]}", found)
-    return Ready(re.sub(r"^(\d*)([-+=.)])", r"\1\\\2", found))
+    escaped = re.sub(r"([\\`*_{}\[\]<>#|~&!@])", r"\\\1", _line(value))
+    escaped = re.sub(r"(?i)(https?|ftp|mailto|xmpp)(:)|(www)(\.)", lambda m: f"{m[1] or m[3]}\\{m[2] or m[4]}", escaped)
+    return Ready(re.sub(r"^(\d*)([-+=.)])", r"\1\\\2", escaped))
 
 
 def xml(value: object) -> Ready:
     """Text, an attribute in double quotes, or part of a comment, where two hyphens in a row are not allowed."""
-    found = html.escape(_line(value), quote=True)
-    return Ready(found.replace("--", "-&#45;"))
+    escaped = html.escape(_line(value), quote=True)
+    return Ready(escaped.replace("--", "-&#45;"))
 
 
 def seconds(value: object) -> Ready:
@@ -151,36 +151,36 @@ def decimal(value: object) -> Ready:
 def quoted(value: object) -> Ready:
     """A text in double quotes for keepalived.conf, which has no escapes: what would be replaced there (`$NAME`,
     `~SEQ(…)`, keepalived.conf(5)) is refused, as are quotes and backslashes."""
-    found = _line(value)
-    if bad := re.search(r'["\\$]|~[A-Z]', found):
+    line = _line(value)
+    if bad := re.search(r'["\\$]|~[A-Z]', line):
         raise ValueError(f"{bad[0]!r} cannot be written in keepalived.conf")
-    return Ready(f'"{found}"')
+    return Ready(f'"{line}"')
 
 
 def pound(value: object) -> Ready:
     """Text inside double quotes of pound.cfg (pound(8)): what is escaped or replaced there is refused."""
-    found = _line(value)
-    if bad := re.search(r'["\\$%]', found):
+    line = _line(value)
+    if bad := re.search(r'["\\$%]', line):
         raise ValueError(f"{bad[0]!r} cannot be written in pound.cfg")
-    return Ready(found)
+    return Ready(line)
 
 
 def words(value: object) -> Ready:
     """Several words of a syntax without quoting, a blank between two."""
     if isinstance(value, str | bytes | Mapping) or not isinstance(value, Iterable):
         raise ValueError("a list of words is needed")
-    found = [word(item) for item in value]
-    if not found:
+    written = [word(item) for item in value]
+    if not written:
         raise ValueError("an empty list")
-    return Ready(" ".join(found))
+    return Ready(" ".join(written))
 
 
 def authorized_key(value: object) -> Ready:
     """One line of authorized_keys: type, data, comment."""
-    found = _line(value)
-    if not re.match(r"[a-z0-9@.-]+ [A-Za-z0-9+/]+=*( |$)", found):
+    key = _line(value)
+    if not re.match(r"[a-z0-9@.-]+ [A-Za-z0-9+/]+=*( |$)", key):
         raise ValueError("not an SSH public key")
-    return Ready(found)
+    return Ready(key)
 
 
 def plain(value: Any) -> Any:

@@ -99,7 +99,7 @@ def firewall(node: NodeView) -> FirewallView:
 def _administration(node: NodeView) -> list[Rule]:
     profile = node.profile
     everyone = tuple(str(s) for group in profile.access.sources.values() for s in group)
-    found = [
+    rules = [
         Rule(
             "ssh",
             "SSH, from access.sources only, whichever way they come",
@@ -112,7 +112,7 @@ def _administration(node: NodeView) -> list[Rule]:
         sources = _unique(tuple(str(s) for s in profile.sources(version)))
         own = tuple(str(a) for a in node.addresses if a.version == version)
         if sources and own and profile.runs_haproxy:
-            found.append(
+            rules.append(
                 Rule(
                     f"statistics-{family}",
                     "HAProxy's statistics page on the node's own addresses, from access.sources only",
@@ -123,23 +123,23 @@ def _administration(node: NodeView) -> list[Rule]:
                     ports=str(profile.monitoring.statistics.port),
                 )
             )
-    return found
+    return rules
 
 
 def _denied(node: NodeView) -> list[Rule]:
     """`firewall.deny`: after SSH, before everything else that lets somebody in."""
-    found: list[Rule] = []
+    rules: list[Rule] = []
     for name, opening in node.profile.firewall.deny.items():
-        found += _opening(node, name, opening, drop=True)
-    return found
+        rules += _opening(node, name, opening, drop=True)
+    return rules
 
 
 def _allowed(node: NodeView) -> list[Rule]:
     """`firewall.allow`."""
-    found: list[Rule] = []
+    rules: list[Rule] = []
     for name, opening in node.profile.firewall.allow.items():
-        found += _opening(node, name, opening, drop=False)
-    return found
+        rules += _opening(node, name, opening, drop=False)
+    return rules
 
 
 def _opening(node: NodeView, name: str, opening: Opening, *, drop: bool) -> list[Rule]:
@@ -177,32 +177,32 @@ def _told(node: NodeView) -> list[Rule]:
     peers = tuple(
         str(a) for peer in profile.peers(node.name) if (a := profile.node_address(peer, network, version)) is not None
     )
-    found: list[Rule] = []
+    rules: list[Rule] = []
     if profile.tracks_connections:
         why = "the other nodes tell of the connections that pass through them (conntrackd)"
-        found.append(Rule("sync-tracked", why, zone_name(network), protocol="udp", source_addresses=peers,
+        rules.append(Rule("sync-tracked", why, zone_name(network), protocol="udp", source_addresses=peers,
                           ports=str(SYNC_PORT)))  # fmt: skip
     own = profile.node_address(node.name, network, version)
     if profile.shares_tables and own is not None:
         why = "the other nodes' HAProxies tell which server a client keeps"
-        found.append(Rule("sync-tables", why, zone_name(network), source_addresses=peers,
+        rules.append(Rule("sync-tables", why, zone_name(network), source_addresses=peers,
                           destination_addresses=(str(own),), ports=str(PEERS_PORT)))  # fmt: skip
     if profile.syncs_ipvs:
         why = "the other nodes tell of the connections that their kernel balances (IPVS)"
-        found.append(Rule("sync-ipvs", why, zone_name(network), protocol="udp", source_addresses=peers,
+        rules.append(Rule("sync-ipvs", why, zone_name(network), protocol="udp", source_addresses=peers,
                           destination_addresses=(IPVS_SYNC_GROUP,), ports=str(IPVS_SYNC_PORT)))  # fmt: skip
-    return found
+    return rules
 
 
 def _services(profile: Profile) -> list[Rule]:
-    found: list[Rule] = []
+    rules: list[Rule] = []
     for name, service in profile.services.items():
         by_zone: dict[str, list[str]] = {}
         for endpoint in profile.endpoints(name):
             by_zone.setdefault(_reachable_from(profile, endpoint), []).append(str(endpoint.address))
         for zone, addresses in by_zone.items():
             open_to = "from everywhere" if zone == "*" else "from its own network"
-            found.append(
+            rules.append(
                 Rule(
                     f"service-{name}" if len(by_zone) == 1 else f"service-{name}-{'any' if zone == '*' else zone}",
                     f"service {name} on its VIP, {open_to}",
@@ -212,13 +212,13 @@ def _services(profile: Profile) -> list[Rule]:
                     ports=port_text(service),
                 )
             )
-    return found
+    return rules
 
 
 def _replies(profile: Profile) -> list[Rule]:
     """What servers of topology nat answer: IPVS changes its source only after the firewall has seen it, and conntrack
     knows nothing of its connections (docs/facts.md, IPVS and the firewall)."""
-    found: list[Rule] = []
+    rules: list[Rule] = []
     for name, service in profile.services.items():
         if service.topology != "nat":
             continue
@@ -230,7 +230,7 @@ def _replies(profile: Profile) -> list[Rule]:
         zones = {_reachable_from(profile, e) for e in profile.endpoints(name)}
         to = "*" if "*" in zones or len(zones) > 1 else next(iter(zones))
         for number, ((zone, ports), addresses) in enumerate(sources.items()):
-            found.append(
+            rules.append(
                 Rule(
                     f"replies-{name}" if number == 0 else f"replies-{name}-{number + 1}",
                     f"answers of the servers of {name}, which leave with the VIP as their source",
@@ -241,19 +241,19 @@ def _replies(profile: Profile) -> list[Rule]:
                     source_ports=ports,
                 )
             )
-    return found
+    return rules
 
 
 def _marks(profile: Profile) -> list[Rule]:
     """Packets to services with several ports get a mark, by which IPVS knows them. fw3 and fw4 mark early enough,
     before routing, only where a zone is named as the source and any as the destination."""
-    found: list[Rule] = []
+    rules: list[Rule] = []
     for name, mark in profile.marks.items():
         service = profile.services[name]
         endpoints = profile.endpoints(name)
         open_to = {_reachable_from(profile, e) for e in endpoints}
         zones = [zone_name(n) for n in profile.networks if "*" in open_to or zone_name(n) in open_to]
-        found += [
+        rules += [
             Rule(
                 f"mark-{name}-{zone}",
                 f"service {name} has several ports: for IPVS they are one, known by this mark",
@@ -266,12 +266,12 @@ def _marks(profile: Profile) -> list[Rule]:
             )
             for zone in zones
         ]
-    return found
+    return rules
 
 
 def _ipvs_errors(profile: Profile) -> list[Rule]:
     """ICMP errors about what IPVS balances: without them a client behind a narrow link gets no large answers."""
-    found: list[Rule] = []
+    rules: list[Rule] = []
     for version, types in ((4, ("destination-unreachable",)), (6, ("destination-unreachable", "packet-too-big"))):
         vips = [
             str(e.address)
@@ -280,7 +280,7 @@ def _ipvs_errors(profile: Profile) -> list[Rule]:
             if e.address.version == version
         ]
         if vips:
-            found.append(
+            rules.append(
                 Rule(
                     f"errors-ipv{version}",
                     "too large packets, as routers report them: the firewall knows none of IPVS's connections",
@@ -292,7 +292,7 @@ def _ipvs_errors(profile: Profile) -> list[Rule]:
                     limit="1000/second",
                 )
             )
-    return found
+    return rules
 
 
 def _reachable_from(profile: Profile, endpoint: Endpoint) -> str:
@@ -309,14 +309,14 @@ def _vrrp(node: NodeView) -> list[Rule]:
     """Adverts. Whoever knows a peer's address can write it into an advert, from anywhere; what he cannot do is get one
     through a router with a TTL of 255 (RFC 5082). What goes to the group passes no router; of unicast adverts
     keepalived looks at the TTL from 2.1.0 on (`unicast_peer` in keepalived.conf), for older ones an included script."""
-    found: list[Rule] = []
+    rules: list[Rule] = []
     for name in dict.fromkeys(i.network for i in node.instances):
         zone = zone_name(name)
         for version in sorted({i.version for i in node.instances if i.network == name}):
             peers = {str(p) for i in node.instances if i.network == name and i.version == version for p in i.peers}
             family = f"ipv{version}"
             if node.profile.vrrp.unicast:
-                found.append(
+                rules.append(
                     Rule(
                         f"vrrp-{zone}-{family}",
                         "VRRP adverts of the other nodes, or both become master",
@@ -327,7 +327,7 @@ def _vrrp(node: NodeView) -> list[Rule]:
                     )
                 )
             else:
-                found.append(
+                rules.append(
                     Rule(
                         f"vrrp-{zone}-{family}",
                         "VRRP adverts of the other nodes to the VRRP group, or both become master",
@@ -338,7 +338,7 @@ def _vrrp(node: NodeView) -> list[Rule]:
                         destination_addresses=("224.0.0.18",) if version == 4 else ("ff02::12",),
                     )
                 )
-    return found
+    return rules
 
 
 def _has_ipv6(profile: Profile) -> bool:
@@ -372,7 +372,7 @@ def _neighbours(profile: Profile) -> list[Rule]:
 
 
 def _icmp(profile: Profile) -> list[Rule]:
-    found = [
+    rules = [
         Rule(
             f"ping-{family}",
             "ping; errors about our own connections pass as related",
@@ -387,14 +387,14 @@ def _icmp(profile: Profile) -> list[Rule]:
     ]
     if profile.instances and (not profile.vrrp.unicast or (profile.tracks_connections and len(profile.nodes) > 2)):
         why = "switches ask who listens to the nodes' multicast groups"
-        found.append(Rule("igmp", why, "*", family="ipv4", protocol=IGMP))
-    return found
+        rules.append(Rule("igmp", why, "*", family="ipv4", protocol=IGMP))
+    return rules
 
 
 def _egress(exits: tuple[Exit, ...]) -> list[Rule]:
-    found: dict[tuple[str, str], list[str]] = {}
+    subnets_of: dict[tuple[str, str], list[str]] = {}
     for way in exits:
-        found.setdefault((zone_name(way.network), zone_name(way.through)), []).append(str(way.subnet))
+        subnets_of.setdefault((zone_name(way.network), zone_name(way.through)), []).append(str(way.subnet))
     return [
         Rule(
             f"egress-{source}-{through}",
@@ -404,7 +404,7 @@ def _egress(exits: tuple[Exit, ...]) -> list[Rule]:
             protocol="all",
             source_addresses=tuple(subnets),
         )
-        for (source, through), subnets in found.items()
+        for (source, through), subnets in subnets_of.items()
     ]
 
 

@@ -39,7 +39,7 @@ class Exit:
 
 def ways_out(profile: Profile, node: str) -> tuple[Exit, ...]:
     """The servers' ways out: for each network with egress, each family, each network it may leave through."""
-    found: list[Exit] = []
+    translated: list[Exit] = []
     for name, net in profile.networks.items():
         for subnet in net.subnet:
             version, vip = subnet.version, profile.vips.get(net.egress)
@@ -48,26 +48,26 @@ def ways_out(profile: Profile, node: str) -> tuple[Exit, ...]:
                     vip.address_of(version) if vip is not None else profile.node_address(node, exit_network, version)
                 )
                 if address is not None:
-                    found.append(Exit(name, exit_network, subnet, address))
-    return tuple(found)
+                    translated.append(Exit(name, exit_network, subnet, address))
+    return tuple(translated)
 
 
 def nats(profile: Profile, ways: tuple[Exit, ...]) -> list[Nat]:
     """Source NAT in the order in which it is tried: the exceptions first."""
-    found: list[Nat] = [*_unbalanced(profile, ways), *_seen(profile, ways)]
+    nats: list[Nat] = [*_unbalanced(profile, ways), *_seen(profile, ways)]
     for way in ways:
         zone, family = zone_name(way.through), f"ipv{way.subnet.version}"
         if way.through == way.network:
             # One network in and out: what a node says for itself there must keep its address, or its own checks,
             # time and name look-ups would come back to whoever holds the VIP.
-            found += [
+            nats += [
                 Nat(
                     f"own-{zone}-{node}-{family}", "a node's own packets stay as they are", zone, family, str(own), None
                 )
                 for node in profile.nodes
                 if (own := profile.node_address(node, way.network, way.subnet.version)) is not None
             ]
-        found.append(
+        nats.append(
             Nat(
                 f"egress-{zone_name(way.network)}-{zone}-{family}",
                 "what servers send out wears this address, which moves to the new master",
@@ -77,7 +77,7 @@ def nats(profile: Profile, ways: tuple[Exit, ...]) -> list[Nat]:
                 str(way.address),
             )
         )
-    return found
+    return nats
 
 
 def _unbalanced(profile: Profile, ways: tuple[Exit, ...]) -> Iterator[Nat]:

@@ -126,17 +126,17 @@ class NodeView:
     @functools.cached_property
     def devices(self) -> tuple[Device, ...]:
         """Bonds, bridges and VLANs, each below the ones that use it."""
-        found: list[Device] = []
+        devices: list[Device] = []
         for name, net in self.profile.networks.items():
             base, top = self.profile.base_device(name), self.profile.l2_device(name)
             shared = self.profile.base_owner(name) != name  # then the network before has it already
             if net.bond is not None and not shared:
-                found.append(Device(base, "bonding", net.nics, mode=net.bond.mode, monitor_ms=self._monitor_ms))
+                devices.append(Device(base, "bonding", net.nics, mode=net.bond.mode, monitor_ms=self._monitor_ms))
             elif net.bridge is not None and not shared:
-                found.append(Device(base, "bridge", net.nics, stp=net.bridge.stp))
+                devices.append(Device(base, "bridge", net.nics, stp=net.bridge.stp))
             if net.vlan is not None:
-                found.append(Device(top, "8021q", (base,), vlan=net.vlan))
-        return tuple(found)
+                devices.append(Device(top, "8021q", (base,), vlan=net.vlan))
+        return tuple(devices)
 
     @property
     def _monitor_ms(self) -> int:
@@ -149,7 +149,7 @@ class NodeView:
     @functools.cached_property
     def interfaces(self) -> tuple[Interface, ...]:
         """One per network, in the profile's order; a standalone node's VIPs are addresses of it."""
-        found: list[Interface] = []
+        interfaces: list[Interface] = []
         for name, net in self.profile.networks.items():
             own = [
                 ip_interface(f"{address}/{subnet.prefixlen}")
@@ -160,7 +160,7 @@ class NodeView:
                 there = {i.ip for i in own}  # a VIP may be the node's own address
                 vips = [a for v in self.profile.vips.values() if v.network == name for a in v.address]
                 own += [ip_interface(a) for a in vips if a not in there]
-            found.append(
+            interfaces.append(
                 Interface(
                     network=name,
                     section=uci_name(name),
@@ -175,7 +175,7 @@ class NodeView:
                     stp=net.bridge is not None and net.bridge.stp,
                 )
             )
-        return tuple(found)
+        return tuple(interfaces)
 
     @functools.cached_property
     def routes(self) -> tuple[RouteSection, ...]:
@@ -260,16 +260,16 @@ class NodeView:
         wishes = dict(self.profile.tuning.sysctl)
         untuned = capacity_of(self.profile.model_copy(update={"tuning": Tuning()})) if wishes else self.capacity
         untouched = {item.key: item.value for item in self._limits(untuned)}
-        found = []
+        sysctls = []
         for item in computed:
             wish = wishes.pop(item.key, None)
             if wish is not None:
                 value = untouched.get(item.key, item.value)
                 why = f"tuning.sysctl of the profile; computed was {value}: {item.why}"
                 item = Sysctl(item.key, wish, why)
-            found.append(item)
-        found += [Sysctl(k, v, "tuning.sysctl of the profile; nothing is computed") for k, v in wishes.items()]
-        return tuple(found)
+            sysctls.append(item)
+        sysctls += [Sysctl(k, v, "tuning.sysctl of the profile; nothing is computed") for k, v in wishes.items()]
+        return tuple(sysctls)
 
     def _addressing(self) -> list[Sysctl]:
         forward = "1" if self.forwards else "0"
@@ -297,7 +297,7 @@ class NodeView:
             ended, sides = "ended connections of this node's own that still wait, room as for HAProxy", "both its sides"
         who = "HAProxy" if proxied else "a daemon"
         per = "proxied session" if proxied else "session that passes, as with HAProxy"
-        found = [
+        sysctls = [
             Sysctl(
                 "net.ipv4.ip_local_port_range",
                 f"{size.ports_from} {size.ports_to}",
@@ -336,7 +336,7 @@ class NodeView:
         ]
         if size.files > FILES_DEFAULT:
             why = f"files that one process may have open: HAProxy's {size.haproxy_max} connections, two files each"
-            found.append(Sysctl("fs.nr_open", str(size.files), why))
+            sysctls.append(Sysctl("fs.nr_open", str(size.files), why))
         listened = Spans() | Spans(tuple((p, p) for p in self.own_ports))
         open_range = Spans(((size.ports_from, size.ports_to),))
         reserved = open_range & (listened | size.served)
@@ -345,24 +345,24 @@ class NodeView:
             if open_range & size.served:
                 why += "; and those of services on this node's own address: answers to its own questions would go there"
             words = ",".join(str(a) if a == b else f"{a}-{b}" for a, b in reserved.pairs)
-            found.append(Sysctl("net.ipv4.ip_local_reserved_ports", words, why))
-        return found
+            sysctls.append(Sysctl("net.ipv4.ip_local_reserved_ports", words, why))
+        return sysctls
 
     @property
     def own_ports(self) -> tuple[int, ...]:
         """Ports on the node's own addresses and on its loopback."""
-        found = [self.profile.ssh_port]
-        found += [self.profile.monitoring.statistics.port] if self.profile.runs_haproxy else []
-        found += self.profile.pound_services.values()
-        found += [SYNC_PORT] if self.profile.tracks_connections else []
-        found += [PEERS_PORT] if self.profile.shares_tables else []
-        return tuple(found)
+        ports = [self.profile.ssh_port]
+        ports += [self.profile.monitoring.statistics.port] if self.profile.runs_haproxy else []
+        ports += self.profile.pound_services.values()
+        ports += [SYNC_PORT] if self.profile.tracks_connections else []
+        ports += [PEERS_PORT] if self.profile.shares_tables else []
+        return tuple(ports)
 
     def _no_redirects(self) -> list[Sysctl]:
         """Keys that keep ICMP redirects out. Without forwarding each card's own key counts as well (ip-sysctl), and
         switching forwarding off sets it."""
         cards = () if self.forwards else self.profile.nics
-        found = [
+        sysctls = [
             Sysctl(f"net.ipv{v}.conf.{place}.accept_redirects", "0", "no ICMP redirect leads traffic elsewhere")
             for v in ("4", "6")
             for place in ("all", "default", *cards)
@@ -371,8 +371,8 @@ class NodeView:
             # Either of all and the card's own switches it on (ip-sysctl); devices made later take the default.
             why = "servers are not told to go past us, where nothing changes their source address"
             for place in ("all", "default", *self.profile.nics):
-                found.append(Sysctl(f"net.ipv4.conf.{place}.send_redirects", "0", why))
-        return found
+                sysctls.append(Sysctl(f"net.ipv4.conf.{place}.send_redirects", "0", why))
+        return sysctls
 
     def _neighbours(self) -> list[Sysctl]:
         """IPv6's keys of each card, and of what is made later (bonds, bridges, VLANs take the default; one for all
@@ -380,7 +380,7 @@ class NodeView:
         places = ("default", *self.profile.nics)
         # With forwarding the kernel takes none by itself.
         why = "no router advertisement gives this node addresses or a way out: both are the profile's"
-        found = [Sysctl(f"net.ipv6.conf.{place}.accept_ra", "0", why) for place in places]
+        sysctls = [Sysctl(f"net.ipv6.conf.{place}.accept_ra", "0", why) for place in places]
         if (
             self.profile.vrrp.unicast
             and not self.release.keepalived_ttl
@@ -388,5 +388,5 @@ class NodeView:
         ):
             # keepalived before 2.1 leaves it at 64 for unicast.
             why = "VRRP adverts leave with the hop limit that shows the other nodes that no router passed them on"
-            found += [Sysctl(f"net.ipv6.conf.{place}.hop_limit", "255", why) for place in places]
-        return found
+            sysctls += [Sysctl(f"net.ipv6.conf.{place}.hop_limit", "255", why) for place in places]
+        return sysctls

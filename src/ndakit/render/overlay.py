@@ -98,14 +98,14 @@ def _refuse_foreign(folder: Path, marker: Path) -> None:
 
 def _read(folder: Path) -> dict[str, tuple[int, bytes]]:
     """What is there: relative path → mode and content. Anything but a plain file counts as different."""
-    found: dict[str, tuple[int, bytes]] = {}
+    files: dict[str, tuple[int, bytes]] = {}
     for path in folder.rglob("*") if folder.is_dir() else ():
         facts = path.lstat()
         if stat.S_ISREG(facts.st_mode):
-            found[path.relative_to(folder).as_posix()] = (stat.S_IMODE(facts.st_mode), path.read_bytes())
+            files[path.relative_to(folder).as_posix()] = (stat.S_IMODE(facts.st_mode), path.read_bytes())
         elif not stat.S_ISDIR(facts.st_mode):
-            found[path.relative_to(folder).as_posix()] = (-1, b"")
-    return found
+            files[path.relative_to(folder).as_posix()] = (-1, b"")
+    return files
 
 
 def _folders(files: dict[str, tuple[int, bytes]]) -> set[str]:

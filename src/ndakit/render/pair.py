@@ -168,26 +168,26 @@ def _watched(node: NodeView, pool: str) -> WatchedPool:
     if not profile.services_of(pool):
         return _watched_alone(profile, pool)
     backends = tuple(b.name for b in haproxy(node).backends if b.pool == pool and b.checked)
-    found: dict[str, None] = {}
+    entries: dict[str, None] = {}
     for name in () if backends else profile.ipvs_services_of(pool):
         marked = name in profile.marks
         for server in profile.pools[pool].servers.values():
             port = 0 if marked else server.port or profile.pools[pool].port
             number = port if port is not None else profile.services[name].first_port
             for address in server.address:
-                found[_entry(address, number)] = None
+                entries[_entry(address, number)] = None
     return WatchedPool(
         name=pool,
         script=f"pool-{pool}",
         backends=backends,
-        ipvs_pattern=f"-> ({'|'.join(found)}) +[A-Za-z]+ +[1-9]" if found else "",
+        ipvs_pattern=f"-> ({'|'.join(entries)}) +[A-Za-z]+ +[1-9]" if entries else "",
     )
 
 
 def _watched_alone(profile: Profile, pool: str) -> WatchedPool:
     """A pool that nobody balances, so that nobody else looks after its servers: keepalived, at the check's pace."""
-    found = profile.pools[pool]
-    check, servers = found.check, [s for s in found.servers.values() if s.weight]
+    settings = profile.pools[pool]
+    check, servers = settings.check, [s for s in settings.servers.values() if s.weight]
     addresses = [a for s in servers for a in s.address]
     wait_s = math.ceil(check.timeout_s)
     return WatchedPool(
@@ -196,7 +196,7 @@ def _watched_alone(profile: Profile, pool: str) -> WatchedPool:
         backends=(),
         ipvs_pattern="",
         pinged=tuple(addresses) if isinstance(check, PingCheck) else (),
-        asked=tuple((a, s.port or check.asked_port or found.port or 0) for s in servers for a in s.address)
+        asked=tuple((a, s.port or check.asked_port or settings.port or 0) for s in servers for a in s.address)
         if isinstance(check, ScriptCheck)
         else (),
         interval_s=math.ceil(check.interval_s),

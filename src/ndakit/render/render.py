@@ -173,7 +173,7 @@ def render(
             where=f"profile {profile.name}, nodes",
             fix=f"take one of {', '.join(profile.nodes)}",
         )
-    found = _sources(tuple(Path(t) for t in templates))
+    source_of = _sources(tuple(Path(t) for t in templates))
     view = NodeView(profile, node)
     balancer, ipvs = haproxy.haproxy(view), engines_ipvs.ipvs(view)
     context = {
@@ -190,7 +190,7 @@ def render(
         "timezone": timezone.posix(profile.system.timezone, where=f"profile {profile.name}, system.timezone"),
     }
     files = []
-    for path, source in found.items():
+    for path, source in source_of.items():
         content = _content(source, f"{profile.name}, node {node}", context) if path != SYSUPGRADE else None
         if content is not None:
             files.append(RenderedFile(path, content, mode_of(path), source.name))
@@ -202,16 +202,16 @@ def render(
         own.append((path, pem.only_blocks(secrets[name].reveal()), f"secret {name}"))
     for path, content, written in own:
         held = (balancer.certificates[path],) if path in balancer.certificates else ()
-        if path in found:
+        if path in source_of:
             kind = "" if held else "file "
             raise TemplateConflict(
                 f"{path} is made from the profile's {kind}{written}, and there is a template for it too",
-                where=found[path].name,
+                where=source_of[path].name,
                 fix="remove or rename the template",
             )
         files.append(RenderedFile(path, content, mode_of(path), written, held))
-    if SYSUPGRADE in found:  # last, for it lists all the others
-        source = found[SYSUPGRADE]
+    if SYSUPGRADE in source_of:  # last, for it lists all the others
+        source = source_of[SYSUPGRADE]
         _refuse_unlistable(files)
         listed = {"kept": kept(f.path for f in files)}
         content = _content(source, f"{profile.name}, node {node}", context | listed)
@@ -292,7 +292,7 @@ class _Source:
 
 def _sources(folders: tuple[Path, ...]) -> dict[str, _Source]:
     """Path on the node → source; the first folder that has a path wins."""
-    found: dict[str, _Source] = {}
+    source_of: dict[str, _Source] = {}
     for folder in folders:
         here: dict[str, _Source] = {}
         root = folder / ROOTFS
@@ -316,8 +316,8 @@ def _sources(folders: tuple[Path, ...]) -> dict[str, _Source]:
                     fix="remove one of the two",
                 )
             here[path] = source
-        found = here | found
-    return found
+        source_of = here | source_of
+    return source_of
 
 
 def _refuse_kept(file: Path, facts: os.stat_result, path: str, folder: Path) -> None:

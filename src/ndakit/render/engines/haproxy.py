@@ -248,11 +248,11 @@ def haproxy(node: NodeView) -> HaproxyView:
 
 def _sorry_pages(profile: Profile, pools: set[str]) -> dict[str, tuple[str, bytes]]:
     """The pages of the pools that some http service can end up at."""
-    found: dict[str, tuple[str, bytes]] = {}
+    pages: dict[str, tuple[str, bytes]] = {}
     for name, pool in profile.pools.items():
         if name in pools and pool.sorry is not None and pool.sorry.page is not None:
-            found[sorry_file(name)] = (pool.sorry.page.path, sorry_pages.response(pool.sorry.page.content))
-    return found
+            pages[sorry_file(name)] = (pool.sorry.page.path, sorry_pages.response(pool.sorry.page.content))
+    return pages
 
 
 def sorry_file(pool: str) -> str:
@@ -329,33 +329,33 @@ def _chain(profile: Profile, pool: str) -> list[str]:
 def _backend(node: NodeView, service: str, pool: str, backends: _Backends, version: int | None) -> Backend:
     """The backend by which a service uses a pool; `version`: for clients of an IP version, with their addresses."""
     profile = node.profile
-    found, user = profile.pools[pool], profile.services[service]
+    settings, user = profile.pools[pool], profile.services[service]
     relevant = user.timeouts.model_copy(update={"client_s": Timeouts().client_s})
     stick = _stick(node, service, pool)
     key = (pool, user.protocol, relevant, stick, version)
     if key in backends:
         return backends[key]
-    sockets = {n: _socket(_address(s, version), profile.server_port(pool, s)) for n, s in found.servers.items()}
+    sockets = {n: _socket(_address(s, version), profile.server_port(pool, s)) for n, s in settings.servers.items()}
     others = [b for b in backends.values() if b.pool == pool]
     second = any(b.service == service for b in others)
     # Another address of a server is checked by itself.
     checks = (b for b in others if b.checked and {s.name: s.socket for s in b.servers} == sockets)
     first = next(checks, None)
-    page = found.sorry is not None and found.sorry.page is not None and user.protocol == "http"
+    page = settings.sorry is not None and settings.sorry.page is not None and user.protocol == "http"
     backends[key] = Backend(
         name=backend_name(pool, service if others else None, f"ipv{version}" if second else ""),
         pool=pool,
         service=service,
         protocol=user.protocol,
-        balance=found.balance,
-        hashed=found.balance in ("source", "uri"),
-        check=found.check,
+        balance=settings.balance,
+        hashed=settings.balance in ("source", "uri"),
+        check=settings.check,
         check_host=_check_host(profile, pool),
-        check_encrypted=found.check.encrypted or (found.speaks_tls and not found.check.states_encryption),
-        sni=_host_stated(found.check) or next(iter(_names(profile, pool)), None),
+        check_encrypted=settings.check.encrypted or (settings.speaks_tls and not settings.check.states_encryption),
+        sni=_host_stated(settings.check) or next(iter(_names(profile, pool)), None),
         checked=first is None,
-        retries=found.retries,
-        slow_start_s=found.slow_start_s,
+        retries=settings.retries,
+        slow_start_s=settings.slow_start_s,
         stick=stick,
         timeouts=relevant,
         servers=tuple(
@@ -366,7 +366,7 @@ def _backend(node: NodeView, service: str, pool: str, backends: _Backends, versi
                 max_connections=server.max_connections,
                 track=None if first is None else f"{first.name}/{name}",
             )
-            for name, server in found.servers.items()
+            for name, server in settings.servers.items()
         ),
         sorry_file=sorry_file(pool) if page else None,
         tls_words=server_words(profile, pool),

@@ -132,7 +132,7 @@ def ipvs(node: NodeView) -> IpvsView:
 
 
 def _sysctls(profile: Profile) -> tuple[Sysctl, ...]:
-    found = (
+    sysctls = (
         # With 1, answers that the servers send on their own after a failover would belong to no known connection, and
         # the firewall would drop them; here it has a rule for them instead.
         Sysctl("net.ipv4.vs.conntrack", "0", "IPVS keeps its connections itself; conntrack would know them twice"),
@@ -145,13 +145,13 @@ def _sysctls(profile: Profile) -> tuple[Sysctl, ...]:
         *_defences(profile),
     )
     if not profile.syncs_ipvs:
-        return found
+        return sysctls
     # As the kernel comes, a connection is told with its third packet and then with every fiftieth: one on which little
     # is said would be forgotten by the others after 15 minutes, and a node that returns would hear of it too late
     # (ipvs-sysctl.rst of the kernel; a period of 0 leaves it to the seconds).
     why = "the other nodes are told of a connection anew with its next packet, at most every two seconds"
     return (
-        *found,
+        *sysctls,
         Sysctl("net.ipv4.vs.sync_threshold", "3 0", why),
         Sysctl("net.ipv4.vs.sync_refresh_period", "2", why),
     )
@@ -218,8 +218,8 @@ def _virtual_server(node: NodeView, name: str, endpoint: Endpoint, mark: int | N
 
 def server_address(server: PoolServer, version: int, topology: str) -> Address | None:
     """The address at which a service of an IP version reaches a server; a tunnel may have another version inside."""
-    found = server.address_of(version)
-    return found or (server.address[0] if topology == "tun" else None)
+    stated = server.address_of(version)
+    return stated or (server.address[0] if topology == "tun" else None)
 
 
 def _granularity(version: int, bits: int) -> str | None:

@@ -58,7 +58,7 @@ class PoundView:
 def pound(node: NodeView) -> PoundView:
     """Pound's view of a node."""
     profile = node.profile
-    found: list[Listener] = []
+    listeners: list[Listener] = []
     if not profile.pound_services:
         return PoundView((), 0)
     for name, inner_port in profile.pound_services.items():
@@ -69,9 +69,11 @@ def pound(node: NodeView) -> PoundView:
             for low, high in endpoint.ports:
                 for port in range(low, high + 1):
                     number += 1
-                    found.append(_listener(profile, service, service.tls, f"{name}-{number}", name, endpoint.address,
-                                           port, inner_port))  # fmt: skip
-    return PoundView(tuple(found), workers(profile))
+                    own = f"{name}-{number}"
+                    listeners.append(
+                        _listener(profile, service, service.tls, own, name, endpoint.address, port, inner_port)
+                    )
+    return PoundView(tuple(listeners), workers(profile))
 
 
 def _listener(
