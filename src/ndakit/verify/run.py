@@ -111,10 +111,10 @@ def select(claims: Sequence[Claim], only: str | None) -> tuple[Claim, ...]:
         return tuple(claims)
     wanted: set[str] = set()
     for word in (w.strip() for w in only.split(",")):
-        found = {c.name for c in claims if c.name == word or c.name.startswith(word.rstrip("/") + "/")}
-        if not found:
+        named = {c.name for c in claims if c.name == word or c.name.startswith(word.rstrip("/") + "/")}
+        if not named:
             raise NoSuchClaim(word, [c.name for c in claims])
-        wanted |= found
+        wanted |= named
     wanted |= {need for c in claims if c.name in wanted for need in c.needs}
     return tuple(c for c in claims if c.name in wanted)
 
@@ -163,9 +163,9 @@ class _Again:
     def _judged(self, lab: LabNetwork, claim: Claim, tried: _Try | None) -> Verdict:
         disturbed: list[str] = []
         while True:
-            found = tried or _once(lab, claim)
-            verdict, begun_s, tried = found.verdict, found.begun_s, None
-            trouble = self._trouble(begun_s) if found.late_matters else ""
+            first = tried or _once(lab, claim)
+            verdict, begun_s, tried = first.verdict, first.begun_s, None
+            trouble = self._trouble(begun_s) if first.late_matters else ""
             if not trouble:
                 return replace(verdict, tries=len(disturbed) + 1, disturbed=tuple(disturbed))
             seen = verdict.detail or verdict.figure

@@ -51,11 +51,11 @@ class LeftOut:
 
 def unasked(profile: Profile, service: str) -> str:
     """Why nobody in the lab can ask a service and be answered by its servers; empty if somebody can."""
-    found = profile.services[service]
-    clients = found.tls.client_certificates if found.tls is not None else None
+    settings = profile.services[service]
+    clients = settings.tls.client_certificates if settings.tls is not None else None
     if clients is not None and clients.mode == "required":
         return "clients need a certificate of their own, and only its owner has the key"
-    return next((why for pool in found.pools if (why := unanswered(profile, pool))), "")
+    return next((why for pool in settings.pools if (why := unanswered(profile, pool))), "")
 
 
 def unanswered(profile: Profile, pool: str) -> str:

@@ -54,10 +54,10 @@ class HandedOver:
     def words(self) -> str:
         """What it is, as the subject of a sentence."""
         services = list(dict.fromkeys(c.service for c in self.carried))
-        found = [f"connections of servers in {', '.join(self.egress)} to the outside"] if self.egress else []
-        found += [f"connections of {', '.join(services)}"] if services else []
-        found += [f"who keeps which server of {', '.join(self.kept)}"] if self.kept else []
-        return " and ".join(found)
+        parts = [f"connections of servers in {', '.join(self.egress)} to the outside"] if self.egress else []
+        parts += [f"connections of {', '.join(services)}"] if services else []
+        parts += [f"who keeps which server of {', '.join(self.kept)}"] if self.kept else []
+        return " and ".join(parts)
 
 
 def handed_over(profile: Profile) -> HandedOver:
@@ -138,10 +138,10 @@ class _Clients:
         pool = lab.profile.services[service].main_pool
         wrong = []
         for host, source in order:
-            found = lab.load(VantagePoint(host, (source,)), endpoint.address, port, pool, 1)
-            server = next(iter(found.shares), "") or f"nobody ({found.first_error})"
+            result = lab.load(VantagePoint(host, (source,)), endpoint.address, port, pool, 1)
+            server = next(iter(result.shares), "") or f"nobody ({result.first_error})"
             had = self.servers.setdefault((host, source), server)
-            if server != had or not found.shares:
+            if server != had or not result.shares:
                 wrong.append(f"{source} had {had} of {service} and got {server}")
         return wrong
 
@@ -270,7 +270,7 @@ def _after(
         for one in held
         if one.every_s and one.name not in dead
     ]
-    wrong += [f"{moment}, {found}" for each in clients for found in each.ask(lab)]
+    wrong += [f"{moment}, {trouble}" for each in clients for trouble in each.ask(lab)]
     return max(pauses, default=0.0), [one for one in held if one.name not in dead], wrong
 
 

@@ -78,10 +78,10 @@ def precision(polled: Polled | Watched) -> str:
 
 def measured(polled: Polled | Watched) -> dict[str, float | int | str]:
     """The gap from answer to answer, how long it was at least, and by how much it may exceed the outage."""
-    found = polled.longest_gap
+    longest = polled.longest_gap
     return {
         "gap_ms": round(polled.gap_ms),
-        "gap_at_least_ms": round(found.at_least_ms) if found else 0,
+        "gap_at_least_ms": round(longest.at_least_ms) if longest else 0,
         "resolution_ms": round(polled.resolution_ms),
     }
 
@@ -96,10 +96,10 @@ def poll_target(profile: Profile) -> ServicePort | WayOut | None:
 
 def asked(lab: LabNetwork) -> ServicePort | WayOut:
     """The same for a lab. Raises LabLacks if there is nothing."""
-    found = poll_target(lab.profile)
-    if found is None:
+    target = poll_target(lab.profile)
+    if target is None:
         raise LabLacks("service or way out that could be asked", ", ".join(lab.profile.networks))
-    return found
+    return target
 
 
 def daemon_stopped(lab: LabNetwork, daemon: str) -> Outcome:

@@ -112,8 +112,8 @@ def fault(lab: LabNetwork, kind: Fault) -> Outcome:
         figure += f"; mended, two masters for {both_s * 1000:.0f} ms"
     values: dict[str, float | int | str] = {**measured(polled), "both_ms": round(both_s * 1000)}
     if holders is not None:
-        found, double_s = twice(holders.doubled_s())
-        wrong += found
+        twice_held, double_s = twice(holders.doubled_s())
+        wrong += twice_held
         figure += f"; two nodes answered for {double_s * 1000:.0f} ms"
         values["double_ms"] = round(double_s * 1000)
     return Outcome(not wrong, figure, "; ".join(wrong), values)
@@ -143,8 +143,8 @@ def killed(lab: LabNetwork, looks: int = LOOKS) -> Outcome:
         for name in names
         if counted.get(name, 0) != KILLS or not lab.facts(master).service_running(name)
     ]
-    found, double_s = twice(holders.doubled_s())
-    wrong += found
+    twice_held, double_s = twice(holders.doubled_s())
+    wrong += twice_held
     wrong += [f"{v} is on {', '.join(n) or 'no node'}" for v, n in lab.vip_holders().items() if len(n) != 1]
     figure = ", ".join(f"{name} {counted.get(name, 0)} of {KILLS}" for name in names)
     return Outcome(
@@ -232,11 +232,11 @@ def together_s(said: Sequence[tuple[float, str]], since_s: float | None) -> floa
 def _wait_other(lab: LabNetwork, adverts: _Adverts, master: str, timeout_s: float) -> str:
     """Wait until another node says that it is master; its name, empty if none does."""
     end_s = time.monotonic() + timeout_s
-    while not (found := adverts.other_than(master)) and time.monotonic() < end_s:
+    while not (other := adverts.other_than(master)) and time.monotonic() < end_s:
         time.sleep(0.05)
-    if found:
-        lab.tell(f"{found} is master")
-    return found
+    if other:
+        lab.tell(f"{other} is master")
+    return other
 
 
 # -- what happens ------------------------------------------------------------------------------------------------------
@@ -256,26 +256,26 @@ def cables(profile: Profile) -> tuple[NodeCable, ...]:
     """Every cable of a node, in the order of the networks. Of a bridge that is its first port: the lab plugs in no
     other one."""
     decides = deciding(profile)
-    found: list[NodeCable] = []
+    cables: list[NodeCable] = []
     for name, net in profile.networks.items():
         if profile.base_owner(name) == name:
             shared = [n for n in profile.networks if set(profile.networks[n].nics) & set(net.nics)]
             why = next((f"{n}: {decides[n]}" for n in shared if n in decides), "")
             cards = net.nics if net.bond is not None else net.nics[:1]
-            if not any(set(cards) & set(cable.cards) for cable in found):
-                found.append(NodeCable(name, cards, why))
-    return tuple(found)
+            if not any(set(cards) & set(cable.cards) for cable in cables):
+                cables.append(NodeCable(name, cards, why))
+    return tuple(cables)
 
 
 def faults(profile: Profile) -> tuple[Fault, ...]:
     """What happens to the master of a profile: its cables one after the other, and the rest."""
-    found: list[Fault] = []
+    faults: list[Fault] = []
     for cable in cables(profile):
         if len(cable.cards) > 1:
             name = f"cable/{cable.network}/each"
             text = f"one card of {cable.network}'s bond after the other loses its cable"
             lacp = bonding.speaks_lacp(profile, cable.network)
-            found.append(Fault(
+            faults.append(Fault(
                 name, text, _each(cable.cards, profile.base_device(cable.network) if lacp else ""),
                 _links(True, cable.cards), moves=False, unnoticed_s=bonding.ONE_GAP_S,
             ))  # fmt: skip
@@ -284,15 +284,15 @@ def faults(profile: Profile) -> tuple[Fault, ...]:
             what = f"all cables of the master's bond of {cable.network} are pulled"
         what += f" ({cable.why})" if cable.why else " (no VIP, server or way out depends on it)"
         name = f"cable/{cable.network}"
-        found.append(Fault(name, what, _links(False, cable.cards), _links(True, cable.cards), moves=bool(cable.why)))
+        faults.append(Fault(name, what, _links(False, cable.cards), _links(True, cable.cards), moves=bool(cable.why)))
     for pool in watched_alone(profile):
         text = f"the master alone reaches no server of {pool}"
         cut, heal = _far(pool, cut=True), _far(pool, cut=False)
-        found.append(Fault(f"empty/{pool}", text, cut, heal, notice_s=emptied_s(profile, pool)))
+        faults.append(Fault(f"empty/{pool}", text, cut, heal, notice_s=emptied_s(profile, pool)))
     if profile.heartbeats:
         text = f"the nodes hear each other on {' and '.join(profile.heartbeats)} only"
-        found.append(Fault("heard", text, _deafen_both, _hear_both, moves=False))
-    return (*found, *FAULTS)
+        faults.append(Fault("heard", text, _deafen_both, _hear_both, moves=False))
+    return (*faults, *FAULTS)
 
 
 def _cards(lab: LabNetwork, node: str) -> list[str]:

@@ -38,19 +38,21 @@ def firewall(lab: LabNetwork, network: str) -> Outcome:
     ]
     answering = _answering(lab, points.values(), {target for _, _, target, _, _ in wanted})
     ports = {p: watched(lab.profile, p) | own_ports(lab.profile, network, p) for p in WATCHED_PORTS}
-    found = lab.scan_all([(s, t, sorted(ports[protocol] | allowed), protocol) for _, s, t, protocol, allowed in wanted])
+    states_of = lab.scan_all(
+        [(s, t, sorted(ports[protocol] | allowed), protocol) for _, s, t, protocol, allowed in wanted]
+    )
     # The first packet to somebody new may come late, or not at all: what should be open is asked twice.
-    late = [sorted(p for p in one[-1] if states[p] != "open") for one, states in zip(wanted, found, strict=True)]
+    late = [sorted(p for p in one[-1] if states[p] != "open") for one, states in zip(wanted, states_of, strict=True)]
     if any(late):
         again = lab.scan_all([(s, t, p, protocol) for (_, s, t, protocol, _), p in zip(wanted, late, strict=True)])
-        found = [states | newer for states, newer in zip(found, again, strict=True)]
+        states_of = [states | newer for states, newer in zip(states_of, again, strict=True)]
     noted = _noted(lab, points.values())
     wrong = [
         f"{target} answered a ping of {source}, and no node has noted it: what UDP is let in cannot be told"
         for source, target in answering
         if not any((a, b) == (source, target) and p.startswith("icmp") for p, a, b, _ in noted)
     ]
-    for (who, point, target, protocol, allowed), states in zip(wanted, found, strict=True):
+    for (who, point, target, protocol, allowed), states in zip(wanted, states_of, strict=True):
         source = point.address(target.version)
         let_in = let_through(lab.profile, network, source, protocol)
         more = own_ports(lab.profile, network, protocol)
@@ -62,7 +64,7 @@ def firewall(lab: LabNetwork, network: str) -> Outcome:
                 is_so = "let in" if protocol == "udp" and passed and state == "filtered" else state
                 name = authority(target, port) + ("" if protocol == "tcp" else "/udp")
                 wrong.append(f"{who} finds {name} {is_so}, the profile says {says}")
-    tried = sum(len(states) for states in found)
+    tried = sum(len(states) for states in states_of)
     return Outcome(not wrong and tried > 0, f"{tried} ports tried", "; ".join(wrong[:6]), {"tried": tried})
 
 
@@ -94,28 +96,28 @@ def expected_open(
 ) -> dict[Address, set[int]]:
     """Address → ports that somebody in a network may find open there, from the model alone."""
     profile = lab.profile
-    found: dict[Address, set[int]] = {}
+    open_at: dict[Address, set[int]] = {}
     for node in profile.nodes:
         for target in reachable_addresses(lab, node, point):
             source = point.address(target.version)
             admin = source is not None and any(source in s for s in profile.sources(target.version))
             own = {profile.ssh_port} | ({profile.monitoring.statistics.port} if profile.runs_haproxy else set())
-            found[target] = own if admin and protocol == "tcp" else set()
+            open_at[target] = own if admin and protocol == "tcp" else set()
     for vip in profile.vips.values():
         for address in vip.address:
             source = point.address(address.version)
             if source is None or vip.network != network:
                 continue
             admin = any(source in s for s in profile.sources(address.version))
-            there = found.get(address, set())  # a single node's VIP may be its own address
-            found[address] = there | ({profile.ssh_port} if admin and protocol == "tcp" else set())
+            there = open_at.get(address, set())  # a single node's VIP may be its own address
+            open_at[address] = there | ({profile.ssh_port} if admin and protocol == "tcp" else set())
     for name in (n for n, s in profile.services.items() if s.transport == protocol):
         for endpoint in profile.endpoints(name):
-            if endpoint.address in found:
+            if endpoint.address in open_at:
                 ports = _sampled(profile, name, protocol)
                 source = point.address(endpoint.address.version)
-                found[endpoint.address] |= {p for p in ports if not denied(profile, network, source, p, protocol)}
-    return found
+                open_at[endpoint.address] |= {p for p in ports if not denied(profile, network, source, p, protocol)}
+    return open_at
 
 
 def _fits(state: str, passed: bool, is_open: bool, let_in: bool, stated: bool, protocol: Protocol = "tcp") -> bool:

@@ -110,7 +110,7 @@ def _yielded(lab: LabNetwork, node: str) -> list[str]:
 
 def forgeries_of(lab: LabNetwork, holders: dict[str, tuple[str, ...]]) -> list[Forgery]:
     """One for each instance and other node: to the address of who holds its VIPs. Raises LabLacks."""
-    found: list[Forgery] = []
+    forgeries: list[Forgery] = []
     for number, instance in enumerate(lab.profile.instances):
         vip = next(v for v, facts in lab.profile.vips.items() if facts.group == instance.group)
         for holder in holders[vip]:
@@ -118,8 +118,8 @@ def forgeries_of(lab: LabNetwork, holders: dict[str, tuple[str, ...]]) -> list[F
             point = _sender(lab, view)
             if point is None:
                 continue
-            found += [Forgery(point.host, holder, view, advert) for advert in _adverts(lab.profile, view)]
-    return found
+            forgeries += [Forgery(point.host, holder, view, advert) for advert in _adverts(lab.profile, view)]
+    return forgeries
 
 
 def _adverts(profile: Profile, instance: VrrpInstance) -> Iterator[VrrpAdvert]:

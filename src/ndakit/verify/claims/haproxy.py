@@ -113,10 +113,10 @@ def client_address(lab: LabNetwork, name: str) -> Outcome:
 
 def _arrived(answer: Answer, forged: Mapping[str, str]) -> list[str]:
     """Which of a client's own headers a server saw."""
-    found = []
+    wrong = []
     for header, value in forged.items():
         # Of Connection: what is not about our own connection to HAProxy.
         claim = value.rpartition(", ")[2].lower()
         if header not in SET_BY_US and claim in (answer.seen_header(header) or "").lower():
-            found.append(f"the client's own {header} reached the server")
-    return found
+            wrong.append(f"the client's own {header} reached the server")
+    return wrong

@@ -71,7 +71,7 @@ class Holders:
     def _segment(self, network: str) -> str:
         """Where a network's first card is plugged in."""
         first = self._lab.profile.networks[network].nics[0]
-        nics = (nic for found in self._lab.plan.balancers.values() for nic in found)
+        nics = (nic for cards in self._lab.plan.balancers.values() for nic in cards)
         return next(nic.segment for nic in nics if nic.name == first and nic.segment is not None)
 
     def _see(self, frame: Frame) -> None:

@@ -101,12 +101,12 @@ class _Answers:
     def see(self, frame: Frame) -> None:
         """A frame on the wire, from the switch's thread."""
         arp = arp_answer(frame.data)
-        found = decode_segment(frame.data)
+        segment = decode_segment(frame.data)
         with self._lock:
             if arp is not None and arp[0] == self._wanted[0] and arp[1] not in self._balancers:
                 self.claimed.add(arp[1])
-            if found is not None and (found.source, found.source_port, found.transport) == self._wanted:
-                self.counts["balancer" if found.source_mac in self._balancers else "others"] += 1
+            if segment is not None and (segment.source, segment.source_port, segment.transport) == self._wanted:
+                self.counts["balancer" if segment.source_mac in self._balancers else "others"] += 1
 
 
 def persistence(lab: LabNetwork, name: str) -> Outcome:
@@ -132,14 +132,14 @@ def server_side(lab: LabNetwork, pool: str) -> Outcome:
 
 def server_trouble(lab: LabNetwork, pool: str) -> list[str]:
     """What the servers of a pool lack, one sentence each."""
-    found = servers(lab.profile)
-    sides = {n: s for s in found for n in s.names}
+    needing = servers(lab.profile)
+    sides = {n: s for s in needing for n in s.names}
     wrong = [
         f"server {name} {trouble}"
         for name in lab.profile.pools[pool].servers
         for trouble in _troubles(lab, pool, name, sides[f"{pool}/{name}"])
     ]
-    for router in (s for s in found if s.router):
+    for router in (s for s in needing if s.router):
         for name, facts in lab.profile.pools[pool].servers.items():
             mine = replace(router, answers=tuple(a for a in router.answers if a.source in facts.address))
             # In the lab a server behind a router is an address of that router.

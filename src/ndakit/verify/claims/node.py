@@ -23,13 +23,13 @@ def identity(lab: LabNetwork, node: str) -> Outcome:
 
 def addresses(lab: LabNetwork, node: str) -> Outcome:
     """The node's own addresses on the right devices, and nothing that is neither its own nor a VIP."""
-    found = lab.facts(node).addresses()
+    held = lab.facts(node).addresses()
     vips = {a for v in lab.profile.vips.values() for a in v.address}
     wrong: list[str] = []
     count = 0
     for network, own in lab.profile.nodes[node].addresses.items():
         device = lab.profile.l2_device(network)
-        there = found.get(device, set())
+        there = held.get(device, set())
         for address in own:
             subnet = lab.profile.networks[network].subnet_of(address.version)
             if subnet is None or not any(i.ip == address and i.network == subnet for i in there):
@@ -119,10 +119,10 @@ def intruders(lab: LabNetwork, node: str, port: int) -> list[str]:
         for network, point in lab.plan.strangers.items()
         for target in reachable_addresses(lab, node, point)
     ]
-    found = lab.scan_all([(point, target, [port], "tcp") for _, point, target in wanted])
+    scans = lab.scan_all([(point, target, [port], "tcp") for _, point, target in wanted])
     return [
         f"a stranger on {network} ({point.address(target.version)}) reaches port {port} of {target}"
-        for (network, point, target), states in zip(wanted, found, strict=True)
+        for (network, point, target), states in zip(wanted, scans, strict=True)
         if states[port] == "open"
     ]
 

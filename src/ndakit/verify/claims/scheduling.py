@@ -22,15 +22,15 @@ def _lasting(profile: Profile, pool: str) -> ServicePort | None:
     """The first service of the kernel's with this pool over which a connection can be held open: tcp, with servers that
     speak HTTP."""
     for name in profile.ipvs_services_of(pool):
-        found, ahead = profile.services[name], first_service_port(profile, name)
-        if found.pool == pool and found.protocol == "tcp" and _by_http(profile, pool, ahead.port):
+        port, ahead = profile.services[name], first_service_port(profile, name)
+        if port.pool == pool and port.protocol == "tcp" and _by_http(profile, pool, ahead.port):
             return ahead
     return None
 
 
 def _by_http(profile: Profile, pool: str, port: int) -> bool:
     """True if the lab's servers of a pool speak HTTP on a service's port."""
-    everyone = [(p, n, s) for p, found in profile.pools.items() for n, s in found.servers.items()]
+    everyone = [(p, n, s) for p, settings in profile.pools.items() for n, s in settings.servers.items()]
     for server in profile.pools[pool].servers.values():
         number = server.port or profile.pools[pool].port or port
         same = [(p, n) for p, n, s in everyone if set(s.address) & set(server.address)]
@@ -132,10 +132,10 @@ def quorum(lab: LabNetwork, name: str) -> Outcome:
 
 def to_stop(pool: Pool) -> list[str]:
     """As few servers as it takes to come below the quorum; at least one is left."""
-    left, found = pool.total_weight, list[str]()
+    left, stopped = pool.total_weight, list[str]()
     for name, server in sorted(pool.servers.items(), key=lambda item: -item[1].weight):
         if left < (pool.quorum or math.inf):
             break
         left -= server.weight
-        found.append(name)
-    return found
+        stopped.append(name)
+    return stopped

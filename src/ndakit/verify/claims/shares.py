@@ -45,8 +45,8 @@ connection of tcp does so by being there."""
 
 def keeps_one(profile: Profile, service: str) -> bool:
     """True if one client's requests for one path at one address all go to one server."""
-    found = profile.services[service]
-    word = found.carried_by.balance[profile.pools[found.main_pool].balance]
+    settings = profile.services[service]
+    word = settings.carried_by.balance[profile.pools[settings.main_pool].balance]
     return profile.persistence(service) is not None or word in STICKY
 
 
@@ -99,15 +99,19 @@ def _tolerance(pool: Pool, word: str, wanted: float, answered: int) -> float:
 def shows_at_once(lab: LabNetwork, service: str, port: int) -> bool:
     """True if a service's servers are chosen by weights that only connections held at once can show: leastconn of
     HAProxy, with servers on which the lab can keep a connection busy, none of them limited."""
-    found = lab.profile.services[service]
-    pool = lab.profile.pools[found.main_pool]
+    settings = lab.profile.services[service]
+    pool = lab.profile.pools[settings.main_pool]
     weights = {s.weight for s in pool.servers.values()} - {0}
     return (
-        found.carried_by.balance[pool.balance] == "leastconn"
+        settings.carried_by.balance[pool.balance] == "leastconn"
         and len(weights) > 1
         and lab.profile.persistence(service) is None
         and not any(s.max_connections for s in pool.servers.values())
-        and (found.limits is None or found.limits.connections is None or found.limits.connections.count > 2 * AT_ONCE)
+        and (
+            settings.limits is None
+            or settings.limits.connections is None
+            or settings.limits.connections.count > 2 * AT_ONCE
+        )
         and lab.speaks(service, port) in _BUSY
     )
 
@@ -121,7 +125,7 @@ def hold_at_once(lab: LabNetwork, ahead: ServicePort) -> dict[str, int]:
     point, address = lab.client_for(ahead.endpoint, ahead.service), ahead.endpoint.address
     host, source = lab.hosts[point.host], point.address(address.version) or ""
     payload = _BUSY[lab.speaks(ahead.service, ahead.port)]
-    held, found = [], Counter[str]()
+    held, counts = [], Counter[str]()
     try:
         for _ in range(_how_many(pool)):
             call = host.call(address, ahead.port, payload=payload, source=source)
@@ -130,11 +134,11 @@ def hold_at_once(lab: LabNetwork, ahead: ServicePort) -> dict[str, int]:
             while not (heard := call.heard()).heard and not heard.error and time.monotonic() < end_s:
                 time.sleep(0.02)
             words = heard.first.replace("\r", "").replace("\n", " ").split(" ")
-            found[next((labels[w] for w in words if w in labels), "nobody")] += 1
+            counts[next((labels[w] for w in words if w in labels), "nobody")] += 1
     finally:
         for call in held:
             call.close(reset=True)
-    return dict(found)
+    return dict(counts)
 
 
 def _how_many(pool: Pool) -> int:
@@ -142,15 +146,15 @@ def _how_many(pool: Pool) -> int:
     return math.ceil(AT_ONCE / pool.total_weight) * pool.total_weight if pool.total_weight <= 2 * AT_ONCE else AT_ONCE
 
 
-def at_once_errors(profile: Profile, service: str, found: Mapping[str, int]) -> list[str]:
+def at_once_errors(profile: Profile, service: str, counts: Mapping[str, int]) -> list[str]:
     """What is wrong with the shares of connections that were there at once."""
     pool = profile.pools[profile.services[service].main_pool]
-    total = sum(found.values())
+    total = sum(counts.values())
     wrong = []
     for server, facts in pool.servers.items():
         wanted = total * facts.weight / pool.total_weight
-        if abs(found.get(server, 0) - wanted) > AT_ONCE_TOLERANCE:
-            wrong.append(f"{server} has {found.get(server, 0)} of {total} connections at once, not {wanted:.0f}")
-    if found.get("nobody"):
-        wrong.append(f"{found['nobody']} of {total} connections at once were not answered")
+        if abs(counts.get(server, 0) - wanted) > AT_ONCE_TOLERANCE:
+            wrong.append(f"{server} has {counts.get(server, 0)} of {total} connections at once, not {wanted:.0f}")
+    if counts.get("nobody"):
+        wrong.append(f"{counts['nobody']} of {total} connections at once were not answered")
     return wrong

@@ -35,7 +35,7 @@ def one_holder(lab: LabNetwork) -> Outcome:
     holders = lab.vip_holders()
     wrong = [f"{vip} is on {', '.join(nodes) or 'no node'}" for vip, nodes in holders.items() if len(nodes) != 1]
     for group in lab.profile.groups:
-        nodes = {n for vip, found in holders.items() if lab.profile.vips[vip].group == group for n in found}
+        nodes = {n for vip, nodes_of in holders.items() if lab.profile.vips[vip].group == group for n in nodes_of}
         if len(nodes) > 1:
             wrong.append(f"group {group} is split over {', '.join(sorted(nodes))}")
         if lab.profile.vrrp.preempt and not lab.profile.standalone and nodes != {lab.profile.preferred()}:
@@ -46,17 +46,17 @@ def one_holder(lab: LabNetwork) -> Outcome:
 
 def service(lab: LabNetwork, name: str) -> Outcome:
     """Requests to every address of the service (first and last port of each range), and who answered them."""
-    found = lab.profile.services[name]
+    settings = lab.profile.services[name]
     wrong: list[str] = []
     shares: dict[str, int] = {}
     total = 0
-    requests = RANDOM_REQUESTS if lab.profile.pools[found.main_pool].balance == "random" else REQUESTS
+    requests = RANDOM_REQUESTS if lab.profile.pools[settings.main_pool].balance == "random" else REQUESTS
     if keeps_one(lab.profile, name):
         requests = KEPT_REQUESTS
     held = ""
     for endpoint, port in targets(lab.profile, name):
         point, at = lab.client_for(endpoint, name), authority(endpoint.address, port)
-        result = lab.load(point, endpoint.address, port, found.main_pool, requests, found.transport)
+        result = lab.load(point, endpoint.address, port, settings.main_pool, requests, settings.transport)
         total += result.total
         if result.failures:
             wrong.append(f"{result.failures} of {result.total} to {at} failed ({result.first_error})")
