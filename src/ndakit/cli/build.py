@@ -101,15 +101,15 @@ def build_profile(
     workspace: Workspace, profile: str, node: str | None, options: BuildOptions, *, as_json: bool
 ) -> None:
     """Build the nodes of one profile that are not up to date."""
-    build_loaded(workspace, read(workspace, profile), node, options, as_json=as_json)
+    loaded = read(workspace, profile)
+    build_loaded(workspace, loaded, nodes_of(loaded, node), options, as_json=as_json)
 
 
 def build_loaded(
-    workspace: Workspace, loaded: Loaded, node: str | None, options: BuildOptions, *, as_json: bool
+    workspace: Workspace, loaded: Loaded, nodes: Sequence[str], options: BuildOptions, *, as_json: bool
 ) -> None:
-    """The same for a profile that has been read."""
+    """The same for nodes of a profile that has been read: all in one call, so that each warning is told once."""
     steps = Steps(to=terminal.note if as_json else terminal.say)
-    nodes = nodes_of(loaded, node)
     builder = options.builder(workspace, loaded, steps)
     results = pipeline.build(workspace, loaded, nodes, builder, steps, locked=options.locked)
     _mention_left_over(workspace, loaded)

@@ -12,7 +12,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from ndakit.cli import verify_progress
-from ndakit.cli.build import BuildOptions, build_loaded, build_profile
+from ndakit.cli.build import BuildOptions, build_loaded
 from ndakit.cli.profiles import read
 from ndakit.core import terminal
 from ndakit.core.errors import BuildError, InputError, NdakitError
@@ -77,8 +77,9 @@ def verify_profile(
 def demo_pair(workspace: Workspace) -> int:
     """Build the worked example with the lab, and verify all of it."""
     shipped = Workspace(workspace.shipped)
-    build_profile(shipped, DEMO, None, BuildOptions(), as_json=False)
-    return _verify(shipped, read(shipped, DEMO), only=None, json=None, identity=None, thorough=False)
+    loaded = read(shipped, DEMO)
+    build_loaded(shipped, loaded, tuple(loaded.profile.nodes), BuildOptions(), as_json=False)
+    return _verify(shipped, loaded, only=None, json=None, identity=None, thorough=False)
 
 
 def _page(path: Path) -> bytes:
@@ -197,8 +198,7 @@ def _built(workspace: Workspace, loaded: Loaded) -> dict[str, Artifact]:
         raise NodeNotBuilt(loaded.called, missing[0], folders[missing[0]])
     if missing:
         terminal.say(f"there is no image of {', '.join(missing)} yet: the lab builds it (for testing, not to flash)")
-    for node in missing:
-        build_loaded(workspace, loaded, node, BuildOptions(), as_json=False)
+        build_loaded(workspace, loaded, missing, BuildOptions(), as_json=False)
     return images_of(workspace, loaded, tuple(folders))
 
 
