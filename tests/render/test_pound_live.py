@@ -13,6 +13,8 @@ from cryptography.hazmat.primitives import serialization
 import goldens
 from certificate_files import Party, issue
 from haproxy_live import attempt
+from ndakit.load.certificates import read
+from ndakit.load.pound_certificates import shown_for
 from ndakit.model import Profile
 
 HEAD = goldens.PROFILES["bakery"].read_text().partition("pools:")[0]
@@ -129,6 +131,24 @@ def test_an_asterisk_takes_dots_so_the_narrower_certificate_must_come_first(
     tried = [["a.test.shop.example", "", []], ["a.shop.example", "", []]]
     narrow, wide = attempt(profile(), tmp_path, "handshakes", handshakes=tried, port=443, secrets=secrets)
     assert (narrow[0], wide[0]) == (digest(parties[got]), digest(parties[SHOP]))
+
+
+@pytest.mark.parametrize("turned", [False, True])
+def test_what_check_thinks_that_pound_shows_is_what_pound_shows(tmp_path: Path, turned: bool) -> None:
+    """Common names, letters' case, dots, question marks and brackets."""
+    some = issue("anna.example", names=["*.shop.example", "Case.example", "[ab].x.example"])
+    other = issue("*.common", names=["*.test.shop.example", "case.example", "a?c.example", "*.x.example"])
+    parties = dict(zip((SHOP, OTHER), (other, some) if turned else (some, other), strict=True))
+    names = [
+        "anna.example", "a.common", "a.b.common", "a.shop.example", "a.test.shop.example", "case.example",
+        "Case.example", "abc.example", "a.x.example", "c.x.example", "shop.example", "no.invalid",
+    ]  # fmt: skip
+    secrets = {name: party.bundle() for name, party in parties.items()}
+    tried = [[name, "", []] for name in names]
+    found = attempt(profile(), tmp_path, "handshakes", handshakes=tried, port=443, secrets=secrets)
+    bundles = {name: read(text) for name, text in secrets.items()}
+    thought = [bundles[shown_for(name, (SHOP, OTHER), bundles)].fingerprint for name in names]
+    assert dict(zip(names, (one[0] for one in found), strict=True)) == dict(zip(names, thought, strict=True))
 
 
 @pytest.mark.parametrize(

@@ -33,6 +33,7 @@ from ndakit.load.certificates import (
     signed_by,
 )
 from ndakit.load.loaded import Loaded
+from ndakit.load.pound_certificates import order_fault
 from ndakit.load.secrets import Secrets
 
 if TYPE_CHECKING:
@@ -100,6 +101,10 @@ def _secret_faults(profile: Profile, secrets: Secrets, now: datetime) -> Iterato
                         (*at, "certificates"),
                         _not_covered(name, host, readable, "routes" if of_routes else "hostnames"),
                     )
+            hidden = order_fault(name, readable, service.client_names) if service.tls.by_pound else None
+            if hidden is not None:
+                number = [one.secret for one in service.tls.certificates].index(hidden[0])
+                yield (*at, "certificates", number), hidden[1]
 
 
 def _file_faults(profile: Profile, now: datetime) -> Iterator[tuple[KeyPath, CertificateFault]]:

@@ -123,6 +123,17 @@ def names_of(certificate: x509.Certificate) -> tuple[str, ...]:
     return (*dns, *(str(address) for address in names.get_values_for_type(x509.IPAddress)))
 
 
+def names_as_written(certificate: x509.Certificate) -> tuple[str, ...]:
+    """The common name of the subject and the DNS names in subjectAltName, as they are written there."""
+    common = certificate.subject.get_attributes_for_oid(x509.NameOID.COMMON_NAME)
+    names = [str(attribute.value) for attribute in common]
+    try:
+        alternative = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+    except (x509.ExtensionNotFound, ValueError):
+        return tuple(names)
+    return tuple(dict.fromkeys((*names, *alternative.get_values_for_type(x509.DNSName))))
+
+
 def covers(bundle: CertificateBundle, host: str) -> bool:
     """True if a client that asks for this name takes the certificate; `*.x` is covered by the same wildcard only, and
     a certificate's `*` stands for one whole label (RFC 6125, 6.4.3)."""
