@@ -76,8 +76,8 @@ def test_a_backup_is_put_back(make_root: MakeRoot) -> None:
 
 def test_a_backup_that_has_no_room_is_none(make_root: MakeRoot) -> None:
     said = make_root().run(
-        "head -c 20000 /dev/urandom >/etc/rc.local; mkdir /tmp/small; mount -t tmpfs -o size=4k tmpfs /tmp/small; sysupgrade -b /tmp/small/b.tgz; echo $?; "
-        "ls /tmp/small; sysupgrade -b - >/dev/full; echo $?"
+        "head -c 20000 /dev/urandom >/etc/rc.local; mkdir /tmp/small; mount -t tmpfs -o size=4k tmpfs /tmp/small\n"
+        "sysupgrade -b /tmp/small/b.tgz; echo $?; ls /tmp/small; sysupgrade -b - >/dev/full; echo $?"
     )
     assert said.out == "1\n1\n"
     assert said.err.count("Failed to create the configuration backup.") == 2
