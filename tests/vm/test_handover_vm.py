@@ -7,6 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 
+import planted
 from ndakit.verify.claims import connection_sync
 from pairs import Pair, new_key, running
 
@@ -83,22 +84,18 @@ def test_the_claim_holds(pair: Pair, name: str) -> None:
 
 
 def test_a_rule_that_is_gone_is_found(pair: Pair) -> None:
-    pair.lab.run("lb1", "nft -a list chain inet fw4 input_lan | sed -n 's/.*allow-agent.*handle //p' "
-                 "| while read n; do nft delete rule inet fw4 input_lan handle $n; done")  # fmt: skip
-    try:
+    handles = "nft -a list chain inet fw4 input_lan | sed -n 's/.*allow-agent.*handle //p'"
+    breaking = f"{handles} | while read n; do nft delete rule inet fw4 input_lan handle $n; done"
+    with planted.on_node(pair.lab, "lb1", breaking, "/etc/init.d/firewall reload"):
         outcome = pair.outcome("firewall/lan")
-    finally:
-        pair.lab.run("lb1", "/etc/init.d/firewall reload")
     assert not outcome.ok
     assert "5666 filtered, the profile says let in" in outcome.detail
 
 
 def test_udp_that_is_let_in_is_found_although_nobody_answers(pair: Pair) -> None:
-    pair.lab.run("lb2", "nft insert rule inet fw4 input_lan udp dport 3780 accept")
-    try:
+    opening = "nft insert rule inet fw4 input_lan udp dport 3780 accept"
+    with planted.on_node(pair.lab, "lb2", opening, "/etc/init.d/firewall reload"):
         outcome = pair.outcome("firewall/lan")
-    finally:
-        pair.lab.run("lb2", "/etc/init.d/firewall reload")
     assert not outcome.ok
     # conntrackd listens there, and says nothing; it does not on IPv6, so that the kernel refuses.
     assert "client-lan finds 192.168.0.12:3780/udp let in, the profile says shut" in outcome.detail
@@ -124,15 +121,12 @@ table inet deaf {
 
 
 def test_what_the_next_master_was_not_told_is_lost(pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
-    lab = pair.lab
     monkeypatch.setattr(connection_sync, "RETRANSMIT_S", 1.0)  # nothing will come, so why wait for it
     # HAProxy starts anew, so that it knows nothing of before.
-    lab.run("lb2", f"/etc/init.d/conntrackd stop; echo '{DEAF}' | nft -f -; /etc/init.d/haproxy restart")
-    try:
-        lab.settle()
+    breaking = f"/etc/init.d/conntrackd stop; echo '{DEAF}' | nft -f -; /etc/init.d/haproxy restart"
+    mending = "/etc/init.d/conntrackd start; nft delete table inet deaf"
+    with planted.on_backup(pair.lab, "lb2", breaking, mending):
         outcome = pair.outcome("failover/connections")
-    finally:
-        lab.run("lb2", "/etc/init.d/conntrackd start; nft delete table inet deaf")
     assert not outcome.ok
     assert "when lb2 became master, 12 of 12 connections died: " in outcome.detail
     assert "when lb2 became master, 203.0.113." in outcome.detail

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 
 import pytest
 
+import planted
 from ndakit.core.deadline import Deadline
 from ndakit.verify.claims import faults, ipvs
 from ndakit.verify.claims.holders import Holders
@@ -146,13 +147,8 @@ def test_an_inner_router_that_sends_the_answers_elsewhere_is_named(pair: Pair) -
 def test_a_node_that_does_not_take_answers_to_clients_in_is_named(
     pair: Pair, breaking: str, mending: str, name: str, words: str
 ) -> None:
-    lab = pair.lab
-    assert lab.one_master() == "lb1"
-    lab.order("lb1", breaking)
-    try:
+    with planted.on_master(pair.lab, "lb1", breaking, mending):
         outcome, about_node = pair.outcome(name), pair.outcome("divert/lb1")
-    finally:
-        lab.order("lb1", mending)
     assert not outcome.ok
     assert words in outcome.detail
     assert not about_node.ok
@@ -255,24 +251,18 @@ def test_whatever_happens_to_the_master_clients_are_answered_again_in_time(pair:
 def test_a_node_that_does_not_forward_is_found_out_when_it_becomes_master(pair: Pair) -> None:
     lab = pair.lab
     answers = "ip saddr { 192.168.0.31, 192.168.0.32 } tcp sport 80"
-    lab.run("lb2", f"nft insert rule inet fw4 forward {answers} drop")
-    try:
+    with planted.on_backup(lab, "lb2", f"nft insert rule inet fw4 forward {answers} drop", "fw4 restart"):
         outcome = pair.outcome("failover/cable/wan")
-        assert not outcome.ok
-        assert "clients were not answered again" in outcome.detail
-        assert "natted does not answer at 203.0.113.10:8082 (time-out)" in outcome.detail
-        assert outcome.detail.count("does not answer") == 1
-    finally:
-        lab.run("lb2", "fw4 restart")
+    assert not outcome.ok
+    assert "clients were not answered again" in outcome.detail
+    assert "natted does not answer at 203.0.113.10:8082 (time-out)" in outcome.detail
+    assert outcome.detail.count("does not answer") == 1
 
 
 def test_a_node_without_the_divert_rule_is_found_out_when_it_becomes_master(pair: Pair) -> None:
     lab = pair.lab
-    lab.order("lb2", "nft flush chain inet fw4 tproxy_divert")
-    try:
+    with planted.on_backup(lab, "lb2", "nft flush chain inet fw4 tproxy_divert", "fw4 restart"):
         outcome = pair.outcome("failover/cable/wan")
-    finally:
-        lab.order("lb2", "fw4 restart")
     assert not outcome.ok
     for at in ("iis does not answer at 203.0.113.10:8087", "iis does not answer at [2001:db8:0:1::10]:8087"):
         assert at in outcome.detail
@@ -280,28 +270,18 @@ def test_a_node_without_the_divert_rule_is_found_out_when_it_becomes_master(pair
 
 
 def test_without_its_watcher_a_node_whose_keepalived_cannot_start_keeps_its_vips(pair: Pair) -> None:
-    lab = pair.lab
-    master = lab.one_master()
-    lab.run(master, "/etc/init.d/ndakit-vips stop")
-    try:
+    with planted.on_every_node(pair.lab, "/etc/init.d/ndakit-vips stop", "/etc/init.d/ndakit-vips start"):
         outcome = pair.outcome("failover/keepalived-killed")
-        assert not outcome.ok
-        assert "two nodes answered for" in outcome.detail
-    finally:
-        lab.run(master, "/etc/init.d/ndakit-vips start")
-        lab.settle()
+    assert not outcome.ok
+    assert "two nodes answered for" in outcome.detail
 
 
 def test_a_fault_that_nobody_takes_over_from_is_found_out(pair: Pair) -> None:
-    lab = pair.lab
-    lab.run("lb2", "/etc/init.d/keepalived stop")
-    try:
+    stop, start = "/etc/init.d/keepalived stop", "/etc/init.d/keepalived start"
+    with planted.on_backup(pair.lab, "lb2", stop, start, settle=False):
         outcome = pair.outcome("failover/cable/wan")
-        assert not outcome.ok
-        assert "no other node became master" in outcome.detail
-    finally:
-        lab.run("lb2", "/etc/init.d/keepalived start")
-        lab.settle()
+    assert not outcome.ok
+    assert "no other node became master" in outcome.detail
 
 
 @pytest.mark.parametrize("node", ["lb1", "lb2"])
@@ -387,20 +367,12 @@ def test_a_node_whose_keepalived_hangs_gives_its_vips_up(pair: Pair) -> None:
 def test_with_procds_own_number_of_retries_it_gives_up_at_the_sixth_end(pair: Pair) -> None:
     # The last one: the log has "crash loop" from here on, which is an alarm. procd's own pause of 5 s and the claim's
     # many looks would only make it longer.
-    lab = pair.lab
-    master = lab.one_master()
     again = "for one in haproxy keepalived; do /etc/init.d/$one restart; done"
-    lab.run(master, f"uci set system.@service[0].respawn_retry=5; {again}")
-    lab.settle()
-    try:
-        outcome = faults.killed(lab, looks=40)
-        assert not outcome.ok
-        assert "haproxy was not started again after its end number 6" in outcome.detail
-        # Seen once: given up after six ends as counted here, not five. Why is not proved: perhaps one of its processes
-        # was killed alone and its parent brought it back. What must hold: it is given up before the seven are over.
-        assert re.search(r"keepalived was not started again after its end number [67]\b", outcome.detail), (
-            outcome.detail
-        )
-    finally:
-        lab.run(master, f"uci revert system; {again}")
-        lab.settle()
+    few = f"uci set system.@service[0].respawn_retry=5; {again}"
+    with planted.on_every_node(pair.lab, few, f"uci revert system; {again}"):
+        outcome = faults.killed(pair.lab, looks=40)
+    assert not outcome.ok
+    assert "haproxy was not started again after its end number 6" in outcome.detail
+    # Seen once: given up after six ends as counted here, not five. Why is not proved: perhaps one of its processes
+    # was killed alone and its parent brought it back. What must hold: it is given up before the seven are over.
+    assert re.search(r"keepalived was not started again after its end number [67]\b", outcome.detail), outcome.detail

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 
 import pytest
 
+import planted
 from ndakit.verify.claims import bonding
 from pairs import Pair, running
 
@@ -126,20 +127,13 @@ def test_all_claims_of_the_dual_stack_pair_are_tried(dual: Pair) -> None:
 def test_a_node_that_believes_adverts_from_beyond_a_router_is_found_out(
     dual: Pair, version: int, instance: str
 ) -> None:
-    lab, conf = dual.lab, "/etc/keepalived/keepalived.conf"
+    conf = "/etc/keepalived/keepalived.conf"
     peers = "10.1.0.1" if version == 4 else "2001:db8:1::1"
     edit = f"sed -i 's/^\\(\\t\\t{peers}[12]\\) min_ttl 255 max_ttl 255/\\1/' {conf}"
-    for node in ("a", "b"):
-        lab.order(
-            node, f"cp {conf} /tmp/good.conf; {edit}; ! cmp -s {conf} /tmp/good.conf; /etc/init.d/keepalived reload"
-        )
-    try:
-        lab.settle()
+    reload = "/etc/init.d/keepalived reload"
+    breaking = f"cp {conf} /tmp/good.conf; {edit}; ! cmp -s {conf} /tmp/good.conf && {reload}"
+    with planted.on_every_node(dual.lab, breaking, f"cp /tmp/good.conf {conf}; {reload}"):
         outcome = dual.outcome("vrrp/forged")
-    finally:
-        for node in ("a", "b"):
-            lab.run(node, f"cp /tmp/good.conf {conf}; /etc/init.d/keepalived reload")
-        lab.settle()
     assert not outcome.ok, outcome.figure
     assert outcome.detail in (f"{node} gave the VIPs of {instance} up" for node in ("a", "b"))
 

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 
+import planted
 from pairs import Pair, running
 
 pytestmark = pytest.mark.timed
@@ -60,28 +61,19 @@ def test_the_claim_holds(old: Pair, name: str) -> None:
 
 @pytest.mark.parametrize(("program", "instance"), [("iptables", "lan-main"), ("ip6tables", "lan-six")])
 def test_a_firewall_that_does_not_look_at_the_ttl_is_found_out(old: Pair, program: str, instance: str) -> None:
-    lab = old.lab
-    lab.settle()
-    for node in ("lb1", "lb2"):
-        lab.order(node, f"{program} -w -I INPUT -p 112 -j ACCEPT")
-    try:
+    rule = "INPUT -p 112 -j ACCEPT"
+    with planted.on_every_node(old.lab, f"{program} -w -I {rule}", f"{program} -w -D {rule}"):
         outcome = old.outcome("vrrp/forged")
-    finally:
-        for node in ("lb1", "lb2"):
-            lab.run(node, f"{program} -w -D INPUT -p 112 -j ACCEPT")
-        lab.settle()
     assert not outcome.ok, outcome.figure
     assert outcome.detail in (f"{node} gave the VIPs of {instance} up" for node in ("lb1", "lb2"))
 
 
 def test_a_node_without_the_divert_rule_is_named_and_a_reload_of_fw3_brings_it_back_once(old: Pair) -> None:
     lab, programs = old.lab, ("iptables", "ip6tables")
-    lab.settle()
+    breaking = "; ".join(f"{program} -w -t mangle -F PREROUTING" for program in programs)
+    with planted.on_every_node(lab, breaking, "/etc/init.d/firewall reload; /etc/init.d/firewall reload"):
+        outcomes = [old.outcome(f"client-address/{name}") for name in ("live", "live6")]
     for node in ("lb1", "lb2"):
-        lab.order(node, "; ".join(f"{program} -w -t mangle -F PREROUTING" for program in programs))
-    outcomes = [old.outcome(f"client-address/{name}") for name in ("live", "live6")]
-    for node in ("lb1", "lb2"):
-        lab.order(node, "/etc/init.d/firewall reload; /etc/init.d/firewall reload")
         for program in programs:
             jumps = lab.run(node, f"{program} -w -t mangle -S PREROUTING | grep -c transparent")
             assert jumps.strip() == "1"

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+import planted
 from lab_relay import relay
 from ndakit.cli.nodes import status_text
 from ndakit.core.deadline import Deadline
@@ -59,14 +60,9 @@ def pair(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pair]:
         yield found
 
 
-@contextlib.contextmanager
-def broken(pair: Pair, node: str, breaking: str, mending: str) -> Iterator[None]:
-    """Something is wrong on a node for a while."""
-    pair.lab.run(node, breaking)
-    try:
-        yield
-    finally:
-        pair.lab.run(node, mending)
+def broken(pair: Pair, node: str, breaking: str, mending: str) -> contextlib.AbstractContextManager[None]:
+    """Something is wrong on a node for a while, and is looked for on that node."""
+    return planted.on_node(pair.lab, node, breaking, mending)
 
 
 HARMLESS = (
@@ -250,7 +246,7 @@ def test_an_open_firewall_is_found_out(pair: Pair) -> None:
 
 def test_a_closed_service_port_is_found_out(pair: Pair) -> None:
     shut = "nft insert rule inet fw4 input ip daddr 203.0.113.10 tcp dport 80 drop"
-    with broken(pair, "lb1", shut, "/etc/init.d/firewall restart"):
+    with planted.on_every_node(pair.lab, shut, "/etc/init.d/firewall restart"):
         assert_fails(pair, "firewall/wan", "203.0.113.10:80 filtered, the profile says open")
 
 
@@ -265,7 +261,7 @@ def test_password_logins_are_found_out(pair: Pair) -> None:
 
 
 def test_a_missing_way_out_is_found_out(pair: Pair) -> None:
-    with broken(pair, "lb1", "nft flush chain inet fw4 srcnat_wan", "/etc/init.d/firewall restart"):
+    with planted.on_every_node(pair.lab, "nft flush chain inet fw4 srcnat_wan", "/etc/init.d/firewall restart"):
         assert_fails(pair, "egress/lan", "expected 203.0.113.10")
 
 
@@ -294,43 +290,43 @@ MEND_HAPROXY = f"cp /tmp/good.cfg /etc/haproxy.cfg; {HAPROXY_ANEW}"
 
 def haproxy(script: str) -> str:
     """Edit HAProxy's configuration and have it read again; the copy beside it is for mending."""
-    return f"cp /etc/haproxy.cfg /tmp/good.cfg; {script}; {HAPROXY_ANEW}"
+    return f"cp /etc/haproxy.cfg /tmp/good.cfg; {script} && {{ {HAPROXY_ANEW}; }}"
 
 
-def on_master(pair: Pair, script: str) -> contextlib.AbstractContextManager[None]:
-    return broken(pair, "lb1", haproxy(f"sed -i '{script}' /etc/haproxy.cfg"), MEND_HAPROXY)
+def edited(pair: Pair, script: str) -> contextlib.AbstractContextManager[None]:
+    """HAProxy's configuration is another one for a while."""
+    changed = "! cmp -s /etc/haproxy.cfg /tmp/good.cfg"
+    breaking = haproxy(f"sed -i '{script}' /etc/haproxy.cfg && {changed}")
+    return planted.on_every_node(pair.lab, breaking, MEND_HAPROXY)
 
 
 def test_wrong_weights_are_found_out(pair: Pair) -> None:
-    with on_master(pair, "s/ weight 2/ weight 1/"):
+    with edited(pair, "s/ weight 2/ weight 1/"):
         assert_fails(pair, "service/www", "web1 got 50% instead of 67%")
 
 
 def test_a_forgeable_client_address_is_found_out(pair: Pair) -> None:
-    with on_master(pair, "/del-header/d; /X-Forwarded-For/d"):
+    with edited(pair, "/del-header/d; /X-Forwarded-For/d"):
         assert_fails(pair, "client-address/www", "X-Forwarded-For is '192.0.2.66'")
         assert_fails(pair, "client-address/www", "the client's own X_Forwarded_For reached the server")
         assert_fails(pair, "client-address/www", "the client's own Connection reached the server")
 
 
 def test_servers_that_are_not_checked_are_found_out(pair: Pair) -> None:
-    with on_master(pair, "/server web/s/ check / /"):
+    with edited(pair, "/server web/s/ check / /"):
         assert_fails(pair, "check/apache", "web1 was still in the pool")
-    pair.lab.settle()
 
 
 def test_another_sorry_page_is_found_out(pair: Pair) -> None:
-    with on_master(pair, "/errorfile/d"):
+    with edited(pair, "/errorfile/d"):
         assert_fails(pair, "sorry/apache", "expected status 503 with sorry.html")
-    pair.lab.settle()
 
 
 def test_a_master_that_keeps_the_vips_without_haproxy_is_found_out(pair: Pair) -> None:
     script = "/usr/libexec/ndakit/daemon-runs"
     breaking = f"cp {script} /tmp/good; printf '#!/bin/sh\\nexit 0\\n' > {script}"
-    with broken(pair, "lb1", breaking, f"cp /tmp/good {script}"):
+    with planted.on_every_node(pair.lab, breaking, f"cp /tmp/good {script}"):
         assert_fails(pair, "failover/haproxy-stopped", "the VIPs stayed on lb1")
-    pair.lab.settle()
 
 
 def test_a_crash_in_the_log_is_found_out(pair: Pair) -> None:
@@ -361,11 +357,8 @@ def test_a_frozen_master_is_replaced_and_nothing_is_torn_when_it_thaws(pair: Pai
 
 def test_no_backup_to_take_over_is_found_out(pair: Pair) -> None:
     lab = pair.lab
-    lab.run("lb2", "/etc/init.d/keepalived stop")
-    try:
+    with broken(pair, "lb2", "/etc/init.d/keepalived stop", "/etc/init.d/keepalived start"):
         assert_fails(pair, "failover/power-off", "no other node took the VIPs")
-    finally:
-        lab.run("lb2", "/etc/init.d/keepalived start")
     assert lab.wait_other_master("lb1", timeout_s=30) == "lb2"
 
 

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from cryptography.hazmat.primitives import serialization
 
+import planted
 from certificate_files import issue
 from ndakit.core import json_text
 from ndakit.lab.plan import VantagePoint
@@ -193,12 +194,9 @@ def test_a_master_whose_pound_stops_hands_over(shops: Pair) -> None:
 
 def test_a_master_that_keeps_the_vips_without_pound_is_found_out(shops: Pair) -> None:
     script = "/usr/libexec/ndakit/daemon-runs"
-    shops.lab.order("lb1", f"cp {script} /tmp/good; printf '#!/bin/sh\\nexit 0\\n' > {script}")
-    try:
+    breaking = f"cp {script} /tmp/good; printf '#!/bin/sh\\nexit 0\\n' > {script}"
+    with planted.on_every_node(shops.lab, breaking, f"cp /tmp/good {script}"):
         outcome = shops.outcome("failover/pound-stopped")
-    finally:
-        shops.lab.order("lb1", f"cp /tmp/good {script}")
-        shops.lab.settle()
     assert not outcome.ok
     assert "the VIPs stayed on lb1" in outcome.detail
 
@@ -230,14 +228,10 @@ def test_the_claim_about_https_holds(shops: Pair, name: str) -> None:
 )
 def test_the_claim_about_https_finds_the_fault(shops: Pair, daemon: str, edit: str, claim: str, told: str) -> None:
     kept = {"pound": "/etc/pound/pound.cfg", "haproxy": "/etc/haproxy.cfg"}[daemon]
-    master = shops.lab.one_master()
-    shops.lab.order(master, f"cp {kept} /tmp/kept; sed -i '{edit}' {kept}; /etc/init.d/{daemon} restart")
-    try:
-        shops.lab.settle()
+    anew = f"/etc/init.d/{daemon} restart"
+    breaking = f"cp {kept} /tmp/kept; sed -i '{edit}' {kept}; ! cmp -s {kept} /tmp/kept && {anew}"
+    with planted.on_every_node(shops.lab, breaking, f"cp /tmp/kept {kept}; {anew}"):
         outcome = shops.outcome(claim)
-    finally:
-        shops.lab.order(master, f"cp /tmp/kept {kept}; /etc/init.d/{daemon} restart")
-        shops.lab.settle()
     assert not outcome.ok
     assert told in outcome.detail
 
@@ -257,16 +251,17 @@ def test_a_new_certificate_is_served_after_the_signal_and_a_wrong_one_is_found_o
     """What docs/services.md says to do on a running node."""
     path = "/etc/ndakit/private/api.pem"
     again = 'haproxy -c -q -f /etc/haproxy.cfg && ubus call service signal \'{"name":"haproxy","signal":12}\''
-    master = shops.lab.one_master()
-    assert shops.lab.run(master, f"ls -l {path}").startswith("-rw-------")
-    shops.lab.order(master, f"cp {path} /tmp/good.pem; cat /etc/ndakit/private/staging.pem > {path}; {again}; sleep 2")
-    try:
-        outcome = shops.outcome("tls/api")
-        mode = shops.lab.run(master, f"ls -l {path}")
-    finally:
-        shops.lab.order(master, f"cat /tmp/good.pem > {path}; rm /tmp/good.pem; {again}; sleep 2")
+    breaking = f"cp {path} /tmp/good.pem; cat /etc/ndakit/private/staging.pem > {path}; {again}; sleep 2"
+    mending = f"cat /tmp/good.pem > {path}; rm /tmp/good.pem; {again}; sleep 2"
+
+    def modes() -> set[str]:
+        return {shops.lab.run(node, f"ls -l {path}")[:10] for node in ("lb1", "lb2")}
+
+    assert modes() == {"-rw-------"}
+    with planted.on_every_node(shops.lab, breaking, mending):
+        outcome, changed = shops.outcome("tls/api"), modes()
     assert not outcome.ok and "api.example gets another certificate" in outcome.detail
-    assert mode.startswith("-rw-------")
+    assert changed == {"-rw-------"}
     assert shops.outcome("tls/api").ok
 
 

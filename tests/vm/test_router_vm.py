@@ -8,6 +8,7 @@ from collections.abc import Iterator
 
 import pytest
 
+import planted
 from pairs import Pair, new_key, running
 
 pytestmark = pytest.mark.timed
@@ -124,15 +125,10 @@ def edited(script: str) -> tuple[str, str]:
 def test_what_the_pair_would_do_without_it_is_found_out(
     pair: Pair, name: str, change: tuple[str, str], words: str
 ) -> None:
-    lab, node = pair.lab, "lb2" if name == "heard" else "lb1"
-    breaking, mending = change
-    lab.order(node, breaking)
-    lab.settle()
-    try:
+    lab = pair.lab
+    planting = planted.on_backup(lab, "lb2", *change) if name == "heard" else planted.on_master(lab, "lb1", *change)
+    with planting:
         outcome = pair.outcome(f"failover/{name}")
-    finally:
-        lab.order(node, mending)
-        lab.settle()
     assert not outcome.ok
     assert words in outcome.detail
 

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 import pytest
 
+import planted
 from choosing import (
     CLIENTS,
     KEPT_S,
@@ -416,12 +417,10 @@ def test_a_haproxy_that_chooses_otherwise_is_found_out(clients: Clients, balance
     """The running HAProxy is told otherwise than the profile: all weights the same; b where a belongs."""
     lab, block = clients.lab, f"/^backend by-{balance}$/,/^$/"
     change = "s/server a 192.168.0.31/server a 192.168.0.32/" if balance == "first" else "s/weight [0-9]*/weight 1/"
-    lab.run("lb1", f"cp /etc/haproxy.cfg /tmp/before.cfg; sed -i '{block}{change}' /etc/haproxy.cfg")
-    lab.run("lb1", "/etc/init.d/haproxy restart")
-    lab.settle()
-    outcome = _claim(clients, f"service/by-{balance}")
-    lab.run("lb1", "cp /tmp/before.cfg /etc/haproxy.cfg; /etc/init.d/haproxy restart")
-    lab.settle()
+    conf, anew = "/etc/haproxy.cfg", "/etc/init.d/haproxy restart"
+    breaking = f"cp {conf} /tmp/before.cfg; sed -i '{block}{change}' {conf}; ! cmp -s {conf} /tmp/before.cfg && {anew}"
+    with planted.on_every_node(lab, breaking, f"cp /tmp/before.cfg {conf}; {anew}"):
+        outcome = _claim(clients, f"service/by-{balance}")
     assert not outcome.ok
     assert words in outcome.detail
 
@@ -449,9 +448,9 @@ def test_a_node_whose_services_the_kernel_carries_keeps_what_it_claims(clients: 
 
 def test_a_node_without_statistics_or_keepalived_is_found_out(clients: Clients) -> None:
     lab = clients.lab
-    lab.run("lb1", "/etc/init.d/haproxy stop; /etc/init.d/keepalived stop")
-    page, running = _claim(clients, "statistics/lb1"), _claim(clients, "daemons/lb1")
-    lab.run("lb1", "/etc/init.d/haproxy start; /etc/init.d/keepalived start")
+    stop, start = (f"/etc/init.d/haproxy {action}; /etc/init.d/keepalived {action}" for action in ("stop", "start"))
+    with planted.on_node(lab, "lb1", stop, start):
+        page, running = _claim(clients, "statistics/lb1"), _claim(clients, "daemons/lb1")
     lab.settle()
     assert "noc does not get it from 192.168.0.11" in page.detail
     assert running.detail == "not running: haproxy, keepalived"
