@@ -64,8 +64,7 @@ def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> bool | None:
     if pair is None or pyfuncitem.get_closest_marker("timed") is None:
         return None
     words = {name: pyfuncitem.funcargs[name] for name in pyfuncitem._fixtureinfo.argnames}
-    pair.begin()
-    again = turns.judge(lambda: pyfuncitem.obj(**words), pair.lab.pace, pair.again, pyfuncitem.config.stash[TURNS])
+    again = turns.judge(lambda: pyfuncitem.obj(**words), pair.pace, pair, pyfuncitem.config.stash[TURNS])
     pyfuncitem.user_properties += [(TRIED_AGAIN, why) for why in again]
     return True
 

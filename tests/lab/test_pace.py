@@ -78,6 +78,37 @@ def test_a_lab_that_did_not_start_is_judged_by_the_whole_time() -> None:
     assert "others took 60% of its processors" in pace_of(steps(80, waited=0.5, others=1.2), processors=2).taken
 
 
+# What cannot be: more than all of the time, or a verdict about a machine from a moment.
+
+
+def step_of(length_s: float, *, waited_s: float, others_s: float = 0.0, begin_s: float = 0.0) -> Step:
+    return Step(begin_s, begin_s + length_s, others_s, 0.0, 0.0, {"lb1": 0.0}, {"lb1": waited_s})
+
+
+@pytest.mark.parametrize("length_s", [0.003, 0.05, 0.2])
+def test_a_moment_says_nothing_whatever_the_counters_gained_in_it(length_s: float) -> None:
+    moment = pace_of([step_of(length_s, waited_s=38.0, others_s=38.0)], processors=2)
+    assert moment.trouble == moment.taken == ""
+    assert max(moment.waited_share, moment.lost_share, moment.others_share) <= 1.0
+
+
+@pytest.mark.parametrize("stolen", [0.0, 2.0])
+def test_no_share_is_above_all_of_the_time(stolen: float) -> None:
+    pace = pace_of(steps(8, waited=12.65, others=9.0, stolen=stolen), processors=2)
+    shares = (pace.waited_share, pace.lost_share, pace.others_share, pace.stolen_share)
+    assert max(shares) == pytest.approx(1.0)
+
+
+def test_a_wait_that_ends_is_counted_for_the_time_in_which_it_was() -> None:
+    """The kernel adds it when the thread runs again: here after a second and a half."""
+    quiet, waiting = steps(8, waited=0.0, others=0.0), steps(6, waited=0.0, others=2.0, begin=8)
+    pace = pace_of([*quiet, *waiting, step_of(0.25, waited_s=1.5, begin_s=3.5)], processors=2)
+    assert pace.lost_share == pytest.approx(1.0)
+    assert pace.waited_share == pytest.approx(1.5 / 3.75)
+    longer_ago = pace_of([step_of(0.25, waited_s=38.0), *steps(20, waited=0.0, others=0.0, begin=1)], processors=2)
+    assert longer_ago.waited_share < 0.05, "what was before all of it does not count"
+
+
 # -- the counters ------------------------------------------------------------------------------------------------------
 
 
@@ -103,6 +134,31 @@ def test_threads_and_processes_that_come_and_go_are_counted_by_what_they_gain(tm
     assert (second.busy_s, second.stolen_s) == (4.0, 0.5)
     pids.clear()
     assert reader.read().ran_s == {"lb1": 3.5}
+
+
+def test_a_thread_that_a_listing_leaves_out_has_not_gained_its_whole_life_when_it_is_there_again(
+    tmp_path: Path,
+) -> None:
+    lived, more = "60000000000 38000000000 1", "60100000000 38050000000 1"
+    imitation(tmp_path, 70, {"70": "0 0 1", "71": lived}, "cpu 0 0 0 0 0 0 0 0\n")
+    reader = Reader(lambda: {"lb1": 70}, tmp_path)
+    first = reader.read()
+    (tmp_path / "70/task/71/schedstat").rename(tmp_path / "away")
+    assert reader.read().waited_s == first.waited_s
+    imitation(tmp_path, 70, {"71": more}, "cpu 0 0 0 0 0 0 0 0\n")
+    third = reader.read()
+    assert third.waited_s["lb1"] - first.waited_s["lb1"] == pytest.approx(0.05)
+    assert third.ran_s["lb1"] - first.ran_s["lb1"] == pytest.approx(0.1)
+
+
+def test_a_thread_that_is_new_cannot_have_waited_longer_than_it_was_not_seen(tmp_path: Path) -> None:
+    imitation(tmp_path, 70, {"70": "0 0 1"}, "cpu 0 0 0 0 0 0 0 0\n")
+    reader = Reader(lambda: {"lb1": 70}, tmp_path)
+    begun_s = time.monotonic()
+    first = reader.read()
+    imitation(tmp_path, 70, {"71": "60000000000 38000000000 1"}, "cpu 0 0 0 0 0 0 0 0\n")
+    second = reader.read()
+    assert 0 < second.waited_s["lb1"] - first.waited_s["lb1"] <= time.monotonic() - begun_s
 
 
 def test_a_kernel_without_these_counters_tells_how_long_a_thread_ran(tmp_path: Path) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import subprocess
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 
 from ndakit.build import pipeline
@@ -14,6 +13,7 @@ from ndakit.image.artifacts import images_of
 from ndakit.imagebuilder import sources
 from ndakit.lab import host
 from ndakit.lab.network import LabNetwork
+from ndakit.lab.pace import Meter
 from ndakit.load import load
 from ndakit.load.certificates import certificates_of
 from ndakit.machine import accelerator
@@ -23,29 +23,48 @@ from ndakit.verify.claims import Claim, Outcome
 from places import ROOT
 
 
-@dataclass
 class Pair:
     """A running lab, its claims by name, and the workspace it was built in."""
 
-    lab: LabNetwork
-    claims: dict[str, Claim]
-    workspace: Workspace
-    _tried: str = ""
-    """The claim that the test at work tried last."""
+    def __init__(self, lab: LabNetwork, claims: dict[str, Claim], workspace: Workspace) -> None:
+        self._lab = lab
+        self.claims = claims
+        self.workspace = workspace
+        self.begin()
+
+    @property
+    def lab(self) -> LabNetwork:
+        """The running lab. Who takes it asks machines that may be late."""
+        self._asked = True
+        return self._lab
+
+    @property
+    def pace(self) -> Meter:
+        """How late this machine runs the lab's machines."""
+        return self._lab.pace
 
     def outcome(self, name: str) -> Outcome:
         """Try one claim."""
+        claim = self.claims[name]
         self._tried = name
-        return self.claims[name].run(self.lab)
+        self._asked = self._asked or not claim.timeless
+        return claim.run(self._lab)
 
     def begin(self) -> None:
         """A test begins."""
         self._tried = ""
+        self._asked = False
+
+    @property
+    def late_matters(self) -> bool:
+        """Whether the test at work has asked the lab for anything but names, addresses and settings."""
+        return self._asked
 
     def again(self) -> None:
-        """Bring the lab back to where a test began that failed: as the claim that it tried says, if it tried one."""
+        """Bring the lab back to where a test began that failed: as the claim that it tried last says, if it tried
+        one."""
         claim = self.claims.get(self._tried)
-        (claim.again if claim else LabNetwork.put_back)(self.lab)
+        (claim.again if claim else LabNetwork.put_back)(self._lab)
 
 
 def new_key(folder: Path) -> tuple[str, str]:

@@ -15,7 +15,7 @@ import pytest
 import turns
 from ndakit.core.deadline import Deadline
 from ndakit.core.workspace import Workspace
-from ndakit.lab.clients import LabNotReady
+from ndakit.lab.clients import LabLacks, LabNotReady
 from ndakit.lab.network import LabNetwork
 from ndakit.lab.pace import Pace
 from ndakit.verify.claims import Claim, Outcome
@@ -58,25 +58,38 @@ def test_a_test_about_an_ipv6_address_is_run_where_its_module_is(address: str, r
     assert scope == "tests/support/test_turns.py"
 
 
-def nothing() -> None:
-    """What brings a lab back that needs nothing."""
+class Lab:
+    """The lab of a test, and how often it was brought back; `lost`: what doing so raises."""
+
+    def __init__(self, *, late_matters: bool = True, lost: Exception | None = None) -> None:
+        self.late_matters = late_matters
+        self.brought_back = 0
+        self._lost = lost
+
+    def begin(self) -> None:
+        pass
+
+    def again(self) -> None:
+        self.brought_back += 1
+        if self._lost is not None:
+            raise self._lost
 
 
 def test_a_failure_on_a_quiet_machine_is_not_tried_again(tmp_path: Path) -> None:
     test, calls = failing(1)
     mine = Turns(tmp_path)
     with mine.beside(), pytest.raises(AssertionError, match=r"^failed 1"):
-        judge(test, Paces(QUIET), nothing, mine)
+        judge(test, Paces(QUIET), Lab(), mine)
     assert len(calls) == 1
 
 
 @pytest.mark.parametrize("pace", [BESIDE, CROWDED])
 def test_a_failure_beside_others_is_tried_again_and_told(tmp_path: Path, pace: Pace) -> None:
     test, calls = failing(1)
-    mine, put_back = Turns(tmp_path), []
+    mine, lab = Turns(tmp_path), Lab()
     with mine.beside():
-        told = judge(test, Paces(pace), lambda: put_back.append(len(calls)), mine)
-    assert (len(calls), put_back) == (2, [1])
+        told = judge(test, Paces(pace), lab, mine)
+    assert (len(calls), lab.brought_back) == (2, 1)
     assert len(told) == 1
     assert told[0].endswith(": failed 1")
 
@@ -85,7 +98,7 @@ def test_what_fails_again_with_the_machine_to_itself_fails(tmp_path: Path) -> No
     test, calls = failing(9)
     mine = Turns(tmp_path)
     with mine.beside(), pytest.raises(AssertionError, match=r"^failed 2"):
-        judge(test, Paces(BESIDE, QUIET), nothing, mine)
+        judge(test, Paces(BESIDE, QUIET), Lab(), mine)
     assert len(calls) == 2
 
 
@@ -93,7 +106,7 @@ def test_what_is_disturbed_each_time_fails_and_says_so(tmp_path: Path) -> None:
     test, calls = failing(9)
     mine = Turns(tmp_path)
     with mine.beside(), pytest.raises(AssertionError, match="too busy to judge this: lb1 waited 20% of a second"):
-        judge(test, Paces(BESIDE, BESIDE, BESIDE), nothing, mine)
+        judge(test, Paces(BESIDE, BESIDE, BESIDE), Lab(), mine)
     assert len(calls) == turns.TRIES
 
 
@@ -101,27 +114,79 @@ def test_a_fault_of_the_test_itself_is_not_tried_again(tmp_path: Path) -> None:
     test, calls = failing(1, KeyError)
     mine = Turns(tmp_path)
     with mine.beside(), pytest.raises(KeyError):
-        judge(test, Paces(BESIDE), nothing, mine)
+        judge(test, Paces(BESIDE), Lab(), mine)
     assert len(calls) == 1
+
+
+@pytest.mark.parametrize("pace", [BESIDE, CROWDED])
+@pytest.mark.parametrize("error", [AssertionError, pytest.fail.Exception])
+def test_what_has_nothing_to_do_with_time_fails_at_once_however_busy_the_machine_is(
+    tmp_path: Path, pace: Pace, error: type[BaseException]
+) -> None:
+    test, calls = failing(1, error)
+    mine, lab = Turns(tmp_path), Lab(late_matters=False)
+    with mine.beside(), pytest.raises(error, match=r"^failed 1"):
+        judge(test, Paces(pace), lab, mine)
+    assert (len(calls), lab.brought_back) == (1, 0)
+
+
+def test_a_console_that_does_not_answer_in_time_is_one_of_time_and_a_lab_that_lacks_something_is_not(
+    tmp_path: Path,
+) -> None:
+    mine = Turns(tmp_path)
+
+    def console() -> None:
+        raise LabNotReady("the shell of lb1 does not answer", "its log")
+
+    def lacks() -> None:
+        raise LabLacks("client", "wan")
+
+    with mine.beside(), pytest.raises(AssertionError, match="too busy to judge this"):
+        judge(console, Paces(*[BESIDE] * turns.TRIES), Lab(late_matters=False), mine)
+    with mine.beside(), pytest.raises(LabLacks):
+        judge(lacks, Paces(BESIDE), Lab(), mine)
+
+
+@pytest.mark.parametrize(
+    ("test", "expected"),
+    [
+        (lambda pair: pair.claims.keys(), False),
+        (lambda pair: pair.outcome("identity/lb1"), False),
+        (lambda pair: pair.outcome("service/www"), True),
+        (lambda pair: (pair.outcome("service/www"), pair.outcome("identity/lb1")), True),
+        (lambda pair: pair.lab, True),
+    ],
+    ids=["lists", "name", "service", "both", "lab"],
+)
+def test_a_test_is_one_of_time_once_it_has_asked_the_lab_for_more_than_names(
+    tmp_path: Path, test: Callable[[Pair], object], *, expected: bool
+) -> None:
+    holds = Outcome(True, "")
+    tried = {
+        "identity/lb1": Claim("identity/lb1", "its name", lambda _: holds, timeless=True),
+        "service/www": Claim("service/www", "it answers", lambda _: holds),
+    }
+    pair = Pair(cast(LabNetwork, SimpleNamespace()), tried, Workspace(tmp_path))
+    pair.begin()
+    test(pair)
+    assert pair.late_matters is expected
+    pair.begin()
+    assert not pair.late_matters
 
 
 def test_pytest_fail_is_a_failure_as_well(tmp_path: Path) -> None:
     test, calls = failing(1, pytest.fail.Exception)
     mine = Turns(tmp_path)
     with mine.beside():
-        assert judge(test, Paces(BESIDE), nothing, mine)
+        assert judge(test, Paces(BESIDE), Lab(), mine)
     assert len(calls) == 2
 
 
 def test_a_lab_that_cannot_be_put_back_is_told_with_what_failed_before(tmp_path: Path) -> None:
     test, calls = failing(1)
-    mine = Turns(tmp_path)
-
-    def lost() -> None:
-        raise LabNotReady("lb2 does not boot", "its log")
-
+    mine, lab = Turns(tmp_path), Lab(lost=LabNotReady("lb2 does not boot", "its log"))
     with mine.beside(), pytest.raises(LabNotReady) as raised:
-        judge(test, Paces(BESIDE), lost, mine)
+        judge(test, Paces(BESIDE), lab, mine)
     assert len(calls) == 1
     assert "failed 1" in str(raised.value.__cause__)
 

@@ -4,7 +4,10 @@ with the machine to itself.
 A lab waits most of its time: for adverts, for checks, for what has to be silent. So several of them run at once, and
 each is disturbed now and then. It is the rule of `verify`: what holds is believed, what fails on a machine that nobody
 else used fails, and what fails while somebody else took a part of the processors is tried again, here with no other lab
-at work. Nothing is ever tried again that failed on a quiet machine.
+at work. Nothing is ever tried again that failed on a quiet machine, and nothing that has nothing to do with time: a
+test that has asked no machine of the lab (it compares the profile's claims with a list), or has tried nothing but
+claims about names, addresses and settings (`Claim.timeless`), fails at once wherever it runs. An error of the lab, such
+as a console that does not answer in time, is always one of time.
 """
 
 from __future__ import annotations
@@ -19,6 +22,7 @@ import pytest
 
 from ndakit.core import workspace
 from ndakit.core.errors import NdakitError
+from ndakit.lab.clients import LabLacks
 from ndakit.lab.pace import Pace
 
 TRIES = 3
@@ -84,11 +88,25 @@ class Turns:
             self._mine.enter_context(workspace.hold(self._turn, shared=shared, wait_s=LONGEST_S))
 
 
-def judge(test: Callable[[], object], meter: Meter, again: Callable[[], None], turns: Turns) -> list[str]:
-    """Run a test within `turns.beside`. Raises what it raised on a quiet machine, or the last time of TRIES; `again`
-    brings its lab back to where it began. What made it be tried again, one text for each time."""
+class TriedLab(Protocol):
+    """The lab of a test (pairs.Pair)."""
+
+    def begin(self) -> None:
+        """A test begins."""
+
+    def again(self) -> None:
+        """Bring the lab back to where a test began that failed."""
+
+    @property
+    def late_matters(self) -> bool:
+        """Whether the test at work has done anything that can fail because a machine is late."""
+
+
+def judge(test: Callable[[], object], meter: Meter, lab: TriedLab, turns: Turns) -> list[str]:
+    """Run a test within `turns.beside`. Raises what it raised on a quiet machine, or the last time of TRIES. What made
+    it be tried again, one text for each time."""
     disturbed: list[str] = []
-    error, why = _tried(test, meter)
+    error, why = _tried(test, meter, lab)
     while error is not None:
         if not why:
             raise error
@@ -98,20 +116,22 @@ def judge(test: Callable[[], object], meter: Meter, again: Callable[[], None], t
         with turns.by_itself_for_once():
             meter.wait_calm(CALM_TIMEOUT_S)
             try:
-                again()
+                lab.again()
             except NdakitError as problem:
                 raise problem from error
-            error, why = _tried(test, meter)
+            error, why = _tried(test, meter, lab)
     return disturbed
 
 
-def _tried(test: Callable[[], object], meter: Meter) -> tuple[BaseException | None, str]:
+def _tried(test: Callable[[], object], meter: Meter, lab: TriedLab) -> tuple[BaseException | None, str]:
     """What a test raised, None if nothing; and why that says nothing, "" if it does."""
     begun_s = time.monotonic()
+    lab.begin()
     try:
         test()
     except (AssertionError, NdakitError, pytest.fail.Exception) as error:
-        return error, noise(meter.since(min(begun_s, time.monotonic() - BEFORE_S)))
+        late_matters = not isinstance(error, LabLacks) if isinstance(error, NdakitError) else lab.late_matters
+        return error, "" if not late_matters else noise(meter.since(min(begun_s, time.monotonic() - BEFORE_S)))
     return None, ""
 
 

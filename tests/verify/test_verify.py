@@ -270,6 +270,26 @@ def test_a_claim_that_nobody_in_the_lab_can_try_is_not_tried_again() -> None:
     assert (verdict.state, verdict.tries) == ("fails", 1)
 
 
+def test_a_name_or_an_address_that_is_wrong_counts_on_a_busy_machine_too_but_not_a_console_that_is_late(
+    pair: Profile,
+) -> None:
+    assert {c.name.partition("/")[0] for c in all_claims(pair) if c.timeless} == {"identity", "addresses"}
+
+    def differs(lab: LabNetwork) -> Outcome:
+        return Outcome(False, "router", "expected lb1")
+
+    def late(lab: LabNetwork) -> Outcome:
+        raise DeadlineExceeded("waited 60 s for lb1, in vain", where="lb1.console.log", fix="look")
+
+    claims = [
+        Claim("identity/lb1", "its name", run, timeless=True, again=lambda lab: lab.put_back())
+        for run in (differs, late)
+    ]
+    wrong, unseen = verify_run.run(TellingLab(), claims, lambda event: None, Clock(busy=9))
+    assert (wrong.state, wrong.tries) == ("fails", 1)
+    assert unseen.state == "too busy"
+
+
 def test_a_lab_that_cannot_be_put_back_on_a_busy_machine_is_no_fault_either() -> None:
     class Dead(TellingLab):
         def put_back(self) -> None:

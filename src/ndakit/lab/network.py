@@ -135,7 +135,12 @@ class LabNetwork(LabNodes):
 
     def _processes(self) -> dict[str, int]:
         """Every machine that runs, and its process id."""
-        return {name: vm.pid for name, vm in {**self._machines, **self._nodes}.items() if vm.alive}
+        running: dict[str, int] = {}
+        for name, machine in {**self._machines, **self._nodes}.items():
+            with contextlib.suppress(vm.VmNotRunning):  # it has just lost its power
+                if machine.alive:
+                    running[name] = machine.pid
+        return running
 
     def _launch(self, spec: VmSpec) -> vm.Vm:
         return vm.launch(spec, self._run_dir, self.accelerator)

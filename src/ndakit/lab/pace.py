@@ -5,17 +5,21 @@ Documentation/scheduler/sched-stats.rst), and for all processors how long they w
 below kept them for others (steal, proc_stat(5)). What our machines waited for while somebody else ran is not the pair's
 fault. What they take from each other is there on a quiet machine as well, and claims have to hold beside it; only where
 they keep each other waiting nearly all the time is the machine too small.
+
+No share is above 100 %, and a time shorter than a window says nothing: it is judged as a part of one. The kernel adds
+what a thread waited when the thread runs again (`run_delay`): so a wait is counted for the time before that moment.
 """
 
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -65,9 +69,15 @@ class Step:
     ran_s: Mapping[str, float]
     waited_s: Mapping[str, float]
 
+    @property
+    def length_s(self) -> float:
+        """How long it took."""
+        return self.end_s - self.begin_s
+
     def lost_s(self, machine: str, processors: int) -> float:
         """For how long a machine was kept waiting by somebody who is not of the lab."""
-        return min(self.waited_s.get(machine, 0.0), self.others_s) + self.stolen_s / processors
+        kept_waiting_s = min(self.waited_s.get(machine, 0.0), self.others_s)
+        return min(self.length_s, kept_waiting_s + self.stolen_s / processors)
 
 
 @dataclass(frozen=True)
@@ -129,9 +139,11 @@ def pace_of(steps: list[Step], processors: int) -> Pace:
     """What the steps come to. Without any: a time of no length, and no trouble."""
     if not steps:
         return Pace(0.0)
+    steps = _when_it_was(steps)
     elapsed_s = steps[-1].end_s - steps[0].begin_s
+    judged_s = max(WINDOW_S, elapsed_s)
     machines = sorted({name for step in steps for name in step.waited_s})
-    waited = {m: sum(s.waited_s.get(m, 0.0) for s in steps) / elapsed_s for m in machines}
+    waited = {m: sum(s.waited_s.get(m, 0.0) for s in steps) / judged_s for m in machines}
     worst = {m: _worst_window(steps, m, processors) for m in machines}
     lost = max(worst.values(), default=0.0)
     by = worst if lost >= LOST_SHARE else waited
@@ -140,10 +152,23 @@ def pace_of(steps: list[Step], processors: int) -> Pace:
         machine=max(by, key=lambda m: by[m], default=""),
         lost_share=lost,
         waited_share=max(waited.values(), default=0.0),
-        others_share=sum(s.others_s for s in steps) / elapsed_s / processors,
-        stolen_share=sum(s.stolen_s for s in steps) / elapsed_s / processors,
+        others_share=sum(min(s.length_s, s.others_s / processors) for s in steps) / judged_s,
+        stolen_share=sum(min(s.length_s, s.stolen_s / processors) for s in steps) / judged_s,
         late_ms=max(s.late_s for s in steps) * 1000,
     )
+
+
+def _when_it_was(steps: Sequence[Step]) -> list[Step]:
+    """The steps, with each wait in the time in which it was: what is too long for its step belongs to those before it.
+    What was before all of them is left out."""
+    placed, earlier_s = [], dict.fromkeys({name for one in steps for name in one.waited_s}, 0.0)
+    for one in reversed(steps):
+        waited_s = {}
+        for name, added_s in one.waited_s.items():
+            waited_s[name] = min(one.length_s, added_s + earlier_s[name])
+            earlier_s[name] += added_s - waited_s[name]
+        placed.append(replace(one, waited_s=waited_s))
+    return placed[::-1]
 
 
 def _worst_window(steps: list[Step], machine: str, processors: int) -> float:
@@ -162,13 +187,20 @@ def _worst_window(steps: list[Step], machine: str, processors: int) -> float:
 
 
 class Reader:
-    """Reads the counters. Threads and processes come and go, their counters with them: only what they gain counts."""
+    """Reads the counters. Threads and processes come and go, their counters with them: only what they gain counts.
+
+    A listing of `/proc/PID/task` is cut short if a thread ends meanwhile (Linux, fs/proc/base.c, next_tid): a thread
+    that is missing once is remembered, so that what it has gained in its whole life is not taken for news. What a
+    thread that was not there before can have gained is as long as the time since the last reading.
+    """
 
     def __init__(self, processes: Callable[[], Mapping[str, int]], proc: Path = Path("/proc")) -> None:
         """`processes`: machine → its process id, as far as it runs."""
         self._processes = processes
         self._proc = proc
         self._threads: dict[tuple[int, str], tuple[float, float]] = {}
+        self._missing: set[tuple[int, str]] = set()
+        self._read_s = -math.inf
         self._ran: dict[str, float] = {}
         self._waited: dict[str, float] = {}
         self._own = ""
@@ -176,20 +208,37 @@ class Reader:
     def read(self) -> Sample:
         """The counters now; a machine without power keeps its last ones."""
         seen: dict[tuple[int, str], tuple[float, float]] = {}
+        now_s = time.monotonic()
+        since_s = now_s - self._read_s
         for name, pid in {self._own: os.getpid(), **self._processes()}.items():
             gains_s = [0.0]
             for thread, counters in self._of(pid).items():
                 seen[pid, thread] = counters
-                ran_s, waited_s = self._threads.get((pid, thread), (0.0, 0.0) if name else counters)
-                self._ran[name] = self._ran.get(name, 0.0) + max(0.0, counters[0] - ran_s)
-                gains_s.append(counters[1] - waited_s)
+                ran_s, waited_s = self._gained((pid, thread), counters, since_s if name else 0.0)
+                self._ran[name] = self._ran.get(name, 0.0) + ran_s
+                gains_s.append(waited_s)
             self._waited[name] = self._waited.get(name, 0.0) + max(gains_s)
-        self._threads = seen
+        self._remember(seen)
+        self._read_s = now_s
         busy_s, stolen_s = self._processors()
         ours_s = sum(self._ran.values())
         ran = {name: value for name, value in self._ran.items() if name != self._own}
         waited = {name: value for name, value in self._waited.items() if name != self._own}
-        return Sample(time.monotonic(), busy_s, stolen_s, ours_s, ran, waited)
+        return Sample(now_s, busy_s, stolen_s, ours_s, ran, waited)
+
+    def _gained(self, thread: tuple[int, str], counters: tuple[float, float], newcomer_s: float) -> tuple[float, float]:
+        """How long a thread ran and waited since the last reading; one that was not there then has been there for
+        `newcomer_s` at most."""
+        before = self._threads.get(thread)
+        if before is None:
+            return min(newcomer_s, counters[0]), min(newcomer_s, counters[1])
+        return max(0.0, counters[0] - before[0]), max(0.0, counters[1] - before[1])
+
+    def _remember(self, seen: Mapping[tuple[int, str], tuple[float, float]]) -> None:
+        """Keep the counters for the next reading; those of a thread that is missing for the first time as well."""
+        missing = {t: c for t, c in self._threads.items() if t not in seen and t not in self._missing}
+        self._threads = {**seen, **missing}
+        self._missing = set(missing)
 
     def _of(self, pid: int) -> dict[str, tuple[float, float]]:
         """Thread → seconds that it ran and waited; a kernel without schedstat does not tell how long it waited."""

@@ -1,8 +1,9 @@
 """Try the claims one after the other on a running lab and collect verdicts; the record of it is the acceptance sheet.
 
 Owns selection, order, what an error during a claim means, and when a failure is not the pair's: a claim that failed
-while this machine kept the lab's machines waiting is tried again, and judged by nothing else. What is claimed is in
-`claims`; how it is shown is the business of `report` and of `cli.verify_progress`.
+while this machine kept the lab's machines waiting is tried again, and judged by nothing else. That is only for what
+lateness can change: not for names, addresses and settings (`Claim.timeless`), and not for what the lab lacks. What is
+claimed is in `claims`; how it is shown is the business of `report` and of `cli.verify_progress`.
 """
 
 from __future__ import annotations
@@ -225,13 +226,13 @@ class _Try:
 def _once(lab: LabNetwork, claim: Claim) -> _Try:
     """Try a claim once."""
     begun_s = time.monotonic()
-    late_matters = True
+    late_matters = not claim.timeless
     try:
         outcome = claim.run(lab)
     except NdakitError as error:
         detail = f"{error.what} ({error.where}); {error.fix}"
         verdict = Verdict(claim.name, claim.text, "fails", "no figure", detail)
-        late_matters = not isinstance(error, LabLacks)
+        late_matters = not isinstance(error, LabLacks)  # an answer that came too late is an error here, not an outcome
     else:
         state: State = "holds" if outcome.ok else "fails"
         detail = "" if outcome.ok else outcome.detail

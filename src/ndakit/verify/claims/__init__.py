@@ -61,11 +61,10 @@ def _everything(profile: Profile) -> Sequence[Claim | LeftOut]:
 def _about_nodes(profile: Profile) -> Iterator[Claim | LeftOut]:
     for n in profile.nodes:
         host = profile.hostname(n)
-        yield Claim(
-            f"identity/{n}", f"{n} is {host} on OpenWrt {profile.release}", partial(node.identity, node=n), beside=True
-        )
+        text = f"{n} is {host} on OpenWrt {profile.release}"
+        yield Claim(f"identity/{n}", text, partial(node.identity, node=n), beside=True, timeless=True)
         text = f"{n} has its own addresses, with their prefixes, and no others"
-        yield Claim(f"addresses/{n}", text, partial(node.addresses, node=n), beside=True)
+        yield Claim(f"addresses/{n}", text, partial(node.addresses, node=n), beside=True, timeless=True)
         text = f"{n} runs what the profile needs, under procd"
         yield Claim(f"daemons/{n}", text, partial(node.daemons, node=n), beside=True)
         if profile.instances:
@@ -149,7 +148,7 @@ def _about_pools(profile: Profile) -> Iterator[Claim | LeftOut]:
             continue
         if any(profile.services[s].shows_client for s in profile.services_of(name)):
             text = f"servers of {name} have what their topology needs (./inv servers)"
-            yield Claim(f"servers/{name}", text, partial(ipvs.server_side, pool=name))
+            yield Claim(f"servers/{name}", text, partial(ipvs.server_side, pool=name), timeless=True)
         if sum(1 for s in pool.servers.values() if s.weight) > 1:
             text = f"a dead server of {name} leaves the pool, nobody notices, and it comes back"
             yield Claim(f"check/{name}", text, partial(traffic.check, name=name))

@@ -37,6 +37,9 @@ class Claim:
     """Left out where one only wants to be shown the whole (demo)."""
     beside: bool = False
     """It only looks, so that the claims next to it that only look too may be tried at the same time."""
+    timeless: bool = False
+    """It compares names, addresses or settings with the profile. A value that differs does so on a quick machine too,
+    so that no busy machine excuses it; only an error of the lab, which kept it from being looked at, may be one's."""
     again: Callable[[LabNetwork], None] = LabNetwork.put_back
     """Brings the lab, after a try that failed, back into the state in which the claim can be tried once more."""
 

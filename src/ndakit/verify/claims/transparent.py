@@ -25,7 +25,7 @@ def about_nodes(profile: Profile) -> Iterator[Claim]:
     if transparent.versions(profile):
         for node in profile.nodes:
             text = f"{node} takes in what servers answer to clients' addresses (DIVERT rule, policy rule, local route)"
-            yield Claim(f"divert/{node}", text, partial(divert, node=node), beside=True)
+            yield Claim(f"divert/{node}", text, partial(divert, node=node), beside=True, timeless=True)
 
 
 def about_service(name: str) -> Iterator[Claim]:
