@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import http.client
+import itertools
 import json
 import os
 import resource
@@ -246,6 +247,63 @@ def tls_client(one: dict[str, Any]) -> dict[str, Any]:
         return {"error": str(cause)}
 
 
+def hellos(order: dict[str, Any], servers: dict[str, Server]) -> Any:
+    """TLS clients whose hello comes in pieces: what each gets (certificate, server), or the error, and after how long.
+    `plain`: said instead of a hello."""
+    return [hello_in_pieces(order, one) for one in order["clients"]]
+
+
+def hello_in_pieces(order: dict[str, Any], one: dict[str, Any]) -> dict[str, Any]:
+    """One of them: `segments` are the places where its hello is cut into TCP segments, `records` into TLS records."""
+    started_s = time.monotonic()
+    arriving, leaving = ssl.MemoryBIO(), ssl.MemoryBIO()
+    context = trusting()
+    if one.get("max"):
+        context.maximum_version = ssl.TLSVersion[one["max"]]
+    session = context.wrap_bio(arriving, leaving, server_hostname=one.get("name") or None)
+    try:
+        with socket.create_connection((order["address"], order["port"]), 8) as sock:
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            if "plain" in one:
+                sock.sendall(one["plain"].encode())
+                return {"error": "" if sock.recv(1000) else "ended", "took_s": time.monotonic() - started_s}
+            with contextlib.suppress(ssl.SSLWantReadError):
+                session.do_handshake()
+            hello = leaving.read()
+            for at in one.get("records", ()):
+                head, body = hello[:3], hello[5:]
+                hello = head + at.to_bytes(2) + body[:at] + head + (len(body) - at).to_bytes(2) + body[at:]
+            places = [0, *one.get("segments", ()), len(hello)]
+            for begin, end in itertools.pairwise(places):
+                time.sleep(0.3 if begin else 0)
+                sock.sendall(hello[begin:end])
+            said = b""
+            agreed = False
+            while True:
+                try:
+                    if not agreed:
+                        session.do_handshake()
+                        agreed = True
+                        session.write(b"GET / HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n")
+                    said += session.read(65536)
+                    if b"\r\n\r\n" in said:
+                        break
+                except ssl.SSLWantReadError:
+                    pass
+                if leaving.pending:
+                    sock.sendall(leaving.read())
+                if not said:
+                    data = sock.recv(65536)
+                    if not data:
+                        return {"error": "ended", "took_s": time.monotonic() - started_s}
+                    arriving.write(data)
+            server = said.decode("latin-1").lower().partition("x-server: ")[2].partition("\r\n")[0]
+            certificate = hashlib.sha256(session.getpeercert(binary_form=True) or b"").hexdigest()
+            return {"server": server, "certificate": certificate, "error": ""}
+    except OSError as cause:
+        return {"error": type(cause).__name__, "took_s": time.monotonic() - started_s}
+
+
 H2_HEADERS, H2_STATUS = 1, {8: "200", 12: "400", 13: "404", 14: "500"}
 
 
@@ -384,7 +442,7 @@ def silent(order: dict[str, Any], servers: dict[str, Server]) -> Any:
 
 
 TRIES: dict[str, Callable[[dict[str, Any], dict[str, Server]], Any]] = {
-    f.__name__: f for f in (requests, handshakes, tls, websocket, idle, flood, shares, silent)
+    f.__name__: f for f in (requests, handshakes, hellos, tls, websocket, idle, flood, shares, silent)
 }
 
 if __name__ == "__main__":

@@ -113,7 +113,8 @@ def attempt(
             user = profile.services[profile.services_of(name)[0]]
             port = profile.server_port(name, server)
             tls = (certificates or {}).get(name)
-            facts = {"address": str(server.address[0]), "port": port, "protocol": user.protocol, "tls": tls}
+            protocol = "http" if user.passes_tls else user.protocol  # inside of their TLS
+            facts = {"address": str(server.address[0]), "port": port, "protocol": protocol, "tls": tls}
             servers.append({"name": label, **facts})
     own = next(a for a in next(iter(profile.nodes[node].addresses.values())) if a.version == 4)
     order |= {

@@ -16,7 +16,7 @@ from ndakit.model import Profile
 from ndakit.model.tls import VERSIONS
 from ndakit.verify.claims import Claim, LeftOut, all_claims, left_out
 from ndakit.verify.claims.base import Outcome
-from ndakit.verify.claims.tls import redirect, refused, tls
+from ndakit.verify.claims.tls import passed, redirect, refused, tls
 
 SHOP, OTHER = (read(issue(name, None, [name, f"*.{name}"]).bundle()) for name in ("shop.example", "other.example"))
 HEAD = goldens.PROFILES["bakery"].read_text().partition("services:")[0]
@@ -141,6 +141,61 @@ def test_a_client_without_a_certificate_that_is_answered_is_found_out(
     assert refused(cast(LabNetwork, Lab(WEB % TWO, answer=answer)), "web").ok is good
 
 
+PASSED = (
+    "  web: {vip: www, port: 443, protocol: tcp, pool: web, hostnames: [www.example], unknown_hosts: %s, "
+    "routes: [{sni: '*.mail.example', pool: mail}]}\n"
+)
+PASSED_POOLS = (
+    "pools:\n  web: {check: tcp, servers: {web1: 192.168.0.21}}\n  mail: {check: tcp, servers: {m1: 192.168.0.31}}\n"
+)
+
+
+class PassingLab:
+    """A lab whose servers speak TLS themselves; `answers`: name asked for → who answers, if not the right one."""
+
+    def __init__(self, unknown: str, answers: dict[str, str], certificate: str = "") -> None:
+        head = HEAD.partition("pools:")[0]
+        self.profile = goldens.parse(f"{head}{PASSED_POOLS}services:\n{PASSED % unknown}")
+        self.answers, self.certificate = answers, certificate
+
+    def client_for(self, *_: object) -> None:
+        return None
+
+    def certificate_of(self, label: str) -> str:
+        return f"of {label}"
+
+    def pools_of(self, label: str) -> tuple[str, ...]:
+        return (label,) if label else ()
+
+    def get(self, _: object, address: object, port: int, *, name: str) -> Any:
+        pool = self.answers.get(name, self.profile.services["web"].pool_for(name) or "")
+        if not pool:
+            return SimpleNamespace(status=0, server="", tls={}, error="reset")
+        return SimpleNamespace(status=200, server=pool, tls={"sha256": self.certificate or f"of {pool}"}, error="")
+
+
+@pytest.mark.parametrize(
+    ("unknown", "answers", "certificate", "words"),
+    [
+        ("pool", {}, "", ""),
+        ("refuse", {}, "", ""),
+        ("pool", {"any.mail.example": "web"}, "", "any.mail.example at 192.168.0.10:443: web, expected mail"),
+        ("pool", {"www.example": ""}, "", "www.example at 192.168.0.10:443: nothing (reset), expected web"),
+        ("refuse", {"unknown.invalid": "web"}, "", "unknown.invalid at 192.168.0.10:443 gets a connection"),
+        ("refuse", {"": "web"}, "", "no name at 192.168.0.10:443 gets a connection"),
+        ("pool", {}, "of a balancer", "gets a certificate that is not that of mail"),
+    ],
+)
+def test_tls_that_does_not_pass_through_to_the_right_server_is_found_out(
+    unknown: str, answers: dict[str, str], certificate: str, words: str
+) -> None:
+    outcome = passed(cast(LabNetwork, PassingLab(unknown, answers, certificate)), "web")
+    assert outcome.ok is (words == "") and words in outcome.detail, outcome
+    if not words:
+        last = "nothing" if unknown == "refuse" else "web"
+        assert outcome.figure == (f"any.mail.example: mail, www.example: web, unknown.invalid: {last}, no name: {last}")
+
+
 def test_what_nobody_in_the_lab_can_try_is_left_out_and_said() -> None:
     found = goldens.profile("tls")
     everything: list[Claim | LeftOut] = [*all_claims(found), *left_out(found)]
@@ -150,4 +205,5 @@ def test_what_nobody_in_the_lab_can_try_is_left_out_and_said() -> None:
     assert isinstance(api, LeftOut) and "certificate of their own" in api.reason
     assert isinstance(imaps, LeftOut) and "`verify` believes" in imaps.reason
     assert isinstance(names["check/mail"], LeftOut)
+    assert not isinstance(names["names/passed"], LeftOut) and not isinstance(names["service/passed"], LeftOut)
     assert not isinstance(names["tls/api"], LeftOut) and not isinstance(names["redirect/moved"], LeftOut)

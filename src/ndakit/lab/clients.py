@@ -18,7 +18,7 @@ from ndakit.lab.host import Answer, Host, HostService, Load, Poller, SshProbe, T
 from ndakit.lab.host.request import text
 from ndakit.lab.plan import LabPlan, VantagePoint
 from ndakit.lab.server_ports import ServerPort, path_asked
-from ndakit.load.certificates import CertificateBundle
+from ndakit.load.certificates import CertificateBundle, read
 from ndakit.model import Address, Endpoint, Profile
 from ndakit.model.checks.base import Kind, Speaks
 from ndakit.model.links import WayOut
@@ -230,9 +230,11 @@ class LabPeople:
         *,
         path: str = "",
         headers: Mapping[str, str] | None = None,
+        name: str | None = None,
     ) -> Answer:
-        """One HTTP request."""
+        """One HTTP request; `name`: who is asked for over TLS, empty for nobody, instead of the service's own name."""
         scheme, tls = self._asked_by("http", address, port)
+        tls = tls if name is None else TlsWanted(name)
         url = f"{scheme}://{authority(address, port)}{path or self.path}"
         source = self._source(point, address)
         asked = self.by_name(address, port) | dict(headers or {})
@@ -248,7 +250,7 @@ class LabPeople:
     def _asked_by(self, kind: str, address: Address, port: int) -> tuple[str, TlsWanted]:
         """The scheme of a URL for what is spoken at an address, and how TLS is asked for if it is there."""
         for name, service in self.profile.services.items():
-            if service.tls is None or not service.has_port(port):
+            if (service.tls is None and not service.passes_tls) or not service.has_port(port):
                 continue
             if any(e.address == address for e in self.profile.endpoints(name)):
                 scheme = {"http": "https", "tcp": "tls"}.get(kind, kind)
@@ -256,7 +258,7 @@ class LabPeople:
         return kind, TlsWanted()
 
     def name_asked(self, service: str) -> str:
-        """The name by which a service with TLS is asked: one whose requests go to its own pool, else one of its first
+        """The name by which a service is asked over TLS: one whose requests go to its own pool, else one of its first
         certificate; empty if neither has one."""
         settings = self.profile.services[service]
         if settings.own_name is not None:
@@ -272,6 +274,11 @@ class LabPeople:
             if own is not None and any(e.address == address for e in self.profile.endpoints(name)):
                 return {"Host": own}
         return {}
+
+    def certificate_of(self, label: str) -> str:
+        """The SHA-256, in hex, of the certificate of the server that calls itself so; empty for nobody."""
+        own = next((server.certificate for server in self.servers.values() if server.label == label), "")
+        return read(own.encode()).fingerprint if own else ""
 
     def load(
         self, point: VantagePoint, address: Address, port: int, pool: str, requests: int, transport: str = "tcp"

@@ -81,7 +81,8 @@ class LabNetwork(LabNodes):
         self._pages = pages or {}
         need_pages(profile, self._pages)
         by_tls = any(p.check.encrypted or p.speaks_tls for p in profile.pools.values())
-        self._certificate = certificate() if by_tls else ""
+        by_tls = by_tls or any(service.passes_tls for service in profile.services.values())
+        self._by_tls = by_tls
         self.boot_s: dict[str, float] = {}
         self.accelerator: Accelerator = probe()
         self._images = images
@@ -270,9 +271,8 @@ class LabNetwork(LabNodes):
         if twin is None:
             address = "" if host.role == "server" else str(point.addresses[0])
             label = str(point.addresses[0])
-            twin = RunningServer(
-                self.hosts[point.host], label, point.addresses, address, host.ports, self._pages, self._certificate
-            )
+            own = certificate() if self._by_tls else ""
+            twin = RunningServer(self.hosts[point.host], label, point.addresses, address, host.ports, self._pages, own)
             twin.start()
         self.servers[pool, server] = twin
 

@@ -119,7 +119,7 @@ def ports_of(profile: Profile, pool: str, server: str) -> tuple[ServerPort, ...]
     ports: list[ServerPort] = []
     for service in (profile.services[s] for s in profile.services_of(pool)):
         kind, matters = _of_service(service.transport, service.protocol, shows_client=service.shows_client)
-        tls = profile.pools[pool].speaks_tls
+        tls = profile.pools[pool].speaks_tls or service.passes_tls
         if tls and kind == "tcp":
             kind, matters = "http", NEEDED  # the lab's servers speak TLS with HTTP inside
         ports += [ServerPort(number, kind, matters, tls=tls) for number in _numbers(profile, pool, server, service)]

@@ -18,6 +18,7 @@ HAPROXY_INIT = "/etc/init.d/haproxy"
 _FILE_KEYWORDS = {"errorfile": 2, "crt": 1, "crt-list": 1, "ca-file": 1, "crl-file": 1, "lua-load": 1}
 _WORDS_MAX = 64
 """HAProxy's MAX_LINE_ARGS, of every version from 1.8 to 3.2: it refuses a longer line (include/haproxy/defaults.h)."""
+_ASKS_PASSED_TLS = re.compile(r"\breq[._]ssl_(sni|alpn|ver|hello_type)\b")
 _BROUGHT = {"/etc/ssl/certs/ca-certificates.crt": "ca-bundle"}
 """Files that HAProxy may read and that a package brings."""
 
@@ -56,6 +57,7 @@ def rules(subject: Subject) -> Iterator[LintFinding]:
             yield from _references(subject, line, backends, servers)
         if proxy.kind in ("frontend", "backend", "listen"):
             yield from _proxy(subject, proxy)
+            yield from _passed_names(subject, proxy)
             yield from _binds(subject, proxy, bound)
 
 
@@ -186,6 +188,25 @@ def _proxy(subject: Subject, proxy: Proxy) -> Iterator[LintFinding]:
                 f"server {line.words[1]} is neither checked nor follows one that is: it would stay in when it is dead"
             )
             yield subject.finding("haproxy-check", HAPROXY, line.number, what)
+
+
+def _passed_names(subject: Subject, proxy: Proxy) -> Iterator[LintFinding]:
+    """Names of TLS that passes through: they are seen only where HAProxy waits for them, and where it does not end that
+    TLS itself (configuration manual, 7.3.5, "req.ssl_sni")."""
+    asking = next((line for line in proxy.lines if any(_ASKS_PASSED_TLS.search(word) for word in line.words)), None)
+    if proxy.kind == "backend" or asking is None:
+        return
+    ends = next((line for line in proxy.all("bind") if "ssl" in line.words), None)
+    waits = proxy.first("tcp-request", "inspect-delay") is not None and any(
+        any("ssl_hello_type" in word for word in line.words) for line in proxy.all("tcp-request", "content")
+    )
+    if ends is not None or proxy.mode == "http":
+        where = f"line {ends.number} ends it" if ends is not None else "http is read here"
+        what = f"'{asking.words[0]}' asks for a name of TLS that passes through, and {where}: there is never one"
+        yield subject.finding("haproxy-sni", HAPROXY, asking.number, what)
+    elif not waits:
+        what = "nothing waits for a client's TLS hello (inspect-delay, and a content rule with req.ssl_hello_type): "
+        yield subject.finding("haproxy-sni", HAPROXY, asking.number, what + "no name would ever be seen")
 
 
 def _binds(subject: Subject, proxy: Proxy, bound: dict[str, int]) -> Iterator[LintFinding]:

@@ -72,7 +72,7 @@ def _status(value: object) -> object:
 
 
 class HostRoute(Model):
-    """Requests for some names go to a pool of their own."""
+    """Requests for some names go to a pool of their own: `host` and `host_regex` with protocol http, `sni` with tcp."""
 
     planned: ClassVar = {
         "path_prefix": "choosing the pool by path",
@@ -86,7 +86,6 @@ class HostRoute(Model):
         "respond": "answers of the balancer's own",
         "redirect": "redirects",
         "map": "choosing the pool by a file",
-        "sni": "choosing the pool of TLS that passes through",
     }
 
     host: Hosts | None = None
@@ -99,28 +98,44 @@ class HostRoute(Model):
     `+` `{m}` `{m,}` `{m,n}`. Refused are what not every library reads alike (look-arounds, back references,
     `[[:alpha:]]`, `\\p{L}` …), a repeat of what has a repeat or alternatives inside, and three repeats that compete for
     the same characters: names exist for which they would never end. With `host` too, both must hold."""
+    sni: Hosts | None = None
+    """TLS that passes through (protocol tcp, no `tls`): the name for which the client asks before anything is encrypted
+    (Server Name Indication), or a list of them; wildcards as in `host`. The certificates are the servers' own."""
     pool: Name
     """The pool that these requests go to."""
 
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The names and wildcards of `host` or `sni`."""
+        return self.host or self.sni or ()
+
     def holds(self, name: str) -> bool:
         """True if a request for this name takes the route."""
-        by_host = self.host is None or any(covers(pattern, name) for pattern in self.host)
-        return by_host and (self.host_regex is None or matches(self.host_regex, name))
+        by_name = not self.names or any(covers(pattern, name) for pattern in self.names)
+        return by_name and (self.host_regex is None or matches(self.host_regex, name))
 
     @property
     def example(self) -> str | None:
         """A name that takes the route; None if there are only expressions."""
-        examples = (pattern.replace("*", "any", 1) for pattern in self.host or ())
+        examples = (pattern.replace("*", "any", 1) for pattern in self.names)
         return next((name for name in examples if self.holds(name)), None)
 
     @model_validator(mode="after")
     def _some_condition(self) -> Self:
-        if self.host is None and self.host_regex is None:
+        by_host = self.host is not None or self.host_regex is not None
+        if not by_host and self.sni is None:
             raise mistake(
                 "route-open", "the route to pool {got} says no name", got=self.pool,
-                fix="add host: NAME or host_regex: EXPRESSION; the pool for all other names is the service's own",
+                fix="add host: NAME or host_regex: EXPRESSION, or sni: NAME for TLS that passes through; the pool for "
+                "all other names is the service's own",
             )  # fmt: skip
-        for values in (self.host or (), self.host_regex or ()):
+        if by_host and self.sni is not None:
+            raise mistake(
+                "route-of-both", "the route to pool {got} has sni, which is for TLS that passes through, and "
+                "{other}, which is for http", got=self.pool, other="host" if self.host is not None else "host_regex",
+                fix="keep one of the two",
+            )  # fmt: skip
+        for values in (self.names, self.host_regex or ()):
             if twice := next((v for v in values if values.count(v) > 1), None):
                 raise mistake("route-twice", "'{got}' is there twice", got=twice, fix="name it once")
         return self

@@ -355,11 +355,13 @@ class Profile(Model):
         return tuple(name for name, service in self.services.items() if service.pool is not None)
 
     def https_port(self, address: Address) -> int | None:
-        """The port at which an http service ends TLS on an address: 443 if it is one, else the lowest."""
+        """The port of an address at which an http service ends TLS, or TLS passes through: 443 if it is one, else the
+        lowest."""
         ports = [
             low
             for name, service in self.services.items()
-            if service.tls is not None and service.protocol == "http" and set(service.vip) <= self.vips.keys()
+            if (service.passes_tls or (service.tls is not None and service.protocol == "http"))
+            and set(service.vip) <= self.vips.keys()
             for endpoint in self.endpoints(name)
             if endpoint.address == address
             for low, high in endpoint.ports

@@ -309,14 +309,16 @@ class Service(Model):
     """http: every request is answered with a redirect, and no server is asked: `https` leads to the same name, path and
     query over TLS; a mapping leads elsewhere."""
     routes: tuple[HostRoute, ...] = ()
-    """http: requests for some names go to other pools, in this order: the first route that holds counts. What no route
-    is for goes to `pool`."""
+    """Requests for some names go to other pools, in this order: the first route that holds counts. What no route is for
+    goes to `pool`. With http by the Host header. With tcp by the name in the client's TLS hello (`sni`), and TLS passes
+    through to the servers; what is not TLS is refused there."""
     unknown_hosts: Literal["pool", "refuse", "tarpit"] = "pool"
-    """http: what becomes of requests for a name that is neither in `hostnames` nor in a route: `pool`, they go to the
-    service's pool; `refuse`, they get status 421; `tarpit`, they wait 30 seconds and get status 500, so that a scanner
-    learns nothing and loses time. Clients that ask for the bare address ask for an unknown name. Here, and with
-    `routes` and `redirect`, `shop.example.` is `shop.example`, and a Host header gets status 400 that is not wholly a
-    name or an address, with or without a port."""
+    """What becomes of requests for a name that is neither in `hostnames` nor in a route: `pool`, they go to the
+    service's pool; `refuse`, they get status 421, and where TLS passes through (`sni`) no connection; `tarpit` (http),
+    they wait 30 seconds and get status 500, so that a scanner learns nothing and loses time. Clients that ask for the
+    bare address ask for an unknown name. With http, here and with `routes` and `redirect`, `shop.example.` is
+    `shop.example`, and a Host header gets status 400 that is not wholly a name or an address, with or without a port.
+    """
     timeouts: Annotated[Timeouts, Field(validate_default=True)] = Timeouts()
     """How long HAProxy waits (topology proxy and tproxy)."""
     limits: Limits | None = None
@@ -374,19 +376,25 @@ class Service(Model):
         return self.pool if known or self.unknown_hosts == "pool" else None
 
     @property
+    def passes_tls(self) -> bool:
+        """True if clients' TLS passes through to the servers, and the name in it chooses the pool (`sni`)."""
+        through = self.protocol == "tcp" and self.tls is None
+        return through and any(route.sni is not None for route in self.routes)
+
+    @property
     def client_names(self) -> tuple[str, ...]:
-        """Every name or wildcard that clients ask for, by `hostnames` and by `host` of its routes."""
-        return tuple(dict.fromkeys((*self.hostnames, *(name for route in self.routes for name in route.host or ()))))
+        """Every name or wildcard that clients ask for, by `hostnames` and by `host` or `sni` of its routes."""
+        return tuple(dict.fromkeys((*self.hostnames, *(name for route in self.routes for name in route.names))))
 
     @property
     def own_name(self) -> str | None:
         """A name whose requests go to its own pool; None if it states none."""
-        examples = (pattern.replace("*", "any", 1) for pattern in self.hostnames)
+        examples = (pattern.replace("*", "any", 1) for pattern in self.client_names)
         return next((name for name in examples if self.pool_for(name) == self.pool), None)
 
     def names_for(self, pool: str) -> tuple[str, ...]:
         """The names that clients ask for when they reach a pool through it, without wildcards."""
-        names = [name for route in self.routes if route.pool == pool for name in route.host or ()]
+        names = [name for route in self.routes if route.pool == pool for name in route.names]
         if pool == self.pool or pool not in self.pools:
             names += self.hostnames
         return tuple(dict.fromkeys(name for name in names if not name.startswith("*")))

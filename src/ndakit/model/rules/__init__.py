@@ -25,6 +25,7 @@ from ndakit.model.rules import (
     listeners,
     packages,
     pair,
+    passthrough,
     pound,
     proxy,
     redirects,
@@ -44,7 +45,7 @@ RULES = (
     *traffic.RULES, *release.RULES, *packages.RULES, *image.RULES, *capacity.RULES,
     *firewall.RULES, *pair.RULES, *engines.RULES, *ipvs.RULES, *reply_paths.RULES,
     *transparent.RULES, *listeners.RULES, *proxy.RULES, *http.RULES, *tls.RULES, *redirects.RULES,
-    *pound.RULES,
+    *pound.RULES, *passthrough.RULES,
 )  # fmt: skip
 
 

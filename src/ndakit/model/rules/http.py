@@ -11,15 +11,21 @@ from ndakit.model.rules.findings import Finding, error
 
 
 def names_need_http(profile: Profile) -> Iterator[Finding]:
-    """Routes and unknown hosts of services that are not read as http."""
+    """Routes by host and unknown hosts of services that are not read as http."""
     for name in profile.haproxy_services:
         service = profile.services[name]
-        asked = {"routes": bool(service.routes), "unknown_hosts": service.unknown_hosts != "pool"}
-        for key in (key for key, wanted in asked.items() if wanted):
+        by_host = any(route.sni is None for route in service.routes)
+        unknown = service.unknown_hosts != "pool" and not service.passes_tls
+        for key in (key for key, wanted in {"routes": by_host, "unknown_hosts": unknown}.items() if wanted):
             if service.protocol != "http":
+                passing = "" if service.tls is not None else (
+                    "write sni instead of host, if clients speak TLS and it passes through to the servers; else "
+                    if key == "routes" else "add routes by sni, if clients speak TLS and it passes through; else "
+                )  # fmt: skip
                 yield error(
-                    "routes-need-http", f"service {name} is {service.protocol}, where no name of a host can be read",
-                    ("services", name, key), f"write protocol: http, or delete {key}",
+                    "routes-need-http",
+                    f"service {name} is {service.protocol}, where no Host header can be read",
+                    ("services", name, key), f"{passing}write protocol: http, or delete {key}",
                     other=("services", name, "protocol"),
                 )  # fmt: skip
 
@@ -53,13 +59,13 @@ def hidden_routes(profile: Profile) -> Iterator[Finding]:
 
 def _hides(earlier: HostRoute, later: HostRoute) -> bool:
     """True if every name of the later route is one of the earlier's, as far as that can be told from the texts."""
-    if later.host is None:
+    if not later.names:
         same = set(later.host_regex or ()) <= set(earlier.host_regex or ())
-        return earlier.host is None and same
+        return not earlier.names and same
     return all(
-        (earlier.host is None or any(covers(own, name) for own in earlier.host))
+        (not earlier.names or any(covers(own, name) for own in earlier.names))
         and (earlier.host_regex is None or (not name.startswith("*") and matches(earlier.host_regex, name)))
-        for name in later.host
+        for name in later.names
     )
 
 

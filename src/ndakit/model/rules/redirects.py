@@ -68,7 +68,7 @@ def _listeners(profile: Profile, addresses: frozenset[Address], port: int) -> li
 
 def _understands(service: Service, scheme: str) -> bool:
     """False if a service certainly does not speak http (or https) with its clients."""
-    if service.tls is not None:
+    if service.tls is not None or service.passes_tls:
         return scheme == "https"
     return scheme == "http" or service.protocol != "http"
 

@@ -35,7 +35,7 @@ from ndakit.render.engines.haproxy_tls import (
     server_words,
     trust_files,
 )
-from ndakit.render.engines.host_names import Condition, HostForm, UnknownHosts
+from ndakit.render.engines.host_names import Condition, HostForm, PassedTls, UnknownHosts
 from ndakit.render.engines.redirects import RedirectRule, redirect_rules
 from ndakit.render.node import NodeView
 
@@ -150,6 +150,8 @@ class Frontend:
     routes: tuple[HostRoute, ...]
     host_form: HostForm | None
     unknown: UnknownHosts | None
+    passed: PassedTls | None
+    """Clients' TLS passes through, and the name in it is looked at."""
     timeouts: Timeouts
     tls: FrontendTls | None
     redirects: tuple[RedirectRule, ...]
@@ -274,6 +276,7 @@ def _frontend(node: NodeView, name: str, backends: _Backends) -> Frontend:
         routes=tuple(_route(node, name, number, backends) for number in range(len(service.routes))),
         host_form=host_names.form(service) if service.protocol == "http" else None,
         unknown=host_names.unknown(service),
+        passed=host_names.passed(service),
         timeouts=service.timeouts,
         tls=frontend_tls(name, service, profile.release),
         redirects=redirect_rules(profile, name),

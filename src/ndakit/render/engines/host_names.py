@@ -19,6 +19,10 @@ HOST = "req.fhdr(host),field(1,:)"
 WELL_FORMED = r"^(\[[0-9a-f:.]+\]|[a-z0-9_-]+(\.[a-z0-9_-]+)*\.?)(:[0-9]{1,5})?$"
 """A Host that is wholly a name or an address, and perhaps a port (RFC 9110, 7.2; in either case). Servers may read any
 other one differently than HAProxy: `name:@other` has another host for some of them."""
+SNI = "req.ssl_sni,lower"
+"""The name in a client's TLS hello (RFC 6066, 3), where TLS passes through; it has no port and no dot at its end."""
+HELLO_S = 5.0
+"""How long a client has for its TLS hello."""
 FINAL_DOT = r"^([^:]*)\.(:[0-9]+)?$"
 """A well-formed Host whose name ends with a dot, in two parts around it: the same name (RFC 1034, 3.1)."""
 
@@ -59,6 +63,15 @@ class UnknownHosts:
     known: Condition | None
 
 
+@dataclass(frozen=True)
+class PassedTls:
+    """What is looked at where TLS passes through."""
+
+    hello_s: float
+    known: Condition | None
+    """Who asks for another name, or for none, gets no connection; None: everybody is let through."""
+
+
 def form(service: Service) -> HostForm | None:
     """What a Host has to be; None for a service that looks at none."""
     if service.redirect is None and not service.routes and service.unknown_hosts == "pool":
@@ -68,6 +81,8 @@ def form(service: Service) -> HostForm | None:
 
 def conditions(route: ProfileRoute, number: int) -> tuple[Condition, ...]:
     """The conditions of a route, which must all hold; `number` tells it from the service's others."""
+    if route.sni is not None:
+        return (Condition(f"route-{number}-sni", tuple(_tests(route.sni, SNI))),)
     by_host = Condition(f"route-{number}-host", tuple(_tests(route.host or ())))
     # `--` ends the flags: an expression may begin with a hyphen (configuration manual, 7.1).
     expressions = tuple(HostTest(HOST, "-m reg -i --", expression) for expression in route.host_regex or ())
@@ -76,15 +91,23 @@ def conditions(route: ProfileRoute, number: int) -> tuple[Condition, ...]:
 
 def unknown(service: Service) -> UnknownHosts | None:
     """What becomes of unknown names; None where nothing does."""
-    if service.unknown_hosts == "pool":
+    if service.unknown_hosts == "pool" or service.passes_tls:
         return None
     known = Condition("known-host", tuple(_tests(service.hostnames))) if service.hostnames else None
     return UnknownHosts(service.unknown_hosts, TARPIT_S, known)
 
 
-def _tests(names: Iterable[str]) -> Iterator[HostTest]:
+def passed(service: Service) -> PassedTls | None:
+    """What is looked at in TLS that passes through; None where none does."""
+    if not service.passes_tls:
+        return None
+    refuses = service.unknown_hosts != "pool"
+    return PassedTls(HELLO_S, Condition("known-name", tuple(_tests(service.client_names, SNI))) if refuses else None)
+
+
+def _tests(names: Iterable[str], fetch: str = f"{HOST},lower") -> Iterator[HostTest]:
     for name in names:
         if name.startswith("*"):  # the whole first label, whatever it is
-            yield HostTest(f"{HOST},lower", "-m reg", rf"^[^.]+{re.escape(name[1:])}$")
+            yield HostTest(fetch, "-m reg", rf"^[^.]+{re.escape(name[1:])}$")
         else:
-            yield HostTest(f"{HOST},lower", "-m str", name)
+            yield HostTest(fetch, "-m str", name)

@@ -58,6 +58,8 @@ def unasked(profile: Profile, service: str) -> str:
     clients = settings.tls.client_certificates if settings.tls is not None else None
     if clients is not None and clients.mode == "required":
         return "clients need a certificate of their own, and only its owner has the key"
+    if settings.unknown_hosts != "pool" and settings.own_name is None:
+        return "no name that the profile states leads to its own pool"
     return next((why for pool in settings.pools if (why := unanswered(profile, pool))), "")
 
 

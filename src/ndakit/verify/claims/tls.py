@@ -22,6 +22,9 @@ UNKNOWN_NAME = "unknown.invalid"
 def about_service(profile: Profile, name: str) -> Iterator[Claim | LeftOut]:
     """What is claimed of a service with TLS, and of one that redirects."""
     service = profile.services[name]
+    if service.passes_tls:
+        text = f"the name in the TLS hello of {name}'s clients chooses the server, and they get its own certificate"
+        yield Claim(f"names/{name}", text, partial(passed, name=name))
     if service.tls is not None:
         clients = service.tls.client_certificates
         if clients is not None and clients.mode == "required":
@@ -119,6 +122,33 @@ def _protocols(place: _Place) -> Iterator[str]:
     wish = TlsWanted(place.lab.name_asked(place.service), alpn=tuple(reversed(offered)))
     chosen, first = place.handshake(wish).tls.get("alpn", ""), offered[0]
     yield "" if chosen == first else f"the protocol is '{chosen}' and not {first}"
+
+
+def passed(lab: LabNetwork, name: str) -> Outcome:
+    """Requests inside of TLS that passes through: for each name of a route and of the service's own pool, for a name of
+    nobody's and for none. Whose servers answer, and whether their own certificate came; or that nothing does."""
+    service = lab.profile.services[name]
+    asked = [route.example for route in service.routes if route.example is not None]
+    asked += [service.own_name] if service.own_name is not None else []
+    wrong: list[str] = []
+    figures: list[str] = []
+    for endpoint, port in targets(lab.profile, name):
+        point = lab.client_for(endpoint, name)
+        for host in (*dict.fromkeys(asked), UNKNOWN_NAME, ""):
+            pool = service.pool_for(host)
+            answer = lab.get(point, endpoint.address, port, name=host)
+            who = lab.pools_of(answer.server) if answer.status == 200 else ()
+            seen = "/".join(who) or f"nothing ({answer.error or answer.status})"
+            shown = host or "no name"
+            figures.append(f"{shown}: {'/'.join(who) or 'nothing'}")
+            at = authority(endpoint.address, port)
+            if pool is None and answer.tls:
+                wrong.append(f"{shown} at {at} gets a connection, and should get none")
+            elif pool is not None and pool not in who:
+                wrong.append(f"{shown} at {at}: {seen}, expected {pool}")
+            elif pool is not None and answer.tls.get("sha256") != lab.certificate_of(answer.server):
+                wrong.append(f"{shown} at {at} gets a certificate that is not that of {answer.server}")
+    return Outcome(not wrong and bool(figures), ", ".join(dict.fromkeys(figures)), "; ".join(wrong))
 
 
 def refused(lab: LabNetwork, name: str) -> Outcome:
