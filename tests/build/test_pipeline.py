@@ -141,7 +141,7 @@ def test_two_caches_give_files_that_are_the_same_to_the_byte(
     flash = {"target": "kirkwood/generic", "device": "seagate_dockstar"} if device == "dockstar" else {}
     folder = fake(tmp_path / "ib", **flash)
     text = PROFILE.replace("image: {rootfs_mib: 64}", "device: dockstar") if flash else PROFILE
-    found: list[dict[str, bytes]] = []
+    contents: list[dict[str, bytes]] = []
     for name in ("one", "other"):
         monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / name / "cache"))
         workspace = Workspace.at(workspace_folder(tmp_path / name / "ws", text))
@@ -150,10 +150,10 @@ def test_two_caches_give_files_that_are_the_same_to_the_byte(
         (result,) = pipeline.build(workspace, loaded, ["lb1"], sources.OpenWrtBuilder(folder))
         assert result.artifact.verify() == []
         images = result.artifact.record.images
-        found.append({i.name: (result.artifact.folder / i.name).read_bytes() for i in images})
+        contents.append({i.name: (result.artifact.folder / i.name).read_bytes() for i in images})
         assert "_check_keys" in (log / "bakery-lb1.log").read_text()
-    assert found[0] == found[1]
-    assert not any(b"FWx0" in content[-16:] and content[-8] == 0 for content in found[0].values())
+    assert contents[0] == contents[1]
+    assert not any(b"FWx0" in content[-16:] and content[-8] == 0 for content in contents[0].values())
 
 
 def test_a_key_that_the_user_gave_the_imagebuilder_still_signs(place: Place) -> None:
