@@ -19,9 +19,9 @@ def test_overhead_second_customer_and_memory_are_measured(tmp_path: Path, monkey
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     workspace = Workspace.at(workspace_folder(tmp_path / "ws"))
     monkeypatch.setattr(sources, "choose", lambda *_: sources.OpenWrtBuilder(fake(tmp_path / "ib")))
-    found: list[Figure] = []
-    build.bench(workspace, "bakery", found.append, rounds=1)
-    overhead, second, memory = found
+    figures: list[Figure] = []
+    build.bench(workspace, "bakery", figures.append, rounds=1)
+    overhead, second, memory = figures
     assert "with the same settings" in overhead.note
     assert overhead.limit == 0.5
     assert 0 < second.value < 1000

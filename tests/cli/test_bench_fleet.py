@@ -27,9 +27,9 @@ def workspace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Workspace:
 
 
 def test_one_after_the_other_is_compared_with_two_at_a_time(workspace: Workspace) -> None:
-    found: list[Figure] = []
-    fleet.bench(workspace, "bakery", found.append, customers=2, rounds=1)
-    (figure,) = found
+    figures: list[Figure] = []
+    fleet.bench(workspace, "bakery", figures.append, customers=2, rounds=1)
+    (figure,) = figures
     assert figure.limit == 62.5
     assert 10 < figure.value < 1000
     assert figure.note.startswith("2 pairs: ")

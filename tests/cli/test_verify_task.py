@@ -62,9 +62,9 @@ def builds(monkeypatch: pytest.MonkeyPatch) -> Builds:
 
 def test_verify_without_images_builds_them_with_the_lab_first_in_one_call(workspace: Workspace, builds: Builds) -> None:
     """Of two calls each would tell the warnings of the profile's certificates."""
-    found = verify._built(workspace, load.load(workspace, "bakery"))
+    built = verify._built(workspace, load.load(workspace, "bakery"))
     assert builds == [("lb1", "lb2")]
-    assert sorted(found) == ["lb1", "lb2"]
+    assert sorted(built) == ["lb1", "lb2"]
 
 
 def test_verify_builds_only_what_is_missing(workspace: Workspace, builds: Builds) -> None:
