@@ -55,9 +55,9 @@ class Place:
         file.write_text(text)
         loaded = load.load(Workspace.at(self.root), str(file))
         pool = loaded.profile.pools["web"]
-        found = pool.sorry.page if pool.sorry else None
-        assert found is not None
-        return found.content
+        page = pool.sorry.page if pool.sorry else None
+        assert page is not None
+        return page.content
 
     def refused(self, path: str, key: str, **more: str) -> str:
         with pytest.raises(NdakitError) as caught:

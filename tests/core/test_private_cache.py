@@ -147,10 +147,10 @@ def entries(base: Path, facts: object) -> list[Path]:
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "verified.json").write_text(facts if isinstance(facts, str) else json.dumps(facts))
     wanted = fetch._Wanted(Release.parse("24.10.8"), "x86/64", fetch.Origin(offline=True), ignore, base)
-    found = [place for place, _ in fetch._known(wanted)]
+    places = [place for place, _ in fetch._known(wanted)]
     assert fetch._cached(wanted) is None
     assert fetch._unpacked(wanted) is None
-    return found
+    return places
 
 
 def test_the_note_of_an_archive_is_believed_as_it_is_written(tmp_path: Path) -> None:
