@@ -152,9 +152,9 @@ def test_a_content_id_without_leading_zeros_changes_no_byte_beside_it(tmp_path: 
 def identity_of(path: Path, name: str) -> bytes:
     data = path.read_bytes()
     if name == "vmdk":
-        found = re.search(rb"\nCID=([0-9a-f]+)\n", data)
-        assert found is not None
-        return found[1]
+        line = re.search(rb"\nCID=([0-9a-f]+)\n", data)
+        assert line is not None
+        return line[1]
     return data[0x188 : 0x188 + 16] if name == "vdi" else data[64 * 1024 + 16 : 64 * 1024 + 48]
 
 

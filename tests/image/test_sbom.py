@@ -70,17 +70,17 @@ def test_the_same_image_has_the_same_bytes_and_another_one_another_serial(tmp_pa
 
 
 def test_packages_have_version_address_licence_and_cpe(tmp_path: Path) -> None:
-    found = components(tmp_path)
-    assert list(found) == sorted(PACKAGES)
-    haproxy = found["haproxy"]
+    by_name = components(tmp_path)
+    assert list(by_name) == sorted(PACKAGES)
+    haproxy = by_name["haproxy"]
     assert haproxy["purl"] == "pkg:opkg/openwrt/haproxy@3.0.11-r1?arch=x86_64&distro=openwrt-24.10.8"
     assert haproxy["cpe"] == "cpe:/a:haproxy:haproxy:3.0.11"
     assert [x["license"] for x in haproxy["licenses"]] == [{"id": "GPL-2.0-or-later"}, {"id": "LGPL-2.1-or-later"}]
-    assert "licenses" not in found["libc"]
-    assert found["odd"]["licenses"] == [{"license": {"name": "as is, see README"}}]
-    assert found["odd"]["purl"].startswith("pkg:opkg/openwrt/odd@2024-01-01~ab%2B1?")
-    assert found["both"]["licenses"] == [{"license": {"name": "MIT OR Apache-2.0"}}]
-    assert "cpe" not in found["both"]
+    assert "licenses" not in by_name["libc"]
+    assert by_name["odd"]["licenses"] == [{"license": {"name": "as is, see README"}}]
+    assert by_name["odd"]["purl"].startswith("pkg:opkg/openwrt/odd@2024-01-01~ab%2B1?")
+    assert by_name["both"]["licenses"] == [{"license": {"name": "MIT OR Apache-2.0"}}]
+    assert "cpe" not in by_name["both"]
 
 
 def test_package_addresses_follow_the_package_manager(tmp_path: Path) -> None:
@@ -89,9 +89,9 @@ def test_package_addresses_follow_the_package_manager(tmp_path: Path) -> None:
 
 
 def test_packages_of_the_workspace_are_not_said_to_be_openwrts(tmp_path: Path) -> None:
-    found = components(tmp_path, inputs={"local_packages": {"odd": "2024-01-01~ab+1 hash"}})
-    assert found["odd"]["purl"] == "pkg:generic/odd@2024-01-01~ab%2B1"
-    assert found["libc"]["purl"].startswith("pkg:opkg/openwrt/")
+    by_name = components(tmp_path, inputs={"local_packages": {"odd": "2024-01-01~ab+1 hash"}})
+    assert by_name["odd"]["purl"] == "pkg:generic/odd@2024-01-01~ab%2B1"
+    assert by_name["libc"]["purl"].startswith("pkg:opkg/openwrt/")
 
 
 def test_image_files_are_named_with_their_hashes(tmp_path: Path) -> None:

@@ -112,8 +112,8 @@ def test_the_commands_for_a_real_machine_write_it_and_notice_a_bad_disk(tmp_path
 
 def test_libvirt_gets_the_cards_in_the_kernels_order(tmp_path: Path) -> None:
     change = ("networks: {lan: {nics: [eth0],", "networks: {lan: {nics: [eth1, eth2], bond: {mode: active-backup},")
-    found = texts(tmp_path, "qcow2", platform("kvm"), change)
-    root = ET.fromstring(found["bakery-lb1.libvirt.xml"])
+    files = texts(tmp_path, "qcow2", platform("kvm"), change)
+    root = ET.fromstring(files["bakery-lb1.libvirt.xml"])
     bridges = [node.attrib["bridge"] for node in root.iterfind("devices/interface/source")]
     assert bridges == ["br-unused", "br-lan", "br-lan"]
     assert root.findtext("name") == "bakery-lb1"
@@ -121,7 +121,7 @@ def test_libvirt_gets_the_cards_in_the_kernels_order(tmp_path: Path) -> None:
     assert facts["driver"] == {"name": "qemu", "type": "qcow2"}
     assert facts["source"] == {"file": f"/var/lib/libvirt/images/{STEM}.qcow2"}
     assert facts["target"] == {"dev": "vda", "bus": "virtio"}
-    rows = re.findall(r"^\| (eth\d) \| (.+) \|$", found["FLASH.md"], re.MULTILINE)
+    rows = re.findall(r"^\| (eth\d) \| (.+) \|$", files["FLASH.md"], re.MULTILINE)
     assert [name for name, _ in rows] == ["eth0", "eth1", "eth2"]
     assert rows[0][1].startswith("nothing: the kernel counts cards without gaps")
     assert rows[1][1] == "network lan, one card of its bond"
@@ -133,8 +133,8 @@ def test_libvirt_gets_the_cards_in_the_kernels_order(tmp_path: Path) -> None:
 def test_libvirt_starts_it_by_the_images_firmware_without_secure_boot(
     image: str, firmware: str | None, tmp_path: Path
 ) -> None:
-    found = texts(tmp_path, "qcow2", platform("kvm"), ("image: {formats: [qcow2]}", f"image: {image}"))
-    system = ET.fromstring(found["bakery-lb1.libvirt.xml"]).find("os")
+    files = texts(tmp_path, "qcow2", platform("kvm"), ("image: {formats: [qcow2]}", f"image: {image}"))
+    system = ET.fromstring(files["bakery-lb1.libvirt.xml"]).find("os")
     assert system is not None
     assert system.attrib.get("firmware") == firmware
     features = [f.attrib for f in system.iterfind("firmware/feature")]
@@ -142,15 +142,15 @@ def test_libvirt_starts_it_by_the_images_firmware_without_secure_boot(
 
 
 def test_kvm_without_qcow2_starts_from_the_unpacked_raw_image(tmp_path: Path) -> None:
-    found = texts(tmp_path, "img", platform("kvm"))
-    assert f'file="/var/lib/libvirt/images/{STEM}.img"' in found["bakery-lb1.libvirt.xml"]
-    assert f"gunzip -k {STEM}.img.gz" in commands(found["FLASH.md"], "With libvirt")
+    files = texts(tmp_path, "img", platform("kvm"))
+    assert f'file="/var/lib/libvirt/images/{STEM}.img"' in files["bakery-lb1.libvirt.xml"]
+    assert f"gunzip -k {STEM}.img.gz" in commands(files["FLASH.md"], "With libvirt")
 
 
 def test_vmware_imports_the_disk_that_lies_there_with_its_own_cards(tmp_path: Path) -> None:
     change = ("networks: {lan: {nics: [eth0],", "networks: {lan: {nics: [eth0, eth1], bond: {mode: 802.3ad},")
-    found = texts(tmp_path, "vmdk", platform("vmware"), change)
-    root = ET.fromstring(found["bakery-lb1.ovf"])
+    files = texts(tmp_path, "vmdk", platform("vmware"), change)
+    root = ET.fromstring(files["bakery-lb1.ovf"])
     file = root.find(f"{OVF}References/{OVF}File")
     disk = root.find(f"{OVF}DiskSection/{OVF}Disk")
     assert file is not None
@@ -169,8 +169,8 @@ def test_vmware_imports_the_disk_that_lies_there_with_its_own_cards(tmp_path: Pa
 
 
 def test_virtualbox_imports_a_vmdk_with_cards_that_it_has(tmp_path: Path) -> None:
-    found = texts(tmp_path, "vmdk", platform("virtualbox"))
-    assert "<rasd:ResourceSubType>E1000<" in found["bakery-lb1.ovf"]
+    files = texts(tmp_path, "vmdk", platform("virtualbox"))
+    assert "<rasd:ResourceSubType>E1000<" in files["bakery-lb1.ovf"]
 
 
 @pytest.mark.parametrize(
@@ -198,9 +198,9 @@ def test_it_says_by_what_firmware_it_starts(change: tuple[str, str], says: str, 
 
 def test_customers_words_do_not_break_xml(tmp_path: Path) -> None:
     change = ("release", 'customer: "A -- <B> & \\"C\\" -->"\nrelease')
-    found = texts(tmp_path, "qcow2, vmdk", platform("kvm"), change)
+    files = texts(tmp_path, "qcow2, vmdk", platform("kvm"), change)
     for name in ("bakery-lb1.libvirt.xml", "bakery-lb1.ovf"):
-        assert 'A -- <B> & "C" -->' in "".join(ET.fromstring(found[name]).itertext())
+        assert 'A -- <B> & "C" -->' in "".join(ET.fromstring(files[name]).itertext())
 
 
 HOSTILE = [
@@ -244,9 +244,9 @@ def test_names_of_every_script_are_no_control_characters() -> None:
 
 
 def test_a_lab_image_says_everywhere_that_it_is_one(tmp_path: Path) -> None:
-    found = texts(tmp_path, "qcow2, vmdk", platform("kvm"), warning="Never flash it.")
-    assert "**Never flash it.**" in found["FLASH.md"]
-    assert all("for testing only" in text for text in found.values())
+    files = texts(tmp_path, "qcow2, vmdk", platform("kvm"), warning="Never flash it.")
+    assert "**Never flash it.**" in files["FLASH.md"]
+    assert all("for testing only" in text for text in files.values())
 
 
 def test_updates_take_the_raw_image_only(tmp_path: Path) -> None:
@@ -300,8 +300,8 @@ BOND = ("networks: {lan: {nics: [eth0],", "networks: {lan: {nics: [eth0, eth1], 
 @pytest.mark.parametrize("name", PLATFORMS)
 def test_each_platform_is_told_what_a_bond_needs(name: str, mode: str, tmp_path: Path) -> None:
     formats, _ = PLATFORMS[name]
-    found = texts(tmp_path, formats, platform(name), (BOND[0], BOND[1].replace("MODE", mode)))
-    flash = re.sub(r"\s+", " ", found["FLASH.md"])
+    files = texts(tmp_path, formats, platform(name), (BOND[0], BOND[1].replace("MODE", mode)))
+    flash = re.sub(r"\s+", " ", files["FLASH.md"])
     lacp = mode == "802.3ad"
     assert "| bond-lan | lan | eth0 eth1 | " in flash
     assert ("LACP (802.3ad), active, fast" in flash) == lacp
@@ -309,11 +309,11 @@ def test_each_platform_is_told_what_a_bond_needs(name: str, mode: str, tmp_path:
     assert ("A bond belongs to the host here." in flash) == (name != "bare")
     assert ("keeps LACP to itself" in flash) == (lacp and name != "bare")
     assert ("speed=10000,duplex=full" in flash) == (lacp and name == "kvm")
-    for text in (t for file, t in found.items() if file != "FLASH.md"):
+    for text in (t for file, t in files.items() if file != "FLASH.md"):
         ET.fromstring(text)
         assert "are the bond bond-lan" in text and "FLASH.md" in text
         assert ("LACP" in text) == lacp
-    assert "\n\n\n" not in found["FLASH.md"]
+    assert "\n\n\n" not in files["FLASH.md"]
 
 
 def test_without_a_bond_nothing_is_said_of_one(tmp_path: Path) -> None:
