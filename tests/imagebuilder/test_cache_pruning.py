@@ -27,8 +27,8 @@ def _aged(path: Path, age_s: float) -> Path:
 def test_what_was_used_last_is_kept_and_what_is_young_and_what_is_gone_is_passed_over(tmp_path: Path) -> None:
     ages_s = {"newest": 0.0, "young": 60.0, "old": 2 * _HOUR_S, "oldest": 3 * _HOUR_S}
     entries = [_aged(tmp_path / name, age_s) for name, age_s in ages_s.items()]
-    found = workspace.stale([*entries, tmp_path / "gone"], keep=1, idle_s=_HOUR_S)
-    assert [path.name for path in found] == ["old", "oldest"]
+    stale = workspace.stale([*entries, tmp_path / "gone"], keep=1, idle_s=_HOUR_S)
+    assert [path.name for path in stale] == ["old", "oldest"]
     assert workspace.stale(entries, keep=4, idle_s=0) == []
 
 

@@ -94,18 +94,18 @@ def place(tmp_path: Path) -> Iterator[Place]:
 
 
 def test_a_signed_imagebuilder_is_downloaded_verified_and_unpacked(place: Place) -> None:
-    found = place.fetch()
-    assert (found.folder / "Makefile").is_file()
-    assert found.folder.name == "openwrt-imagebuilder-24.10.8-x86-64.Linux-x86_64"
-    assert (found.archive, found.sha256) == (Path(place.archive).name, place.sha256)
-    assert found.verified_by == "usign key 0123456789abcdef (a test key)"
-    assert found.fresh
-    assert place.asked() == ["sha256sums", "sha256sums.sig", found.archive]
+    fetched = place.fetch()
+    assert (fetched.folder / "Makefile").is_file()
+    assert fetched.folder.name == "openwrt-imagebuilder-24.10.8-x86-64.Linux-x86_64"
+    assert (fetched.archive, fetched.sha256) == (Path(place.archive).name, place.sha256)
+    assert fetched.verified_by == "usign key 0123456789abcdef (a test key)"
+    assert fetched.fresh
+    assert place.asked() == ["sha256sums", "sha256sums.sig", fetched.archive]
     assert [e for e in place.events if isinstance(e, Progress)][-1].done_bytes == len(
         place.files.content[place.archive]
     )
-    facts = json.loads((place.base / found.sha256[:16] / "verified.json").read_text())
-    assert facts["verified_by"] == found.verified_by
+    facts = json.loads((place.base / fetched.sha256[:16] / "verified.json").read_text())
+    assert facts["verified_by"] == fetched.verified_by
     assert facts["pinned"] is False
     assert list(place.base.glob("*.partial*")) == []
     assert list((place.base / ".scratch").iterdir()) == []
@@ -121,34 +121,34 @@ def test_what_is_in_the_cache_needs_no_network(place: Place) -> None:
 
 
 def test_the_unpacked_folder_keeps_times_and_exec_bits(place: Place) -> None:
-    found = place.fetch()
-    assert (found.folder / "staging_dir/host/bin/awk").readlink() == Path("/usr/bin/gawk")
-    assert (found.folder / "Makefile").stat().st_mode & 0o777 == 0o644
-    assert time.time() - (found.folder / "Makefile").stat().st_mtime < 3600
+    fetched = place.fetch()
+    assert (fetched.folder / "staging_dir/host/bin/awk").readlink() == Path("/usr/bin/gawk")
+    assert (fetched.folder / "Makefile").stat().st_mode & 0o777 == 0o644
+    assert time.time() - (fetched.folder / "Makefile").stat().st_mtime < 3600
 
 
 def test_an_xz_archive_of_an_older_release_is_unpacked_too(place: Place) -> None:
     place.files.add("23.05.6", suffix=".tar.xz")
-    found = fetching.fetch(
+    fetched = fetching.fetch(
         Release.parse("23.05.6"), "x86/64", mirrors=[place.server.url], keys=[place.keys], limits=mirror.QUICK
     )
-    assert found.archive.endswith(".tar.xz")
-    assert (found.folder / "Makefile").is_file()
+    assert fetched.archive.endswith(".tar.xz")
+    assert (fetched.folder / "Makefile").is_file()
 
 
 def test_a_target_whose_archive_has_no_subtarget_in_its_name_is_found(place: Place) -> None:
     stem = "openwrt-imagebuilder-22.03.7-kirkwood.Linux-x86_64"
     place.files.add("22.03.7", "kirkwood/generic", ".tar.xz", stem)
-    found = fetching.fetch(
+    fetched = fetching.fetch(
         Release.parse("22.03.7"), "kirkwood/generic", mirrors=[place.server.url], keys=[place.keys], limits=mirror.QUICK
     )
-    assert found.folder.name == stem
+    assert fetched.folder.name == stem
 
 
 def test_a_folder_is_a_mirror(place: Place, tmp_path: Path) -> None:
     root = place.files.write(tmp_path / "Spiegel für alle")
-    found = place.fetch(mirrors=[root.as_uri()])
-    assert (found.folder / "Makefile").is_file()
+    fetched = place.fetch(mirrors=[root.as_uri()])
+    assert (fetched.folder / "Makefile").is_file()
     assert place.server.asked == []
 
 
@@ -156,9 +156,9 @@ def test_a_cache_path_with_spaces_and_umlauts_works(
     place: Place, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "Zwischen speicher für ÄÖÜ"))
-    found = place.fetch()
-    assert "für ÄÖÜ" in str(found.folder)
-    assert (found.folder / "Makefile").is_file()
+    fetched = place.fetch()
+    assert "für ÄÖÜ" in str(fetched.folder)
+    assert (fetched.folder / "Makefile").is_file()
 
 
 def test_mirrors_come_from_the_option_then_the_environment_then_openwrt(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -256,8 +256,8 @@ def test_every_key_that_ships_is_whole_and_bound_to_a_branch() -> None:
 
 def test_a_pinned_checksum_needs_no_signature(place: Place) -> None:
     del place.files.content[f"{place.files.folder()}/sha256sums.sig"]
-    found = place.fetch(checksum=place.sha256.upper())
-    assert found.verified_by == "the checksum that was pinned by hand"
+    fetched = place.fetch(checksum=place.sha256.upper())
+    assert fetched.verified_by == "the checksum that was pinned by hand"
 
 
 def test_what_was_pinned_by_hand_serves_only_whoever_pins_it(place: Place) -> None:
@@ -271,12 +271,12 @@ def test_what_was_pinned_by_hand_serves_only_whoever_pins_it(place: Place) -> No
 
 
 def test_a_spoilt_entry_of_the_cache_is_made_again(place: Place) -> None:
-    found = place.fetch()
+    fetched = place.fetch()
     for text in ("", "[]", '{"format": 99}'):
-        (place.base / found.sha256[:16] / "verified.json").write_text(text)
+        (place.base / fetched.sha256[:16] / "verified.json").write_text(text)
         with pytest.raises(errors.OfflineMissing):
             place.fetch(offline=True)
-        assert place.fetch().folder == found.folder
+        assert place.fetch().folder == fetched.folder
 
 
 def test_another_pinned_checksum_is_refused_before_the_download(place: Place) -> None:
@@ -352,13 +352,13 @@ def test_a_list_without_an_imagebuilder_says_so(place: Place) -> None:
 
 
 def test_an_archive_of_the_cache_is_hashed_again_before_it_is_unpacked(place: Place) -> None:
-    found = place.fetch()
-    path = found.folder.parents[1] / found.archive
-    shutil.rmtree(found.folder.parent)
+    fetched = place.fetch()
+    path = fetched.folder.parents[1] / fetched.archive
+    shutil.rmtree(fetched.folder.parent)
     place.server.asked.clear()
-    assert place.fetch().folder == found.folder  # from the archive in the cache
+    assert place.fetch().folder == fetched.folder  # from the archive in the cache
     assert place.server.asked == []
-    shutil.rmtree(found.folder.parent)
+    shutil.rmtree(fetched.folder.parent)
     content = path.read_bytes()
     path.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
     with pytest.raises(errors.OfflineMissing):
@@ -445,8 +445,8 @@ def test_a_mirror_that_is_down_is_an_error_of_the_machine(place: Place) -> None:
 
 
 def test_the_next_mirror_is_tried_with_a_warning(place: Place) -> None:
-    found = place.fetch(mirrors=["http://127.0.0.1:1", place.server.url])
-    assert found.fresh
+    fetched = place.fetch(mirrors=["http://127.0.0.1:1", place.server.url])
+    assert fetched.fresh
     assert any(isinstance(e, Warned) and "127.0.0.1:1" in e.text for e in place.events)
 
 

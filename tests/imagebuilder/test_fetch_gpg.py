@@ -86,8 +86,8 @@ def only(signature: bytes) -> Callable[[str], bytes | None]:
 
 def test_a_signature_by_a_key_of_the_workspace_vouches(signers: Callable[..., Signer], tmp_path: Path) -> None:
     one = signers()
-    found = trust.verify(LISTING, only(one.sign(LISTING)), keys(one.key_file(tmp_path / "k.asc")), "here")
-    assert found == f"GPG key {one.fingerprint}"
+    signer = trust.verify(LISTING, only(one.sign(LISTING)), keys(one.key_file(tmp_path / "k.asc")), "here")
+    assert signer == f"GPG key {one.fingerprint}"
 
 
 def test_a_known_fingerprint_vouches_by_the_users_own_keyring(
@@ -96,8 +96,8 @@ def test_a_known_fingerprint_vouches_by_the_users_own_keyring(
     one = signers()
     monkeypatch.setenv("GNUPGHOME", str(one.home))
     before = sorted(p.name for p in one.home.iterdir())
-    found = trust.verify(LISTING, only(one.sign(LISTING)), keys(fingerprints=(one.fingerprint,)), "here")
-    assert found == f"GPG key {one.fingerprint}"
+    signer = trust.verify(LISTING, only(one.sign(LISTING)), keys(fingerprints=(one.fingerprint,)), "here")
+    assert signer == f"GPG key {one.fingerprint}"
     assert set(before) >= {p.name for p in one.home.iterdir()} - {"trustdb.gpg"}
 
 
@@ -164,13 +164,13 @@ def test_the_key_to_import_is_named_for_a_release_signed_by_gpg_alone(signers: C
 
 def test_a_revoked_key_vouches_for_nothing() -> None:
     said = "[GNUPG:] REVKEYSIG 0123456789ABCDEF Test\n[GNUPG:] VALIDSIG A 2020 1 0 4 0 22 10 00 A\n"
-    found = fetch_gpg.verdict(said, {"A"})
-    assert (found.signer, found.why) == (None, "the GPG signature by 0123456789ABCDEF is by a revoked key")
+    verdict = fetch_gpg.verdict(said, {"A"})
+    assert (verdict.signer, verdict.why) == (None, "the GPG signature by 0123456789ABCDEF is by a revoked key")
 
 
 def test_a_good_signature_by_somebody_else_vouches_for_nothing() -> None:
-    found = fetch_gpg.verdict("[GNUPG:] VALIDSIG B 2020 1 0 4 0 22 10 00 B\n", {"A"})
-    assert (found.signer, found.why) == (None, "it is signed by the GPG key B, which is not known here")
+    verdict = fetch_gpg.verdict("[GNUPG:] VALIDSIG B 2020 1 0 4 0 22 10 00 B\n", {"A"})
+    assert (verdict.signer, verdict.why) == (None, "it is signed by the GPG key B, which is not known here")
 
 
 def test_nothing_of_ours_is_left_running(signers: Callable[..., Signer], tmp_path: Path) -> None:

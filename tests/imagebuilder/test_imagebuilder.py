@@ -148,15 +148,15 @@ OLD_CHECK = (
 @pytest.mark.parametrize("installed", [True, False])
 def test_a_compiler_that_is_too_new_is_not_asked_for_again(installed: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(process, "find", lambda name: Path("/usr/bin", name) if installed else None)
-    found = failures.diagnose(OLD_CHECK, failures.Context("log", "Generic", ("Generic",), 64, tuple))
-    assert isinstance(found, failures.PrerequisitesMissing)
+    error = failures.diagnose(OLD_CHECK, failures.Context("log", "Generic", ("Generic",), 64, tuple))
+    assert isinstance(error, failures.PrerequisitesMissing)
     if installed:
-        assert "needs gcc and g++ of a version from 4.8 to 10, and those of this machine are newer" in found.text()
-        assert "use release 19.07.8 or later" in found.text()
-        assert "apt-get install python2 (python2: up to Debian 11 and Ubuntu 22.04)" in found.text()
-        assert "install gcc" not in found.fix
+        assert "needs gcc and g++ of a version from 4.8 to 10, and those of this machine are newer" in error.text()
+        assert "use release 19.07.8 or later" in error.text()
+        assert "apt-get install python2 (python2: up to Debian 11 and Ubuntu 22.04)" in error.text()
+        assert "install gcc" not in error.fix
     else:
-        assert "apt-get install gcc g++ python2" in found.text()
+        assert "apt-get install gcc g++ python2" in error.text()
 
 
 def test_an_unknown_device_is_named_even_if_make_is_the_one_to_notice() -> None:
@@ -208,13 +208,13 @@ UNTRUSTED = APK.replace("network error (check firewall)", "UNTRUSTED signature")
     ],
 )  # fmt: skip
 def test_a_list_that_failed_to_load_is_said_first(text: str, starts: str, ends: str) -> None:
-    found = failures.diagnose(text, failures.Context("log", "generic", ("generic",), 64, tuple))
-    assert isinstance(found, failures.FeedsUnreachable)
-    assert found.what.startswith(starts)
-    assert found.what.endswith(ends)
-    assert "network and proxy" in found.fix
-    assert found.exit_code == 3
-    assert "hush" not in found.text()
+    error = failures.diagnose(text, failures.Context("log", "generic", ("generic",), 64, tuple))
+    assert isinstance(error, failures.FeedsUnreachable)
+    assert error.what.startswith(starts)
+    assert error.what.endswith(ends)
+    assert "network and proxy" in error.fix
+    assert error.exit_code == 3
+    assert "hush" not in error.text()
     offline = failures.diagnose(text, failures.Context("log", "generic", ("generic",), 64, tuple, (), True))
     assert offline is not None
     assert offline.what.startswith("with --offline nothing is downloaded")
@@ -231,8 +231,8 @@ def test_a_list_that_failed_to_load_is_said_first(text: str, starts: str, ends: 
     ],
 )  # fmt: skip
 def test_what_has_another_cause_is_not_blamed_on_the_network(text: str, kind: type[NdakitError]) -> None:
-    found = failures.diagnose(text, failures.Context("log", "generic", ("generic",), 64, tuple))
-    assert type(found) is kind
+    error = failures.diagnose(text, failures.Context("log", "generic", ("generic",), 64, tuple))
+    assert type(error) is kind
 
 
 def test_output_that_tells_of_nothing_known_is_not_guessed_at() -> None:
@@ -325,16 +325,16 @@ def test_a_service_that_cannot_be_looked_for_is_warned_of(tmp_path: Path) -> Non
 
 def test_what_the_labs_imagebuilder_lacks_is_passed_on_in_its_own_words() -> None:
     text = "Building\nerror: no Debian mirror\n  where: apt's sources\n  fix:   add one\nmake: *** Error 3\n"
-    found = failures.diagnose(text, failures.Context("log", "d", (), 64, tuple))
-    assert isinstance(found, failures.MachineLacking)
-    assert (found.what, found.where, found.fix, found.exit_code) == ("no Debian mirror", "apt's sources", "add one", 3)
+    error = failures.diagnose(text, failures.Context("log", "d", (), 64, tuple))
+    assert isinstance(error, failures.MachineLacking)
+    assert (error.what, error.where, error.fix, error.exit_code) == ("no Debian mirror", "apt's sources", "add one", 3)
 
 
 def test_manifest_lists_versions_and_makes_no_image(tmp_path: Path) -> None:
     builder = driver(tmp_path)
-    found = builder.manifest("generic", ["haproxy"], ["ppp"])
-    assert found["haproxy"] == "3.0.11-r1"
-    assert "ppp" not in found
+    versions = builder.manifest("generic", ["haproxy"], ["ppp"])
+    assert versions["haproxy"] == "3.0.11-r1"
+    assert "ppp" not in versions
     with pytest.raises(failures.PackagesMissing):
         builder.manifest("generic", ["nosuch"])
 
@@ -353,12 +353,12 @@ def test_info_reads_devices_titles_and_packages() -> None:
         "8dev_carambola2:\n    8devices Carambola2\n    Packages: kmod-usb2\n    hasImageMetadata: 1\n"
         "    SupportedDevices: 8dev,carambola2 carambola2\nplain:\n    Packages:\n    hasImageMetadata:\n"
     )
-    found = output.info(text)
-    assert found.target == "ath79/generic"
-    assert found.default_packages == ("a", "b")
-    assert found.devices["8dev_carambola2"].title == "8devices Carambola2"
-    assert found.devices["8dev_carambola2"].supported == ("8dev,carambola2", "carambola2")
-    assert found.devices["plain"].packages == ()
+    told = output.info(text)
+    assert told.target == "ath79/generic"
+    assert told.default_packages == ("a", "b")
+    assert told.devices["8dev_carambola2"].title == "8devices Carambola2"
+    assert told.devices["8dev_carambola2"].supported == ("8dev,carambola2", "carambola2")
+    assert told.devices["plain"].packages == ()
 
 
 def test_manifests_of_both_package_managers_are_read() -> None:
@@ -387,8 +387,8 @@ def test_the_private_copy_shares_packages_only_and_leaves_out_leftovers(tmp_path
     (source / "fake.py").chmod(0o755)
     working_copy.private_copy(source, tmp_path / "copy")
     copy = tmp_path / "copy"
-    found = {p.relative_to(copy).as_posix() for p in copy.rglob("*") if not p.is_dir() or p.is_symlink()}
-    assert found == {
+    copied = {p.relative_to(copy).as_posix() for p in copy.rglob("*") if not p.is_dir() or p.is_symlink()}
+    assert copied == {
         "Makefile", "fake.py", "flashfiles.py", "fake.json", ".config", "include/version.mk", "dl/haproxy_1.ipk",
         "link", "packages/kernel_1_all.ipk",
     }  # fmt: skip
@@ -489,7 +489,7 @@ def test_a_file_system_without_capitals_is_not_mended_with_packages() -> None:
         "Build dependency: OpenWrt can only be built on a case-sensitive filesystem\n"
         "Prerequisite check failed. Use FORCE=1 to override.\n"
     )
-    found = failures.diagnose(text, failures.Context("log", "d", (), 64, tuple))
-    assert isinstance(found, failures.PrerequisitesMissing)
-    assert "tells capitals from small letters" in found.what
-    assert "apt-get" not in found.fix
+    error = failures.diagnose(text, failures.Context("log", "d", (), 64, tuple))
+    assert isinstance(error, failures.PrerequisitesMissing)
+    assert "tells capitals from small letters" in error.what
+    assert "apt-get" not in error.fix

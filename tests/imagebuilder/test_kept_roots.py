@@ -78,12 +78,12 @@ class Place:
         """For tests that change the working copy."""
 
     def archive(self) -> Path:
-        (found,) = (self.tmp / "kept").glob("*/*.tar")
-        return found
+        (archive,) = (self.tmp / "kept").glob("*/*.tar")
+        return archive
 
     def note(self) -> Path:
-        (found,) = (self.tmp / "kept").glob("*/*.json")
-        return found
+        (note,) = (self.tmp / "kept").glob("*/*.json")
+        return note
 
 
 @pytest.fixture

@@ -220,7 +220,7 @@ def test_folder_umask_locale_time_zone_and_time_decide_nothing(
 ) -> None:
     """With the lab's ImageBuilder, which makes real disks; the second build keeps nothing of the first one."""
     monkeypatch.delenv("XDG_CACHE_HOME")  # the lab's packages are in the user's
-    found: list[dict[str, str]] = []
+    digests: list[dict[str, str]] = []
     for number, (name, words) in enumerate(SURROUNDINGS.items()):
         for key, value in words.items():
             monkeypatch.setenv(key, value)
@@ -236,10 +236,10 @@ def test_folder_umask_locale_time_zone_and_time_decide_nothing(
         (result,) = pipeline.build(workspace, loaded, ["lb1"], builder)
         folder = root / "images/bakery/lb1"
         names = [image.name for image in result.artifact.record.images]
-        found.append({name: hashlib.sha256((folder / name).read_bytes()).hexdigest() for name in names})
+        digests.append({name: hashlib.sha256((folder / name).read_bytes()).hexdigest() for name in names})
         assert len(list((tmp_path / f"kept-{name}").glob("*/*.tar"))) == 1
-    assert found[0]
-    assert found[0] == found[1]
+    assert digests[0]
+    assert digests[0] == digests[1]
 
 
 def _memory(base: Path, fingerprint: str, real: type[cache.Memory] = cache.Memory) -> cache.Memory:
