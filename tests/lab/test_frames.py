@@ -29,17 +29,17 @@ PORTS = struct.pack("!HH", 80, 40000) + bytes(16)
 
 @pytest.mark.parametrize(("frame", "source"), [(ipv4(6, PORTS), "203.0.113.10"), (ipv6(6, PORTS), "2001:db8::10")])
 def test_a_tcp_segment_tells_who_sent_it_and_where_from(frame: bytes, source: str) -> None:
-    found = decode_segment(frame)
-    assert found is not None
-    assert (found.source_mac, str(found.source), found.source_port) == ("52:54:00:00:00:02", source, 80)
-    assert (found.destination_port, found.transport) == (40000, "tcp")
+    segment = decode_segment(frame)
+    assert segment is not None
+    assert (segment.source_mac, str(segment.source), segment.source_port) == ("52:54:00:00:00:02", source, 80)
+    assert (segment.destination_port, segment.transport) == (40000, "tcp")
 
 
 def test_a_tag_in_front_changes_nothing_and_datagrams_are_udp() -> None:
     plain = ipv4(17, PORTS)
-    found = decode_segment(plain[:12] + b"\x81\x00\x00\x0a" + plain[12:])
-    assert found is not None
-    assert (found.transport, found.source_port) == ("udp", 80)
+    segment = decode_segment(plain[:12] + b"\x81\x00\x00\x0a" + plain[12:])
+    assert segment is not None
+    assert (segment.transport, segment.source_port) == ("udp", 80)
 
 
 @pytest.mark.parametrize(
@@ -57,9 +57,9 @@ def arp(operation: int) -> bytes:
 
 
 def test_an_arp_answer_tells_the_address_and_whose_card_it_is_on() -> None:
-    found = arp_answer(arp(2))
-    assert found is not None
-    assert (str(found[0]), found[1]) == ("192.168.0.10", "52:54:00:00:00:02")
+    answer = arp_answer(arp(2))
+    assert answer is not None
+    assert (str(answer[0]), answer[1]) == ("192.168.0.10", "52:54:00:00:00:02")
     assert arp_answer(arp(1)) is None
     assert arp_answer(arp(2)[:30]) is None
 
@@ -91,8 +91,8 @@ def advertisement(flags: int, kind: int = 136) -> bytes:
     ],
 )
 def test_an_address_is_announced_by_who_says_so_unasked(frame: bytes, address: str | None) -> None:
-    found = announced(frame)
-    assert (found and str(found)) == address
+    vip = announced(frame)
+    assert (vip and str(vip)) == address
 
 
 def test_the_chart_has_a_bar_for_every_way_and_number_of_clients() -> None:

@@ -108,13 +108,13 @@ def test_a_web_server_behaves_as_told(web: Host, client: Host) -> None:
 
 def test_refusing_resets_the_connections_that_are_open(web: Host, client: Host) -> None:
     server = web.web(0, mode="hang")
-    found = []
-    asking = threading.Thread(target=lambda: found.append(client.get(f"http://{V4}:{server.port}/")))
+    answers = []
+    asking = threading.Thread(target=lambda: answers.append(client.get(f"http://{V4}:{server.port}/")))
     asking.start()
     Deadline(5, "the connection").wait_until(lambda: server.stats().open == 1)
     server.set(mode="refuse")
     asking.join(5)
-    assert found[0].error == "reset"
+    assert answers[0].error == "reset"
 
 
 def test_behaviour_that_does_not_exist_is_refused(web: Host) -> None:
@@ -321,11 +321,11 @@ def test_a_scan_tells_open_closed_filtered_and_prohibited_ports(web: Host, clien
     tcp, udp = web.tcp(7000), web.udp(7000)
     try:
         for address in (V4, V6):
-            found = client.scan(address, range(7000, 7004), timeout_s=0.2)
-            assert list(found.values())[:3] == ["open", "closed", "filtered"]
-            assert found[7003] == "unreachable" or address == V6  # IPv6 keeps trying for a while
-            found = client.scan(address, range(7000, 7003), protocol="udp", timeout_s=0.2)
-            assert found == {7000: "open", 7001: "closed", 7002: "filtered"}
+            states = client.scan(address, range(7000, 7004), timeout_s=0.2)
+            assert list(states.values())[:3] == ["open", "closed", "filtered"]
+            assert states[7003] == "unreachable" or address == V6  # IPv6 keeps trying for a while
+            states = client.scan(address, range(7000, 7003), protocol="udp", timeout_s=0.2)
+            assert states == {7000: "open", 7001: "closed", 7002: "filtered"}
         assert client.scan(V4, []) == {}
         many = client.scan(V4, range(20000, 20500))
         assert set(many.values()) == {"closed"}
@@ -338,10 +338,10 @@ def test_a_scan_tells_open_closed_filtered_and_prohibited_ports(web: Host, clien
 def test_ping_tells_who_is_there(client: Host) -> None:
     for address in (V4, V6):
         started_s = time.monotonic()
-        found = client.ping(address, count=3, size=1000)
-        assert found.ok
-        assert len(found.tries) == 3
-        assert max(t.took_ms for t in found.tries) < 1000 * (time.monotonic() - started_s)
+        pinged = client.ping(address, count=3, size=1000)
+        assert pinged.ok
+        assert len(pinged.tries) == 3
+        assert max(t.took_ms for t in pinged.tries) < 1000 * (time.monotonic() - started_s)
     nobody = client.ping("192.0.2.200", count=2, timeout_s=0.1)
     assert (nobody.ok, nobody.answered) == (False, 0)
 

@@ -28,18 +28,18 @@ def polled(*tries: Try) -> Polled:
 
 
 def test_a_gap_counts_from_answer_to_answer_and_not_to_the_ends_of_failed_tries() -> None:
-    found = gaps([answered(0), failed(20), failed(40), failed(60), answered(80, server="web2")])
-    assert len(found) == 1
-    gap = found[0]
+    measured = gaps([answered(0), failed(20), failed(40), failed(60), answered(80, server="web2")])
+    assert len(measured) == 1
+    gap = measured[0]
     assert (gap.begin_ms, gap.end_ms, gap.length_ms) == (2, 82, 80)
     assert (gap.at_least_ms, gap.failures, dict(gap.errors)) == (40, 3, {"time-out": 3})
     assert (gap.server_before, gap.server_after, gap.closed) == ("web1", "web2", True)
 
 
 def test_answers_without_a_failure_between_them_are_no_gap_however_long_they_took() -> None:
-    found = polled(answered(0), answered(20, took=400), answered(600))
-    assert found.longest_gap is None
-    assert found.gap_ms == 0
+    result = polled(answered(0), answered(20, took=400), answered(600))
+    assert result.longest_gap is None
+    assert result.gap_ms == 0
 
 
 def test_a_gap_at_the_end_is_open_and_one_at_the_begin_counts_from_the_first_try() -> None:
@@ -75,13 +75,13 @@ def test_a_gap_is_never_shorter_than_the_outage_and_longer_by_no_more_than_the_r
         start = float(n * interval)
         lost = start < begin + outage and start + latency > begin
         tries.append(failed(start, timeout) if lost else answered(start, latency))
-    found = Polled(tuple(tries), interval / 1000, timeout / 1000, len(tries), 0, 0, 0.0, False)
-    if found.longest_gap is None:  # an outage between two tries
+    result = Polled(tuple(tries), interval / 1000, timeout / 1000, len(tries), 0, 0, 0.0, False)
+    if result.longest_gap is None:  # an outage between two tries
         assert outage + latency <= interval
     else:
-        assert outage <= found.gap_ms + 0.001
-        assert found.gap_ms <= outage + found.resolution_ms + 0.001
-        assert found.longest_gap.at_least_ms <= outage + latency
+        assert outage <= result.gap_ms + 0.001
+        assert result.gap_ms <= outage + result.resolution_ms + 0.001
+        assert result.longest_gap.at_least_ms <= outage + latency
 
 
 def test_a_late_measuring_machine_makes_the_resolution_worse() -> None:
@@ -125,25 +125,25 @@ root@192.0.2.1: Permission denied (publickey,password).
 
 
 def test_ssh_s_words_become_banner_and_methods() -> None:
-    found = SshProbe.of(VERBOSE.replace("\n", "\r\n"))
-    assert found.banner == "SSH-2.0-dropbear_2025.88"
-    assert found.methods == ("publickey", "password")
-    assert found.error == "root@192.0.2.1: Permission denied (publickey,password)."
-    assert not found.open_door
+    probe = SshProbe.of(VERBOSE.replace("\n", "\r\n"))
+    assert probe.banner == "SSH-2.0-dropbear_2025.88"
+    assert probe.methods == ("publickey", "password")
+    assert probe.error == "root@192.0.2.1: Permission denied (publickey,password)."
+    assert not probe.open_door
 
 
 def test_an_ssh_server_that_lets_anybody_in_is_noticed() -> None:
-    found = SshProbe.of(
+    probe = SshProbe.of(
         VERBOSE.split("debug1: Auth")[0] + 'Authenticated to 192.0.2.1 ([192.0.2.1]:22) using "none".\n'
     )
-    assert found.open_door
-    assert found.error == ""
+    assert probe.open_door
+    assert probe.error == ""
 
 
 def test_no_ssh_server_is_no_banner() -> None:
-    found = SshProbe.of("OpenSSH_10.0\nssh: connect to host 192.0.2.1 port 22: Connection refused\n")
-    assert (found.banner, found.methods) == ("", ())
-    assert "refused" in found.error
+    probe = SshProbe.of("OpenSSH_10.0\nssh: connect to host 192.0.2.1 port 22: Connection refused\n")
+    assert (probe.banner, probe.methods) == ("", ())
+    assert "refused" in probe.error
 
 
 def test_requests_name_their_host_and_close_unless_told_otherwise() -> None:
@@ -254,30 +254,30 @@ def watched(asked: tuple[float, float] | None, connected: tuple[float, float] | 
     """Requests every 50 ms and connections every 10 ms; each fails from one moment (ms) to another."""
 
     def tries(interval: int, lost: tuple[float, float] | None) -> Polled:
-        found = []
+        made = []
         for start in range(0, 2000, interval):
             bad = lost is not None and lost[0] <= start < lost[1]
-            found.append(failed(start) if bad else answered(start))
-        return Polled(tuple(found), interval / 1000, 0.25, len(found), 0, 0, 0.0, False)
+            made.append(failed(start) if bad else answered(start))
+        return Polled(tuple(made), interval / 1000, 0.25, len(made), 0, 0, 0.0, False)
 
     return Watched(tries(50, asked), tries(10, connected))
 
 
 def test_connections_say_how_long_a_gap_was_when_requests_agree() -> None:
-    found = watched((205, 905), (205, 905))
-    assert found.decisive is found.connected
-    assert found.longest_gap is not None
-    assert found.longest_gap.at_least_ms <= 700 <= found.gap_ms <= found.longest_gap.at_least_ms + 2 * 10 + 2
-    assert found.answered_again(10)
+    seen = watched((205, 905), (205, 905))
+    assert seen.decisive is seen.connected
+    assert seen.longest_gap is not None
+    assert seen.longest_gap.at_least_ms <= 700 <= seen.gap_ms <= seen.longest_gap.at_least_ms + 2 * 10 + 2
+    assert seen.answered_again(10)
 
 
 @pytest.mark.parametrize("connected", [(205, 905), (205, 255), None])
 def test_a_gap_is_as_long_as_requests_went_unanswered_even_when_connections_came_about(
     connected: tuple[float, float] | None,
 ) -> None:
-    found = watched((205, 1405), connected)
-    assert found.decisive is found.asked
-    assert 1200 <= found.gap_ms <= 1200 + found.resolution_ms
+    seen = watched((205, 1405), connected)
+    assert seen.decisive is seen.asked
+    assert 1200 <= seen.gap_ms <= 1200 + seen.resolution_ms
 
 
 def test_requests_that_fail_now_and_then_are_a_gap_though_every_connection_came_about() -> None:

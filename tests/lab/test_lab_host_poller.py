@@ -54,31 +54,31 @@ def outage(lab: LabHosts, url: str, *, interval_s: float, forget: bool = False) 
     ],
 )
 def test_a_gap_is_as_long_as_the_outage_within_the_resolution(lab: LabHosts, url: str, interval_s: float) -> None:
-    found, at_least_ms, at_most_ms = outage(lab, url, interval_s=interval_s)
-    gap = found.longest_gap
+    result, at_least_ms, at_most_ms = outage(lab, url, interval_s=interval_s)
+    gap = result.longest_gap
     assert gap is not None
     assert gap.closed
-    assert at_least_ms <= gap.length_ms <= at_most_ms + found.resolution_ms
+    assert at_least_ms <= gap.length_ms <= at_most_ms + result.resolution_ms
     assert gap.at_least_ms <= at_most_ms
     # Shorter than two time-outs (250 ms) more than the outage: the client's own patience is not in it.
-    assert gap.length_ms < at_most_ms + found.late_ms + 200
+    assert gap.length_ms < at_most_ms + result.late_ms + 200
     assert set(gap.errors) <= {"time-out", "time-out after connecting"}
 
 
 def test_a_forgotten_neighbour_does_not_lengthen_the_gap_by_a_second(lab: LabHosts) -> None:
-    found, _, at_most_ms = outage(lab, "http://192.0.2.1/", interval_s=0.02, forget=True)
+    result, _, at_most_ms = outage(lab, "http://192.0.2.1/", interval_s=0.02, forget=True)
     # Neighbours are asked for every 20 ms here; as usual (1000 ms) the gap would end up to a second late.
-    assert found.gap_ms <= at_most_ms + found.resolution_ms + 40
+    assert result.gap_ms <= at_most_ms + result.resolution_ms + 40
 
 
 def test_the_usual_neighbour_retry_would_be_noticed(lab: LabHosts) -> None:
     client = lab.hosts["client"]
     client.run(["ip", "ntable", "change", "name", "arp_cache", "dev", "eth0", "retrans", "1000"])
     try:
-        found, _, at_most_ms = outage(lab, "http://192.0.2.1/", interval_s=0.02, forget=True)
+        result, _, at_most_ms = outage(lab, "http://192.0.2.1/", interval_s=0.02, forget=True)
     finally:
         client.run(["ip", "ntable", "change", "name", "arp_cache", "dev", "eth0", "retrans", "20"])
-    assert found.gap_ms > at_most_ms + found.resolution_ms + 40
+    assert result.gap_ms > at_most_ms + result.resolution_ms + 40
 
 
 def test_refusals_and_wrong_statuses_are_failures_and_hanging_servers_time_out(lab: LabHosts) -> None:
@@ -92,26 +92,26 @@ def test_refusals_and_wrong_statuses_are_failures_and_hanging_servers_time_out(l
         poller.wait_until(lambda p: p.answers_in_a_row() >= 3, Deadline(5, "answers"))
         server.set(status=503)
         poller.wait_until(lambda p: p.errors["status 503"] >= 3, Deadline(5, "503"))
-        found = poller.stop()
-    assert len([g for g in found.gaps() if g.length_ms > 30]) == 4
-    longest = found.gaps()[-1]
+        result = poller.stop()
+    assert len([g for g in result.gaps() if g.length_ms > 30]) == 4
+    longest = result.gaps()[-1]
     assert not longest.closed
-    assert set(found.servers) == {"web"}
+    assert set(result.servers) == {"web"}
     server.stop()
 
 
 def test_every_try_starts_on_time_however_long_the_others_wait(lab: LabHosts) -> None:
     with lab.hosts["client"].poller("http://192.0.2.99/", interval_s=0.02, timeout_s=0.25) as poller:
         time.sleep(1.0)
-        found = poller.stop()
-    starts = sorted(t.started_ms for t in found.tries)
+        result = poller.stop()
+    starts = sorted(t.started_ms for t in result.tries)
     steps = [b - a for a, b in itertools.pairwise(starts)]
     # One after the other there would be four. A machine busy with other tests leaves beats out, and says so.
-    assert len(found.tries) >= 20
-    assert len(found.tries) + found.skipped == pytest.approx((starts[-1] - starts[0]) / 20, abs=4)
+    assert len(result.tries) >= 20
+    assert len(result.tries) + result.skipped == pytest.approx((starts[-1] - starts[0]) / 20, abs=4)
     assert sorted(steps)[len(steps) // 2] == pytest.approx(20, abs=2)
-    assert all(240 < t.took_ms < 1000 + found.late_ms or t.error == "unreachable" for t in found.tries)
-    assert not found.servers
+    assert all(240 < t.took_ms < 1000 + result.late_ms or t.error == "unreachable" for t in result.tries)
+    assert not result.servers
 
 
 def test_a_poller_is_not_held_up_by_a_load_on_the_same_host(lab: LabHosts) -> None:
@@ -122,9 +122,9 @@ def test_a_poller_is_not_held_up_by_a_load_on_the_same_host(lab: LabHosts) -> No
     with client.poller("http://192.0.2.1/", interval_s=0.02) as poller:
         load = client.load("http://192.0.2.1/", 3000, at_once=32)
         assert load.share.total() == 3000
-        found = poller.stop()
-    assert found.longest_gap is None
-    assert found.late_ms < 100 + 3 * before.late_ms
+        result = poller.stop()
+    assert result.longest_gap is None
+    assert result.late_ms < 100 + 3 * before.late_ms
 
 
 def test_a_stopped_poller_s_process_is_gone_and_its_result_stays(lab: LabHosts) -> None:

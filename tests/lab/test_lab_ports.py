@@ -125,9 +125,9 @@ def test_a_page_known_by_its_digest_must_be_given() -> None:
     with pytest.raises(PageMissing, match="pool p's check") as missing:
         server_ports.need_pages(profile, server_ports.pages_given(profile, {}))
     assert (missing.value.exit_code, "--page FILE" in missing.value.fix) == (2, True)
-    found = server_ports.pages_given(profile, {Path("page.html"): PAGE})
-    server_ports.need_pages(profile, found)
-    assert found == {DIGEST: PAGE}
+    pages = server_ports.pages_given(profile, {Path("page.html"): PAGE})
+    server_ports.need_pages(profile, pages)
+    assert pages == {DIGEST: PAGE}
 
 
 def test_a_page_that_no_check_knows_is_refused() -> None:

@@ -26,17 +26,17 @@ def steps(count: int, *, waited: float, others: float, stolen: float = 0.0, begi
 
 
 def test_what_others_took_while_a_machine_waited_is_lost() -> None:
-    found = pace_of(steps(8, waited=0.8, others=1.5), processors=2)
-    assert found.lost_share == pytest.approx(0.8)
-    assert found.others_share == pytest.approx(0.75)
-    assert found.trouble == "this machine was too busy: lb1 waited 80% of a second, others took 75% of its processors"
+    pace = pace_of(steps(8, waited=0.8, others=1.5), processors=2)
+    assert pace.lost_share == pytest.approx(0.8)
+    assert pace.others_share == pytest.approx(0.75)
+    assert pace.trouble == "this machine was too busy: lb1 waited 80% of a second, others took 75% of its processors"
 
 
 def test_what_the_labs_machines_take_from_each_other_is_not_lost() -> None:
-    found = pace_of(steps(8, waited=0.6, others=0.02), processors=2)
-    assert found.waited_share == pytest.approx(0.6)
-    assert found.lost_share < 0.03
-    assert found.trouble == ""
+    pace = pace_of(steps(8, waited=0.6, others=0.02), processors=2)
+    assert pace.waited_share == pytest.approx(0.6)
+    assert pace.lost_share < 0.03
+    assert pace.trouble == ""
 
 
 def test_a_machine_on_which_the_lab_keeps_itself_waiting_is_too_small() -> None:
@@ -44,21 +44,21 @@ def test_a_machine_on_which_the_lab_keeps_itself_waiting_is_too_small() -> None:
 
 
 def test_one_bad_second_in_a_long_quiet_time_counts() -> None:
-    found = pace_of([*steps(100, waited=0.0, others=0.0), *steps(4, waited=0.9, others=1.0, begin=100)], processors=2)
-    assert found.lost_share == pytest.approx(0.9)
-    assert found.trouble
+    pace = pace_of([*steps(100, waited=0.0, others=0.0), *steps(4, waited=0.9, others=1.0, begin=100)], processors=2)
+    assert pace.lost_share == pytest.approx(0.9)
+    assert pace.trouble
 
 
 def test_a_burst_of_a_moment_does_not() -> None:
-    found = pace_of([*steps(20, waited=0, others=0), *steps(1, waited=1, others=1, begin=20)], processors=2)
-    assert found.lost_share == pytest.approx(0.25)
-    assert found.trouble == ""
+    pace = pace_of([*steps(20, waited=0, others=0), *steps(1, waited=1, others=1, begin=20)], processors=2)
+    assert pace.lost_share == pytest.approx(0.25)
+    assert pace.trouble == ""
 
 
 def test_what_a_hypervisor_below_took_counts_for_every_machine() -> None:
-    found = pace_of(steps(8, waited=0.0, others=0.0, stolen=1.2), processors=2)
-    assert found.lost_share == pytest.approx(0.6)
-    assert "the hypervisor below took 60% of its processors" in found.trouble
+    pace = pace_of(steps(8, waited=0.0, others=0.0, stolen=1.2), processors=2)
+    assert pace.lost_share == pytest.approx(0.6)
+    assert "the hypervisor below took 60% of its processors" in pace.trouble
 
 
 def test_a_thread_that_wakes_up_late_is_trouble() -> None:

@@ -230,13 +230,13 @@ def test_a_capture_holds_the_frames_of_its_segment_and_appears_complete(
     data = path.read_bytes()
     magic, major, minor, _, _, limit, link = struct.unpack_from("=IHHiIII", data)
     assert (magic, major, minor, limit, link) == (0xA1B23C4D, 2, 4, 65535, 1)
-    at, found = 24, []
+    at, captured = 24, []
     while at < len(data):
         seconds, nanoseconds, kept, length = struct.unpack_from("=IIII", data, at)
         assert abs(seconds + nanoseconds / 1e9 - time.time()) < 5 and kept == length
-        found.append(data[at + 16 : at + 16 + kept])
+        captured.append(data[at + 16 : at + 16 + kept])
         at += 16 + kept
-    assert found == sent
+    assert captured == sent
 
 
 def test_a_capture_that_is_interrupted_keeps_what_it_has(tmp_path: Path) -> None:
@@ -304,8 +304,8 @@ def ipv6(source: str, destination: str, body: bytes, first: int = 112) -> bytes:
 
 def test_vrrp_version_2_is_decoded() -> None:
     body = bytes([0x21, 51, 150, 1, 0, 2, 0, 0]) + ip_address("192.0.2.10").packed + bytes(8)
-    found = decode_vrrp(frame(mac(9), mac(1), ipv4("192.0.2.1", "224.0.0.18", body), b"\x08\x00"))
-    assert found == VrrpAdvert(
+    advert = decode_vrrp(frame(mac(9), mac(1), ipv4("192.0.2.1", "224.0.0.18", body), b"\x08\x00"))
+    assert advert == VrrpAdvert(
         source_mac="52:54:00:00:00:01",
         source=ip_address("192.0.2.1"),
         destination=ip_address("224.0.0.18"),
@@ -323,15 +323,15 @@ def test_vrrp_version_3_is_decoded_for_both_families_with_tags_and_extension_hea
     body = bytes([0x31, 7, 0, 2, 0x00, 10, 0, 0])
     four = body + ip_address("192.0.2.10").packed + ip_address("192.0.2.11").packed
     tagged = frame(mac(9), mac(1), b"\x00\x2a\x08\x00" + ipv4("192.0.2.1", "192.0.2.2", four), b"\x81\x00")
-    found = decode_vrrp(tagged)
-    assert found is not None
-    assert (found.version, found.vrid, found.priority, found.vlan, found.interval_s) == (3, 7, 0, 42, 0.1)
-    assert [str(a) for a in found.addresses] == ["192.0.2.10", "192.0.2.11"]
+    advert = decode_vrrp(tagged)
+    assert advert is not None
+    assert (advert.version, advert.vrid, advert.priority, advert.vlan, advert.interval_s) == (3, 7, 0, 42, 0.1)
+    assert [str(a) for a in advert.addresses] == ["192.0.2.10", "192.0.2.11"]
     six = body[:3] + b"\x01" + body[4:] + ip_address("2001:db8::10").packed
     for packet in (ipv6("fe80::1", "ff02::12", six), ipv6("fe80::1", "ff02::12", b"\x70\0" + bytes(6) + six, 0)):
-        found = decode_vrrp(frame(mac(9), mac(1), packet, b"\x86\xdd"))
-        assert found is not None
-        assert (str(found.source), [str(a) for a in found.addresses]) == ("fe80::1", ["2001:db8::10"])
+        advert = decode_vrrp(frame(mac(9), mac(1), packet, b"\x86\xdd"))
+        assert advert is not None
+        assert (str(advert.source), [str(a) for a in advert.addresses]) == ("fe80::1", ["2001:db8::10"])
 
 
 def test_other_traffic_is_no_vrrp() -> None:
