@@ -35,8 +35,8 @@ def findings(name: str, tree: Tree) -> list[NdakitError]:
     return lint(tree, goldens.profile(name), next(iter(goldens.profile(name).nodes)))
 
 
-def rules(found: list[NdakitError]) -> set[str]:
-    return {e.code.removeprefix("lint-") for e in found}
+def rules(errors: list[NdakitError]) -> set[str]:
+    return {e.code.removeprefix("lint-") for e in errors}
 
 
 @pytest.mark.parametrize(("name", "node"), goldens.cases())
@@ -50,9 +50,9 @@ def test_rule_finds_its_mistake(case: dict[str, str]) -> None:
     file = goldens.tree(name)[path]
     assert case["old"] in file.text, "the example does not hold what this case changes"
     broken = dataclasses.replace(file, content=file.text.replace(case["old"], case["new"], 1).encode())
-    found = findings(name, changed(name, broken))
-    assert case["rule"] in rules(found)
-    for finding in found:
+    errors = findings(name, changed(name, broken))
+    assert case["rule"] in rules(errors)
+    for finding in errors:
         assert isinstance(finding, LintFinding)
         assert finding.path in finding.where
         assert finding.line == 0 or finding.line <= broken.text.count("\n") + 1 or finding.path != path
@@ -209,9 +209,9 @@ def test_ten_times_more_sources_take_no_more_than_their_share_of_work() -> None:
         profile = base.model_copy(update={"access": base.access.model_copy(update={"sources": sources})})
         subject = Subject(render(profile, "lb1", goldens.TEMPLATES), profile, "lb1")
         assert subject.configs
-        found: list[LintFinding] = []
-        work = lines_run(lambda: found.extend([*lint_firewall.rules(subject), *admin.rules(subject)]))
-        assert found == []
+        errors: list[LintFinding] = []
+        work = lines_run(lambda: errors.extend([*lint_firewall.rules(subject), *admin.rules(subject)]))
+        assert errors == []
         return work
 
     assert steps(500) < 25 * steps(50)  # quadratic work would be a hundred times as much

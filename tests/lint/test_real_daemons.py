@@ -52,9 +52,9 @@ def test_the_daemons_take_every_golden_tree(name: str) -> None:
     ],
 )
 def test_pound_says_what_it_does_not_take_and_what_it_only_warns_of(old: str, new: str, says: str, line: int) -> None:
-    found = checked(changed("/etc/pound/pound.cfg", old, new, "wildcard-shops"))
-    assert found, "Pound took it"
-    first = next(one for one in found if says in one.what)
+    errors = checked(changed("/etc/pound/pound.cfg", old, new, "wildcard-shops"))
+    assert errors, "Pound took it"
+    first = next(one for one in errors if says in one.what)
     assert isinstance(first, DaemonRefuses)
     assert first.program == "pound"
     assert first.where == f"/etc/pound/pound.cfg:{line}:1"
@@ -129,10 +129,10 @@ def test_who_did_not_change_a_template_is_not_told_to_mend_it() -> None:
     ],
 )
 def test_a_daemon_names_the_line_of_what_it_refuses(path: str, old: str, new: str, program: str, message: str) -> None:
-    found = [e for e in checked(changed(path, old, new)) if isinstance(e, DaemonRefuses) and e.program == program]
-    assert found
-    assert any(message in e.what for e in found)
-    assert any(e.location is not None and e.location.file == path and e.location.line for e in found)
+    refusals = [e for e in checked(changed(path, old, new)) if isinstance(e, DaemonRefuses) and e.program == program]
+    assert refusals
+    assert any(message in e.what for e in refusals)
+    assert any(e.location is not None and e.location.file == path and e.location.line for e in refusals)
 
 
 @pytest.mark.parametrize(
@@ -150,8 +150,8 @@ def test_what_makes_a_pair_is_refused_when_it_is_wrong(
     path: str, old: str, new: str, program: str, message: str
 ) -> None:
     tree = changed(path, old, new, "handover")
-    found = [e for e in checked(tree) if isinstance(e, DaemonRefuses) and e.program == program]
-    assert any(message in e.what for e in found)
+    refusals = [e for e in checked(tree) if isinstance(e, DaemonRefuses) and e.program == program]
+    assert any(message in e.what for e in refusals)
 
 
 def test_nft_files_are_read_inside_fw4s_table() -> None:
@@ -179,8 +179,8 @@ def test_what_this_machines_kernel_lacks_is_no_fault_of_the_file_and_the_rest_is
     monkeypatch.setattr(real_daemons, "_run", without_nft_socket)
     file = goldens.tree("iis-tproxy")[path]
     content = file.content.replace(b"counter accept", b"kounter accept") if wrong else file.content
-    found = checked(Tree([dataclasses.replace(file, content=content)]))
-    assert [e.where for e in found] == ([f"{path}:7:1"] if wrong else [])
+    errors = checked(Tree([dataclasses.replace(file, content=content)]))
+    assert [e.where for e in errors] == ([f"{path}:7:1"] if wrong else [])
 
 
 def test_a_sorry_page_as_large_as_allowed_is_not_cut_off(tmp_path: Path) -> None:
@@ -225,10 +225,10 @@ def test_a_machine_without_user_namespaces_gets_a_way_out(monkeypatch: pytest.Mo
 
 @pytest.fixture(scope="module")
 def newest() -> NewHaproxy:
-    found = newer_haproxy(cache() / "lab", (3, 2), download=True)
-    if found is None:
+    program = newer_haproxy(cache() / "lab", (3, 2), download=True)
+    if program is None:
         pytest.skip("Debian's testing, with HAProxy 3.2, cannot be reached")
-    return found
+    return program
 
 
 NEWEST = sorted(n for n in goldens.PROFILES if goldens.profile(n).release.haproxy >= (3, 2))
@@ -236,8 +236,8 @@ NEWEST = sorted(n for n in goldens.PROFILES if goldens.profile(n).release.haprox
 
 @pytest.mark.parametrize("name", [*NEWEST, "apache-pair", "handover"])
 def test_the_newest_haproxy_takes_every_golden_tree(name: str, newest: NewHaproxy) -> None:
-    found = check(goldens.tree(name), cache() / "lab", haproxy=newest)
-    assert [e.text() for e in found] == []
+    errors = check(goldens.tree(name), cache() / "lab", haproxy=newest)
+    assert [e.text() for e in errors] == []
 
 
 def test_a_backend_with_a_frontends_name_is_told_by_the_newest_haproxy_only(newest: NewHaproxy) -> None:
