@@ -29,8 +29,8 @@ def blocks() -> Iterator[tuple[str, str]]:
     """(page:line, text) of each YAML block of the pages."""
     for page in PAGES:
         text = page.read_text()
-        for found in re.finditer(r"^```yaml\n(.*?)^```$", text, re.MULTILINE | re.DOTALL):
-            yield f"{page.name}:{text[: found.start()].count(chr(10)) + 1}", found[1]
+        for block in re.finditer(r"^```yaml\n(.*?)^```$", text, re.MULTILINE | re.DOTALL):
+            yield f"{page.name}:{text[: block.start()].count(chr(10)) + 1}", block[1]
 
 
 BLOCKS = dict(blocks())

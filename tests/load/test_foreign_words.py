@@ -22,8 +22,8 @@ def path_of(dotted: str) -> KeyPath:
 
 @pytest.mark.parametrize("text", TEXTS)
 def test_every_key_that_a_text_names_is_in_the_model(text: str) -> None:
-    for found in SPOKEN.findall(text):
-        assert field_types.at(path_of(found)) is not None, found
+    for spoken in SPOKEN.findall(text):
+        assert field_types.at(path_of(spoken)) is not None, spoken
 
 
 def test_the_texts_name_keys_at_all() -> None:
@@ -33,20 +33,20 @@ def test_the_texts_name_keys_at_all() -> None:
 
 def models(annotation: object = Profile) -> Iterator[type[Model]]:
     """Every class of the model below one."""
-    found: dict[type[Model], None] = {}
+    seen: dict[type[Model], None] = {}
     ahead: list[type[Model]] = [Profile]
     while ahead:
         model = ahead.pop()
-        if model in found:
+        if model in seen:
             continue
-        found[model] = None
+        seen[model] = None
         for key in model.model_fields:
             here = field_types.field_type(model, key)
             for below in (here, field_types.step(here, "a-name"), field_types.step(here, 0)):
                 inner = field_types.model_of(below) if below is not None else None
                 if inner is not None:
                     ahead.append(inner)
-    yield from found
+    yield from seen
 
 
 def test_places_are_classes_of_the_model_and_words_that_they_do_not_have() -> None:

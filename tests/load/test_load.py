@@ -537,12 +537,12 @@ VALUES = st.recursive(
 
 def places() -> list[KeyPath]:
     """Every place of the smallest profile, and every key that it leaves out."""
-    found: list[KeyPath] = []
+    paths: list[KeyPath] = []
     for path in load.load(SHIPPED, "bakery").origins:
-        found.append(path)
+        paths.append(path)
         model = field_types.model_of(field_types.at(path))
-        found += [(*path, key) for key in (model.model_fields if model else ())]
-    return sorted(set(found), key=str)
+        paths += [(*path, key) for key in (model.model_fields if model else ())]
+    return sorted(set(paths), key=str)
 
 
 @settings(max_examples=400, deadline=None)

@@ -116,34 +116,34 @@ NOT_YET = ("persistence-of-engine",)
 
 def codes_in_the_sources() -> set[str]:
     """Every code that a cross-check can give, read from the source."""
-    found: set[str] = set()
+    codes: set[str] = set()
     for path in CHECKS:
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in ("error", "warning"):
                 first = node.args[0]
                 if isinstance(first, ast.Constant):
-                    found.add(str(first.value))
+                    codes.add(str(first.value))
                 elif isinstance(first, ast.JoinedStr) and ast.unparse(first) == "f'check-of-{engine.name}'":
-                    found |= {f"check-of-{engine.name}" for engine in ENGINES}
+                    codes |= {f"check-of-{engine.name}" for engine in ENGINES}
                 elif isinstance(first, ast.JoinedStr):
-                    found |= {f"{kind}-outside-subnet" for kind in ("vip", "node", "gateway", "route")}
+                    codes |= {f"{kind}-outside-subnet" for kind in ("vip", "node", "gateway", "route")}
             if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "Refused":
                 assert isinstance(node.args[0], ast.Constant)
-                found.add(str(node.args[0].value))
+                codes.add(str(node.args[0].value))
             if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "unknown":
                 assert isinstance(node.args[0], ast.Constant)
-                found.add(f"unknown-{node.args[0].value!s}")
-    return found
+                codes.add(f"unknown-{node.args[0].value!s}")
+    return codes
 
 
 def codes_in_the_corpus() -> set[str]:
-    found: set[str] = set()
+    codes: set[str] = set()
     for path in INVALID:
         error = refusal(path)
-        found |= {e.code for e in (error.errors if isinstance(error, ErrorGroup) else (error,))}
+        codes |= {e.code for e in (error.errors if isinstance(error, ErrorGroup) else (error,))}
     for path in VALID:
-        found |= {w.code for w in load.load(WORKSPACE, str(path)).warnings}
-    return found
+        codes |= {w.code for w in load.load(WORKSPACE, str(path)).warnings}
+    return codes
 
 
 def test_every_cross_check_has_a_profile_that_fails_it() -> None:

@@ -116,8 +116,8 @@ def test_a_marker_is_found_only_where_it_must_be(
         assert marker.decode() not in text
     allowed = {f"workspace/overlays/bakery/{node}/etc/ndakit/private/shop.pem" for node in ("lb1", "lb2")}
     allowed.add("workspace/secrets/bakery/shop.pem")
-    found = set(places_of(marker, workspace.root.parent))
-    assert found == allowed
+    holding = set(places_of(marker, workspace.root.parent))
+    assert holding == allowed
     for name in allowed:
         assert stat.S_IMODE((workspace.root.parent / name).stat().st_mode) == 0o600
 
@@ -151,9 +151,9 @@ def test_haproxy_says_so_when_a_certificate_is_no_use_and_does_not_show_it(works
     tree = profiles.rendered(workspace, load.load(workspace, "bakery"), "lb1", held)
     path = "/etc/ndakit/private/shop.pem"
     broken = RenderedFile(path, party.pem, 0o600, "secret shop.pem", (NAME,))
-    found = real_daemons.check(Tree([*(f for p, f in tree.items() if p != path), broken]), cache() / "lab")
-    assert found and "shop.pem" in found[0].what
-    assert marker_of(party).decode() not in "".join(error.text() for error in found)
+    errors = real_daemons.check(Tree([*(f for p, f in tree.items() if p != path), broken]), cache() / "lab")
+    assert errors and "shop.pem" in errors[0].what
+    assert marker_of(party).decode() not in "".join(error.text() for error in errors)
 
 
 # -- missing -----------------------------------------------------------------------------------------------------------

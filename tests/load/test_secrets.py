@@ -34,10 +34,10 @@ def put(workspace: Workspace, value: bytes, mode: int = 0o600) -> Path:
 
 def test_the_environment_goes_before_the_file(workspace: Workspace) -> None:
     put(workspace, b"from the file")
-    found = secrets.look_up(
+    secret = secrets.look_up(
         workspace, "acme-shop", REFERENCE, {"NDAKIT_SECRET_ACME_SHOP__SHOP_DOT_PEM": "from outside"}
     )
-    assert found.reveal() == b"from outside"
+    assert secret.reveal() == b"from outside"
 
 
 PROFILES = st.from_regex(r"[a-z][a-z0-9-]{0,5}", fullmatch=True)
@@ -127,7 +127,7 @@ def test_a_folder_or_a_far_too_large_file_is_refused(workspace: Workspace) -> No
 
 def test_a_secret_is_in_no_text_and_not_pickled(workspace: Workspace) -> None:
     put(workspace, b"hunter2")
-    found = secrets.look_up(workspace, "acme-shop", REFERENCE, {})
-    assert "hunter2" not in f"{found} {found!r} {[found]}"
+    secret = secrets.look_up(workspace, "acme-shop", REFERENCE, {})
+    assert "hunter2" not in f"{secret} {secret!r} {[secret]}"
     with pytest.raises(TypeError):
-        pickle.dumps(found)
+        pickle.dumps(secret)
