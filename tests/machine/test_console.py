@@ -307,9 +307,9 @@ def test_it_works_with_the_tools_that_the_guest_has(guests: Callable[..., Guest]
     folder = tmp_path / "bin"
     folder.mkdir()
     for tool in ["sh", "cat", "sleep", "rm", "seq", *tools.split()]:
-        found = shutil.which(tool)
-        assert found is not None, tool
-        (folder / tool).symlink_to(found)
+        program = shutil.which(tool)
+        assert program is not None, tool
+        (folder / tool).symlink_to(program)
     guest = guests(OPENWRT, path=str(folder))
     if "md5sum" in tools:  # only then damage shows
         guest.meddle = lambda data: data.replace(b"12\r\n13\r\n", b"12\r\n31\r\n")
@@ -488,8 +488,8 @@ def test_a_changed_byte_never_passes_for_the_answer(stdout: bytes, data: st.Data
     wire[data.draw(st.integers(0, len(wire) - 1))] = data.draw(st.integers(0, 255))
     session = Session(TOKEN)
     with contextlib.suppress(Damaged):
-        found = session.answer(bytes(wire), 5)
-        assert found is None or (found.stdout, found.stderr) == (answer.stdout, answer.stderr)
+        decoded = session.answer(bytes(wire), 5)
+        assert decoded is None or (decoded.stdout, decoded.stderr) == (answer.stdout, answer.stderr)
 
 
 @settings(max_examples=60, deadline=None)

@@ -37,14 +37,14 @@ def test_machines_that_differ_in_their_name_and_cables_only_share_a_state(spec: 
             """Nobody looks."""
 
     plugged = tuple(replace(nic, segment_port=Cable()) for nic in spec.nics)
-    found = place(spec)
-    assert found is not None
-    assert found.parent == Path("/cache/machines")
-    assert place(replace(spec, name="two", nics=plugged)) == found
+    folder = place(spec)
+    assert folder is not None
+    assert folder.parent == Path("/cache/machines")
+    assert place(replace(spec, name="two", nics=plugged)) == folder
 
 
 def test_whatever_a_state_depends_on_leads_to_another_place(spec: VmSpec, monkeypatch: pytest.MonkeyPatch) -> None:
-    found = [
+    folders = [
         place(spec),
         place(replace(spec, memory_mib=256)),
         place(replace(spec, nics=(*spec.nics, Nic("seg1", "52:54:00:00:00:02")))),
@@ -56,11 +56,11 @@ def test_whatever_a_state_depends_on_leads_to_another_place(spec: VmSpec, monkey
     root = spec.disks[0].path
     root.write_text("toor")
     os.utime(root, (1, 1))
-    found.append(place(spec))
+    folders.append(place(spec))
     monkeypatch.setattr(saved, "find_qemu", lambda: replace(QEMU, text="7.2.16"))
-    found.append(place(spec))
-    assert None not in found
-    assert len(set(found)) == len(found)
+    folders.append(place(spec))
+    assert None not in folders
+    assert len(set(folders)) == len(folders)
 
 
 class _Slow(Accelerator):

@@ -234,9 +234,9 @@ def test_missing_efi_firmware_is_an_error_that_names_the_package(tmp_path: Path)
 def test_each_machine_gets_its_own_efi_variables(tmp_path: Path) -> None:
     (tmp_path / "CODE").write_bytes(b"c")
     (tmp_path / "VARS").write_bytes(b"v")
-    found = disks.efi(tmp_path, "lb1", places=[("/nonexistent", "x"), (f"{tmp_path}/CODE", f"{tmp_path}/VARS")])
-    assert found == EfiFirmware(tmp_path / "CODE", tmp_path / "lb1-efivars.fd")
-    assert found.variables.read_bytes() == b"v"
+    firmware = disks.efi(tmp_path, "lb1", places=[("/nonexistent", "x"), (f"{tmp_path}/CODE", f"{tmp_path}/VARS")])
+    assert firmware == EfiFirmware(tmp_path / "CODE", tmp_path / "lb1-efivars.fd")
+    assert firmware.variables.read_bytes() == b"v"
 
 
 # -- QEMU and the accelerator ------------------------------------------------------------------------------------------
@@ -258,8 +258,8 @@ def test_qemu_that_is_missing_is_an_error_that_names_the_package(tmp_path: Path)
     ],
 )
 def test_versions_of_qemu_are_understood(tmp_path: Path, said: str, version: tuple[int, int]) -> None:
-    found = find_qemu(fake_qemu(tmp_path, "", version=said))
-    assert (found.version, found.text) == (version, said)
+    qemu = find_qemu(fake_qemu(tmp_path, "", version=said))
+    assert (qemu.version, qemu.text) == (version, said)
 
 
 def test_an_old_qemu_is_refused(tmp_path: Path) -> None:
@@ -298,8 +298,10 @@ def test_kvm_that_does_not_work_falls_back_to_tcg_with_the_reason_and_is_not_tri
     tmp_path: Path, body: str, why: str
 ) -> None:
     for _ in range(2):
-        found = probe_with(tmp_path, body, time_limit_s=0.3)
-        assert found.name == "tcg" and why in found.reason and "exists but does not work" in found.reason
+        accelerator = probe_with(tmp_path, body, time_limit_s=0.3)
+        assert (
+            accelerator.name == "tcg" and why in accelerator.reason and "exists but does not work" in accelerator.reason
+        )
     assert runs(tmp_path) == 1
 
 
@@ -323,8 +325,8 @@ def test_no_kvm_or_no_permission_means_tcg_with_the_reason(tmp_path: Path, monke
     (tmp_path / "kvm").touch()
     access = os.access
     monkeypatch.setattr(os, "access", lambda path, mode: path != tmp_path / "kvm" and access(path, mode))
-    found = probe(program=program, device=tmp_path / "kvm", memory=tmp_path / "m")
-    assert found.name == "tcg" and "adduser USER kvm" in found.reason
+    accelerator = probe(program=program, device=tmp_path / "kvm", memory=tmp_path / "m")
+    assert accelerator.name == "tcg" and "adduser USER kvm" in accelerator.reason
 
 
 def test_kvm_that_fails_a_guest_later_is_not_trusted_again(tmp_path: Path) -> None:
@@ -332,8 +334,8 @@ def test_kvm_that_fails_a_guest_later_is_not_trusted_again(tmp_path: Path) -> No
     accelerator.distrust_kvm(
         "lb1 stopped", program=f"{tmp_path}/qemu-fake", device=tmp_path / "kvm", memory=tmp_path / "memory.json"
     )
-    found = probe_with(tmp_path, "exit 67")
-    assert found.name == "tcg" and "failed a guest: lb1 stopped" in found.reason
+    fallback = probe_with(tmp_path, "exit 67")
+    assert fallback.name == "tcg" and "failed a guest: lb1 stopped" in found.reason
 
 
 def test_a_qemu_that_refuses_its_arguments_shows_its_words_command_and_exit_code(tmp_path: Path) -> None:
