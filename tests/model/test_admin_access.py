@@ -231,9 +231,9 @@ def test_a_kernel_value_does_harm_outside_of_its_range_and_none_where_the_fix_sa
     key = key.replace(".*.", ".eth0.")
     beyond = [at.low - 1] if at.high is None else [at.low - 1, at.high + 1]
     for number in beyond:
-        found = harm(key, str(number), MACHINE)
-        assert (found is None) == (number in at.also)
-        assert found is None or str(at.low) in found.fix
+        harmful = harm(key, str(number), MACHINE)
+        assert (harmful is None) == (number in at.also)
+        assert harmful is None or str(at.low) in harmful.fix
     for number in (at.low, *((at.high,) if at.high is not None else ()), *at.also):
         assert harm(key, str(number), MACHINE) is None
     assert general(key) in KNOWN
@@ -252,9 +252,9 @@ def test_a_kernel_value_does_harm_outside_of_its_range_and_none_where_the_fix_sa
 )  # fmt: skip
 def test_a_kernel_value_that_depends_on_the_machine_is_held_against_it(key: str, good: str, bad: str) -> None:
     assert harm(key, good, MACHINE) is None
-    found = harm(key, bad, MACHINE)
-    assert found is not None
-    assert found.severity == "error"
+    harmful = harm(key, bad, MACHINE)
+    assert harmful is not None
+    assert harmful.severity == "error"
 
 
 def test_a_congestion_control_of_a_package_can_be_chosen_with_the_package() -> None:
@@ -285,8 +285,8 @@ def test_what_loads_the_kernels_modules_is_left_alone(key: str) -> None:
 
 def test_a_range_of_source_ports_of_ones_own_is_what_the_profile_counts_with() -> None:
     text = BASE + "tuning: {sysctl: {net.ipv4.ip_local_port_range: 50000 50999}}\n"
-    found = capacity_of(profile(text))
-    assert (found.ports_from, found.ports_to, found.ports) == (50000, 50999, 1000)
+    size = capacity_of(profile(text))
+    assert (size.ports_from, size.ports_to, size.ports) == (50000, 50999, 1000)
     values = {v.key: v.value for v in NodeView(profile(text), "lb1").sysctls}
     assert values["net.ipv4.ip_local_port_range"] == "50000 50999"
     assert "net.ipv4.ip_local_reserved_ports" not in values

@@ -123,7 +123,7 @@ def variants() -> Iterator[tuple[str, Any]]:
 def rules_that_fail(name: str) -> dict[str, str]:
     data = dict(variants())[name]
     tried = 0
-    found: dict[str, str] = {}
+    failures: dict[str, str] = {}
     for what, other in broken(data):
         profile = profile_of(other)
         if profile is None:
@@ -132,9 +132,9 @@ def rules_that_fail(name: str) -> dict[str, str]:
         for rule in rules.RULES:
             error = outcome(rule, profile)
             if error:
-                found.setdefault(f"{rule.__module__}.{rule.__name__}", f"{what}: {error}")
+                failures.setdefault(f"{rule.__module__}.{rule.__name__}", f"{what}: {error}")
     assert tried > 5
-    return found
+    return failures
 
 
 def outcome(rule: Callable[[Profile], Iterator[Finding]], profile: Profile) -> str:

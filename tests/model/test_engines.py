@@ -102,8 +102,8 @@ def asked(source: str) -> list[int]:
 
     compared = (n for n in ast.walk(tree) if isinstance(n, ast.Compare))
     matched = (n for n in ast.walk(tree) if isinstance(n, ast.MatchValue) and named(n.value))
-    found = [n.lineno for n in compared if any(named(side) for side in (n.left, *n.comparators))]
-    return sorted({*found, *(n.lineno for n in matched)})
+    lines = [n.lineno for n in compared if any(named(side) for side in (n.left, *n.comparators))]
+    return sorted({*lines, *(n.lineno for n in matched)})
 
 
 def test_a_question_for_an_engine_by_name_is_found() -> None:

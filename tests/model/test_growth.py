@@ -83,17 +83,17 @@ def written(folder: Path, content: str) -> Workspace:
 def seconds(work: Callable[[], object], runs: int = 1) -> float:
     """The least processor time of some runs, in seconds; a collector of garbage that happens to run is no part of
     it."""
-    found = []
+    times_s = []
     for _ in range(runs):
         gc.collect()
         gc.disable()
         try:
             started = time.process_time()
             work()
-            found.append(time.process_time() - started)
+            times_s.append(time.process_time() - started)
         finally:
             gc.enable()
-    return min(found)
+    return min(times_s)
 
 
 def loaded(folder: Path, content: str) -> Callable[[], object]:
@@ -114,19 +114,19 @@ def fresh(profile: Profile) -> Profile:
 def costs(folder: Path, content: str, runs: int) -> dict[str, float]:
     """What is done with a profile → seconds; each step takes what came of the one before it."""
     workspace = written(folder, content)
-    found: dict[str, Profile] = {}
+    loaded: dict[str, Profile] = {}
     trees: dict[str, Tree] = {}
 
     def loads() -> None:
-        found["big"] = load.load(workspace, "big").profile
+        loaded["big"] = load.load(workspace, "big").profile
 
     def renders() -> None:
-        trees["lb1"] = render(fresh(found["big"]), "lb1", workspace.templates)
+        trees["lb1"] = render(fresh(loaded["big"]), "lb1", workspace.templates)
 
     def lints() -> None:
-        assert lint(trees["lb1"], found["big"], "lb1") == []
+        assert lint(trees["lb1"], loaded["big"], "lb1") == []
 
-    steps = {"load": loads, "render": renders, "lint": lints, "servers": lambda: servers(fresh(found["big"]))}
+    steps = {"load": loads, "render": renders, "lint": lints, "servers": lambda: servers(fresh(loaded["big"]))}
     return {name: seconds(step, runs) for name, step in steps.items()}
 
 
@@ -154,12 +154,12 @@ def test_four_times_as_much_costs_about_four_times_as_much_whatever_is_done(tmp_
 @pytest.mark.parametrize("what", ["pool", "address", "key", "name"])
 def test_four_times_as_many_mistakes_cost_about_four_times_as_much(tmp_path: Path, what: str) -> None:
     def content(n: int) -> str:
-        found = text(n, n, wrong=n if what == "pool" else 0)
+        written = text(n, n, wrong=n if what == "pool" else 0)
         if what == "address":
-            return found.replace(": 10.0.", ": 10.0.300.")
+            return written.replace(": 10.0.", ": 10.0.300.")
         if what == "key":
-            return found.replace("protocol:", "protocoll:")
-        return found.replace("  t", "  T") if what == "name" else found
+            return written.replace("protocol:", "protocoll:")
+        return written.replace("  t", "  T") if what == "name" else written
 
     small = seconds(loaded(tmp_path, content(150)), RUNS)
     large = seconds(loaded(tmp_path, content(150 * TIMES)))

@@ -40,19 +40,19 @@ def router(*changes: tuple[str, str]) -> Profile:
 
 
 def test_the_way_out_is_watched_although_no_vip_lies_there() -> None:
-    found = router()
-    assert deciding(found) == {"lan": "VIPs are there", "iot": "VIPs are there", "wan": "the way out"}
-    assert pair(NodeView(found, "lb1")).links == {"main": ("eth0",)}
+    profile = router()
+    assert deciding(profile) == {"lan": "VIPs are there", "iot": "VIPs are there", "wan": "the way out"}
+    assert pair(NodeView(profile, "lb1")).links == {"main": ("eth0",)}
 
 
 def test_each_group_watches_its_own_way_out_only() -> None:
-    found = router(
+    profile = router(
         ("iot-gw: {network: iot,", "iot-gw: {network: iot, group: things,"),
         ("[192.168.1.0/24, \"fd00:0:0:2::/64\"], egress: node}", "[192.168.1.0/24, \"fd00:0:0:2::/64\"]}"),
     )  # fmt: skip
-    assert watched(found, "main") == {"lan": "VIPs are there", "wan": "the way out"}
-    assert watched(found, "things") == {"iot": "VIPs are there"}
-    assert pair(NodeView(found, "lb1")).links == {"main": ("eth0",), "things": ()}
+    assert watched(profile, "main") == {"lan": "VIPs are there", "wan": "the way out"}
+    assert watched(profile, "things") == {"iot": "VIPs are there"}
+    assert pair(NodeView(profile, "lb1")).links == {"main": ("eth0",), "things": ()}
 
 
 @pytest.mark.parametrize(
@@ -65,21 +65,21 @@ def test_each_group_watches_its_own_way_out_only() -> None:
     ids=["no egress", "no gateway outside", "no gateway inside"],
 )
 def test_what_nothing_leaves_through_is_not_watched(changes: tuple[tuple[str, str], ...]) -> None:
-    found = router(*changes)
-    assert deciding(found) == {"lan": "VIPs are there", "iot": "VIPs are there"}
-    assert routes_only(found) is (changes is NO_GATEWAYS)  # then the nodes' own addresses are the servers' gateways
+    profile = router(*changes)
+    assert deciding(profile) == {"lan": "VIPs are there", "iot": "VIPs are there"}
+    assert routes_only(profile) is (changes is NO_GATEWAYS)  # then the nodes' own addresses are the servers' gateways
 
 
 def test_a_gateway_of_one_family_is_a_way_out_for_that_family_only() -> None:
-    found = router((', gateway: [203.0.113.1, "2001:db8:113::1"]', ', gateway: "2001:db8:113::1"'))
-    assert [(w.network, w.version) for w in ways_out(found)] == [("lan", 6), ("iot", 6)]
-    found = router((', gateway: [203.0.113.1, "2001:db8:113::1"]', ", gateway: 203.0.113.1"))
-    assert [(w.network, w.version) for w in ways_out(found)] == [("lan", 4), ("iot", 4)]
+    profile = router((', gateway: [203.0.113.1, "2001:db8:113::1"]', ', gateway: "2001:db8:113::1"'))
+    assert [(w.network, w.version) for w in ways_out(profile)] == [("lan", 6), ("iot", 6)]
+    profile = router((', gateway: [203.0.113.1, "2001:db8:113::1"]', ", gateway: 203.0.113.1"))
+    assert [(w.network, w.version) for w in ways_out(profile)] == [("lan", 4), ("iot", 4)]
 
 
 def test_what_leaves_wears_the_nodes_own_addresses_or_the_vip() -> None:
-    found = router()
-    assert worn(found, next(ways_out(found))) == {"203.0.113.11", "203.0.113.12"}
+    profile = router()
+    assert worn(profile, next(ways_out(profile))) == {"203.0.113.11", "203.0.113.12"}
     shop = goldens.profile("apache-pair")
     assert worn(shop, WayOut("lan", "lan-gw", "wan", 4)) == {"203.0.113.10"}
 
@@ -88,8 +88,8 @@ def test_what_leaves_wears_the_nodes_own_addresses_or_the_vip() -> None:
 
 
 def test_every_group_listens_on_every_heartbeat_and_its_link_is_watched_by_none() -> None:
-    found = router(("iot-gw: {network: iot,", "iot-gw: {network: iot, group: things,"))
-    view = NodeView(found, "lb1")
+    profile = router(("iot-gw: {network: iot,", "iot-gw: {network: iot, group: things,"))
+    view = NodeView(profile, "lb1")
     assert [(g.name, g.instances) for g in view.sync_groups] == [
         ("main", ("lan-main", "hb-main")), ("things", ("iot-things", "hb-things")),
     ]  # fmt: skip
@@ -103,12 +103,12 @@ def test_every_group_listens_on_every_heartbeat_and_its_link_is_watched_by_none(
 
 
 def test_a_heartbeat_of_ipv6_alone_advertises_an_address_of_ipv6() -> None:
-    found = router(
+    profile = router(
         ("172.31.255.0/29", '"fd00:0:0:9::/64"'),
         ("172.31.255.1", '"fd00:0:0:9::1"'),
         ("172.31.255.2", '"fd00:0:0:9::2"'),
     )
-    beat = next(i for i in NodeView(found, "lb1").instances if i.heartbeat)
+    beat = next(i for i in NodeView(profile, "lb1").instances if i.heartbeat)
     assert (beat.version, beat.advertised.prefixed) == (6, "100::3/128")
 
 
@@ -127,8 +127,8 @@ def test_without_vips_or_a_second_node_there_is_no_heartbeat() -> None:
 
 
 def test_each_cable_is_pulled_and_expected_to_do_what_the_profile_says() -> None:
-    found = router(("  hb: {", "  mgmt: {nics: [eth5], subnet: 10.0.0.0/24}\n  hb: {"))
-    assert [(f.name, f.moves) for f in faults(found) if f.name.startswith(("cable/", "heard"))] == [
+    profile = router(("  hb: {", "  mgmt: {nics: [eth5], subnet: 10.0.0.0/24}\n  hb: {"))
+    assert [(f.name, f.moves) for f in faults(profile) if f.name.startswith(("cable/", "heard"))] == [
         ("cable/wan", True), ("cable/lan/each", False), ("cable/lan", True), ("cable/iot", True),
         ("cable/mgmt", False), ("cable/hb", False), ("heard", False),
     ]  # fmt: skip
@@ -137,10 +137,10 @@ def test_each_cable_is_pulled_and_expected_to_do_what_the_profile_says() -> None
 def test_a_card_less_in_a_bundle_may_cost_a_lost_packet_and_the_next_waits_for_the_switch(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    found = router(("{mode: active-backup}", "{mode: 802.3ad}"))
-    fault = next(f for f in faults(found) if f.name == "cable/lan/each")
+    profile = router(("{mode: active-backup}", "{mode: 802.3ad}"))
+    fault = next(f for f in faults(profile) if f.name == "cable/lan/each")
     assert (fault.moves, fault.unnoticed_s) == (False, 1.0)
-    lab, machines = lab_of(found)
+    lab, machines = lab_of(profile)
     asked = list[set[str]]()
 
     def carrying(node: str, bond: str) -> list[str]:
@@ -158,18 +158,18 @@ def test_a_card_less_in_a_bundle_may_cost_a_lost_packet_and_the_next_waits_for_t
 
 
 def test_networks_on_one_card_have_one_cable_which_decides_if_one_of_them_does() -> None:
-    found = router(
+    profile = router(
         ("  hb: {", "  mgmt: {nics: [eth3], vlan: 9, subnet: 10.0.0.0/24}\n  hb: {"),
         ("iot: {nics: [eth3]", "iot: {nics: [eth3], vlan: 8"),
     )
-    assert [(c.network, c.cards, c.why) for c in cables(found)][2:] == [
+    assert [(c.network, c.cards, c.why) for c in cables(profile)][2:] == [
         ("iot", ("eth3",), "iot: VIPs are there"), ("hb", ("eth4",), ""),
     ]  # fmt: skip
 
 
 def test_of_a_bridge_the_one_port_with_a_cable_in_the_lab_is_pulled() -> None:
-    found = goldens.profile("links")
-    assert [(c.network, c.cards) for c in cables(found)] == [
+    profile = goldens.profile("links")
+    assert [(c.network, c.cards) for c in cables(profile)] == [
         ("office-network-at-the-back", ("eth0", "eth1")), ("dmz-a", ("eth2",)), ("store", ("eth4", "eth5")),
         ("voice", ("eth6",)),
     ]  # fmt: skip
@@ -220,20 +220,20 @@ def test_other_cables_lead_to_a_switch(change: tuple[str, str]) -> None:
 
 
 def test_a_pair_that_only_routes_claims_its_way_out_and_its_failover() -> None:
-    found = router()
-    names = [c.name for c in all_claims(found)]
+    profile = router()
+    names = [c.name for c in all_claims(profile)]
     assert {"egress/lan", "egress/iot", "failover/cable/wan", "failover/power-off", "failover/return"} <= {*names}
     assert not [n for n in names if n.startswith(("statistics/", "service/", "failover/haproxy"))]
-    assert poll_target(found) == WayOut("lan", "lan-gw", "wan", 4)
-    hosts = plan(found).hosts
+    assert poll_target(profile) == WayOut("lan", "lan-gw", "wan", 4)
+    hosts = plan(profile).hosts
     inside = {(h.name, tuple(map(str, h.gateways))) for h in hosts.values() if h.name.startswith("inside-")}
     assert inside == {("inside-lan", ("192.168.0.1", "fe80::1")), ("inside-iot", ("192.168.1.1", "fe80::1"))}
 
 
 def test_connections_of_a_pair_that_only_routes_are_handed_over() -> None:
     vip = "  out: {network: wan, address: 203.0.113.10}\nvrrp: {connection_sync: true, "
-    found = router(("egress: node", "egress: out"), ("vrrp: {", vip))
-    claim = next(c for c in all_claims(found) if c.name == "failover/connections")
+    profile = router(("egress: node", "egress: out"), ("vrrp: {", vip))
+    claim = next(c for c in all_claims(profile) if c.name == "failover/connections")
     assert claim.text.startswith("connections of servers in lan, iot to the outside")
 
 
@@ -253,15 +253,15 @@ def test_whatever_is_left_out_is_listed_with_its_reason() -> None:
 
 def test_every_egress_pool_and_failover_of_the_examples_is_claimed_or_left_out_with_a_reason() -> None:
     for name in goldens.PROFILES:
-        found = goldens.profile(name)
-        there = {c.name for c in all_claims(found)} | {one.name for one in left_out(found)}
-        wanted = {f"egress/{n}" for n, net in found.networks.items() if net.egress != "none"}
-        wanted |= {f"check/{n}" for n in found.pools if n not in watched_alone(found)} | {
-            f"firewall/{n}" for n in found.networks
+        profile = goldens.profile(name)
+        there = {c.name for c in all_claims(profile)} | {one.name for one in left_out(profile)}
+        wanted = {f"egress/{n}" for n, net in profile.networks.items() if net.egress != "none"}
+        wanted |= {f"check/{n}" for n in profile.pools if n not in watched_alone(profile)} | {
+            f"firewall/{n}" for n in profile.networks
         }
         assert not wanted - there
         assert "failover" in there or "failover/power-off" in there
-        assert all(one.reason for one in left_out(found))
+        assert all(one.reason for one in left_out(profile))
 
 
 @pytest.mark.parametrize(
@@ -279,23 +279,23 @@ def test_every_egress_pool_and_failover_of_the_examples_is_claimed_or_left_out_w
     ],
 )
 def test_a_way_out_that_cannot_be_tried_says_why(changes: tuple[tuple[str, str], ...], words: str) -> None:
-    found = router(*changes)
-    assert words in no_way(found, "lan")
-    assert words in {one.name: one.reason for one in left_out(found)}["egress/lan"]
+    profile = router(*changes)
+    assert words in no_way(profile, "lan")
+    assert words in {one.name: one.reason for one in left_out(profile)}["egress/lan"]
 
 
 # -- pools that nobody balances ----------------------------------------------------------------------------------------
 
 
 def test_a_pool_that_only_demote_on_uses_is_pinged_at_its_checks_pace() -> None:
-    found = router()
-    watched_pool = pair(NodeView(found, "lb1")).pools[0]
+    profile = router()
+    watched_pool = pair(NodeView(profile, "lb1")).pools[0]
     assert (watched_pool.interval_s, watched_pool.timeout_s, watched_pool.fall, watched_pool.rise) == (2, 3, 2, 2)
     assert [str(a) for a in watched_pool.pinged] == ["203.0.113.1", "2001:db8:113::1"]
     assert (watched_pool.backends, watched_pool.ipvs_pattern, watched_pool.user) == ((), "", "root")
-    fault = next(f for f in faults(found) if f.name == "empty/uplink")
+    fault = next(f for f in faults(profile) if f.name == "empty/uplink")
     assert (fault.moves, fault.notice_s) == (True, 9)
-    assert "check/uplink" not in {one.name for one in left_out(found)}
+    assert "check/uplink" not in {one.name for one in left_out(profile)}
 
 
 def test_one_with_a_script_is_asked_by_that_script_as_nobody(tmp_path: Path) -> None:

@@ -42,7 +42,7 @@ services: {web: {vip: www, port: PORT, protocol: PROTOCOL, pool: web, topology: 
 
 def text(packages: str = "", ssh: int = 22, port: str = "80", protocol: str = "tcp", topology: str = "proxy") -> str:
     values = {"PACKAGES": packages, "SSH": str(ssh), "PORT": port, "PROTOCOL": protocol, "TOPOLOGY": topology}
-    return re.sub("|".join(values), lambda found: values[found[0]], TEXT)
+    return re.sub("|".join(values), lambda match: values[match[0]], TEXT)
 
 
 def small(

@@ -11,8 +11,8 @@ from ndakit.model.rules import packages as rules_packages
 
 
 def plan(name: str) -> package_plan.PackagePlan:
-    found = goldens.profile(name)
-    return package_plan.plan(found, next(iter(found.nodes)))
+    profile = goldens.profile(name)
+    return package_plan.plan(profile, next(iter(profile.nodes)))
 
 
 def with_packages(text: str) -> package_plan.PackagePlan:
@@ -22,12 +22,12 @@ def with_packages(text: str) -> package_plan.PackagePlan:
 
 @pytest.mark.parametrize("name", sorted(goldens.PROFILES))
 def test_every_package_has_a_reason_and_one_side(name: str) -> None:
-    found = plan(name)
-    assert all(why for why in (*found.add.values(), *found.remove.values()))
-    assert not found.add.keys() & found.remove.keys()
-    assert list(found.add) == sorted(found.add)
-    assert "ip-full" in found.add
-    assert ("haproxy" in found.add) is goldens.profile(name).runs_haproxy
+    planned = plan(name)
+    assert all(why for why in (*planned.add.values(), *planned.remove.values()))
+    assert not planned.add.keys() & planned.remove.keys()
+    assert list(planned.add) == sorted(planned.add)
+    assert "ip-full" in planned.add
+    assert ("haproxy" in planned.add) is goldens.profile(name).runs_haproxy
 
 
 def test_words_are_what_the_imagebuilder_takes() -> None:
@@ -46,11 +46,11 @@ def test_keepalived_is_for_pairs_bonding_for_bonds_drivers_for_platforms() -> No
 
 
 def test_the_profiles_own_wishes_come_on_top() -> None:
-    found = with_packages("{tcpdump: add, dnsmasq: add, kmod-usb2: remove}")
-    assert found.add["tcpdump"] == "the profile asks for it (image.packages)"
-    assert "dnsmasq" in found.add
-    assert "dnsmasq" not in found.remove
-    assert found.remove["kmod-usb2"] == "the profile asks for it (image.packages)"
+    planned = with_packages("{tcpdump: add, dnsmasq: add, kmod-usb2: remove}")
+    assert planned.add["tcpdump"] == "the profile asks for it (image.packages)"
+    assert "dnsmasq" in planned.add
+    assert "dnsmasq" not in planned.remove
+    assert planned.remove["kmod-usb2"] == "the profile asks for it (image.packages)"
 
 
 def codes(profile: Profile) -> list[str]:

@@ -93,16 +93,16 @@ def test_what_works_is_left_alone(changes: list[tuple[str, str]]) -> None:
 def test_a_key_that_the_release_does_not_take_is_an_error_naming_it(kind: str, release: str, taken: bool) -> None:
     profile = right()
     access = profile.access.model_copy(update={"ssh_keys": {"me": f"{kind} AAAA me"}})
-    found = rules_release.ssh_keys(profile.model_copy(update={"access": access, "release": Release.parse(release)}))
-    assert [f.at for f in found] == ([] if taken else [("access", "ssh_keys", "me")])
+    findings = rules_release.ssh_keys(profile.model_copy(update={"access": access, "release": Release.parse(release)}))
+    assert [f.at for f in findings] == ([] if taken else [("access", "ssh_keys", "me")])
 
 
 def test_every_release_rule_names_the_release_as_the_other_side() -> None:
     text = (DATA / "invalid/links-of-release.yaml").read_text()
     profile = Profile.model_validate(yaml.load(text, yaml.BaseLoader))
-    found = [f for f in rules.findings(profile) if f.code.endswith("-of-release")]
-    assert len(found) == 5
-    assert {f.other for f in found} == {("release",)}
+    findings = [f for f in rules.findings(profile) if f.code.endswith("-of-release")]
+    assert len(findings) == 5
+    assert {f.other for f in findings} == {("release",)}
 
 
 def test_an_egress_that_asks_for_no_ipv6_is_left_alone_on_fw3() -> None:
@@ -121,9 +121,9 @@ def test_a_slash_31_has_neither_network_nor_broadcast_address() -> None:
     )
     data = yaml.load(text, Loader=yaml.BaseLoader)
     data["vips"].pop("lan-gw")
-    found = {f.code for f in rules.findings(Profile.model_validate(data))}
-    assert "address-of-subnet" not in found
-    assert "node-outside-subnet" not in found
+    codes = {f.code for f in rules.findings(Profile.model_validate(data))}
+    assert "address-of-subnet" not in codes
+    assert "node-outside-subnet" not in codes
 
 
 def test_every_finding_knows_the_places_it_depends_on() -> None:

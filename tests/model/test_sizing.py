@@ -32,8 +32,8 @@ def profile(*changes: tuple[str, str], sizing: str = "{}", sysctl: str = "{}") -
     return Profile.model_validate(data)
 
 
-def values(found: Profile) -> dict[str, tuple[str, str]]:
-    return {v.key: (v.value, v.why) for v in NodeView(found, "lb1").sysctls}
+def values(sized: Profile) -> dict[str, tuple[str, str]]:
+    return {v.key: (v.value, v.why) for v in NodeView(sized, "lb1").sysctls}
 
 
 def test_without_sizing_the_limits_are_those_that_always_were() -> None:
@@ -67,8 +67,8 @@ def test_ports_are_widened_when_one_server_has_to_take_all() -> None:
 
 
 def test_daemons_ports_are_kept_out_of_a_widened_range() -> None:
-    found = values(profile(sizing="{sessions_per_second: 1000, session_duration_s: 1}"))
-    assert found["net.ipv4.ip_local_reserved_ports"][0] == "3780,8404"
+    written = values(profile(sizing="{sessions_per_second: 1000, session_duration_s: 1}"))
+    assert written["net.ipv4.ip_local_reserved_ports"][0] == "3780,8404"
     assert "net.ipv4.ip_local_reserved_ports" not in values(profile())
 
 
@@ -84,11 +84,11 @@ RESERVED = "net.ipv4.ip_local_reserved_ports"
 
 
 def test_a_range_of_ports_on_the_nodes_own_address_is_kept_from_its_own_questions() -> None:
-    found = _own("valid/own-ports-range.yaml")
-    value, why = values(found)[RESERVED]
+    own = _own("valid/own-ports-range.yaml")
+    value, why = values(own)[RESERVED]
     assert value == "10240-20000"
     assert "own address" in why
-    assert capacity_of(found).ports == 65535 - 20000
+    assert capacity_of(own).ports == 65535 - 20000
     # What needs no port of the usual range takes the wide one, and what starts inside of it is cut there.
     most = _own("valid/own-ports-range.yaml", ("10000-20000", "9000-65535"))
     assert (capacity_of(most).ports_from, capacity_of(most).ports) == (1024, 9000 - 1024 - 1)
@@ -96,9 +96,9 @@ def test_a_range_of_ports_on_the_nodes_own_address_is_kept_from_its_own_question
 
 
 def test_a_vip_of_its_own_takes_no_source_port_away() -> None:
-    found = _own("valid/own-ports-range.yaml", ("address: 203.0.113.11}\n  gw", "address: 203.0.113.12}\n  gw"))
-    assert capacity_of(found).served.size == 0
-    assert RESERVED not in values(found)
+    own = _own("valid/own-ports-range.yaml", ("address: 203.0.113.11}\n  gw", "address: 203.0.113.12}\n  gw"))
+    assert capacity_of(own).served.size == 0
+    assert RESERVED not in values(own)
 
 
 @pytest.mark.parametrize(
@@ -113,8 +113,8 @@ def test_each_way_out_of_too_few_source_ports_is_one(name: str, old: str, new: s
 
 
 def test_a_narrow_range_of_source_ports_beside_the_services_is_taken() -> None:
-    found = _own("invalid/own-ports-tuned.yaml", ("10000 20010", "50000 50999"))
-    assert "own-address-ports" not in {f.code for f in rules.findings(found)}
+    own = _own("invalid/own-ports-tuned.yaml", ("10000 20010", "50000 50999"))
+    assert "own-address-ports" not in {f.code for f in rules.findings(own)}
 
 
 @given(st.floats(0.1, 5000), st.floats(0.001, 600))
@@ -130,9 +130,9 @@ def test_every_limit_holds_what_is_expected(rate: float, duration_s: float) -> N
 
 @given(st.floats(0.5, 2**40))
 def test_the_next_power_of_two_is_the_next_one(value: float) -> None:
-    found = power_of_two(value)
-    assert found >= value
-    assert found == 1 or found / 2 < value
+    power = power_of_two(value)
+    assert power >= value
+    assert power == 1 or power / 2 < value
 
 
 def test_what_is_refused_fits_once_the_memory_is_what_the_message_says() -> None:
@@ -148,8 +148,8 @@ def test_what_is_refused_fits_once_the_memory_is_what_the_message_says() -> None
     assert "sizing-memory" in {f.code for f in rules.findings(short)}
 
 
-def too_much(found: Profile) -> Finding | None:
-    return next((f for f in rules.findings(found) if f.code == "sizing-memory"), None)
+def too_much(sized: Profile) -> Finding | None:
+    return next((f for f in rules.findings(sized) if f.code == "sizing-memory"), None)
 
 
 def test_a_limit_of_connections_that_needs_the_memory_is_named_and_done_as_told_it_fits() -> None:
@@ -220,16 +220,16 @@ def test_a_kernel_value_of_ones_own_replaces_the_computed_one_and_says_so() -> N
 
 
 def test_a_limit_of_ones_own_is_compared_with_the_computed_one_not_with_itself() -> None:
-    found = values(profile(sysctl="{net.netfilter.nf_conntrack_max: 20000}"))
-    value, why = found["net.netfilter.nf_conntrack_max"]
-    assert (value, found["net.netfilter.nf_conntrack_buckets"][0]) == ("20000", "20000")
+    written = values(profile(sysctl="{net.netfilter.nf_conntrack_max: 20000}"))
+    value, why = written["net.netfilter.nf_conntrack_max"]
+    assert (value, written["net.netfilter.nf_conntrack_buckets"][0]) == ("20000", "20000")
     assert why.startswith("tuning.sysctl of the profile; computed was 131072: ")
 
 
 def test_a_kernel_value_beyond_the_computed_ones_comes_last() -> None:
-    found = values(profile(sysctl="{net.ipv4.tcp_rmem: '4096  87380 6291456'}"))
-    assert list(found)[-1] == "net.ipv4.tcp_rmem"
-    assert found["net.ipv4.tcp_rmem"][0] == "4096 87380 6291456"
+    written = values(profile(sysctl="{net.ipv4.tcp_rmem: '4096  87380 6291456'}"))
+    assert list(written)[-1] == "net.ipv4.tcp_rmem"
+    assert written["net.ipv4.tcp_rmem"][0] == "4096 87380 6291456"
 
 
 def test_every_kernel_value_has_a_reason_and_is_known() -> None:
@@ -285,11 +285,11 @@ def services(count: int, *limits: int, sizing: str = "{}") -> Profile:
 
 def test_600000_connections_get_the_files_that_they_need() -> None:
     large = services(1, sizing="{memory_mib: 65536, sessions_per_second: 3000, session_duration_s: 100}")
-    size, found = capacity_of(large), values(large)
+    size, written = capacity_of(large), values(large)
     assert size.connections_max == 600_000
-    assert found["fs.nr_open"][0] == str(size.files)
+    assert written["fs.nr_open"][0] == str(size.files)
     assert size.files > 2 * size.haproxy_max > 1_200_000
-    assert "600100 connections" in found["fs.nr_open"][1]
+    assert "600100 connections" in written["fs.nr_open"][1]
     assert "fs.nr_open" not in values(services(1))
     tuned = large.model_copy(update={"tuning": Tuning(sysctl={"fs.nr_open": "1048576"})})
     assert "sysctl-harms" in {f.code for f in rules.findings(tuned)}

@@ -109,8 +109,8 @@ def test_servers_and_inner_routers_send_answers_to_the_balancers() -> None:
 
 
 def test_sockets_of_sorry_pools_are_among_those_that_answer() -> None:
-    found = transparent.sockets(goldens.profile("tproxy-2512"), "web", 4)
-    assert {str(a) for a, _ in found} == {"192.168.0.21", "192.168.0.22", "192.168.0.29"}
+    sockets = transparent.sockets(goldens.profile("tproxy-2512"), "web", 4)
+    assert {str(a) for a, _ in sockets} == {"192.168.0.21", "192.168.0.22", "192.168.0.29"}
 
 
 @pytest.mark.parametrize("name", ["iis-tproxy", "rtmp-tproxy"])
