@@ -467,9 +467,9 @@ def test_without_a_file_only_keys_of_the_profile_are_offered(
     with pytest.raises(KeyMissing, match="your agent holds 5 other keys"):
         node_keys.usual("shop", {"me": mine}, tmp_path)
     subprocess.run(["ssh-add", "-q", dropbear.folder / "me"], check=True)
-    found = node_keys.usual("shop", {"me": mine, "gone": "ssh-ed25519 AAAA"}, tmp_path)
-    assert len(found.files) == 1
-    with Ssh(target(dropbear.port), pinned(dropbear, tmp_path), found) as opened:
+    identities = node_keys.usual("shop", {"me": mine, "gone": "ssh-ed25519 AAAA"}, tmp_path)
+    assert len(identities.files) == 1
+    with Ssh(target(dropbear.port), pinned(dropbear, tmp_path), identities) as opened:
         assert opened.run("echo in").stdout == "in\n"
 
 

@@ -57,9 +57,9 @@ def pair(profile: Profile, first: dict[str, object] | None = None, second: dict[
 
 
 def test_a_pair_that_is_well_has_no_trouble(profile: Profile) -> None:
-    found = pair(profile)
-    assert found.trouble == ()
-    text = status_text(found, {"lb1": "a" * 64, "lb2": "b" * 64})
+    status = pair(profile)
+    assert status.trouble == ()
+    text = status_text(status, {"lb1": "a" * 64, "lb2": "b" * 64})
     assert text.startswith("apache-pair: well\n")
     assert "aaaaaaaaaaaa, as in images/" in text
     assert "aaaaaaaaaaaa, another in images/" in text
@@ -96,9 +96,9 @@ DRAINED = replace(WEB1, state="drained")
 def test_what_is_not_well_is_named(
     profile: Profile, first: dict[str, object], second: dict[str, object], words: str
 ) -> None:
-    found = pair(profile, first, second)
-    assert any(words in line for line in found.trouble), found.trouble
-    assert status_text(found, {}).startswith("apache-pair: NOT WELL\n  ")
+    status = pair(profile, first, second)
+    assert any(words in line for line in status.trouble), status.trouble
+    assert status_text(status, {}).startswith("apache-pair: NOT WELL\n  ")
 
 
 def test_a_server_that_somebody_drained_everywhere_is_no_trouble(profile: Profile) -> None:
@@ -106,9 +106,9 @@ def test_a_server_that_somebody_drained_everywhere_is_no_trouble(profile: Profil
 
 
 def test_a_node_that_does_not_answer_is_trouble_and_nothing_is_guessed_about_it(profile: Profile) -> None:
-    found = Pair(profile, {"lb2": node(profile, "lb2")}, {"lb1": NodeSilent("root@203.0.113.11", "timed out", 10)})
-    assert len(found.trouble) == 1
-    assert found.trouble[0].startswith("lb1: no answer")
+    status = Pair(profile, {"lb2": node(profile, "lb2")}, {"lb1": NodeSilent("root@203.0.113.11", "timed out", 10)})
+    assert len(status.trouble) == 1
+    assert status.trouble[0].startswith("lb1: no answer")
 
 
 def test_one_node_alone_is_asked_without_blaming_it_for_the_other(profile: Profile) -> None:
