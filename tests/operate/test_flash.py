@@ -98,23 +98,23 @@ REFUSED = [
 
 @pytest.mark.parametrize(("facts", "what"), REFUSED, ids=[what for _, what in REFUSED])
 def test_a_disk_that_must_not_be_overwritten_is_refused(facts: dict[str, Any], what: str) -> None:
-    (found,) = listed(device("sdb", **facts))
-    refusal = found.refusal(5_000_000)
+    (disk,) = listed(device("sdb", **facts))
+    refusal = disk.refusal(5_000_000)
     assert refusal is not None
     assert refusal.what == what
     assert refusal.exit_code == 2
 
 
 def test_a_free_disk_is_not_refused_and_says_what_is_on_it() -> None:
-    (found,) = listed(device("sdb", serial=" 60A44C ", children=[part("sdb1", label="OLD", fstype="vfat")]))
-    assert found.refusal(5_000_000) is None
-    assert str(found) == "/dev/sdb  32.0 GB  M  serial 60A44C  usb  removable"
-    assert str(found.parts[0]) == "sdb1  32.0 GB  vfat  'OLD'"
+    (disk,) = listed(device("sdb", serial=" 60A44C ", children=[part("sdb1", label="OLD", fstype="vfat")]))
+    assert disk.refusal(5_000_000) is None
+    assert str(disk) == "/dev/sdb  32.0 GB  M  serial 60A44C  usb  removable"
+    assert str(disk.parts[0]) == "sdb1  32.0 GB  vfat  'OLD'"
 
 
 def test_what_a_stick_says_about_itself_cannot_drive_a_terminal() -> None:
-    (found,) = listed(device("sdb", model="\x1b[2Jgood disk", children=[part("sdb1", label="\x1b]0;x\x07")]))
-    assert "\x1b" not in f"{found} {found.parts[0]}"
+    (disk,) = listed(device("sdb", model="\x1b[2Jgood disk", children=[part("sdb1", label="\x1b]0;x\x07")]))
+    assert "\x1b" not in f"{disk} {disk.parts[0]}"
 
 
 def test_only_whole_disks_that_hold_something_are_listed() -> None:
@@ -320,17 +320,17 @@ def loop(tmp_path: Path) -> Iterator[Path]:
 
 
 def test_a_real_block_device_is_written_and_read_back(artifact: Artifact, loop: Path) -> None:
-    found = disks.choose(disks.present(), str(loop))
-    flash.to_disk(artifact, found, quiet)
+    disk = disks.choose(disks.present(), str(loop))
+    flash.to_disk(artifact, disk, quiet)
     assert loop.read_bytes()[: len(CONTENT)] == CONTENT
 
 
 def test_the_kernel_is_asked_whether_a_device_is_free(artifact: Artifact, loop: Path) -> None:
-    found = disks.choose(disks.present(), str(loop))
+    disk = disks.choose(disks.present(), str(loop))
     held = os.open(loop, os.O_RDWR | os.O_EXCL)
     try:
         with pytest.raises(flash.DiskBusy, match="is in use, the kernel says"):
-            flash.to_disk(artifact, found, quiet)
+            flash.to_disk(artifact, disk, quiet)
     finally:
         os.close(held)
     assert loop.read_bytes()[:MIB] == b"\xee" * MIB
