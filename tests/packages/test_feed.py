@@ -76,8 +76,8 @@ def test_an_ipk_is_the_same_bytes_in_another_folder_with_other_times_and_modes(t
 
 def test_the_control_file_of_an_ipk_can_be_read_again(tmp_path: Path) -> None:
     (tmp_path / "x.ipk").write_bytes(ipk.build(package(tmp_path), OPKG))
-    found = ipk.control(tmp_path / "x.ipk")
-    assert (found["Package"], found["Version"], found["Architecture"]) == ("clock", "1.2-3", "all")
+    fields = ipk.control(tmp_path / "x.ipk")
+    assert (fields["Package"], fields["Version"], fields["Architecture"]) == ("clock", "1.2-3", "all")
 
 
 @pytest.mark.parametrize("content", [b"", b"\x1f\x8b", b"not a package", b"!<arch>\ndebian-binary"])
@@ -158,14 +158,14 @@ def test_an_apk_gets_facts_scripts_and_the_lists_of_openwrts_base_system(tmp_pat
 
 
 def test_an_apk_is_the_same_bytes_whatever_the_umask(tmp_path: Path) -> None:
-    found = package(tmp_path)
+    clock = package(tmp_path)
     made = []
     for umask in (0o022, 0o077):
         scratch = tmp_path / f"scratch{umask}"
         scratch.mkdir()
         before = os.umask(umask)
         try:
-            apk.build(found, APK, imagebuilder(tmp_path / str(umask)), scratch, tmp_path / "x.apk")
+            apk.build(clock, APK, imagebuilder(tmp_path / str(umask)), scratch, tmp_path / "x.apk")
         finally:
             os.umask(before)
         made.append((tmp_path / "x.apk").read_bytes())
@@ -372,18 +372,18 @@ def test_the_lab_has_the_program_from_debian_and_takes_none_that_was_built_for_o
 # -- into an ImageBuilder ----------------------------------------------------------------------------------------------
 
 
-def local(found: Package, release: Release) -> Local:
-    return Local(found.name, found.version(release), found.depends, found.digest, "packages/clock", found, "all")
+def local(source: Package, release: Release) -> Local:
+    return Local(source.name, source.version(release), source.depends, source.digest, "packages/clock", source, "all")
 
 
 def test_packages_come_into_the_imagebuilders_folder_under_the_names_that_its_index_needs(tmp_path: Path) -> None:
-    found, folder = package(tmp_path), imagebuilder(tmp_path)
+    clock, folder = package(tmp_path), imagebuilder(tmp_path)
     (tmp_path / "my package.ipk").write_bytes(b"content")
     other = Local("gears", "2-1", (), "", "packages/my package.ipk", tmp_path / "my package.ipk", "x86_64")
-    feed.deliver([local(found, OPKG), other], folder, OPKG)
+    feed.deliver([local(clock, OPKG), other], folder, OPKG)
     assert sorted(p.name for p in (folder / "packages").iterdir()) == ["clock_1.2-3_all.ipk", "gears_2-1_x86_64.ipk"]
     assert (folder / "packages/gears_2-1_x86_64.ipk").read_bytes() == b"content"
-    feed.deliver([local(found, APK)], folder, APK)
+    feed.deliver([local(clock, APK)], folder, APK)
     assert (folder / "packages/clock-1.2-r3.apk").is_file()
     assert not list((folder / "tmp/ndakit").iterdir())
 
@@ -403,9 +403,9 @@ def test_an_imagebuilder_of_another_architecture_refuses_a_package(tmp_path: Pat
 
 
 def test_an_image_with_another_version_than_ours_is_an_error(tmp_path: Path) -> None:
-    found = local(package(tmp_path), OPKG)
-    feed.prove([found], {"clock": "1.2-3"})
+    clock = local(package(tmp_path), OPKG)
+    feed.prove([clock], {"clock": "1.2-3"})
     with pytest.raises(feed.PackageNotTaken, match=r"has clock 2\.0-1 instead of 1\.2-3"):
-        feed.prove([found], {"clock": "2.0-1"})
+        feed.prove([clock], {"clock": "2.0-1"})
     with pytest.raises(feed.PackageNotTaken, match=r"\(none\)"):
-        feed.prove([found], {})
+        feed.prove([clock], {})

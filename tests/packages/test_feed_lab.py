@@ -41,11 +41,11 @@ def test_a_package_folder_comes_into_the_image(release: str, version: str, tmp_p
     assert artifact.record.packages["clock"] == version
     (archive,) = [artifact.folder / i.name for i in artifact.record.images if i.name.endswith(".tar.gz")]
     with tarfile.open(archive) as rootfs:
-        found = {m.name.removeprefix("./"): m for m in rootfs}
-    assert f"{found['usr/bin/tell'].mode:o}" == "755"
-    assert found["usr/bin/say"].linkname == "tell"
-    assert f"{found['etc/clock.conf'].mode:o}" == "600"
-    assert found["etc/rc.d/S99clock"].linkname == "../init.d/clock"
+        members = {m.name.removeprefix("./"): m for m in rootfs}
+    assert f"{members['usr/bin/tell'].mode:o}" == "755"
+    assert members["usr/bin/say"].linkname == "tell"
+    assert f"{members['etc/clock.conf'].mode:o}" == "600"
+    assert members["etc/rc.d/S99clock"].linkname == "../init.d/clock"
     workspace, loaded, builder = parts(root)
     assert plan.plan(workspace, loaded, ["lb1"], builder)[0].up_to_date
     (root / "packages/clock/files/tell").write_text("#!/bin/sh\ndate -u\n")

@@ -28,8 +28,8 @@ def refused(base: Path, *changes: tuple[str, str]) -> NdakitError:
 
 
 def test_a_makefile_becomes_files_with_modes_links_scripts_and_conffiles(tmp_path: Path) -> None:
-    found = read(tmp_path)
-    shown = {path: (m.kind, f"{m.mode:o}", m.target) for path, m in found.members.items() if m.kind != "dir"}
+    package = read(tmp_path)
+    shown = {path: (m.kind, f"{m.mode:o}", m.target) for path, m in package.members.items() if m.kind != "dir"}
     assert shown == {
         "usr/bin/tell": ("file", "755", ""),
         "usr/bin/say": ("link", "777", "tell"),
@@ -37,11 +37,11 @@ def test_a_makefile_becomes_files_with_modes_links_scripts_and_conffiles(tmp_pat
         "etc/clock.conf": ("file", "600", ""),
         "lib/upgrade/keep.d/clock": ("file", "644", ""),
     }
-    assert (found.conffiles, found.kept) == (("/etc/clock.conf",), ("/etc/clock.d/",))
-    assert found.members["lib/upgrade/keep.d/clock"].content == b"/etc/clock.d/\n"
-    assert found.depends == ("libc", "busybox")
-    assert found.description == "Tells the time to whoever asks."
-    assert found.scripts == {"postinst": '#!/bin/sh\ntouch "${IPKG_INSTROOT}/etc/clock-installed"\n'}
+    assert (package.conffiles, package.kept) == (("/etc/clock.conf",), ("/etc/clock.d/",))
+    assert package.members["lib/upgrade/keep.d/clock"].content == b"/etc/clock.d/\n"
+    assert package.depends == ("libc", "busybox")
+    assert package.description == "Tells the time to whoever asks."
+    assert package.scripts == {"postinst": '#!/bin/sh\ntouch "${IPKG_INSTROOT}/etc/clock-installed"\n'}
 
 
 @pytest.mark.parametrize(("release", "version"), [("23.05.5", "1.2-3"), ("24.10.8", "1.2-r3"), ("25.12.5", "1.2-r3")])
@@ -60,19 +60,19 @@ def test_whole_folders_and_patterns_are_copied_with_what_git_keeps_of_modes(tmp_
     (place / "files/root/usr/share/clock/to").symlink_to("run")
     (place / "files/a.txt").write_text("a")
     (place / "files/b.txt").write_text("b")
-    found = folder.read(place, "packages/clock").members
-    assert (found["usr/share/clock/run"].mode, found["usr/share/clock/to"].target) == (0o755, "run")
-    assert {"etc/a.txt", "etc/b.txt"} <= found.keys()
-    assert "usr/share/clock/edited~" not in found
+    members = folder.read(place, "packages/clock").members
+    assert (members["usr/share/clock/run"].mode, members["usr/share/clock/to"].target) == (0o755, "run")
+    assert {"etc/a.txt", "etc/b.txt"} <= members.keys()
+    assert "usr/share/clock/edited~" not in members
 
 
 def test_the_example_of_the_readme_is_understood(tmp_path: Path) -> None:
     (text,) = re.findall(r"```make\n(.*?)```", (ROOT / "packages/README.md").read_text(), re.DOTALL)
     place = feeds.folder(tmp_path, "clock")
     (place / "Makefile").write_text(text)
-    found = folder.read(place, "packages/clock")
-    assert {"usr/bin/tell", "etc/clock.conf"} <= found.members.keys()
-    assert (found.depends, found.conffiles) == (("libc", "curl"), ("/etc/clock.conf",))
+    package = folder.read(place, "packages/clock")
+    assert {"usr/bin/tell", "etc/clock.conf"} <= package.members.keys()
+    assert (package.depends, package.conffiles) == (("libc", "curl"), ("/etc/clock.conf",))
 
 
 def test_the_digest_follows_the_content_and_nothing_else(tmp_path: Path) -> None:
