@@ -38,8 +38,8 @@ def scripts() -> Iterator[tuple[str, str]]:
 
 
 def test_rendered_scripts_call_nothing_that_openwrt_lacks() -> None:
-    found = {where: match[0].strip() for where, text in scripts() if (match := CALLED.search(text))}
-    assert found == {}
+    calls = {where: match[0].strip() for where, text in scripts() if (match := CALLED.search(text))}
+    assert calls == {}
     assert sum(1 for _ in scripts()) > 20
 
 

@@ -38,12 +38,12 @@ def profile(*changes: tuple[str, str]) -> Profile:
     return Profile.model_validate(data)
 
 
-def seen(found: Profile, node: str = "lb1") -> PairView:
-    return pair(NodeView(found, node))
+def seen(example: Profile, node: str = "lb1") -> PairView:
+    return pair(NodeView(example, node))
 
 
-def text(found: Profile, path: str, node: str = "lb1") -> str:
-    return render(found, node, goldens.TEMPLATES)[path].text
+def text(example: Profile, path: str, node: str = "lb1") -> str:
+    return render(example, node, goldens.TEMPLATES)[path].text
 
 
 # what is told to whom
@@ -80,8 +80,8 @@ def test_three_nodes_tell_each_other_by_multicast() -> None:
         '  lb3: {addresses: {wan: [203.0.113.13, "2001:db8:0:1::13"], lan: 192.168.0.13, dmz: 192.168.9.13}}\nvips:\n',
     )
     three = profile(third)
-    found = seen(three).sync
-    assert found is not None and found.multicast
+    sync = seen(three).sync
+    assert sync is not None and sync.multicast
     conf = text(three, "/etc/conntrackd/conntrackd.conf")
     assert "\tMulticast {\n\t\tIPv4_address 225.0.0.50\n\t\tGroup 3780\n\t\tIPv4_interface 192.168.0.11\n" in conf
     rules = {r.name: r for r in firewall(NodeView(three, "lb1")).rules}
@@ -90,9 +90,9 @@ def test_three_nodes_tell_each_other_by_multicast() -> None:
 
 
 def test_what_ends_at_a_node_is_not_told() -> None:
-    found = seen(profile()).sync
-    assert found is not None
-    assert {"203.0.113.10", "192.168.0.1", "192.168.0.11", "192.168.0.12"} <= {str(a) for a in found.ignored}
+    sync = seen(profile()).sync
+    assert sync is not None
+    assert {"203.0.113.10", "192.168.0.1", "192.168.0.11", "192.168.0.12"} <= {str(a) for a in sync.ignored}
 
 
 def test_without_the_key_nothing_is_told_and_nothing_is_open_for_it() -> None:
@@ -111,7 +111,7 @@ def test_without_the_key_nothing_is_told_and_nothing_is_open_for_it() -> None:
 
 
 def test_of_each_topology_and_family_one_service_is_tried() -> None:
-    found = handed_over(profile((
+    carried = handed_over(profile((
         "  raw: {vip: www, families: [ipv4], port: 5000,",
         "  again: {vip: www, families: [ipv4], port: 5001, topology: nat, protocol: tcp, pool: inner}\n"
         "  names: {vip: www, families: [ipv4], port: 53, topology: nat, protocol: udp, pool: inner}\n"
@@ -119,18 +119,18 @@ def test_of_each_topology_and_family_one_service_is_tried() -> None:
         "  six: {vip: www, port: 7000, topology: dr, protocol: tcp, pool: inner}\n"
         "  raw: {vip: www, families: [ipv4], port: 5000,",
     )))  # fmt: skip
-    assert [(c.service, c.endpoint.address.version, c.port) for c in found.carried] == [
+    assert [(c.service, c.endpoint.address.version, c.port) for c in carried.carried] == [
         ("again", 4, 5001),
         ("near", 4, 6000),
         ("six", 6, 7000),
     ]
-    assert (found.egress, found.kept) == (("lan",), ("www",))
+    assert (carried.egress, carried.kept) == (("lan",), ("www",))
 
 
 def test_what_nobody_in_the_lab_can_try_does_not_hold() -> None:
-    found = profile()
+    example = profile()
     bare = LabNetwork.__new__(LabNetwork)
-    bare.profile, bare.plan = found, replace(plan(found), inside={})
+    bare.profile, bare.plan = example, replace(plan(example), inside={})
     with pytest.raises(LabLacks, match="no IPv4 host that could get out through lan-gw"):
         connections(bare)
     only_kept = profile((" egress: www", " egress: none"), (", topology: nat, protocol: tcp", ", protocol: tcp"))
@@ -169,9 +169,9 @@ def test_answers_that_ipvs_does_not_know_do_not_wear_the_vip() -> None:
 
 
 def test_an_empty_pool_weighs_more_than_all_nodes_differ() -> None:
-    found = profile()
-    assert -seen(found).weight > max(map(found.priority, found.nodes)) - min(map(found.priority, found.nodes))
-    assert found.priority_lowest >= 1
+    example = profile()
+    assert -seen(example).weight > max(map(example.priority, example.nodes)) - min(map(example.priority, example.nodes))
+    assert example.priority_lowest >= 1
 
 
 def test_the_way_to_the_servers_is_watched_where_no_vip_is() -> None:
@@ -252,14 +252,14 @@ def test_pings_are_a_rule_for_each_family_of_the_network() -> None:
 
 
 def test_verify_expects_what_the_rules_say() -> None:
-    found = profile()
+    example = profile()
     dc, other = ip_address("192.168.0.99"), ip_address("192.168.0.98")
-    assert let_through(found, "lan", dc) == {5985}
-    assert let_through(found, "lan", other) == set()
-    assert own_ports(found, "dmz") == {23, 1000, 1010}
-    assert denied(found, "dmz", ip_address("192.168.9.50"), 1005)
-    assert not denied(found, "lan", other, 1005)
-    assert denied(found, "wan", ip_address("198.51.100.9"), 80)
+    assert let_through(example, "lan", dc) == {5985}
+    assert let_through(example, "lan", other) == set()
+    assert own_ports(example, "dmz") == {23, 1000, 1010}
+    assert denied(example, "dmz", ip_address("192.168.9.50"), 1005)
+    assert not denied(example, "lan", other, 1005)
+    assert denied(example, "wan", ip_address("198.51.100.9"), 80)
 
 
 @pytest.mark.parametrize(
@@ -301,7 +301,7 @@ def test_of_a_silent_udp_port_it_counts_whether_its_packets_were_let_in(
 
 
 def test_a_rule_for_udp_is_none_for_tcp() -> None:
-    found = profile(("  deny:\n", "    syslog: {network: lan, protocol: udp, port: 514}\n  deny:\n"))
-    assert own_ports(found, "lan", "udp") == {514}
-    assert let_through(found, "lan", ip_address("192.168.0.98"), "udp") == {514}
-    assert 514 not in let_through(found, "lan", ip_address("192.168.0.98"))
+    example = profile(("  deny:\n", "    syslog: {network: lan, protocol: udp, port: 514}\n  deny:\n"))
+    assert own_ports(example, "lan", "udp") == {514}
+    assert let_through(example, "lan", ip_address("192.168.0.98"), "udp") == {514}
+    assert 514 not in let_through(example, "lan", ip_address("192.168.0.98"))

@@ -39,8 +39,8 @@ POOL = "  web: {check: tcp, servers: {web1: 192.168.0.21, web2: 192.168.0.22}}"
 
 def heads(folder: Path, requests: list[str], **options: Any) -> list[str]:
     """The request heads that a server got (HAProxy's own answer if none did)."""
-    found = profile(WEB, POOL, release=options.pop("release", "24.10.8"))
-    answers = attempt(found, folder, "requests", requests=requests, port=80, **options)
+    example = profile(WEB, POOL, release=options.pop("release", "24.10.8"))
+    answers = attempt(example, folder, "requests", requests=requests, port=80, **options)
     return [a.partition("\r\n\r\n")[2] if a.startswith("HTTP/1.1 200") else a for a in answers]
 
 
@@ -73,9 +73,9 @@ RELEASES = ("21.02.7", "24.10.8")
 """One whose HAProxy deletes headers by name, one by pattern; each speaks for the others of its kind (see below)."""
 
 
-def packed(found: list[str], most: int = 45) -> list[str]:
+def packed(heads: list[str], most: int = 45) -> list[str]:
     """Requests with all these headers: HAProxy takes about a hundred in one."""
-    return [request(*found[i : i + most]) for i in range(0, len(found), most)]
+    return [request(*heads[i : i + most]) for i in range(0, len(heads), most)]
 
 
 def test_every_known_claim_is_gone_in_each_spelling(tmp_path: Path) -> None:
@@ -97,10 +97,10 @@ def test_a_haproxy_without_patterns_deletes_the_names_and_refuses_disguised_ones
         if write(name).lower() != name.lower()
     ] + [f"{write(name)}: {FORGED}" for name in KIN for write in SPELLINGS.values()]
     plain = packed([f"{write(n)}: {FORGED}" for n in CLAIMS.names for write in (str, str.lower)])
-    found = heads(tmp_path, [*plain, *map(request, disguised)], release=RELEASES[0])
-    for head in found[: len(plain)]:
+    answers = heads(tmp_path, [*plain, *map(request, disguised)], release=RELEASES[0])
+    for head in answers[: len(plain)]:
         assert sorted(names(head)) == sorted(HONEST)
-    through = [d for d, a in zip(disguised, found[len(plain) :], strict=True) if not a.startswith("HTTP/1.1 403 ")]
+    through = [d for d, a in zip(disguised, answers[len(plain) :], strict=True) if not a.startswith("HTTP/1.1 403 ")]
     assert through == []
 
 
@@ -166,7 +166,7 @@ def test_each_claim_is_named_once() -> None:
 
 
 def test_a_client_cannot_have_the_next_proxy_drop_headers(tmp_path: Path) -> None:
-    found = heads(
+    answers = heads(
         tmp_path,
         [
             request("Connection: X-Forwarded-For"),
@@ -176,12 +176,12 @@ def test_a_client_cannot_have_the_next_proxy_drop_headers(tmp_path: Path) -> Non
             request("Connection: Upgrade, X-Forwarded-For", "Upgrade: websocke"),
         ],
     )
-    for head in found[:4]:
+    for head in answers[:4]:
         assert "x-forwarded-for" in names(head)
         assert not {"upgrade", "http2-settings"} & set(names(head))
         assert set(re.findall(r"(?im)^connection: ([^\r\n]*)", head)) <= {"close", "keep-alive"}
-    assert set(re.findall(r"(?im)^connection: ([^\r\n]*)", found[4])) == {"upgrade"} or "Upgrade" in found[4]
-    assert not re.search(r"(?im)^connection:.*forwarded", found[4])
+    assert set(re.findall(r"(?im)^connection: ([^\r\n]*)", answers[4])) == {"upgrade"} or "Upgrade" in answers[4]
+    assert not re.search(r"(?im)^connection:.*forwarded", answers[4])
 
 
 def test_a_websocket_still_gets_its_tunnel(tmp_path: Path) -> None:
@@ -224,9 +224,9 @@ def idle_for(folder: Path, *timeouts: str) -> list[float | None]:
         f"  db{i}: {{vip: www, port: {5001 + i}, protocol: tcp, pool: db, timeouts: {t}}}"
         for i, t in enumerate(timeouts)
     )
-    found = profile(services, "  db: {port: 5000, check: tcp, servers: {db1: 192.168.0.21}}")
+    example = profile(services, "  db: {port: 5000, check: tcp, servers: {db1: 192.168.0.21}}")
     ports = [5001 + i for i in range(len(timeouts))]
-    seconds: list[float | None] = attempt(found, folder, "idle", ports=ports, limit_s=6.0)
+    seconds: list[float | None] = attempt(example, folder, "idle", ports=ports, limit_s=6.0)
     return seconds
 
 
@@ -259,40 +259,40 @@ PAGES = [["192.168.0.11", 8404, "/;csv"], ["127.0.0.1", 8404, "/empty/web"]]
 def test_an_overloaded_haproxy_still_shows_its_statistics_and_answers_keepalived(
     tmp_path: Path, services: str, ports: list[int], count: int
 ) -> None:
-    found = attempt(profile(services, WATCHED, PAIR), tmp_path, "flood", ports=ports, count=count, pages=PAGES)
-    assert [p["status"] for p in found["pages"]] == [200, 503], "503: no, that pool is not empty"
+    answers = attempt(profile(services, WATCHED, PAIR), tmp_path, "flood", ports=ports, count=count, pages=PAGES)
+    assert [p["status"] for p in answers["pages"]] == [200, 503], "503: no, that pool is not empty"
 
 
 def test_a_pool_whose_servers_are_dead_is_told_to_keepalived_as_empty(tmp_path: Path) -> None:
     dead = WATCHED.replace("check: tcp", "check: {type: tcp, interval_s: 0.2, fall: 1}")
-    found = attempt(profile(WEB, dead, PAIR), tmp_path, "flood", ports=[80], count=0, pages=PAGES, dead=True)
-    assert [p["status"] for p in found["pages"]] == [200, 200]
+    answers = attempt(profile(WEB, dead, PAIR), tmp_path, "flood", ports=[80], count=0, pages=PAGES, dead=True)
+    assert [p["status"] for p in answers["pages"]] == [200, 200]
 
 
 def test_without_the_reserve_a_flood_would_silence_them(tmp_path: Path) -> None:
-    found = attempt(
+    answers = attempt(
         profile(WEB, WATCHED, PAIR), tmp_path, "flood", ports=[80], count=1500, pages=PAGES,
         changes=[("\tmaxconn 1100\n", "\tmaxconn 1000\n")],
     )  # fmt: skip
-    assert [p["status"] for p in found["pages"]] == [0, 0]
+    assert [p["status"] for p in answers["pages"]] == [0, 0]
 
 
 def test_what_services_may_have_together_is_refused_beyond_it(tmp_path: Path) -> None:
-    found = profile(MANY, WATCHED, PAIR)
-    flood = attempt(found, tmp_path, "flood", ports=[80, 81, 82], count=990, pages=PAGES)
+    example = profile(MANY, WATCHED, PAIR)
+    flood = attempt(example, tmp_path, "flood", ports=[80, 81, 82], count=990, pages=PAGES)
     assert flood["refused"] > 500
-    alone = attempt(found, tmp_path, "flood", ports=[80], count=990, pages=[*PAGES, ["192.168.0.10", 81, "/"]])
+    alone = attempt(example, tmp_path, "flood", ports=[80], count=990, pages=[*PAGES, ["192.168.0.10", 81, "/"]])
     assert alone["refused"] == 0
     assert [p["status"] for p in alone["pages"]] == [200, 503, 200], "a flooded service leaves room for the others"
 
 
 def test_a_service_takes_as_many_connections_as_its_limit_says(tmp_path: Path) -> None:
     limited = WEB.replace("}", ", limits: {connections: {count: 20}}}") + TWO.removeprefix(WEB)
-    found = profile(limited, WATCHED, PAIR)
+    example = profile(limited, WATCHED, PAIR)
     pages = [["192.168.0.10", 80, "/"], ["192.168.0.10", 81, "/"]]
-    few = attempt(found, tmp_path, "flood", ports=[80], count=15, pages=pages)
+    few = attempt(example, tmp_path, "flood", ports=[80], count=15, pages=pages)
     assert [p["status"] for p in few["pages"]] == [200, 200]
-    many = attempt(found, tmp_path, "flood", ports=[80], count=30, pages=pages)
+    many = attempt(example, tmp_path, "flood", ports=[80], count=30, pages=pages)
     assert [p["status"] for p in many["pages"]] == [0, 200], "it waits, and the other service does not"
 
 
@@ -327,15 +327,15 @@ def balanced(balance: str, *weights: int, protocol: str = "http") -> Profile:
     return profile(f"  web: {{vip: www, port: 80, protocol: {protocol}, pool: web}}", pool)
 
 
-def in_turn(folder: Path, found: Profile, count: int = 60) -> dict[str, int]:
-    answered: dict[str, int] = attempt(found, folder, "shares", port=80, count=count)["shares"]
-    assert share_errors(found, "web", LoadResult(count, answered, 0)) == []
+def in_turn(folder: Path, example: Profile, count: int = 60) -> dict[str, int]:
+    answered: dict[str, int] = attempt(example, folder, "shares", port=80, count=count)["shares"]
+    assert share_errors(example, "web", LoadResult(count, answered, 0)) == []
     return answered
 
 
-def at_once(folder: Path, found: Profile, count: int = 20) -> dict[str, int]:
-    held = BUSY[found.services["web"].protocol]
-    counted: dict[str, int] = attempt(found, folder, "shares", port=80, count=count, held=held)
+def at_once(folder: Path, example: Profile, count: int = 20) -> dict[str, int]:
+    held = BUSY[example.services["web"].protocol]
+    counted: dict[str, int] = attempt(example, folder, "shares", port=80, count=count, held=held)
     return {name: number for name, number in counted.items() if number}
 
 
@@ -346,10 +346,10 @@ def test_roundrobin_and_leastconn_give_busy_servers_their_weights(
 ) -> None:
     wanted = {name: share for name, share in zip("abc", shares, strict=False) if share}
     for balance in ("roundrobin", "leastconn"):
-        found = balanced(balance, *weights, protocol=protocol)
-        held = at_once(tmp_path, found)
+        example = balanced(balance, *weights, protocol=protocol)
+        held = at_once(tmp_path, example)
         assert held == wanted
-        assert at_once_errors(found, "web", held) == []
+        assert at_once_errors(example, "web", held) == []
 
 
 def test_roundrobin_looks_at_weights_and_leastconn_does_not_while_servers_are_idle(tmp_path: Path) -> None:
@@ -360,10 +360,10 @@ def test_roundrobin_looks_at_weights_and_leastconn_does_not_while_servers_are_id
 
 @pytest.mark.parametrize("weights", [(3, 1, 1), (1, 1, 1), (1, 1)])
 def test_random_comes_near_the_weights_and_spreads_load(tmp_path: Path, weights: tuple[int, ...]) -> None:
-    found = balanced("random", *weights)
-    answered = in_turn(tmp_path, found, 240)
+    example = balanced("random", *weights)
+    answered = in_turn(tmp_path, example, 240)
     assert set(answered) == {n for n, _ in zip("abc", weights, strict=False)}
-    assert set(at_once(tmp_path, found)) == set(answered)
+    assert set(at_once(tmp_path, example)) == set(answered)
 
 
 def test_random_takes_no_server_of_weight_0(tmp_path: Path) -> None:
@@ -383,10 +383,10 @@ def test_first_fills_the_first_server_whatever_its_weight(
 def test_source_and_uri_keep_a_key_on_its_server_and_share_keys_by_weight(
     tmp_path: Path, balance: str, weights: tuple[int, ...]
 ) -> None:
-    found = balanced(balance, *weights)
+    example = balanced(balance, *weights)
     keys: dict[str, Any] = {"sources": CLIENTS} if balance == "source" else {"paths": PATHS}
     more = [f"{client}/32" for client in CLIENTS]
-    seen = attempt(found, tmp_path, "shares", port=80, count=2, more=more, **keys)
+    seen = attempt(example, tmp_path, "shares", port=80, count=2, more=more, **keys)
     assert all(len(set(servers)) == 1 for servers in seen["keys"].values())
     total = sum(seen["shares"].values())
     for name, weight in zip("abc", weights, strict=True):
@@ -396,13 +396,13 @@ def test_source_and_uri_keep_a_key_on_its_server_and_share_keys_by_weight(
         assert bool(share) == bool(weight)
     other = "uri" if balance == "source" else "source"
     keys = {"paths": PATHS[:10]} if balance == "source" else {"sources": CLIENTS[:10]}
-    same = attempt(found, tmp_path, "shares", port=80, count=1, more=more, **keys)
+    same = attempt(example, tmp_path, "shares", port=80, count=1, more=more, **keys)
     assert len(same["shares"]) == 1, f"{other} does not matter to {balance}"
 
 
 def test_leastconn_sends_what_comes_to_the_server_that_is_free(tmp_path: Path) -> None:
     """With every weight at 1: roundrobin would give the same; here one server is full from before."""
-    found = balanced("leastconn", 1, 1, 1, protocol="tcp")
-    limited = found.pools["web"].servers["a"].model_copy(update={"max_connections": 2})
-    pool = found.pools["web"].model_copy(update={"servers": found.pools["web"].servers | {"a": limited}})
-    assert at_once(tmp_path, found.model_copy(update={"pools": {"web": pool}}), 22) == {"a": 2, "b": 10, "c": 10}
+    example = balanced("leastconn", 1, 1, 1, protocol="tcp")
+    limited = example.pools["web"].servers["a"].model_copy(update={"max_connections": 2})
+    pool = example.pools["web"].model_copy(update={"servers": example.pools["web"].servers | {"a": limited}})
+    assert at_once(tmp_path, example.model_copy(update={"pools": {"web": pool}}), 22) == {"a": 2, "b": 10, "c": 10}

@@ -44,16 +44,16 @@ def test_clients_find_the_master_soon_after_two_were_master(
 ) -> None:
     profile = goldens.parse(PAIR.replace("unicast: true", f"unicast: {unicast}, preempt: {preempt}"))
     changes = [without] if without is NO_LAST_WORD else [SOON, without]
-    found = attempt(profile, tmp_path, "two_masters", changes=changes, times=2, wait_s=4)
-    assert None not in found["again_s"], found
+    result = attempt(profile, tmp_path, "two_masters", changes=changes, times=2, wait_s=4)
+    assert None not in result["again_s"], result
 
 
 def test_without_both_clients_go_on_asking_the_one_that_left(tmp_path: Path) -> None:
     profile = goldens.parse(PAIR.replace("unicast: true", "unicast: false"))
     # On a busy machine lb2 may speak first after all: then lb1 hears it, and nothing is wrong.
     changes = [NO_REFRESH, (NO_LAST_WORD[0], ""), SOON]
-    found = attempt(profile, tmp_path, "two_masters", changes=changes, times=6, wait_s=4)
-    assert found["again_s"][-1] is None and set(found["answers"].values()) == {"nobody"}, found
+    result = attempt(profile, tmp_path, "two_masters", changes=changes, times=6, wait_s=4)
+    assert result["again_s"][-1] is None and set(result["answers"].values()) == {"nobody"}, result
 
 
 STOPPED = "kill -STOP $(pidof keepalived)"
@@ -73,15 +73,15 @@ STOPPED = "kill -STOP $(pidof keepalived)"
 def test_a_node_whose_keepalived_hangs_or_is_gone_gives_its_vips_up(
     tmp_path: Path, release: str, command: str, said: str
 ) -> None:
-    found = attempt(
+    result = attempt(
         goldens.parse(PAIR.replace("24.10.8", release)), tmp_path, "hangs", command=command, watched=True, wait_s=8
     )
-    assert found["both_s"] is not None and found["served"], found
+    assert result["both_s"] is not None and result["served"], result
     assert (tmp_path / "said").read_text() == (
         f"-t ndakit -p daemon.warning keepalived {said}: this node has given its VIPs up\n"
     )
 
 
 def test_without_the_watcher_it_keeps_them(tmp_path: Path) -> None:
-    found = attempt(goldens.parse(PAIR), tmp_path, "hangs", command=STOPPED, watched=False, wait_s=5)
-    assert found == {"both_s": None}
+    result = attempt(goldens.parse(PAIR), tmp_path, "hangs", command=STOPPED, watched=False, wait_s=5)
+    assert result == {"both_s": None}

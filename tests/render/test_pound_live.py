@@ -38,32 +38,32 @@ def profile(tls: str = "", more: str = "") -> Profile:
     return goldens.parse(f"{HEAD}{pools}{service}system: {{ntp: []}}\n{sizing}\n")
 
 
-def ask(found: Profile, folder: Path, *heads: str, **options: Any) -> list[str]:
+def ask(shops: Profile, folder: Path, *heads: str, **options: Any) -> list[str]:
     requests = [f"{head}\r\nConnection: close\r\n\r\n" for head in heads]
     given: dict[str, Any] = {"secrets": SECRETS, "tls_name": "shop.example", "port": 443} | options
-    return [str(answer) for answer in attempt(found, folder, "requests", requests=requests, **given)]
+    return [str(answer) for answer in attempt(shops, folder, "requests", requests=requests, **given)]
 
 
 def seen(answer: str) -> dict[str, list[str]]:
     """The request headers that a server saw."""
     assert answer.startswith("HTTP/1.1 200"), answer[:300]
-    found: dict[str, list[str]] = {}
+    values_of: dict[str, list[str]] = {}
     for line in answer.partition("\r\n\r\n")[2].splitlines()[1:]:
         name, _, value = line.partition(": ")
         if name:
-            found.setdefault(name.lower(), []).append(value)
-    return found
+            values_of.setdefault(name.lower(), []).append(value)
+    return values_of
 
 
 def server_of(answer: str) -> str:
-    found = re.search(r"(?im)^x-server: (\S+)", answer.partition("\r\n\r\n")[0])
-    return found[1] if found else answer.split()[1]
+    header = re.search(r"(?im)^x-server: (\S+)", answer.partition("\r\n\r\n")[0])
+    return header[1] if header else answer.split()[1]
 
 
 def peer_of(answer: str) -> str:
     """Whom a server had its connection with."""
-    found = re.search(r"(?im)^x-peer: (\S+)", answer.partition("\r\n\r\n")[0])
-    return found[1] if found else ""
+    header = re.search(r"(?im)^x-peer: (\S+)", answer.partition("\r\n\r\n")[0])
+    return header[1] if header else ""
 
 
 def digest(party: Party) -> str:
@@ -114,11 +114,11 @@ def test_certificates_are_chosen_by_name_and_old_versions_refused(tmp_path: Path
     tried = [["shop.example", "", []], ["x.shop.example", "", []], ["other.example", "", []], ["who.example", "", []],
              ["shop.example", "TLSv1_2", []], ["shop.example", "TLSv1_1", []],
              ["shop.example", "", ["h2", "http/1.1"]]]  # fmt: skip
-    found = attempt(profile(), tmp_path, "handshakes", handshakes=tried, port=443, secrets=SECRETS)
+    shaken = attempt(profile(), tmp_path, "handshakes", handshakes=tried, port=443, secrets=SECRETS)
     shop, other = digest(PARTIES[SHOP]), digest(PARTIES[OTHER])
-    assert [one[0] for one in found] == [shop, shop, other, shop, shop, "", shop]
-    assert [one[1] for one in found[:5]] == ["TLSv1.3"] * 4 + ["TLSv1.2"]
-    assert found[6][2] in (None, "http/1.1")
+    assert [one[0] for one in shaken] == [shop, shop, other, shop, shop, "", shop]
+    assert [one[1] for one in shaken[:5]] == ["TLSv1.3"] * 4 + ["TLSv1.2"]
+    assert shaken[6][2] in (None, "http/1.1")
 
 
 @pytest.mark.parametrize(("first", "second", "got"), [(SHOP, OTHER, SHOP), (OTHER, SHOP, OTHER)])
@@ -159,8 +159,8 @@ def test_what_check_thinks_that_pound_shows_is_what_pound_shows(tmp_path: Path, 
 def test_a_policy_decides_the_versions(tmp_path: Path, tls: str, versions: set[str]) -> None:
     names = ("TLSv1", "TLSv1_1", "TLSv1_2", "TLSv1_3")
     tried = [["shop.example", version, []] for version in names]
-    found = attempt(profile(tls), tmp_path, "handshakes", handshakes=tried, port=443, secrets=SECRETS)
-    assert {name for name, one in zip(names, found, strict=True) if one[0]} == versions
+    shaken = attempt(profile(tls), tmp_path, "handshakes", handshakes=tried, port=443, secrets=SECRETS)
+    assert {name for name, one in zip(names, shaken, strict=True) if one[0]} == versions
 
 
 def test_methods_other_than_get_and_post_get_through_and_haproxys_words_reach_the_client(tmp_path: Path) -> None:
@@ -174,8 +174,8 @@ def test_methods_other_than_get_and_post_get_through_and_haproxys_words_reach_th
 
 def test_with_tproxy_the_server_sees_the_client_itself(tmp_path: Path) -> None:
     """Transparent end to end, as in the talk: Pound is not, but HAProxy takes the client's address from it."""
-    found = profile(more=", topology: tproxy")
-    (answer,) = ask(found, tmp_path, "GET /client HTTP/1.1\r\nHost: shop.example", source="203.0.113.50",
+    shops = profile(more=", topology: tproxy")
+    (answer,) = ask(shops, tmp_path, "GET /client HTTP/1.1\r\nHost: shop.example", source="203.0.113.50",
                     more=["203.0.113.50/32"])  # fmt: skip
     assert seen(answer)["x-forwarded-for"] == ["203.0.113.50"]
     assert peer_of(answer) == "203.0.113.50"

@@ -32,12 +32,12 @@ def section(tree: Tree, name: str) -> Proxy:
     return next(p for p in haproxy(tree["/etc/haproxy.cfg"].text) if p.name == name)
 
 
-def rendered(found: Profile) -> Tree:
-    return render(found, "lb1", goldens.TEMPLATES)
+def rendered(example: Profile) -> Tree:
+    return render(example, "lb1", goldens.TEMPLATES)
 
 
-def codes(found: Profile) -> set[str]:
-    return {f.code for f in rules.findings(found)}
+def codes(example: Profile) -> set[str]:
+    return {f.code for f in rules.findings(example)}
 
 
 NAMES = st.from_regex(r"[a-z][a-z0-9-]{0,31}", fullmatch=True)
@@ -129,12 +129,12 @@ def test_what_only_haproxy_has_is_refused_where_the_kernel_balances(service: str
 KERNEL = "topology: dr, protocol: tcp"
 
 
-def traces(found: Profile) -> dict[str, bool]:
+def traces(example: Profile) -> dict[str, bool]:
     """Where HAProxy shows."""
-    tree = rendered(found)
+    tree = rendered(example)
     firewall = tree["/etc/config/firewall"].text
     return {
-        "package": "haproxy" in package_plan.plan(found, "lb1").add,
+        "package": "haproxy" in package_plan.plan(example, "lb1").add,
         "file": "/etc/haproxy.cfg" in tree,
         "kept": "haproxy" in tree["/etc/sysupgrade.conf"].text,
         "firewall": "statistics" in firewall or "8404" in firewall,
@@ -147,12 +147,12 @@ def test_an_image_that_proxies_nothing_has_no_haproxy_unless_its_statistics_are_
     assert not bare.runs_haproxy
     assert set(traces(bare).values()) == {False}
     assert lint(rendered(bare), bare, "lb1") == []
-    for found in (
+    for example in (
         profile(KERNEL, "check: tcp", "monitoring: {statistics: {}}\n"),
         profile("protocol: tcp", "check: tcp"),
     ):
-        assert set(traces(found).values()) == {True}
-        assert lint(rendered(found), found, "lb1") == []
+        assert set(traces(example).values()) == {True}
+        assert lint(rendered(example), example, "lb1") == []
 
 
 def test_a_haproxy_cfg_that_nobody_needs_is_found() -> None:
@@ -184,9 +184,9 @@ def own_templates(tmp_path: Path) -> tuple[Path, ...]:
 
 
 def test_files_of_ones_own_are_taken_and_kept_without_a_copy_of_ours(own_templates: tuple[Path, ...]) -> None:
-    found = profile()
-    tree = render(found, "lb1", own_templates)
-    assert lint(tree, found, "lb1") == []
+    example = profile()
+    tree = render(example, "lb1", own_templates)
+    assert lint(tree, example, "lb1") == []
     assert oct(tree["/usr/bin/own"].mode) == "0o755"
     listed = re.findall(r"^/.*$", tree["/etc/sysupgrade.conf"].text, re.MULTILINE)
     own = {"/etc/own/agent.conf", "/usr/bin/own", "/etc/hotplug.d/iface/90-own", "/etc/profile.d/own.sh"}
@@ -197,8 +197,8 @@ def test_files_of_ones_own_are_taken_and_kept_without_a_copy_of_ours(own_templat
 
 def test_a_program_of_ones_own_in_a_place_without_x_bit_is_still_refused(own_templates: tuple[Path, ...]) -> None:
     (own_templates[0] / "rootfs/etc/own/run.sh").write_text("#!/bin/sh\nexit 0\n")
-    found = profile()
-    (finding,) = lint(render(found, "lb1", own_templates), found, "lb1")
+    example = profile()
+    (finding,) = lint(render(example, "lb1", own_templates), example, "lb1")
     assert "a script without the x bit cannot be run" in finding.what
 
 
@@ -206,9 +206,9 @@ def test_a_list_of_files_beyond_the_tree_is_kept_by_its_own_file(own_templates: 
     place = own_templates[0] / "rootfs/lib/upgrade/keep.d/own"
     place.parent.mkdir(parents=True)
     place.write_text("/etc/ssl/private/\n")
-    found = profile()
-    tree = render(found, "lb1", own_templates)
-    assert lint(tree, found, "lb1") == []
+    example = profile()
+    tree = render(example, "lb1", own_templates)
+    assert lint(tree, example, "lb1") == []
     assert "/lib/upgrade/keep.d/own" in tree
     assert "keep.d/own" not in tree["/etc/sysupgrade.conf"].text.partition("\n/")[2]
 
@@ -219,7 +219,7 @@ def test_a_file_that_only_a_list_of_ones_own_keeps_is_no_mistake(own_templates: 
     place = own_templates[0] / "rootfs/lib/upgrade/keep.d/own"
     place.parent.mkdir(parents=True)
     place.write_text("/usr/\n")
-    found = profile()
-    assert lint(render(found, "lb1", own_templates), found, "lb1") == []
+    example = profile()
+    assert lint(render(example, "lb1", own_templates), example, "lb1") == []
     place.write_text("/opt/\n")
-    assert {e.code for e in lint(render(found, "lb1", own_templates), found, "lb1")} == {"lint-not-kept"}
+    assert {e.code for e in lint(render(example, "lb1", own_templates), example, "lb1")} == {"lint-not-kept"}

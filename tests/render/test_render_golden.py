@@ -49,7 +49,7 @@ def test_neither_clock_user_umask_locale_nor_folder_change_a_byte(tmp_path: Path
         "import sys; sys.path.insert(0, sys.argv[1]);"
         "import os; os.umask(0o077); import goldens; print(goldens.tree('apache-pair', 'lb1').digest())"
     )
-    found = subprocess.run(
+    digest = subprocess.run(
         [sys.executable, "-c", script, str(SUPPORT)],
         cwd=tmp_path,
         env={"PATH": os.environ["PATH"], "LC_ALL": "C", "TZ": "Asia/Tokyo", "HOME": str(tmp_path), "USER": "somebody",
@@ -58,7 +58,7 @@ def test_neither_clock_user_umask_locale_nor_folder_change_a_byte(tmp_path: Path
         text=True,
         check=True,
     ).stdout.strip()  # fmt: skip
-    assert found == goldens.tree("apache-pair", "lb1").digest()
+    assert digest == goldens.tree("apache-pair", "lb1").digest()
 
 
 def test_a_pair_renders_in_under_10_ms_once_warm() -> None:

@@ -55,11 +55,11 @@ def test_every_node_has_the_same_virtual_servers() -> None:
 
 
 def test_a_service_with_several_ports_is_one_virtual_server_for_each_family() -> None:
-    found = [b for b in servers(goldens.tree("shop-nat")) if b.name == "fwmark"]
-    assert [b.value("ip_family") for b in found] == [None, "inet6"]
-    assert len({b.words for b in found}) == 1
-    assert all(len(s.words) == 2 for b in found for s in b.inner("real_server"))
-    assert all(s.blocks[0].value("connect_port") == "80" for b in found for s in b.inner("real_server"))
+    marked = [b for b in servers(goldens.tree("shop-nat")) if b.name == "fwmark"]
+    assert [b.value("ip_family") for b in marked] == [None, "inet6"]
+    assert len({b.words for b in marked}) == 1
+    assert all(len(s.words) == 2 for b in marked for s in b.inner("real_server"))
+    assert all(s.blocks[0].value("connect_port") == "80" for b in marked for s in b.inner("real_server"))
 
 
 def test_marks_differ_keep_to_their_bits_and_do_not_depend_on_order() -> None:
@@ -122,9 +122,9 @@ def test_fall_and_retry_delay_become_retries() -> None:
 
 
 def test_the_bounds_of_keepalived_s_checks() -> None:
-    found = TcpCheck(interval_s=2, timeout_s=1, fall=3, retry_delay_s=0.5)
-    assert found.keepalived_detection_s == 2 + 3 * 1 + 2 * 0.5
-    assert found.keepalived_recovery_s == 1 + 2 + 1
+    check = TcpCheck(interval_s=2, timeout_s=1, fall=3, retry_delay_s=0.5)
+    assert check.keepalived_detection_s == 2 + 3 * 1 + 2 * 0.5
+    assert check.keepalived_recovery_s == 1 + 2 + 1
     assert HttpCheck(interval_s=2, timeout_s=1, fall=1).keepalived_detection_s == 2 + 2
     assert SmtpCheck(interval_s=2, timeout_s=1, fall=1).keepalived_detection_s == 2 + 4  # three answers
     asked = {"type": "script", "script": "c.sh", "interval_s": 2, "timeout_s": 1.2, "fall": 1}
@@ -197,8 +197,8 @@ def test_a_path_that_the_checks_take_is_read_back_from_keepalived_s_file(path: s
         with pytest.raises(ValueError, match=r"cannot be written"):
             filters.quoted(f"/{path}")
         return
-    found = servers(render(profile, "lb1", goldens.TEMPLATES))[0].inner("real_server")[0].blocks[0]
-    assert found.inner("url")[0].value("path") == f"/{path}"
+    check = servers(render(profile, "lb1", goldens.TEMPLATES))[0].inner("real_server")[0].blocks[0]
+    assert check.inner("url")[0].value("path") == f"/{path}"
 
 
 @given(st.lists(st.text(st.characters(min_codepoint=32, max_codepoint=126), min_size=1, max_size=30).filter(str.strip),
@@ -237,8 +237,8 @@ def test_the_real_keepalived_names_each_line_that_it_does_not_take() -> None:
         text = text.replace(old, new, 1)
         wanted.append(next(n for n, line in enumerate(text.splitlines(), 1) if new in line))
     broken = dataclasses.replace(file, content=text.encode())
-    found = check(Tree([*(dict(goldens.tree("kernel-all")) | {KA: broken}).values()]), cache() / "lab")
-    assert set(wanted) <= {e.location.line for e in found if e.location is not None and e.location.file == KA}
+    errors = check(Tree([*(dict(goldens.tree("kernel-all")) | {KA: broken}).values()]), cache() / "lab")
+    assert set(wanted) <= {e.location.line for e in errors if e.location is not None and e.location.file == KA}
 
 
 def test_the_check_script_of_the_profile_is_a_program_of_the_image() -> None:

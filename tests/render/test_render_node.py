@@ -140,7 +140,7 @@ def test_the_way_out_wears_the_vip_and_is_for_the_servers_only() -> None:
 
 
 def test_egress_through_the_node_wears_each_nodes_own_address() -> None:
-    found = {
+    worn = {
         node: [
             s.get("snat_ip")
             for s in sections("dual-stack", "firewall", "nat", node)
@@ -148,7 +148,7 @@ def test_egress_through_the_node_wears_each_nodes_own_address() -> None:
         ]
         for node in ("lb1", "lb2")
     }
-    assert found == {"lb1": ["2001:db8:113::11"], "lb2": ["2001:db8:113::12"]}
+    assert worn == {"lb1": ["2001:db8:113::11"], "lb2": ["2001:db8:113::12"]}
 
 
 def test_on_one_network_the_nodes_own_packets_keep_their_address() -> None:
@@ -274,8 +274,8 @@ def test_the_network_file_has_the_form_of_its_release() -> None:
 
 def test_a_dhcp_server_that_was_asked_for_stays_silent() -> None:
     assert "/etc/config/dhcp" not in goldens.tree("bakery")
-    found = read(goldens.tree("fw4-2203")["/etc/config/dhcp"].text)
-    assert [(s.type, s.get("ignore"), s.get("ra")) for s in found if s.type == "dhcp"] == [("dhcp", "1", "disabled")]
+    sections = read(goldens.tree("fw4-2203")["/etc/config/dhcp"].text)
+    assert [(s.type, s.get("ignore"), s.get("ra")) for s in sections if s.type == "dhcp"] == [("dhcp", "1", "disabled")]
 
 
 def test_old_releases_get_the_old_form_of_an_http_check() -> None:

@@ -42,9 +42,9 @@ def server_of(answer: str) -> str:
     return own[0] if own else head.split()[1]
 
 
-def ask(found: Profile, folder: Path, *hosts: str, **options: Any) -> dict[str, str]:
+def ask(shop: Profile, folder: Path, *hosts: str, **options: Any) -> dict[str, str]:
     requests = [f"GET / HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n" for host in hosts]
-    answers = attempt(found, folder, "requests", requests=requests, port=80, **options)
+    answers = attempt(shop, folder, "requests", requests=requests, port=80, **options)
     return {host: server_of(answer) for host, answer in zip(hosts, answers, strict=True)}
 
 
@@ -70,8 +70,8 @@ def test_an_expression_that_begins_with_a_hyphen_is_no_flag(tmp_path: Path) -> N
 
 
 def test_an_unknown_name_is_refused_and_known_ones_are_not(tmp_path: Path) -> None:
-    found = profile(f"hostnames: [shop.example, www.shop.example], unknown_hosts: refuse, routes: {ROUTES}")
-    seen = ask(found, tmp_path, "shop.example", "www.shop.example", "api.shop.example", "img1.x", "other.example",
+    shop = profile(f"hostnames: [shop.example, www.shop.example], unknown_hosts: refuse, routes: {ROUTES}")
+    seen = ask(shop, tmp_path, "shop.example", "www.shop.example", "api.shop.example", "img1.x", "other.example",
                "a.b.shop.example", "192.168.0.10")  # fmt: skip
     assert seen == {
         "shop.example": "web1", "www.shop.example": "web1", "api.shop.example": "api1", "img1.x": "img1",
@@ -94,17 +94,17 @@ LENIENT = ("\toption dontlognull\n", "\toption dontlognull\n\toption accept-inva
 @pytest.mark.parametrize("release", ["24.10.8", "21.02.7"])
 @pytest.mark.parametrize("more", ["hostnames: [shop.example], unknown_hosts: refuse, routes: ", "routes: "])
 def test_a_host_that_is_no_name_reaches_no_server(more: str, release: str, tmp_path: Path) -> None:
-    found = of_release(more + ROUTES, release)
-    assert set(ask(found, tmp_path, *NO_NAMES, changes=[LENIENT]).values()) == {"400"}
+    shop = of_release(more + ROUTES, release)
+    assert set(ask(shop, tmp_path, *NO_NAMES, changes=[LENIENT]).values()) == {"400"}
 
 
 @pytest.mark.parametrize("release", ["24.10.8", "21.02.7"])
 def test_a_target_with_another_host_reaches_no_server(release: str, tmp_path: Path) -> None:
     targets = ("GET http://evil.example/", "CONNECT evil.example:80", "GET evil://evil.example/")
     requests = [f"{target} HTTP/1.1\r\nHost: shop.example\r\n\r\n" for target in targets]
-    found = of_release("hostnames: [shop.example], unknown_hosts: refuse", release, WEB_ONLY)
-    changes = [] if found.release.haproxy_compares_authority else [LENIENT]
-    answers = attempt(found, tmp_path, "requests", requests=requests, port=80, changes=changes)
+    shop = of_release("hostnames: [shop.example], unknown_hosts: refuse", release, WEB_ONLY)
+    changes = [] if shop.release.haproxy_compares_authority else [LENIENT]
+    answers = attempt(shop, tmp_path, "requests", requests=requests, port=80, changes=changes)
     assert {server_of(answer) for answer in answers} == {"400"}
 
 
@@ -117,12 +117,12 @@ def of_release(more: str, release: str, pools: str = POOLS) -> Profile:
 
 
 def test_a_dot_at_the_end_is_the_same_name(tmp_path: Path) -> None:
-    found = profile(f"hostnames: [shop.example], unknown_hosts: refuse, routes: {ROUTES[:-1]}, "
+    shop = profile(f"hostnames: [shop.example], unknown_hosts: refuse, routes: {ROUTES[:-1]}, "
                     "{host_regex: '^old[.]example$', pool: img}]")  # fmt: skip
     asked = {"shop.example.": "web1", "SHOP.example.:80": "web1", "api.shop.example.": "api1",
              "x.api.example.:81": "api1", "img7.x.": "img1", "old.example.": "img1",
              "other.example.": "421", "shop.example..": "400"}  # fmt: skip
-    assert ask(found, tmp_path, *asked) == asked
+    assert ask(shop, tmp_path, *asked) == asked
 
 
 def test_a_service_that_looks_at_no_name_takes_every_host(tmp_path: Path) -> None:
@@ -131,18 +131,18 @@ def test_a_service_that_looks_at_no_name_takes_every_host(tmp_path: Path) -> Non
 
 
 def test_in_a_tarpit_an_unknown_name_waits_and_gets_500(tmp_path: Path) -> None:
-    found = profile(f"hostnames: [shop.example], unknown_hosts: tarpit, routes: {ROUTES}")
+    shop = profile(f"hostnames: [shop.example], unknown_hosts: tarpit, routes: {ROUTES}")
     began_s = time.monotonic()
     short = [("timeout tarpit 30s", "timeout tarpit 3s")]
-    assert ask(found, tmp_path, "other.example", changes=short) == {"other.example": "500"}
+    assert ask(shop, tmp_path, "other.example", changes=short) == {"other.example": "500"}
     assert time.monotonic() - began_s >= 3
-    assert ask(found, tmp_path, "shop.example", changes=short) == {"shop.example": "web1"}
+    assert ask(shop, tmp_path, "shop.example", changes=short) == {"shop.example": "web1"}
 
 
 def test_a_pool_of_a_route_has_its_sorry_pool() -> None:
     pools = POOLS.replace("api: {check", "api: {sorry: {pool: img}, check").replace("192.168.0.31", "192.168.0.39")
-    found = profile(f"routes: {ROUTES}", pools)
-    text = render(found, "lb1", goldens.TEMPLATES)["/etc/haproxy.cfg"].text
+    shop = profile(f"routes: {ROUTES}", pools)
+    text = render(shop, "lb1", goldens.TEMPLATES)["/etc/haproxy.cfg"].text
     assert "use_backend img if route-1-host { nbsrv(api) lt 1 }\n\tuse_backend api if route-1-host\n" in text
 
 
@@ -150,13 +150,13 @@ def test_a_pool_of_a_route_has_its_sorry_pool() -> None:
 def test_pools_of_routes_are_checked_by_the_name_of_their_route(release: str) -> None:
     service = f"{{vip: www, port: 80, protocol: http, pool: web, hostnames: [shop.example], routes: {ROUTES}}}"
     text = HEAD.replace("24.10.8", release) + POOLS.replace("tcp", "http")
-    found = goldens.parse(f"{text}services: {{web: {service}}}\nsystem: {{ntp: []}}\n")
-    written = render(found, "lb1", goldens.TEMPLATES)["/etc/haproxy.cfg"].text
+    shop = goldens.parse(f"{text}services: {{web: {service}}}\nsystem: {{ntp: []}}\n")
+    written = render(shop, "lb1", goldens.TEMPLATES)["/etc/haproxy.cfg"].text
     backends = {
         p.name: "\n".join(" ".join(line.words) for line in p.lines) for p in haproxy(written) if p.kind == "backend"
     }
     assert "shop.example" in backends["web"] and "api.shop.example" in backends["api"]
-    assert found.services_of("api") == found.services_of("img") == ("web",)
+    assert shop.services_of("api") == shop.services_of("img") == ("web",)
 
 
 def test_what_cannot_work_is_refused() -> None:
@@ -176,11 +176,11 @@ def test_what_cannot_work_is_refused() -> None:
 
 def test_a_tcp_service_reads_no_names() -> None:
     service = f"services: {{web: {{vip: www, port: 80, protocol: tcp, pool: web, routes: {ROUTES}}}}}\n"
-    found = goldens.parse(f"{HEAD}{POOLS}{service}")
-    assert "routes-need-http" in {f.code for f in rules.findings(found)}
+    shop = goldens.parse(f"{HEAD}{POOLS}{service}")
+    assert "routes-need-http" in {f.code for f in rules.findings(shop)}
     service = f"services: {{web: {{vip: www, port: 80, topology: dr, protocol: tcp, pool: web, routes: {ROUTES}}}}}\n"
-    found = goldens.parse(f"{HEAD}{POOLS}{service}")
-    assert "routes-need-proxy" in {f.code for f in rules.findings(found)}
+    shop = goldens.parse(f"{HEAD}{POOLS}{service}")
+    assert "routes-need-proxy" in {f.code for f in rules.findings(shop)}
 
 
 TEXT = st.text(st.characters(min_codepoint=33, max_codepoint=126), min_size=1, max_size=40)
@@ -192,10 +192,10 @@ def test_a_regular_expression_stays_in_its_place(expression: str) -> None:
     """Whatever characters it has: refused, or one word of one line."""
     quoted = expression.replace("'", "''")
     try:
-        found = profile(f"routes: [{{host_regex: '{quoted}', pool: api}}]")
+        shop = profile(f"routes: [{{host_regex: '{quoted}', pool: api}}]")
     except ValidationError:
         return
-    text = render(found, "lb1", goldens.TEMPLATES)["/etc/haproxy.cfg"].text
+    text = render(shop, "lb1", goldens.TEMPLATES)["/etc/haproxy.cfg"].text
     (frontend,) = [p for p in haproxy(text) if p.kind == "frontend" and p.name == "service:web"]
     (line,) = [line for line in frontend.lines if line.words[:2] == ("acl", "route-1-host-regex")]
     assert line.words == ("acl", "route-1-host-regex", "req.fhdr(host),field(1,:)", "-m", "reg", "-i", "--", expression)

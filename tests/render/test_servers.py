@@ -93,10 +93,10 @@ def test_of_several_gateway_vips_a_server_has_that_of_its_services_group(tmp_pat
     )
     text = text.replace("natted: {vip: www", "natted: {vip: mail").replace("routed: {vip: www", "routed: {vip: mail")
     (workspace.root / "profiles/sides.yaml").write_text(text)
-    found = {s.name: s for s in servers(load(workspace, "sides").profile)}
-    assert [str(g.gateway) for g in found["img1"].gateways] == ["192.168.0.2"]
-    assert [str(a.gateway) for a in found["pol1"].answers] == ["192.168.0.2"]
-    assert [str(g.gateway) for g in found["web1"].gateways] == ["192.168.0.1"]
+    by_name = {s.name: s for s in servers(load(workspace, "sides").profile)}
+    assert [str(g.gateway) for g in by_name["img1"].gateways] == ["192.168.0.2"]
+    assert [str(a.gateway) for a in by_name["pol1"].answers] == ["192.168.0.2"]
+    assert [str(g.gateway) for g in by_name["web1"].gateways] == ["192.168.0.1"]
 
 
 BEHIND = (
@@ -115,21 +115,21 @@ def test_servers_behind_an_inner_router_leave_it_to_that_router_to_send_their_an
     workspace = profile_of(tmp_path)
     (workspace.root / "profiles/sides.yaml").write_text(BEHIND)
     profile = load(workspace, "sides").profile
-    found = {s.name: s for s in servers(profile)}
-    router = found["router-192-168-0-254"]
+    by_name = {s.name: s for s in servers(profile)}
+    router = by_name["router-192-168-0-254"]
     assert [(str(a.gateway), str(a.own), str(a.source), a.protocol, a.port) for a in router.answers] == [
         ("192.168.0.1", "192.168.0.254", "10.20.0.31", "tcp", "8090"),
         ("192.168.0.1", "192.168.0.254", "10.20.0.32", "tcp", "8090"),
     ]
     assert [str(n) for n in router.answers[0].nodes] == ["192.168.0.11", "192.168.0.12"]
-    assert found["beh1"].nothing
-    assert "reach the router 192.168.0.254, and that one sends them to the balancers" in found["beh1"].needs[0]
+    assert by_name["beh1"].nothing
+    assert "reach the router 192.168.0.254, and that one sends them to the balancers" in by_name["beh1"].needs[0]
     made = script(router, "linux", profile, TEMPLATES)
     assert made is not None
     assert "# What router 192.168.0.254 needs so that" in made.text
     assert [s.name for s in chosen(profile, "router/192.168.0.254")] == ["router-192-168-0-254"]
     said = in_words(router, profile, TEMPLATES)
-    assert said is not None and in_words(found["beh1"], profile, TEMPLATES) is None
+    assert said is not None and in_words(by_name["beh1"], profile, TEMPLATES) is None
     for line in (
         "- from 10.20.0.31, tcp, source port 8090: next hop 192.168.0.1",
         "- from 10.20.0.32, tcp, source port 8090: next hop 192.168.0.1",
@@ -189,8 +189,8 @@ def test_what_the_refusal_of_servers_elsewhere_offers_works(changes: list[tuple[
         assert old in text
         text = text.replace(old, new)
     profile = Profile.model_validate(yaml.load(text, Loader=yaml.BaseLoader))
-    found = {f.code for f in rules.findings(profile) if f.severity == "error" and "behind" in f.what + f.fix}
-    assert found == ({code} if code else set())
+    codes = {f.code for f in rules.findings(profile) if f.severity == "error" and "behind" in f.what + f.fix}
+    assert codes == ({code} if code else set())
 
 
 def test_a_dr_server_has_the_vips_on_its_loopback_and_keeps_its_gateway(sides: dict[str, ServerSide]) -> None:

@@ -16,10 +16,10 @@ from ndakit.render import render, template_cache
 
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    found = tmp_path / "cache"
-    found.mkdir()
-    monkeypatch.setattr(template_cache, "_folder", lambda: found)
-    return found
+    made = tmp_path / "cache"
+    made.mkdir()
+    monkeypatch.setattr(template_cache, "_folder", lambda: made)
+    return made
 
 
 def rendered(templates: Path, text: str) -> str:

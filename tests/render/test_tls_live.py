@@ -70,8 +70,8 @@ def clients(
         one.setdefault("address", "192.168.0.10")
         one.setdefault("port", 443)
     release = options.pop("release", "24.10.8")
-    found = attempt(profile(services, pools, release), folder, "tls", secrets=TEXTS, clients=list(ask), **options)
-    return [dict(one) for one in found]
+    answers = attempt(profile(services, pools, release), folder, "tls", secrets=TEXTS, clients=list(ask), **options)
+    return [dict(one) for one in answers]
 
 
 def fingerprint(party: Party) -> str:
@@ -111,13 +111,13 @@ def test_sixty_certificates_are_shown_by_name_and_the_first_one_to_others(strict
     """HAProxy takes 64 words in a line."""
     texts = {"first.pem": TEXTS["api.pem"]} | {f"c{n}": TEXTS["shop-rsa"] for n in range(58)} | {"z": TEXTS["shop.pem"]}
     several = ", ".join(f"{{secret: {name}}}" for name in texts)
-    found = profile(web(f"certificates: [{several}]{', unknown_name: refuse' if strict else ''}"))
-    tree = render(found, "lb1", goldens.TEMPLATES, secrets=Secrets({n: Secret(v, "a test") for n, v in texts.items()}))
+    shop = profile(web(f"certificates: [{several}]{', unknown_name: refuse' if strict else ''}"))
+    tree = render(shop, "lb1", goldens.TEMPLATES, secrets=Secrets({n: Secret(v, "a test") for n, v in texts.items()}))
     listed = tree["/etc/ndakit/private/_certificates-of-web"]
     assert listed.mode == 0o600 and "/etc/ndakit/private/_certificates-of-web" in tree["/etc/sysupgrade.conf"].text
-    assert lint(tree, found, "lb1") == [] and real_daemons.check(tree, cache() / "lab") == []
+    assert lint(tree, shop, "lb1") == [] and real_daemons.check(tree, cache() / "lab") == []
     asked = [{"address": "192.168.0.10", "port": 443, "name": name} for name in ("www.shop.example", "x.example", None)]
-    known, *others = attempt(found, tmp_path, "tls", secrets=texts, clients=asked)
+    known, *others = attempt(shop, tmp_path, "tls", secrets=texts, clients=asked)
     assert known["certificate"] in (fingerprint(SHOP), fingerprint(SHOP_RSA))
     for other in others:
         assert "error" in other if strict else other["certificate"] == fingerprint(API)
@@ -125,12 +125,12 @@ def test_sixty_certificates_are_shown_by_name_and_the_first_one_to_others(strict
 
 def test_a_list_of_certificates_is_looked_into() -> None:
     texts = {f"c{n}": TEXTS["shop-rsa"] for n in range(9)}
-    found = profile(web(f"certificates: [{', '.join(f'{{secret: {name}}}' for name in texts)}]"))
-    tree = render(found, "lb1", goldens.TEMPLATES, secrets=Secrets({n: Secret(v, "a test") for n, v in texts.items()}))
+    shop = profile(web(f"certificates: [{', '.join(f'{{secret: {name}}}' for name in texts)}]"))
+    tree = render(shop, "lb1", goldens.TEMPLATES, secrets=Secrets({n: Secret(v, "a test") for n, v in texts.items()}))
     path = "/etc/ndakit/private/_certificates-of-web"
     for content in (tree[path].content.replace(b"/c3/", b"/gone/"), b"# nothing\n"):
         broken = Tree([*({**tree, path: dataclasses.replace(tree[path], content=content)}).values()])
-        assert {one.code for one in lint(broken, found, "lb1")} == {"lint-haproxy-file"}
+        assert {one.code for one in lint(broken, shop, "lb1")} == {"lint-haproxy-file"}
 
 
 @pytest.mark.parametrize("policy", POLICIES)
@@ -243,11 +243,11 @@ PLAIN = "services: {web: {vip: www, port: 80, protocol: http, pool: web}}\n"
 def test_servers_are_asked_over_tls_and_verified(verify: str, name: str, status: int, tmp_path: Path) -> None:
     (tmp_path / "server.pem").write_bytes(API.bundle())
     here = [("/etc/ssl/certs/ca-certificates.crt", certifi.where())] if verify == "system" else []
-    found = profile(PLAIN, TLS_POOL % (verify, name))
+    shop = profile(PLAIN, TLS_POOL % (verify, name))
     request = ASK.format(host="x", more="")
     wait = [request] * 40  # until the check has failed, if it is to
     answers = attempt(
-        found, tmp_path, "requests", requests=wait, port=80, certificates={"web": str(tmp_path / "server.pem")},
+        shop, tmp_path, "requests", requests=wait, port=80, certificates={"web": str(tmp_path / "server.pem")},
         changes=here,
     )  # fmt: skip
     assert answers[-1].startswith(f"HTTP/1.1 {status}"), answers[-1]
@@ -262,9 +262,9 @@ def test_a_check_at_a_port_of_its_own_goes_over_tls_as_well(check: str, tmp_path
         "to_servers: {tls: true, verify: ca.pem, name: api.example}, "
         "servers: {web1: {address: 192.168.0.21, port: 443}}}}\n"
     )
-    found = profile("services: {web: {vip: www, port: 80, protocol: tcp, pool: web}}\n", pools)
+    shop = profile("services: {web: {vip: www, port: 80, protocol: tcp, pool: web}}\n", pools)
     own = {"web": str(tmp_path / "server.pem")}
-    answers = attempt(found, tmp_path, "requests", requests=["hello"] * 400, port=80, certificates=own)
+    answers = attempt(shop, tmp_path, "requests", requests=["hello"] * 400, port=80, certificates=own)
     assert answers[-1] == "web1", answers[-1]
 
 
@@ -276,8 +276,8 @@ REDIRECT = "services:\n  old: {vip: www, port: 80, protocol: http, redirect: %s}
 def locations(folder: Path, redirect: str, *hosts: str, port: int = 443, **options: Any) -> list[str]:
     services = (REDIRECT % redirect) + web().replace("services:\n", "").replace("443", str(port))
     asked = [ASK.format(host=host, more="") for host in hosts]
-    found = profile(services, release=options.pop("release", "24.10.8"))
-    answers = attempt(found, folder, "requests", requests=asked, port=80, secrets=TEXTS, **options)
+    shop = profile(services, release=options.pop("release", "24.10.8"))
+    answers = attempt(shop, folder, "requests", requests=asked, port=80, secrets=TEXTS, **options)
     wanted = (
         line for answer in answers for line in answer.split("\r\n") if line.lower().startswith(("location", "http/"))
     )

@@ -81,11 +81,11 @@ def test_servers_see_each_client_over_both_families_and_no_connection_serves_two
 ) -> None:
     asked = [(VIPS[v], client, 3) for v in (4, 6) for client in CLIENTS[v] for _ in range(2)]
     source = "\tsource 0.0.0.0 usesrc clientip\n"
-    found = tried(tmp_path, asked, ("/etc/haproxy.cfg", source, source + reuse))
-    for (_, client, times), seen in zip(asked, found["seen"], strict=True):
-        assert [address(one) for one in seen] == [client] * times, found["said"]
+    result = tried(tmp_path, asked, ("/etc/haproxy.cfg", source, source + reuse))
+    for (_, client, times), seen in zip(asked, result["seen"], strict=True):
+        assert [address(one) for one in seen] == [client] * times, result["said"]
     # Health checks come from the node's own addresses, never from a VIP or a client.
-    assert {address(a) for a in found["checked_by"]} == {"192.168.5.11", "fd00:0:0:5::11"}
+    assert {address(a) for a in result["checked_by"]} == {"192.168.5.11", "fd00:0:0:5::11"}
 
 
 @pytest.mark.parametrize("version", [4, 6])
