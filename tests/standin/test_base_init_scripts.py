@@ -38,8 +38,8 @@ CFG = (
 
 def listed(out: str, name: str) -> dict[str, object]:
     """The one instance of a service in what `ubus call service list` printed."""
-    found = json.loads(out)[name]["instances"]
-    (instance,) = found.values()
+    instances = json.loads(out)[name]["instances"]
+    (instance,) = instances.values()
     return dict(instance)
 
 
@@ -206,12 +206,12 @@ def test_a_daemon_that_is_given_up_stays_down_until_it_is_stopped_and_started(ma
 
 @pytest.mark.parametrize("release", RELEASES)
 def test_each_release_has_the_packages_that_it_really_has(release: str) -> None:
-    found = resolve.feed(LAB / "imagebuilder/packages.toml", families.family(release, "x86/64"))
+    packages = resolve.feed(LAB / "imagebuilder/packages.toml", families.family(release, "x86/64"))
     oldest = release == "18.06.9"
     for name in ("kmod-nf-ipvs", "ipvsadm", "open-vm-tools"):
-        assert (name in found) is not oldest
-    assert {"conntrackd", "conntrack", "qemu-ga", "kmod-bonding", "kmod-nf-conntrack-netlink"} <= found.keys()
+        assert (name in packages) is not oldest
+    assert {"conntrackd", "conntrack", "qemu-ga", "kmod-bonding", "kmod-nf-conntrack-netlink"} <= packages.keys()
     asked: set[str] = set()
-    for name in ("keepalived", *found["keepalived"].depends):
-        asked |= set(found[name].depends) if name in found else set()
+    for name in ("keepalived", *packages["keepalived"].depends):
+        asked |= set(packages[name].depends) if name in packages else set()
     assert ("kmod-nf-ipvs" in asked) is (release >= "23.05")
