@@ -24,12 +24,12 @@ QUICK = "check: {type: tcp, interval_s: 0.5, timeout_s: 0.5, fall: 1}"
 
 def servers(*weights: int, first: int = 31, names: str = "abc", more: Mapping[str, str] | None = None) -> str:
     """The servers of a pool, with their weights."""
-    found = [
+    entries = [
         f'{name}: {{address: [192.168.0.{first + i}, "fd00:0:0:1::{first + i}"], weight: {weight}'
         f"{(more or {}).get(name, '')}}}"
         for i, (name, weight) in enumerate(zip(names, weights, strict=False))
     ]
-    return "servers: {" + ", ".join(found) + "}"
+    return "servers: {" + ", ".join(entries) + "}"
 
 
 SCHEDULERS = {
@@ -146,11 +146,11 @@ class Clients:
 
     def url(self, service: str, version: int = V4, vip: str = "", port: int = 0) -> str:
         """Where a service is."""
-        found = self.lab.profile.services[service]
-        address = self.lab.profile.vips[vip or found.vip[0]].address_of(version)
+        settings = self.lab.profile.services[service]
+        address = self.lab.profile.vips[vip or settings.vip[0]].address_of(version)
         assert address is not None
-        kind = "udp" if found.transport == "udp" else "http"
-        return f"{kind}://{authority(address, port or found.first_port)}"
+        kind = "udp" if settings.transport == "udp" else "http"
+        return f"{kind}://{authority(address, port or settings.first_port)}"
 
     def who(self, service: str, source: str = CLIENTS[0], *, vip: str = "", port: int = 0) -> str:
         """Who answers one connection, which ends at once; the error if nobody does."""
@@ -172,9 +172,9 @@ class Clients:
     def hold(self, service: str, count: int = 1, source: str = CLIENTS[0], *, vip: str = "") -> list[Held]:
         """Open connections one after the other, and keep them."""
         url = self.url(service, V4, vip)
-        found = [self.host.hold(url, source=source, timeout_s=2) for _ in range(count)]
-        self._held += found
-        return found
+        held = [self.host.hold(url, source=source, timeout_s=2) for _ in range(count)]
+        self._held += held
+        return held
 
     def name(self, held: Held) -> str:
         """Who answers a held connection."""

@@ -38,8 +38,8 @@ ALL_NODES = ("apache-pair", "dual-stack")
 
 def parse(text: str, folder: Path = ROOT / "profiles") -> Profile:
     """A profile from YAML text, without the loader (which has tests of its own)."""
-    found = yaml.load(text, yaml.BaseLoader)
-    return Profile.model_validate(found, context={"attach": lambda name: (folder / name).read_bytes()})
+    values = yaml.load(text, yaml.BaseLoader)
+    return Profile.model_validate(values, context={"attach": lambda name: (folder / name).read_bytes()})
 
 
 def attachment(name: str) -> bytes:
@@ -57,13 +57,13 @@ def profile(name: str) -> Profile:
 @functools.cache
 def tree(name: str, node: str = "") -> Tree:
     """The rendered tree of a node, by default of the first; placeholders stand for secrets."""
-    found = profile(name)
-    return render(found, node or next(iter(found.nodes)), TEMPLATES, secrets=placeholders(found))
+    example = profile(name)
+    return render(example, node or next(iter(example.nodes)), TEMPLATES, secrets=placeholders(example))
 
 
-def placeholders(found: Profile) -> secrets.Secrets:
+def placeholders(example: Profile) -> secrets.Secrets:
     """What stands for the secrets of a profile."""
-    return secrets.placeholders(found, functools.partial(certificates.placeholder, found, datetime.now(UTC)))
+    return secrets.placeholders(example, functools.partial(certificates.placeholder, example, datetime.now(UTC)))
 
 
 def cases() -> list[tuple[str, str]]:
@@ -74,12 +74,12 @@ def cases() -> list[tuple[str, str]]:
 def expected(name: str, node: str) -> dict[str, bytes]:
     """The files of one golden folder, with MODES and PACKAGES, as they should be now."""
     files = tree(name, node).items()
-    found = {f"{node}{path}": file.shown.encode() if file.secrets else file.content for path, file in files}
-    found[f"{node}.MODES"] = "".join(f"{f.mode:04o} {p}\n" for p, f in tree(name, node).items()).encode()
+    texts = {f"{node}{path}": file.shown.encode() if file.secrets else file.content for path, file in files}
+    texts[f"{node}.MODES"] = "".join(f"{f.mode:04o} {p}\n" for p, f in tree(name, node).items()).encode()
     plan = package_plan.plan(profile(name), node)
     lines = [f"+{n}: {why}\n" for n, why in plan.add.items()] + [f"-{n}: {why}\n" for n, why in plan.remove.items()]
-    found[f"{node}.PACKAGES"] = "".join(lines).encode()
-    return found
+    texts[f"{node}.PACKAGES"] = "".join(lines).encode()
+    return texts
 
 
 def accept() -> None:

@@ -173,13 +173,13 @@ def page(address: str, port: int, path: str, timeout_s: float = 3) -> dict[str, 
 
 def requests(order: dict[str, Any], servers: dict[str, Server]) -> Any:
     """Raw requests, each over a connection of its own; what comes back."""
-    found = []
+    answers = []
     for text in order["requests"]:
         sock = say(order["address"], order["port"], text, tls_name=order.get("tls_name", ""),
                    source=order.get("source", ""))  # fmt: skip
-        found.append(all_heard(sock) if order.get("tls_name") else heard(sock))
+        answers.append(all_heard(sock) if order.get("tls_name") else heard(sock))
         sock.close()
-    return found
+    return answers
 
 
 def trusting() -> ssl.SSLContext:
@@ -192,7 +192,7 @@ def trusting() -> ssl.SSLContext:
 
 def handshakes(order: dict[str, Any], servers: dict[str, Server]) -> Any:
     """TLS handshakes with names, highest versions and protocols: what came of each."""
-    found = []
+    shaken = []
     for name, version, protocols in order["handshakes"]:
         context = trusting()
         context.minimum_version = ssl.TLSVersion.TLSv1
@@ -204,10 +204,10 @@ def handshakes(order: dict[str, Any], servers: dict[str, Server]) -> Any:
             raw = socket.create_connection((order["address"], order["port"]), 5)
             with context.wrap_socket(raw, server_hostname=name) as sock:
                 der = sock.getpeercert(binary_form=True) or b""
-                found.append([hashlib.sha256(der).hexdigest(), sock.version(), sock.selected_alpn_protocol()])
+                shaken.append([hashlib.sha256(der).hexdigest(), sock.version(), sock.selected_alpn_protocol()])
         except OSError as cause:
-            found.append(["", type(cause).__name__, None])
-    return found
+            shaken.append(["", type(cause).__name__, None])
+    return shaken
 
 
 def tls(order: dict[str, Any], servers: dict[str, Server]) -> Any:
@@ -348,7 +348,7 @@ def websocket(order: dict[str, Any], servers: dict[str, Server]) -> Any:
 
 def idle(order: dict[str, Any], servers: dict[str, Server]) -> Any:
     """How long connections live on which nothing is said any more, in seconds; None beyond the limit."""
-    found: list[float | None] = [None] * len(order["ports"])
+    idle_s: list[float | None] = [None] * len(order["ports"])
 
     def watch(number: int, port: int) -> None:
         sock = say(order["address"], port, "hello", order["limit_s"])
@@ -356,14 +356,14 @@ def idle(order: dict[str, Any], servers: dict[str, Server]) -> Any:
         started_s = time.monotonic()
         with contextlib.suppress(TimeoutError):
             if heard(sock) == "":
-                found[number] = time.monotonic() - started_s
+                idle_s[number] = time.monotonic() - started_s
 
     threads = [threading.Thread(target=watch, args=pair) for pair in enumerate(order["ports"])]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    return found
+    return idle_s
 
 
 def flood(order: dict[str, Any], servers: dict[str, Server]) -> Any:
@@ -394,7 +394,7 @@ def flood(order: dict[str, Any], servers: dict[str, Server]) -> Any:
 
 def shares(order: dict[str, Any], servers: dict[str, Server]) -> Any:
     """Who gets requests: `count` one after the other (for each path and source), or held open all at once."""
-    found: dict[str, int] = {}
+    counts: dict[str, int] = {}
     sources = order.get("sources") or [None]
     if order.get("held"):
         socks = []
@@ -405,8 +405,8 @@ def shares(order: dict[str, Any], servers: dict[str, Server]) -> Any:
             while (now := {n: s.connections for n, s in servers.items()}) == before and time.monotonic() < end_s:
                 time.sleep(0.002)
             for name in now:
-                found[name] = found.get(name, 0) + now[name] - before[name]
-        return found
+                counts[name] = counts.get(name, 0) + now[name] - before[name]
+        return counts
     keys: dict[str, list[str]] = {}
     for source in sources:
         for path in order.get("paths") or ["/"]:
@@ -420,19 +420,19 @@ def shares(order: dict[str, Any], servers: dict[str, Server]) -> Any:
                 sock.close()
                 # HAProxy counts the request until it has seen its end.
                 server = answer.lower().partition("x-server: ")[2].partition("\r\n")[0] or answer[:40]
-                found[server] = found.get(server, 0) + 1
+                counts[server] = counts.get(server, 0) + 1
                 keys.setdefault(f"{source} {path}", []).append(server)
-    return {"shares": found, "keys": keys}
+    return {"shares": counts, "keys": keys}
 
 
 def silent(order: dict[str, Any], servers: dict[str, Server]) -> Any:
     """The status of a request while no server takes connections, and what HAProxy counted in some columns then."""
-    found = page(order["address"], order["port"], "/", 30)
+    shown = page(order["address"], order["port"], "/", 30)
     connection = http.client.HTTPConnection(order["ready"][0], order["ready"][1], timeout=3)
     connection.request("GET", "/;csv")
     head, *lines = [line.split(",") for line in connection.getresponse().read().decode().splitlines()]
     rows = [dict(zip(head, line, strict=False)) for line in lines]
-    return found | {
+    return shown | {
         "counted": {
             row["svname"]: {column: row[column] for column in order["columns"]}
             for row in rows

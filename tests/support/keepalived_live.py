@@ -59,9 +59,9 @@ def attempt(
     argv = ["unshare", "-Urnm", sys.executable, str(DRIVER)]
     done = process.run(argv, stdin=json.dumps(order).encode(), timeout_s=120, check=False)
     assert done.returncode == 0, done.stderr
-    found = json.loads(done.stdout)
-    assert isinstance(found, dict)
-    return found
+    result = json.loads(done.stdout)
+    assert isinstance(result, dict)
+    return result
 
 
 def _length(profile: Profile, network: str, version: int) -> int:

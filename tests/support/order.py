@@ -13,10 +13,10 @@ def long_first(items: Sequence[_Item], is_long: Callable[[_Item], bool], workers
     each worker as many items in a row at first; the others stay in their order, so that a module's stay together."""
     long = [item for item in items if is_long(item)]
     others = iter([item for item in items if not is_long(item)])
-    found: list[_Item] = []
+    ordered: list[_Item] = []
     for worker in range(workers):
-        found += long[worker::workers]
+        ordered += long[worker::workers]
         end = len(items) * (worker + 1) // workers
-        while len(found) < end:
-            found.append(next(others))
-    return found
+        while len(ordered) < end:
+            ordered.append(next(others))
+    return ordered

@@ -44,26 +44,26 @@ class Spent:
 
 def by_module(reports: Iterable[Report]) -> dict[str, Spent]:
     """Module → what was spent on it, the dearest first."""
-    found: dict[str, Spent] = {}
+    spent_by: dict[str, Spent] = {}
     for report in reports:
-        spent = found.setdefault(report.nodeid.partition("::")[0], Spent())
+        spent = spent_by.setdefault(report.nodeid.partition("::")[0], Spent())
         if report.when == "call":
             spent.trying_s += report.duration
             spent.tests += 1
         else:
             spent.making_s += report.duration
-    return dict(sorted(found.items(), key=lambda item: -item[1].total_s))
+    return dict(sorted(spent_by.items(), key=lambda item: -item[1].total_s))
 
 
-def lines(found: dict[str, Spent]) -> list[str]:
+def lines(spent_by: dict[str, Spent]) -> list[str]:
     """A table of the dearest modules, and a last line for all."""
-    if not found:
+    if not spent_by:
         return []
-    rows = [(name, spent) for name, spent in found.items() if spent.total_s >= LEAST_S][:SHOWN]
+    rows = [(name, spent) for name, spent in spent_by.items() if spent.total_s >= LEAST_S][:SHOWN]
     everything = Spent(
-        sum(s.making_s for s in found.values()),
-        sum(s.trying_s for s in found.values()),
-        sum(s.tests for s in found.values()),
+        sum(s.making_s for s in spent_by.values()),
+        sum(s.trying_s for s in spent_by.values()),
+        sum(s.tests for s in spent_by.values()),
     )
     width = max([len(name) for name, _ in rows] + [len("all modules")])
     text = [f"{'module'.ljust(width)}  {'making s':>9} {'trying s':>9} {'tests':>6}"]

@@ -108,12 +108,12 @@ class SshServer:
 
     def processes(self, words: str) -> list[str]:
         """Command lines of processes that hold these words, of this server or any other."""
-        found = []
+        lines = []
         for entry in Path("/proc").glob("[0-9]*/cmdline"):
             with contextlib.suppress(OSError):
                 line = entry.read_bytes().replace(b"\0", b" ").decode(errors="replace")
-                found += [line] if words in line else []
-        return found
+                lines += [line] if words in line else []
+        return lines
 
 
 def free_port() -> int:

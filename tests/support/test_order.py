@@ -10,12 +10,12 @@ from order import long_first
 @pytest.mark.parametrize("workers", [1, 2, 3, 6])
 def test_each_worker_begins_with_its_share_of_the_long_ones(workers: int) -> None:
     items = [f"{'LONG' if n in (3, 17, 18, 19, 25) else 'short'} {n}" for n in range(26)]
-    found = long_first(items, lambda item: item.startswith("LONG"), workers)
-    assert sorted(found) == sorted(items)
-    shorts = [item for item in found if not item.startswith("LONG")]
+    ordered = long_first(items, lambda item: item.startswith("LONG"), workers)
+    assert sorted(ordered) == sorted(items)
+    shorts = [item for item in ordered if not item.startswith("LONG")]
     assert shorts == [item for item in items if not item.startswith("LONG")], "the others stay in their order"
     begins = [len(items) * worker // workers for worker in range(workers)]
-    heads = [found[begin : begin + 5 // workers] for begin in begins]
+    heads = [ordered[begin : begin + 5 // workers] for begin in begins]
     assert all(item.startswith("LONG") for head in heads for item in head)
 
 

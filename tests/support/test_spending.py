@@ -25,9 +25,9 @@ REPORTS = [
 
 
 def test_a_labs_start_and_end_are_told_from_the_tests_in_it() -> None:
-    found = by_module(REPORTS)
-    assert list(found) == ["tests/test_vm.py", "tests/test_a.py", "tests/test_tiny.py"]
-    vm = found["tests/test_vm.py"]
+    spent_by = by_module(REPORTS)
+    assert list(spent_by) == ["tests/test_vm.py", "tests/test_a.py", "tests/test_tiny.py"]
+    vm = spent_by["tests/test_vm.py"]
     assert (vm.making_s, vm.trying_s, vm.tests) == (42.0, 21.0, 2)
 
 

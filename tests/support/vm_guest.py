@@ -103,8 +103,8 @@ def _add_module(name: str, known: dict[str, Path], files: dict[str, tuple[int, b
         return  # built into the kernel
     packed = known[name].read_bytes()
     data = lzma.decompress(packed) if known[name].suffix == ".xz" else packed
-    found = re.search(rb"\0depends=([^\0]*)\0", data)
-    for other in (found[1].decode() if found else "").split(","):
+    depends = re.search(rb"\0depends=([^\0]*)\0", data)
+    for other in (depends[1].decode() if depends else "").split(","):
         _add_module(other.replace("-", "_"), known, files, order)
     files[f"modules/{name}.ko"] = (0o100644, data)
     order.append(f"{name}.ko")

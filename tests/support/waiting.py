@@ -8,14 +8,14 @@ from pathlib import Path
 
 def processes_below(folder: Path) -> list[str]:
     """The command lines of processes that work in a folder."""
-    found = []
+    commands = []
     for entry in Path("/proc").iterdir():
         try:
             if entry.name.isdigit() and (entry / "cwd").readlink().is_relative_to(folder):
-                found.append((entry / "cmdline").read_bytes().replace(b"\0", b" ").decode())
+                commands.append((entry / "cmdline").read_bytes().replace(b"\0", b" ").decode())
         except OSError:
             continue
-    return found
+    return commands
 
 
 def wait_for(condition: object, timeout_s: float = 10.0) -> None:

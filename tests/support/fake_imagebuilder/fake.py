@@ -51,12 +51,12 @@ def env(name: str) -> str:
 
 def knobs() -> dict[str, str]:
     """.config as make reads it: the last assignment wins, everything else is a comment."""
-    found = {}
+    values = {}
     for line in (HERE / ".config").read_text().splitlines():
         if line.startswith("CONFIG_"):
             name, _, value = line.partition("=")
-            found[name] = value.strip('"')
-    return found
+            values[name] = value.strip('"')
+    return values
 
 
 def info() -> int:
@@ -140,19 +140,19 @@ def packages() -> dict[str, str] | None:
     if problems:
         complain("\n".join(problems))
         return None
-    found = {n: FEED[n][0] for n in sorted(set(names))}
-    if "pppd-user" in found:
-        found["ppp"] = FEED["ppp"][0]
-    return dict(sorted(found.items()))
+    versions = {n: FEED[n][0] for n in sorted(set(names))}
+    if "pppd-user" in versions:
+        versions["ppp"] = FEED["ppp"][0]
+    return dict(sorted(versions.items()))
 
 
 def manifest() -> int:
     if not profile_known():
         return 1
-    found = packages()
-    if found is None:
+    versions = packages()
+    if versions is None:
         return 255
-    say("".join(f"{n} - {v}\n" for n, v in found.items()), end="")
+    say("".join(f"{n} - {v}\n" for n, v in versions.items()), end="")
     return 0
 
 
@@ -177,8 +177,8 @@ def prerequisites() -> int:
 def package_install() -> int:
     """Install into TARGET_DIR: one file that lists the packages, and a service. Its time is the clock's, as opkg's."""
     say("Installing packages...")
-    found = packages()
-    if found is None:
+    versions = packages()
+    if versions is None:
         return 255
     with (HERE / "fake.log").open("a") as log:
         log.write("package_install\n")
@@ -190,7 +190,7 @@ def package_install() -> int:
         complain(f"Collected errors:\n{full}\n * pkg_hash_check_unresolved: cannot find dependency libc for kernel")
         return 255
     (root / "usr/lib/opkg").mkdir(parents=True, exist_ok=True)
-    (root / "usr/lib/opkg/status").write_text(json.dumps(found))
+    (root / "usr/lib/opkg/status").write_text(json.dumps(versions))
     if MODE != "no-root":
         (root / "etc/init.d").mkdir(parents=True)
         (root / "etc/init.d/dropbear").write_text("#!/bin/sh /etc/rc.common\n")
@@ -209,7 +209,7 @@ def build_image() -> int:
     if MODE == "crash":
         complain("something new went wrong")
         return 3
-    found = json.loads((Path(env("TARGET_DIR")) / "usr/lib/opkg/status").read_text())
+    versions = json.loads((Path(env("TARGET_DIR")) / "usr/lib/opkg/status").read_text())
     config = knobs()
     out = Path(env("BIN_DIR") or "bin")
     out.mkdir(parents=True, exist_ok=True)
@@ -220,7 +220,7 @@ def build_image() -> int:
         partsize = int(env("CONFIG_TARGET_ROOTFS_PARTSIZE"))
     if MODE == "ignores-size":
         partsize = 104
-    used = sum(FEED[name][1] for name in found) + 3
+    used = sum(FEED[name][1] for name in versions) + 3
     images = []
     if TARGET == "kirkwood/generic":
         images += [_flash(out, prefix, kind) for kind in ("sysupgrade", "factory")]
@@ -269,7 +269,7 @@ def build_image() -> int:
             "profiles": {DEVICE: {"images": listed}},
         }  # fmt: skip
         (HERE / "build_dir/profiles.json").write_text(json.dumps(overview))
-    (out / f"{prefix}-generic.manifest").write_text("".join(f"{n} - {v}\n" for n, v in found.items()))
+    (out / f"{prefix}-generic.manifest").write_text("".join(f"{n} - {v}\n" for n, v in versions.items()))
     return 0
 
 
