@@ -23,10 +23,10 @@ PROFILE = Profile.model_validate(yaml.load(f"{BARE}monitoring: {{statistics: {{}
 """One node, and services that the kernel balances: none that HAProxy carries. Its statistics are asked for."""
 
 
-def lab(**found: Any) -> LabNetwork:
-    """As much of a lab as is asked; what is behind `found` answers."""
+def lab(**answers: Any) -> LabNetwork:
+    """As much of a lab as is asked; `answers` says what its methods return or do."""
     shut = {"scan_all": lambda wanted: [dict.fromkeys(ports, "filtered") for _, _, ports, _ in wanted]}
-    return cast(LabNetwork, SimpleNamespace(profile=PROFILE, plan=plan(PROFILE), identity=None, **shut, **found))
+    return cast(LabNetwork, SimpleNamespace(profile=PROFILE, plan=plan(PROFILE), identity=None, **shut, **answers))
 
 
 @pytest.mark.parametrize("dead", ["dropbear", "haproxy", "keepalived"])
@@ -51,17 +51,17 @@ def test_haproxy_is_claimed_only_where_it_has_something_to_do() -> None:
 @pytest.mark.parametrize("status", [200, 0, 503])
 def test_a_statistics_page_without_servers_has_to_be_there_all_the_same(status: int) -> None:
     answer = SimpleNamespace(status=status)
-    found = lab(statistics=lambda point, address: [], get=lambda point, address, port, path: answer)
-    outcome = node.statistics(found, "lb1")
+    fake = lab(statistics=lambda point, address: [], get=lambda point, address, port, path: answer)
+    outcome = node.statistics(fake, "lb1")
     assert outcome.ok is (status == 200)
     assert ("noc does not get it from 192.168.0.11" in outcome.detail) is (status != 200)
 
 
 def test_nothing_is_claimed_of_ssh_and_statistics_that_nobody_could_try() -> None:
     for claim in (node.ssh, node.statistics):
-        found = lab()
-        found.plan.admins.clear()
-        assert claim(found, "lb1").detail == node.NOBODY_INSIDE
+        fake = lab()
+        fake.plan.admins.clear()
+        assert claim(fake, "lb1").detail == node.NOBODY_INSIDE
 
 
 @pytest.mark.parametrize(

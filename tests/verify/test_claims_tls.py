@@ -197,8 +197,8 @@ def test_tls_that_does_not_pass_through_to_the_right_server_is_found_out(
 
 
 def test_what_nobody_in_the_lab_can_try_is_left_out_and_said() -> None:
-    found = goldens.profile("tls")
-    everything: list[Claim | LeftOut] = [*all_claims(found), *left_out(found)]
+    profile = goldens.profile("tls")
+    everything: list[Claim | LeftOut] = [*all_claims(profile), *left_out(profile)]
     names = {one.name: one for one in everything}
     assert not isinstance(names["service/shop"], LeftOut) and not isinstance(names["tls/shop"], LeftOut)
     api, imaps = names["service/api"], names["service/imaps"]

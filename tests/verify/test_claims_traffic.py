@@ -113,10 +113,10 @@ def test_a_claim_does_not_wait_for_requests_that_time_out_once_it_has_failed(
         return SimpleNamespace(tries=[one() for _ in range(requests)])
 
     people.hosts["client"] = cast(Host, SimpleNamespace(load=load, ask=one))
-    found = people.load(cast(VantagePoint, POINT), IPv4Address("192.168.0.10"), 80, "web", 60)
-    assert found.total == len(made)
-    assert asked - 1 <= found.total <= asked
-    assert (found.failures, found.first_error) == (found.total // 2, error)
+    result = people.load(cast(VantagePoint, POINT), IPv4Address("192.168.0.10"), 80, "web", 60)
+    assert result.total == len(made)
+    assert asked - 1 <= result.total <= asked
+    assert (result.failures, result.first_error) == (result.total // 2, error)
 
 
 @pytest.mark.parametrize(("balance", "asked"), [("source", 12), ("first", 12), ("roundrobin", 60)])
@@ -169,11 +169,11 @@ def lab(profile: Profile, who: Iterator[str], kind: str = "http") -> tuple[LabNe
         return calls[-1]
 
     labels = {("web", n): SimpleNamespace(label=str(s.address[0])) for n, s in profile.pools["web"].servers.items()}
-    found = SimpleNamespace(
+    fake = SimpleNamespace(
         profile=profile, plan=plan(profile), servers=labels, hosts={"client": SimpleNamespace(call=call)},
         client_for=lambda endpoint, service: POINT, speaks=lambda service, port: kind,
     )  # fmt: skip
-    return cast(LabNetwork, found), calls
+    return cast(LabNetwork, fake), calls
 
 
 @pytest.mark.parametrize("kind", ["http", "tcp"])
@@ -181,9 +181,9 @@ def test_connections_are_held_until_all_are_there_and_counted_by_server(kind: st
     profile = weighted(3, 1)
     one, other = "192.168.0.21", "192.168.0.22"
     network, calls = lab(profile, cycle([one, one, other, one]), kind)
-    found = shares.hold_at_once(network, first_service_port(profile, "web"))
-    assert found == {"w0": 18, "w1": 6}
-    assert shares.at_once_errors(profile, "web", found) == []
+    counts = shares.hold_at_once(network, first_service_port(profile, "web"))
+    assert counts == {"w0": 18, "w1": 6}
+    assert shares.at_once_errors(profile, "web", counts) == []
     assert len(calls) == 24
     assert all(call.closed for call in calls)
 
@@ -191,8 +191,8 @@ def test_connections_are_held_until_all_are_there_and_counted_by_server(kind: st
 def test_weights_that_are_not_looked_at_are_found_out() -> None:
     profile = weighted(3, 1)
     network, _ = lab(profile, cycle(["192.168.0.21", "192.168.0.22"]))
-    found = shares.hold_at_once(network, first_service_port(profile, "web"))
-    assert shares.at_once_errors(profile, "web", found) == [
+    counts = shares.hold_at_once(network, first_service_port(profile, "web"))
+    assert shares.at_once_errors(profile, "web", counts) == [
         "w0 has 12 of 24 connections at once, not 18",
         "w1 has 12 of 24 connections at once, not 6",
     ]
@@ -201,8 +201,8 @@ def test_weights_that_are_not_looked_at_are_found_out() -> None:
 def test_connections_that_nobody_answers_are_found_out() -> None:
     profile = weighted(1, 1)
     network, _ = lab(profile, cycle(["", "192.168.0.22"]))
-    found = shares.hold_at_once(network, first_service_port(profile, "web"))
-    assert "12 of 24 connections at once were not answered" in shares.at_once_errors(profile, "web", found)
+    counts = shares.hold_at_once(network, first_service_port(profile, "web"))
+    assert "12 of 24 connections at once were not answered" in shares.at_once_errors(profile, "web", counts)
 
 
 @pytest.mark.parametrize(

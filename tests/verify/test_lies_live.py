@@ -123,19 +123,19 @@ class Seen:
 
 def free_ports() -> dict[str, int]:
     held = {name: socket.create_server(("", 0)) for name in CHECKS}
-    ports = {name: found.getsockname()[1] for name, found in held.items()}
-    for found in held.values():
-        found.close()
+    ports = {name: sock.getsockname()[1] for name, sock in held.items()}
+    for sock in held.values():
+        sock.close()
     return ports
 
 
 def backends(made: Profile, folder: Path) -> Path:
     """The backends of haproxy.cfg as rendered."""
     text = render(made, "lb1", goldens.TEMPLATES)["/etc/haproxy.cfg"].text
-    found = re.findall(r"^backend (?!_).*?(?=^\S|\Z)", text, re.MULTILINE | re.DOTALL)
-    assert len(found) == len(CHECKS)
+    sections = re.findall(r"^backend (?!_).*?(?=^\S|\Z)", text, re.MULTILINE | re.DOTALL)
+    assert len(sections) == len(CHECKS)
     config = folder / "haproxy.cfg"
-    config.write_text(FRAME.format(folder=folder) + "".join(found))
+    config.write_text(FRAME.format(folder=folder) + "".join(sections))
     return config
 
 
@@ -154,9 +154,9 @@ def in_use(folder: Path) -> dict[str, set[str]]:
 def until(folder: Path, wanted: Callable[[dict[str, set[str]]], bool]) -> dict[str, set[str]]:
     """What is in use once it is as wanted, or when it was waited for long enough."""
     end_s = time.monotonic() + WAIT_S
-    while not wanted(found := in_use(folder)) and time.monotonic() < end_s:
+    while not wanted(used := in_use(folder)) and time.monotonic() < end_s:
         time.sleep(0.05)
-    return found
+    return used
 
 
 def answers(name: str, ports: Mapping[str, int]) -> bool:
@@ -191,7 +191,7 @@ def seen(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Seen]:
             assert haproxy.poll() is None, "HAProxy did not start"
             time.sleep(0.05)
         both = {"well", "liar"}
-        before = until(folder, lambda there: all(found == both for found in there.values()))
+        before = until(folder, lambda there: all(used == both for used in there.values()))
         for name in LIARS:
             lie = made.pools[name].check.lie()
             assert lie is not None and lie.speaks is not None
@@ -200,7 +200,7 @@ def seen(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Seen]:
         is_open = {name: answers(name, ports) for name in LIARS}
         for name in LIARS:
             servers[name, "liar"].start()
-        after = until(folder, lambda there: all(found == both for found in there.values()))
+        after = until(folder, lambda there: all(used == both for used in there.values()))
         yield Seen(before, meanwhile, after, is_open)
     finally:
         haproxy.terminate()

@@ -200,13 +200,13 @@ def test_a_real_fault_that_shows_at_the_second_try_fails() -> None:
 
 
 def test_a_machine_that_stays_too_busy_has_a_verdict_of_its_own() -> None:
-    found = verify_run.run(TellingLab(), [flaky(9), flaky(0, "b/x")], lambda event: None, Clock(busy=9))
-    assert [(v.state, v.tries) for v in found] == [("too busy", verify_run.TRIES), ("holds", 1)]
-    error = verify_run.undecided("acme", found)
+    verdicts = verify_run.run(TellingLab(), [flaky(9), flaky(0, "b/x")], lambda event: None, Clock(busy=9))
+    assert [(v.state, v.tries) for v in verdicts] == [("too busy", verify_run.TRIES), ("holds", 1)]
+    error = verify_run.undecided("acme", verdicts)
     assert error is not None
     assert (error.exit_code, error.code) == (5, "machine-too-busy")
     assert error.what == "this machine is too busy to judge acme: 1 of 2 claims could not be judged"
-    sheet = acceptance(*found)
+    sheet = acceptance(*verdicts)
     assert not sheet.holds
     assert sheet.as_json()["verdict"] == "too busy"
     assert [c["verdict"] for c in sheet.as_json()["claims"]] == ["too busy", "holds"]
@@ -215,9 +215,9 @@ def test_a_machine_that_stays_too_busy_has_a_verdict_of_its_own() -> None:
 
 
 def test_a_fault_found_beside_what_could_not_be_judged_is_a_fault() -> None:
-    found = (Verdict("a/x", "a", "too busy"), Verdict("b/x", "b", "fails"))
-    assert verify_run.undecided("acme", found) is None
-    assert acceptance(*found).verdict == "fails"
+    verdicts = (Verdict("a/x", "a", "too busy"), Verdict("b/x", "b", "fails"))
+    assert verify_run.undecided("acme", verdicts) is None
+    assert acceptance(*verdicts).verdict == "fails"
 
 
 def test_a_console_that_one_claim_lost_is_opened_again_for_the_next(pair: Profile) -> None:
@@ -248,11 +248,11 @@ def test_claims_that_only_look_are_tried_at_the_same_time_and_told_in_order() ->
 
     claims = [Claim(name, name, looks, beside=True) for name in ("a/1", "a/2", "a/3")]
     seen: list[str] = []
-    found = verify_run.run(
+    verdicts = verify_run.run(
         TellingLab(), [*claims, flaky(0, "b/x")],
         lambda event: seen.append(event.claim.name if isinstance(event, ClaimStarted) else event.verdict.state),
     )  # fmt: skip
-    assert [v.state for v in found] == ["holds"] * 4
+    assert [v.state for v in verdicts] == ["holds"] * 4
     assert seen == ["a/1", "holds", "a/2", "holds", "a/3", "holds", "b/x", "holds"]
 
 
@@ -478,13 +478,13 @@ def open_ports(profile: Profile, who: str, network: str) -> dict[str, set[int]]:
 
 
 def test_a_stranger_may_reach_services_only(pair: Profile) -> None:
-    found = open_ports(pair, "strangers", "wan")
-    assert found == {"203.0.113.11": set(), "203.0.113.12": set(), "203.0.113.10": {80}}
+    ports_of = open_ports(pair, "strangers", "wan")
+    assert ports_of == {"203.0.113.11": set(), "203.0.113.12": set(), "203.0.113.10": {80}}
 
 
 def test_whoever_sits_inside_access_sources_may_reach_ssh_and_statistics(bakery: Profile) -> None:
-    found = open_ports(bakery, "clients", "lan")
-    assert found == {"192.168.0.11": {22, 8404}, "192.168.0.12": {22, 8404}, "192.168.0.10": {22, 80}}
+    ports_of = open_ports(bakery, "clients", "lan")
+    assert ports_of == {"192.168.0.11": {22, 8404}, "192.168.0.12": {22, 8404}, "192.168.0.10": {22, 80}}
 
 
 ADDRESSES = """\
@@ -498,9 +498,9 @@ ADDRESSES = """\
 
 
 def test_addresses_are_read_with_prefixes_and_without_link_local_ones() -> None:
-    found = parse_addresses(ADDRESSES)
-    assert found["eth0"] == {ip_interface(a) for a in ("203.0.113.11/24", "203.0.113.10/32", "2001:db8::11/64")}
-    assert found["eth1.10"] == {ip_interface("192.168.0.11/24")}
+    on_device = parse_addresses(ADDRESSES)
+    assert on_device["eth0"] == {ip_interface(a) for a in ("203.0.113.11/24", "203.0.113.10/32", "2001:db8::11/64")}
+    assert on_device["eth1.10"] == {ip_interface("192.168.0.11/24")}
 
 
 def test_statistics_name_each_server_and_whether_it_is_up() -> None:
@@ -574,7 +574,7 @@ ALARM = "echo '[2.0] haproxy[9]: segfault at 0 ip 1'"
 
 
 @pytest.mark.parametrize(
-    ("dmesg", "logread", "found"),
+    ("dmesg", "logread", "lines"),
     [
         (EVERYDAY, "echo all is well", []),
         (f"{EVERYDAY}; {ALARM}", "echo all is well", ["[2.0] haproxy[9]: segfault at 0 ip 1"]),
@@ -585,9 +585,9 @@ ALARM = "echo '[2.0] haproxy[9]: segfault at 0 ip 1'"
     ],
 )
 def test_trouble_in_the_logs_is_found_and_everyday_lines_are_not(
-    dmesg: str, logread: str, found: list[str], tmp_path: Path
+    dmesg: str, logread: str, lines: list[str], tmp_path: Path
 ) -> None:
-    assert NodeFacts(Shell(tmp_path, dmesg=dmesg, logread=logread)).trouble() == found
+    assert NodeFacts(Shell(tmp_path, dmesg=dmesg, logread=logread)).trouble() == lines
 
 
 def test_logs_that_cannot_be_searched_are_no_quiet_logs(tmp_path: Path) -> None:
@@ -619,13 +619,13 @@ def test_the_record_holds_only_if_every_claim_does(tmp_path: Path) -> None:
 
 
 def test_what_was_not_tried_is_in_the_record_and_in_a_table_with_its_reason(tmp_path: Path, bakery: Profile) -> None:
-    found = left_out(bakery)
-    assert found
-    report.write(tmp_path / "acceptance.json", replace(acceptance(GOOD), left_out=found))
+    omitted = left_out(bakery)
+    assert omitted
+    report.write(tmp_path / "acceptance.json", replace(acceptance(GOOD), left_out=omitted))
     facts = json.loads((tmp_path / "acceptance.json").read_text())
-    assert facts["left_out"] == [{"name": one.name, "reason": one.reason} for one in found]
-    lines = verify_progress.left_out_table(found).splitlines()
-    assert all(one.name in line and one.reason in line for one, line in zip(found, lines, strict=True))
+    assert facts["left_out"] == [{"name": one.name, "reason": one.reason} for one in omitted]
+    lines = verify_progress.left_out_table(omitted).splitlines()
+    assert all(one.name in line and one.reason in line for one, line in zip(omitted, lines, strict=True))
 
 
 def test_the_record_of_real_images_carries_no_lab_warning() -> None:

@@ -135,8 +135,8 @@ class FakeLab:
         ports = tuple(ServerPort(8000 + n, "http") for n in range(len(profile.pools)))
         self.servers = {
             (pool, server): SimpleNamespace(host=host, ports=ports, addresses=(ip_address("192.168.0.21"),))
-            for pool, found in profile.pools.items()
-            for server in found.servers
+            for pool, settings in profile.pools.items()
+            for server in settings.servers
         }
 
     def ask(self, url: str, payload: bytes, *, lines: int) -> SimpleNamespace:
@@ -164,8 +164,8 @@ class FakeLab:
 
 
 def tried(lab: FakeLab, *names: str) -> dict[str, tuple[bool, str]]:
-    found = WrongAnswers()
-    outcomes = {name: found.outcome(cast(LabNetwork, lab), name) for name in names}
+    wrong_answers = WrongAnswers()
+    outcomes = {name: wrong_answers.outcome(cast(LabNetwork, lab), name) for name in names}
     return {name: (outcome.ok, outcome.detail) for name, outcome in outcomes.items()}
 
 
@@ -192,10 +192,13 @@ def test_a_server_that_stays_or_does_not_come_back_fails_its_own_pool_only(fault
 
 def test_a_pool_that_is_tried_again_is_tried_alone() -> None:
     lab = FakeLab(profile(web="http", shop="http"), stays="shop")
-    found = WrongAnswers()
-    assert not found.outcome(cast(LabNetwork, lab), "shop").ok
-    found.again(cast(LabNetwork, lab), "shop")
-    assert found.outcome(cast(LabNetwork, lab), "shop").ok and found.outcome(cast(LabNetwork, lab), "web").ok
+    wrong_answers = WrongAnswers()
+    assert not wrong_answers.outcome(cast(LabNetwork, lab), "shop").ok
+    wrong_answers.again(cast(LabNetwork, lab), "shop")
+    assert (
+        wrong_answers.outcome(cast(LabNetwork, lab), "shop").ok
+        and wrong_answers.outcome(cast(LabNetwork, lab), "web").ok
+    )
     assert lab.disturbed == [["web", "shop"], ["shop"]]
 
 
