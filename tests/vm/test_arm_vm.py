@@ -44,8 +44,8 @@ services: {web: {vip: www, port: 80, protocol: http, pool: web}}
 
 @pytest.fixture(scope="module")
 def dockstar(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pair]:
-    with running(tmp_path_factory.mktemp("shelf"), "shelf", DOCKSTAR) as found:
-        yield found
+    with running(tmp_path_factory.mktemp("shelf"), "shelf", DOCKSTAR) as pair:
+        yield pair
 
 
 CLAIMS = (

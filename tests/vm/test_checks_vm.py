@@ -105,8 +105,8 @@ def pair(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pair]:
     folder = tmp_path_factory.mktemp("checks")
     (folder / "profiles").mkdir()
     (folder / "profiles/check.sh").write_text(SCRIPT)
-    with running(folder, "checks", profile(), pages={DIGEST: PAGE}) as found:
-        yield found
+    with running(folder, "checks", profile(), pages={DIGEST: PAGE}) as booted:
+        yield booted
 
 
 CLAIMS = ("service/k-smtp", "client-address/k-smtp", "client-address/k-page", "service/k-dns", "service/p-talk")

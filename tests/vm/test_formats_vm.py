@@ -56,8 +56,8 @@ def ext4(tmp_path_factory: pytest.TempPathFactory) -> Artifact:
 
 
 def file(built: Artifact, format_: str) -> Path:
-    (found,) = (i for i in built.record.images if i.format == format_)
-    return built.folder / found.name
+    (image,) = (i for i in built.record.images if i.format == format_)
+    return built.folder / image.name
 
 
 def answers(vm: Vm) -> None:

@@ -70,8 +70,8 @@ firewall:
 def pair(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pair]:
     folder = tmp_path_factory.mktemp("handover")
     public, private = new_key(folder)
-    with running(folder, "handover", PROFILE.format(key=public), identity=private) as found:
-        yield found
+    with running(folder, "handover", PROFILE.format(key=public), identity=private) as booted:
+        yield booted
 
 
 CLAIMS = ("daemons/lb1", "daemons/lb2", "firewall/wan", "firewall/lan", "failover/connections")

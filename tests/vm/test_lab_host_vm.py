@@ -144,14 +144,14 @@ def test_a_cut_cable_is_measured_within_the_resolution(net: Net, client: Host, u
         times.append(time.monotonic())
         yield
 
-    found = polled_during(client, url, fault(), interval_s=interval_s)
+    result = polled_during(client, url, fault(), interval_s=interval_s)
     outage_ms = 1000 * (times[1] - times[0])
-    gap = found.longest_gap
+    gap = result.longest_gap
     assert gap is not None
     print(f"{url} every {1000 * interval_s:g} ms: outage {outage_ms:.1f}, gap {gap.length_ms:.1f}, "  # noqa: T201  # figure
-          f"resolution {found.resolution_ms:.1f}, late {found.late_ms:.1f} ms")  # fmt: skip
+          f"resolution {result.resolution_ms:.1f}, late {result.late_ms:.1f} ms")  # fmt: skip
     # The kernel resends a lost ARP or ND request every 20 ms here, which adds to an answer's time.
-    assert outage_ms - 5 <= gap.length_ms <= outage_ms + found.resolution_ms + 25
+    assert outage_ms - 5 <= gap.length_ms <= outage_ms + result.resolution_ms + 25
     assert gap.at_least_ms <= outage_ms + 25
 
 
@@ -168,14 +168,14 @@ def test_a_frozen_machine_is_measured_within_the_resolution(net: Net, client: Ho
         yield
 
     clock = net.two.hosts.clock()
-    found = polled_during(client, f"http://{V4}/", fault())
-    gap = found.longest_gap
+    result = polled_during(client, f"http://{V4}/", fault())
+    gap = result.longest_gap
     assert gap is not None and gap.end_ms is not None
     frozen_ms = 1000 * (times[1] - times[0])
-    assert frozen_ms <= gap.length_ms <= frozen_ms + found.resolution_ms + 50
+    assert frozen_ms <= gap.length_ms <= frozen_ms + result.resolution_ms + 50
     # Seen on our clock, it began and ended when it did.
-    assert gap.begin_ms == pytest.approx(clock.theirs_ms(times[0]), abs=found.resolution_ms + clock.error_ms + 25)
-    assert gap.end_ms == pytest.approx(clock.theirs_ms(times[1]), abs=found.resolution_ms + clock.error_ms + 50)
+    assert gap.begin_ms == pytest.approx(clock.theirs_ms(times[0]), abs=result.resolution_ms + clock.error_ms + 25)
+    assert gap.end_ms == pytest.approx(clock.theirs_ms(times[1]), abs=result.resolution_ms + clock.error_ms + 50)
 
 
 @pytest.mark.alone

@@ -87,8 +87,8 @@ services:
 def pair(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pair]:
     folder = tmp_path_factory.mktemp("layer4")
     public, private = new_key(folder)
-    with running(folder, "layer4", PROFILE.format(key=public), identity=private) as found:
-        yield found
+    with running(folder, "layer4", PROFILE.format(key=public), identity=private) as booted:
+        yield booted
 
 
 CLAIMS = (

@@ -78,14 +78,14 @@ services:
 
 @pytest.fixture(scope="module")
 def dual(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pair]:
-    with running(tmp_path_factory.mktemp("dual"), "dual", DUAL) as found:
-        yield found
+    with running(tmp_path_factory.mktemp("dual"), "dual", DUAL) as booted:
+        yield booted
 
 
 @pytest.fixture(scope="module")
 def alone(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pair]:
-    with running(tmp_path_factory.mktemp("alone"), "alone", ALONE) as found:
-        yield found
+    with running(tmp_path_factory.mktemp("alone"), "alone", ALONE) as booted:
+        yield booted
 
 
 DUAL_CLAIMS = (

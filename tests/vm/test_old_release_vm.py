@@ -49,8 +49,8 @@ CLAIMS = ("daemons/lb1", "daemons/lb2", "vrrp/lb1", "vrrp/lb2", "vips/one-holder
 
 @pytest.fixture(scope="module")
 def old(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pair]:
-    with running(tmp_path_factory.mktemp("old"), "old", PROFILE) as found:
-        yield found
+    with running(tmp_path_factory.mktemp("old"), "old", PROFILE) as booted:
+        yield booted
 
 
 @pytest.mark.parametrize("name", CLAIMS)

@@ -56,8 +56,8 @@ services:
 def pair(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pair]:
     folder = tmp_path_factory.mktemp("pair")
     public, private = new_key(folder)
-    with running(folder, "pair", PROFILE.format(key=public), identity=private) as found:
-        yield found
+    with running(folder, "pair", PROFILE.format(key=public), identity=private) as booted:
+        yield booted
 
 
 def broken(pair: Pair, node: str, breaking: str, mending: str) -> contextlib.AbstractContextManager[None]:

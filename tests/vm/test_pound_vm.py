@@ -100,9 +100,9 @@ def shops(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pair]:
     for name, party in PARTIES.items():
         (kept / name).touch(mode=0o600)
         (kept / name).write_bytes(party.bundle())
-    with running(folder, "shops", PROFILE) as found:
-        found.lab.settle()
-        yield found
+    with running(folder, "shops", PROFILE) as booted:
+        booted.lab.settle()
+        yield booted
 
 
 def somebody(pair: Pair) -> VantagePoint:

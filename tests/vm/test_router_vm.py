@@ -63,8 +63,8 @@ pools:
 def pair(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pair]:
     folder = tmp_path_factory.mktemp("router")
     public, private = new_key(folder)
-    with running(folder, "router", PROFILE.format(key=public), identity=private) as found:
-        yield found
+    with running(folder, "router", PROFILE.format(key=public), identity=private) as booted:
+        yield booted
 
 
 HARMLESS = (

@@ -59,8 +59,8 @@ class Waiting:
 def clients(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Clients]:
     folder = tmp_path_factory.mktemp("choice")
     public, private = new_key(folder)
-    with running(folder, "choice", profile(public), identity=private) as found:
-        yield Clients(found.lab)
+    with running(folder, "choice", profile(public), identity=private) as booted:
+        yield Clients(booted.lab)
 
 
 @pytest.fixture(autouse=True)
@@ -258,8 +258,8 @@ def test_a_drained_server_that_was_away_is_back_with_its_weight(clients: Clients
     lab, address = clients.lab, clients.lab.profile.pools["fo"].servers["x"].address[0]
 
     def there() -> bool:
-        found = next(v.weights for v in lab.facts("lb1").virtual_servers() if v.port == 8030)
-        return any(a == address for a, _ in found)
+        weights = next(v.weights for v in lab.facts("lb1").virtual_servers() if v.port == 8030)
+        return any(a == address for a, _ in weights)
 
     _weigh(clients, "fo", "x", 0)
     assert (clients.who("fo"), there()) == ("y", True)
@@ -457,8 +457,8 @@ def test_a_node_without_statistics_or_keepalived_is_found_out(clients: Clients) 
 
 
 def _claim(clients: Clients, name: str) -> claims.Outcome:
-    found = {c.name: c for c in claims.all_claims(clients.lab.profile)}
-    return found[name].run(clients.lab)
+    by_name = {c.name: c for c in claims.all_claims(clients.lab.profile)}
+    return by_name[name].run(clients.lab)
 
 
 def test_the_claim_about_the_quorum_holds_and_needs_the_sorry_server(clients: Clients) -> None:

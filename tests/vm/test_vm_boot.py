@@ -358,9 +358,9 @@ def test_the_real_qemu_s_refusal_is_shown(tmp_path: Path) -> None:
 
 
 def test_the_probe_s_answer_boots_a_machine_here(tmp_path: Path) -> None:
-    found = probe(memory=tmp_path / "memory.json")
-    assert found.reason
-    with launch(machine("one"), tmp_path, found) as vm:
+    accelerator = probe(memory=tmp_path / "memory.json")
+    assert accelerator.reason
+    with launch(machine("one"), tmp_path, accelerator) as vm:
         assert ready(vm).console.run("echo up").stdout == "up\n"
 
 
@@ -404,13 +404,13 @@ def start_child(run_dir: Path) -> subprocess.Popen[str]:
 
 def machines_from(run_dir: Path) -> list[int]:
     """The processes that have the folder on their command line, without the child of the test."""
-    found = []
+    numbers = []
     for path in Path("/proc").glob("[0-9]*/cmdline"):
         with contextlib.suppress(OSError):
             words = path.read_bytes()
             if str(run_dir).encode() in words and b"-nodefaults" in words:
-                found.append(int(path.parent.name))
-    return found
+                numbers.append(int(path.parent.name))
+    return numbers
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT, signal.SIGTERM])
