@@ -77,10 +77,10 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
         terminalreporter.section("tried again by themselves, for others had disturbed them")
         for name, why in told:
             terminalreporter.write_line(f"{name}: {why}")
-    found = spending.by_module(reports)
-    if sum(spent.total_s for spent in found.values()) >= spending.TOLD_FROM_S:
+    spent_by = spending.by_module(reports)
+    if sum(spent.total_s for spent in spent_by.values()) >= spending.TOLD_FROM_S:
         terminalreporter.section("where the time went (seconds of all workers together)")
-        for line in spending.lines(found):
+        for line in spending.lines(spent_by):
             terminalreporter.write_line(line)
 
 

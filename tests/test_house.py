@@ -53,14 +53,14 @@ def rooms() -> dict[str, list[str]]:
 def place(name: str, table: dict[str, list[str]]) -> tuple[int, ...]:
     """Where a module stands, to be compared. Raises ValueError if the table does not have it."""
     folder, *rest = name.split("/")
-    found = [[one for one in table if "/" not in one].index(folder)]
+    steps = [[one for one in table if "/" not in one].index(folder)]
     while rest:
         here = table[folder]
         wanted = rest[0] if f"{rest[0]}/" not in here else f"{rest[0]}/"
         beside = "*" in here and wanted not in here and is_module(f"{folder}/{wanted}")
-        found.append(here.index("*" if beside else wanted))
+        steps.append(here.index("*" if beside else wanted))
         folder = f"{folder}/{rest.pop(0)}"
-    return (*found, LAST) if folder in table else tuple(found)
+    return (*steps, LAST) if folder in table else tuple(steps)
 
 
 def imports_of(tree: ast.Module) -> set[str]:
@@ -196,8 +196,8 @@ ONE_NAME_TWICE = {
 
 def classes() -> Counter[str]:
     """How many classes of the package have a name; private ones, which nobody sees elsewhere, are left out."""
-    found = (node for path in MODULES for node in ast.walk(ast.parse(path.read_text())))
-    return Counter(n.name for n in found if isinstance(n, ast.ClassDef) and not n.name.startswith("_"))
+    nodes = (node for path in MODULES for node in ast.walk(ast.parse(path.read_text())))
+    return Counter(n.name for n in nodes if isinstance(n, ast.ClassDef) and not n.name.startswith("_"))
 
 
 def test_no_two_classes_share_a_name_without_a_reason() -> None:
