@@ -204,12 +204,12 @@ def _download_from(cache: Path, suite: str, wanted: list[str], arch: str, at: st
         if plan.returncode == 0:
             files = re.findall(r"^'[^']+' (\S+\.deb) \d+", plan.stdout, re.MULTILINE)
             say(f"{len(files)} packages of {suite} for {arch}; downloading what is missing")
-            got = run([*install, "--download-only"], env)
-            if got.returncode == 0:
+            downloaded = run([*install, "--download-only"], env)
+            if downloaded.returncode == 0:
                 debs = sorted(cache / "debs" / f for f in files)
                 if debs and all(p.is_file() for p in debs):
                     return debs
-            plan = got
+            plan = downloaded
         if not lists_fresh:  # the mirror has moved on since the lists were fetched
             _update(env, suite, at, say)
             lists_fresh = True

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import ast
+import functools
 import importlib
 import re
 import subprocess
 import sys
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -34,6 +36,13 @@ WALLS = {("verify/claims", "render"), ("image", "lab"), ("model", "render"), ("o
 
 def run(*argv: str | Path) -> subprocess.CompletedProcess[str]:
     return subprocess.run([str(a) for a in argv], cwd=ROOT, capture_output=True, text=True, timeout=300, check=False)
+
+
+@functools.cache
+def tracked() -> tuple[str, ...]:
+    """The files of the repository, those that are new included."""
+    names = run("git", "ls-files", "-z", "--cached", "--others", "--exclude-standard").stdout.split("\0")
+    return tuple(name for name in names if name and (ROOT / name).is_file())
 
 
 def module_name(path: Path) -> str:
@@ -205,6 +214,68 @@ def test_no_two_classes_share_a_name_without_a_reason() -> None:
     assert twice == set(ONE_NAME_TWICE)
 
 
+EMPTY_NAMES = {
+    *("found", "got", "res", "ret", "retval", "tmp", "temp", "obj", "val", "thing", "things", "stuff"),
+    *("foo", "bar", "baz", "dummy", "misc", "x", "y", "z"),
+}
+"""Names that tell nothing about what they hold. `data` is right for bytes as they came, `result` for a …Result."""
+EMPTY_NAMES_THAT_ARE_RIGHT = {
+    ("src/ndakit/cli/bench/topologies.py", "x"): "a coordinate in an SVG",
+    ("tests/conftest.py", "val"): "pytest's own name of this hook's parameter",
+}
+
+
+def bound_names(tree: ast.Module) -> Iterator[tuple[int, str]]:
+    """(line, name) of everything that a module names: assignments, parameters, loops, fields, what is caught."""
+    for node in ast.walk(tree):
+        match node:
+            case ast.Name(id=name, ctx=ast.Store()) | ast.arg(arg=name):
+                yield node.lineno, name
+            case ast.ExceptHandler(name=str(name)) | ast.MatchAs(name=str(name)) | ast.MatchStar(name=str(name)):
+                yield node.lineno, name
+            case ast.FunctionDef(name=name) | ast.AsyncFunctionDef(name=name) | ast.ClassDef(name=name):
+                yield node.lineno, name
+            case ast.alias(asname=str(name)):
+                yield node.lineno, name
+
+
+def empty_names(text: str) -> list[str]:
+    return [name for _, name in sorted(bound_names(ast.parse(text))) if name in EMPTY_NAMES]
+
+
+def test_names_tell_what_they_hold() -> None:
+    """Rename what is told here after the thing that it holds: mistakes, matches, answer, rules, settings."""
+    texts = {name: (ROOT / name).read_text() for name in tracked() if name.endswith(".py")}
+    empty = {(file, name) for file, text in texts.items() for name in empty_names(text)}
+    assert empty == set(EMPTY_NAMES_THAT_ARE_RIGHT)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "found = 1",
+        "found: int = 1",
+        "found += 1",
+        "(first, found) = 1, 2",
+        "for found in (): pass",
+        "with open(path) as found: pass",
+        "if (found := 1): pass",
+        "[found for found in ()]",
+        "lambda found: 1",
+        "def f(*, found): pass",
+        "def f(*found): pass",
+        "def found(): pass",
+        "import re as found",
+        "class Row:\n    found: int",
+        "try: pass\nexcept ValueError as found: pass",
+        "match 1:\n    case [int() as found, *rest]: pass",
+        "match 1:\n    case [1, *found]: pass",
+    ],
+)
+def test_a_name_that_tells_nothing_is_seen_wherever_it_stands(text: str) -> None:
+    assert empty_names(text) == ["found"]
+
+
 def test_every_test_lies_in_the_folder_of_what_it_tries() -> None:
     ours = {"data", "support", "vm", "standin"}  # standin: lab/, the stand-in for OpenWrt
     folders = {p.relative_to(ROOT / "tests").parts[0] for p in (ROOT / "tests").glob("*/**/*.py")}
@@ -248,12 +319,7 @@ def test_types() -> None:
 
 def shell_files() -> list[Path]:
     """Every shell script of the repository; rendered ones are in the goldens and have a test of their own."""
-    tracked = run("git", "ls-files", "-z", "--cached", "--others", "--exclude-standard").stdout.split("\0")
-    files = [
-        ROOT / name
-        for name in tracked
-        if name and (ROOT / name).is_file() and not name.startswith("tests/data/golden/")
-    ]
+    files = [ROOT / name for name in tracked() if not name.startswith("tests/data/golden/")]
     files = [f for f in files if f.suffix != ".j2"]  # templates are none before they are rendered
     return [f for f in files if re.match(rb"#!\s*/(usr/)?bin/(env )?(ba|a|da)?sh\b", f.read_bytes()[:40])]
 

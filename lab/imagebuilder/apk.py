@@ -21,11 +21,11 @@ _SCRIPTS = ["pre-install", "post-install", "pre-deinstall", "post-deinstall", "p
 
 
 def _pairs(words: Sequence[str], known: Sequence[str]) -> dict[str, str]:
-    found = dict(word.split(":", 1) for word in words)
-    unknown = found.keys() - set(known)
+    named = dict(word.split(":", 1) for word in words)
+    unknown = named.keys() - set(known)
     if unknown:
         raise SystemExit(f"ERROR: invalid info field: {', '.join(sorted(unknown))}")
-    return found
+    return named
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -63,7 +63,7 @@ def test_list_names_every_profile_and_the_broken_ones(workspace: Path) -> None:
 def test_show_origin_is_yaml_with_the_place_of_every_value(workspace: Path) -> None:
     done = inv(workspace, "show", "bakery", "--origin")
     assert done.returncode == 0
-    line = next(x for x in done.stdout.splitlines() if x.startswith("release:"))
+    line = next(line for line in done.stdout.splitlines() if line.startswith("release:"))
     assert line.split("#")[1].strip() == "profiles/bakery.yaml:4"
 
 

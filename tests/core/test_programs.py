@@ -53,7 +53,7 @@ def _started(path: Path) -> Iterator[tuple[str, int]]:
 
 
 def test_every_program_that_is_started_stands_in_the_list() -> None:
-    listed = {Path(thing).name for row in programs.needed() for thing in row.things} | ESSENTIAL | ELSEWHERE
+    listed = {Path(name).name for row in programs.needed() for name in row.names} | ESSENTIAL | ELSEWHERE
     unlisted = [
         f"{path.relative_to(ROOT)}:{line}: {name}"
         for folder in ("src", "lab", "tests")
@@ -72,10 +72,10 @@ def test_the_scan_sees_programs(tmp_path: Path) -> None:
 
 def test_every_row_says_what_it_is_for() -> None:
     for row in programs.needed():
-        assert row.things and row.package and row.use, row
+        assert row.names and row.package and row.use, row
         assert row.who and row.who <= {"driver", "ndakit", "lab", "tests"}, row
-    things = [row.things for row in programs.needed()]
-    assert len(things) == len(set(things))
+    names = [row.names for row in programs.needed()]
+    assert len(names) == len(set(names))
 
 
 def test_the_driver_asks_for_what_the_list_gives_it(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -102,7 +102,7 @@ def _missing(folder: Path, *there: str) -> list[str]:
 
 
 def test_inv_installs_the_packages_of_the_list_that_are_missing(tmp_path: Path) -> None:
-    files = {row.package for row in programs.needed() if row.things[0].startswith("/")}
+    files = {row.package for row in programs.needed() if row.names[0].startswith("/")}
     wanted = {row.package for row in programs.needed()} | {"python3", "python3-venv"}
     (tmp_path / "bare").mkdir()
     missing = set(_missing(tmp_path / "bare"))
@@ -116,12 +116,12 @@ def test_this_machine_has_all_of_it() -> None:
     environment_path = process.environment()["PATH"].split(os.pathsep)
     for row in programs.needed():
         there = [
-            thing
-            for thing in row.things
+            name
+            for name in row.names
             if (
-                any(Path("/").glob(thing[1:]))
-                if thing.startswith("/")
-                else any((Path(f) / thing).exists() for f in environment_path)
+                any(Path("/").glob(name[1:]))
+                if name.startswith("/")
+                else any((Path(f) / name).exists() for f in environment_path)
             )
         ]
-        assert there, f"{row.package} has none of {' '.join(row.things)}"
+        assert there, f"{row.package} has none of {' '.join(row.names)}"

@@ -18,12 +18,12 @@ from places import SUPPORT
 from records import record
 
 
-def stored(tmp: Path, content: bytes = b"disk", beside: dict[str, str] | None = None, **changes: object) -> Artifact:
-    scratch = tmp / "scratch" / os.urandom(4).hex()
+def stored(folder: Path, content: bytes = b"disk", beside: dict[str, str] | None = None, **changes: object) -> Artifact:
+    scratch = folder / "scratch" / os.urandom(4).hex()
     scratch.mkdir(parents=True)
     image = scratch / "x.img.gz"
     image.write_bytes(content)
-    return artifacts.store(record(image, **changes), [image], tmp / "images/bakery/lb1", scratch, beside)
+    return artifacts.store(record(image, **changes), [image], folder / "images/bakery/lb1", scratch, beside)
 
 
 def test_what_was_stored_is_read_back_and_verifies(tmp_path: Path) -> None:

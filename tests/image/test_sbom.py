@@ -24,8 +24,8 @@ FACTS = {
 PACKAGES = {"haproxy": "3.0.11-r1", "libc": "1.2.5-r4", "odd": "2024-01-01~ab+1", "both": "1:2"}
 
 
-def made(tmp: Path, **changes: Any) -> Record:
-    image = tmp / "x.img.gz"
+def made(folder: Path, **changes: Any) -> Record:
+    image = folder / "x.img.gz"
     image.write_bytes(b"disk")
     return replace(record(image), **({"builder": "openwrt", "warning": None, "packages": PACKAGES} | changes))
 
@@ -34,8 +34,8 @@ def valid(text: str) -> bool:
     return JsonStrictValidator(SchemaVersion.V1_6).validate_str(text) is None
 
 
-def components(tmp: Path, **changes: Any) -> dict[str, dict[str, Any]]:
-    return {c["name"]: c for c in json.loads(sbom.document(made(tmp, **changes), FACTS))["components"]}
+def components(folder: Path, **changes: Any) -> dict[str, dict[str, Any]]:
+    return {c["name"]: c for c in json.loads(sbom.document(made(folder, **changes), FACTS))["components"]}
 
 
 @pytest.mark.parametrize("builder", ["lab", "openwrt"])
@@ -75,7 +75,10 @@ def test_packages_have_version_address_licence_and_cpe(tmp_path: Path) -> None:
     haproxy = by_name["haproxy"]
     assert haproxy["purl"] == "pkg:opkg/openwrt/haproxy@3.0.11-r1?arch=x86_64&distro=openwrt-24.10.8"
     assert haproxy["cpe"] == "cpe:/a:haproxy:haproxy:3.0.11"
-    assert [x["license"] for x in haproxy["licenses"]] == [{"id": "GPL-2.0-or-later"}, {"id": "LGPL-2.1-or-later"}]
+    assert [licence["license"] for licence in haproxy["licenses"]] == [
+        {"id": "GPL-2.0-or-later"},
+        {"id": "LGPL-2.1-or-later"},
+    ]
     assert "licenses" not in by_name["libc"]
     assert by_name["odd"]["licenses"] == [{"license": {"name": "as is, see README"}}]
     assert by_name["odd"]["purl"].startswith("pkg:opkg/openwrt/odd@2024-01-01~ab%2B1?")

@@ -36,13 +36,13 @@ PLATFORMS = {
 ALWAYS = {"The files", "Updating a node that runs"}
 
 
-def texts(tmp: Path, formats: str, *changes: tuple[str, str], warning: str | None = None) -> dict[str, str]:
+def texts(folder: Path, formats: str, *changes: tuple[str, str], warning: str | None = None) -> dict[str, str]:
     """The texts beside node lb1 of a profile with these formats; `changes` are made to its text."""
     text = PROFILE.replace("image: {rootfs_mib: 64}", f"image: {{formats: [{formats}]}}")
     for old, new in changes:
         assert old in text
         text = text.replace(old, new)
-    workspace = Workspace.at(workspace_folder(tmp, text))
+    workspace = Workspace.at(workspace_folder(folder, text))
     profile = load.load(workspace, "bakery").profile
     sizes = {f: None if f == "rootfs" else 4096 for f in profile.image.formats}
     files = [

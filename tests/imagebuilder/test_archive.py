@@ -47,10 +47,10 @@ def packed(folder: Path, *members: tuple[tarfile.TarInfo, bytes], suffix: str = 
     return path
 
 
-def unpacked(tmp: Path, path: Path) -> Path:
-    into = tmp / "into"
+def unpacked(folder: Path, path: Path) -> Path:
+    into = folder / "into"
     into.mkdir()
-    return archive.unpack(path, into, tmp / "log")
+    return archive.unpack(path, into, folder / "log")
 
 
 def test_files_links_modes_and_times_come_out_as_they_went_in(tmp_path: Path, suffix: str) -> None:

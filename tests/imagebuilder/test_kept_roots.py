@@ -52,10 +52,10 @@ package_index: FORCE
 class Place:
     """A fake ImageBuilder that is copied for every build, and one memory."""
 
-    def __init__(self, tmp: Path, release: str = "24.10.8") -> None:
-        self.tmp = tmp
+    def __init__(self, folder: Path, release: str = "24.10.8") -> None:
+        self.tmp = folder
         self.release = release
-        self.memory = Memory("f" * 64, base=tmp / "kept")
+        self.memory = Memory("f" * 64, base=folder / "kept")
         self._number = 0
 
     def build(self, *, banner: str = "hello\n", keep: bool = True, **changes: Any) -> Built:

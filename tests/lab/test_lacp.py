@@ -120,10 +120,10 @@ def test_ports_that_agree_are_one_link_and_use_each_of_them(switch: Switch, plug
         while sum(map(len, machine.frames.values())) < 3 * sent and time.monotonic() < end_s:
             machine.hear(0.04)
     machine.hear(0.1)
-    got = {n: [f[6:12] for f in frames if f[0:6] == mac(1)] for n, frames in machine.frames.items()}
-    assert sorted(got[1] + got[2]) == sorted(mac(n) for n in stations for _ in "ab")
-    assert not set(got[1]) & set(got[2]), "a conversation stays on one port"
-    assert min(len(got[1]), len(got[2])) > 8
+    received = {n: [f[6:12] for f in frames if f[0:6] == mac(1)] for n, frames in machine.frames.items()}
+    assert sorted(received[1] + received[2]) == sorted(mac(n) for n in stations for _ in "ab")
+    assert not set(received[1]) & set(received[2]), "a conversation stays on one port"
+    assert min(len(received[1]), len(received[2])) > 8
     flooded = [f[6:12] for frames in machine.frames.values() for f in frames if f[0:6] == BROADCAST]
     assert sorted(flooded) == sorted(mac(n) for n in stations), "a flooded frame comes once"
 

@@ -43,11 +43,11 @@ services:
 """
 
 
-def told(text: bytes, tmp: Path, profile: str = PROFILE) -> tuple[list[str], list[str]]:
+def told(text: bytes, folder: Path, profile: str = PROFILE) -> tuple[list[str], list[str]]:
     """What is wrong and what is doubtful about a secret of the profile, as shown."""
-    workspace = Workspace(tmp)
-    (tmp / "profiles").mkdir(exist_ok=True)
-    (tmp / "profiles/shop.yaml").write_text(profile)
+    workspace = Workspace(folder)
+    (folder / "profiles").mkdir(exist_ok=True)
+    (folder / "profiles/shop.yaml").write_text(profile)
     loaded = load.load(workspace, "shop")
     held = secrets.Secrets({"shop.pem": secrets.Secret(text, "a test")})
     wrong, doubts = certificate_checks.check(loaded, held, NOW)

@@ -38,15 +38,17 @@ services:
 """
 
 
-def refusals(tmp: Path, parties: dict[str, Party], rest: str = "", terminator: str = "pound") -> list[ProfileMistake]:
+def refusals(
+    folder: Path, parties: dict[str, Party], rest: str = "", terminator: str = "pound"
+) -> list[ProfileMistake]:
     listed = ", ".join(f"{{secret: {name}}}" for name in parties)
-    return refused(tmp, parties, f"terminator: {terminator}, certificates: [{listed}]", rest)
+    return refused(folder, parties, f"terminator: {terminator}, certificates: [{listed}]", rest)
 
 
-def refused(tmp: Path, parties: dict[str, Party], tls: str, rest: str = "") -> list[ProfileMistake]:
-    (tmp / "profiles").mkdir(exist_ok=True)
-    (tmp / "profiles/shop.yaml").write_text(f"{HEAD}{rest}    tls: {{{tls}}}\n")
-    loaded = load.load(Workspace(tmp), "shop")
+def refused(folder: Path, parties: dict[str, Party], tls: str, rest: str = "") -> list[ProfileMistake]:
+    (folder / "profiles").mkdir(exist_ok=True)
+    (folder / "profiles/shop.yaml").write_text(f"{HEAD}{rest}    tls: {{{tls}}}\n")
+    loaded = load.load(Workspace(folder), "shop")
     held = secrets.Secrets({name: secrets.Secret(party.bundle(), "a test") for name, party in parties.items()})
     return list(certificate_checks.check(loaded, held, NOW)[0])
 
@@ -82,11 +84,11 @@ def test_a_wide_wildcard_before_a_narrow_one_is_refused_and_the_order_of_the_fix
 def test_what_else_pound_would_show_wrongly(
     tmp_path: Path, parties: dict[str, Party], why: str, orders: bool | None
 ) -> None:
-    found = refusals(tmp_path, parties, "    hostnames: [anna.shop.example]\n" if "wide.pem" in parties else "")
+    mistakes = refusals(tmp_path, parties, "    hostnames: [anna.shop.example]\n" if "wide.pem" in parties else "")
     if orders is None:
-        assert found == []
+        assert mistakes == []
         return
-    (mistake,) = found
+    (mistake,) = mistakes
     assert why in mistake.what
     assert ("write certificates:" in mistake.fix) is orders
     assert refusals(tmp_path, parties, terminator="haproxy") == []

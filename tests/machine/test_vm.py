@@ -335,7 +335,7 @@ def test_kvm_that_fails_a_guest_later_is_not_trusted_again(tmp_path: Path) -> No
         "lb1 stopped", program=f"{tmp_path}/qemu-fake", device=tmp_path / "kvm", memory=tmp_path / "memory.json"
     )
     fallback = probe_with(tmp_path, "exit 67")
-    assert fallback.name == "tcg" and "failed a guest: lb1 stopped" in found.reason
+    assert fallback.name == "tcg" and "failed a guest: lb1 stopped" in fallback.reason
 
 
 def test_a_qemu_that_refuses_its_arguments_shows_its_words_command_and_exit_code(tmp_path: Path) -> None:

@@ -48,7 +48,7 @@ def test_spans_are_sets_of_addresses(one: list[IPv4Network], other: list[IPv4Net
     assert numbers(a.within(part)) == numbers(a) & numbers(Spans.of([part], 4))
     assert (a <= b) == (numbers(a) <= numbers(b))
     assert a.size == len(numbers(a))
-    assert all(x[1] + 1 < y[0] for x, y in zip(a.pairs, a.pairs[1:], strict=False))
+    assert all(before[1] + 1 < after[0] for before, after in zip(a.pairs, a.pairs[1:], strict=False))
 
 
 def asked(one: Door, source: IPv4Address) -> bool:

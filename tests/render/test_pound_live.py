@@ -114,23 +114,23 @@ def test_certificates_are_chosen_by_name_and_old_versions_refused(tmp_path: Path
     tried = [["shop.example", "", []], ["x.shop.example", "", []], ["other.example", "", []], ["who.example", "", []],
              ["shop.example", "TLSv1_2", []], ["shop.example", "TLSv1_1", []],
              ["shop.example", "", ["h2", "http/1.1"]]]  # fmt: skip
-    shaken = attempt(profile(), tmp_path, "handshakes", handshakes=tried, port=443, secrets=SECRETS)
+    answers = attempt(profile(), tmp_path, "handshakes", handshakes=tried, port=443, secrets=SECRETS)
     shop, other = digest(PARTIES[SHOP]), digest(PARTIES[OTHER])
-    assert [one[0] for one in shaken] == [shop, shop, other, shop, shop, "", shop]
-    assert [one[1] for one in shaken[:5]] == ["TLSv1.3"] * 4 + ["TLSv1.2"]
-    assert shaken[6][2] in (None, "http/1.1")
+    assert [one[0] for one in answers] == [shop, shop, other, shop, shop, "", shop]
+    assert [one[1] for one in answers[:5]] == ["TLSv1.3"] * 4 + ["TLSv1.2"]
+    assert answers[6][2] in (None, "http/1.1")
 
 
 @pytest.mark.parametrize(("first", "second", "got"), [(SHOP, OTHER, SHOP), (OTHER, SHOP, OTHER)])
 def test_an_asterisk_takes_dots_so_the_narrower_certificate_must_come_first(
-    tmp_path: Path, first: str, second: str, got: str
+    tmp_path: Path, first: str, second: str, shown: str
 ) -> None:
     """Pound compares names with fnmatch(3), in the order of its file (4.16, 4.19: config.c, SNI_server_name)."""
     parties = {SHOP: issue("wide", names=["*.shop.example"]), OTHER: issue("narrow", names=["*.test.shop.example"])}
     secrets = {SHOP: parties[first].bundle(), OTHER: parties[second].bundle()}
     tried = [["a.test.shop.example", "", []], ["a.shop.example", "", []]]
     narrow, wide = attempt(profile(), tmp_path, "handshakes", handshakes=tried, port=443, secrets=secrets)
-    assert (narrow[0], wide[0]) == (digest(parties[got]), digest(parties[SHOP]))
+    assert (narrow[0], wide[0]) == (digest(parties[shown]), digest(parties[SHOP]))
 
 
 @pytest.mark.parametrize("turned", [False, True])
@@ -145,10 +145,10 @@ def test_what_check_thinks_that_pound_shows_is_what_pound_shows(tmp_path: Path, 
     ]  # fmt: skip
     secrets = {name: party.bundle() for name, party in parties.items()}
     tried = [[name, "", []] for name in names]
-    found = attempt(profile(), tmp_path, "handshakes", handshakes=tried, port=443, secrets=secrets)
+    answers = attempt(profile(), tmp_path, "handshakes", handshakes=tried, port=443, secrets=secrets)
     bundles = {name: read(text) for name, text in secrets.items()}
     thought = [bundles[shown_for(name, (SHOP, OTHER), bundles)].fingerprint for name in names]
-    assert dict(zip(names, (one[0] for one in found), strict=True)) == dict(zip(names, thought, strict=True))
+    assert dict(zip(names, (one[0] for one in answers), strict=True)) == dict(zip(names, thought, strict=True))
 
 
 @pytest.mark.parametrize(
@@ -159,8 +159,8 @@ def test_what_check_thinks_that_pound_shows_is_what_pound_shows(tmp_path: Path, 
 def test_a_policy_decides_the_versions(tmp_path: Path, tls: str, versions: set[str]) -> None:
     names = ("TLSv1", "TLSv1_1", "TLSv1_2", "TLSv1_3")
     tried = [["shop.example", version, []] for version in names]
-    shaken = attempt(profile(tls), tmp_path, "handshakes", handshakes=tried, port=443, secrets=SECRETS)
-    assert {name for name, one in zip(names, shaken, strict=True) if one[0]} == versions
+    answers = attempt(profile(tls), tmp_path, "handshakes", handshakes=tried, port=443, secrets=SECRETS)
+    assert {name for name, one in zip(names, answers, strict=True) if one[0]} == versions
 
 
 def test_methods_other_than_get_and_post_get_through_and_haproxys_words_reach_the_client(tmp_path: Path) -> None:

@@ -61,15 +61,15 @@ def test_a_lost_haproxy_is_a_fault_not_a_lower_priority() -> None:
         root = keepalived(goldens.tree(name)["/etc/keepalived/keepalived.conf"].text)
         (script,) = root.inner("vrrp_script")
         assert script.first("weight") is None
-        assert all("haproxy" in {x.words[0] for b in i.inner("track_script") for x in b.lines}
+        assert all("haproxy" in {line.words[0] for b in i.inner("track_script") for line in b.lines}
                    for i in root.inner("vrrp_instance"))  # fmt: skip
 
 
 def test_adverts_hold_one_vip_and_both_families_move_together() -> None:
     root = keepalived(goldens.tree("dual-stack")["/etc/keepalived/keepalived.conf"].text)
     wan = next(b for b in root.inner("vrrp_instance") if b.name == "wan-main")
-    assert [x.words[0] for b in wan.inner("virtual_ipaddress") for x in b.lines] == ["203.0.113.10/32"]
-    assert [x.words[0] for b in wan.inner("virtual_ipaddress_excluded") for x in b.lines] == [
+    assert [line.words[0] for b in wan.inner("virtual_ipaddress") for line in b.lines] == ["203.0.113.10/32"]
+    assert [line.words[0] for b in wan.inner("virtual_ipaddress_excluded") for line in b.lines] == [
         "2001:db8:113::10/128",
         "198.51.100.7/32",
     ]
@@ -78,7 +78,7 @@ def test_adverts_hold_one_vip_and_both_families_move_together() -> None:
 def test_groups_of_one_network_are_instances_of_their_own() -> None:
     root = keepalived(goldens.tree("dual-stack")["/etc/keepalived/keepalived.conf"].text)
     (group,) = root.inner("vrrp_sync_group")
-    assert [x.words[0] for b in group.inner("group") for x in b.lines] == ["wan-main", "lan-main", "six-main"]
+    assert [line.words[0] for b in group.inner("group") for line in b.lines] == ["wan-main", "lan-main", "six-main"]
     assert {b.name for b in root.inner("vrrp_instance")} == {"wan-main", "lan-main", "six-main", "lan-db"}
     assert [b.words[0] for b in keepalived(goldens.tree("bakery")["/etc/keepalived/keepalived.conf"].text).blocks] == [
         "global_defs", "vrrp_script", "vrrp_instance"]  # fmt: skip
@@ -221,7 +221,7 @@ services: {{web: {{vip: www, port: 80, protocol: tcp, pool: a}}}}
 )
 def test_the_check_asks_as_a_client_would(name: str, host: str) -> None:
     proxies = haproxy(goldens.tree(name)["/etc/haproxy.cfg"].text)
-    (line,) = [x for p in proxies for x in p.all("http-check", "send")]
+    (line,) = [line for p in proxies for line in p.all("http-check", "send")]
     assert line.words[-2:] == ("Host", host)
 
 

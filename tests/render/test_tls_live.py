@@ -81,9 +81,9 @@ def fingerprint(party: Party) -> str:
 def test_a_client_gets_the_certificate_of_the_name_that_it_asks_for(tmp_path: Path) -> None:
     names = ["shop.example", "www.shop.example", "api.example", "other.example", "a.b.shop.example", None]
     services = web("certificates: [{secret: shop.pem}, {secret: api.pem}]")
-    got = clients(services, tmp_path, *({"name": name} for name in names))
+    answers = clients(services, tmp_path, *({"name": name} for name in names))
     wanted = [SHOP, SHOP, API, SHOP, SHOP, SHOP]
-    assert [one["certificate"] for one in got] == [fingerprint(party) for party in wanted]
+    assert [one["certificate"] for one in answers] == [fingerprint(party) for party in wanted]
 
 
 def test_unknown_names_are_refused_where_the_profile_says_so(tmp_path: Path) -> None:
@@ -95,8 +95,8 @@ def test_unknown_names_are_refused_where_the_profile_says_so(tmp_path: Path) -> 
 
 def test_an_rsa_certificate_stands_beside_an_elliptic_one(tmp_path: Path) -> None:
     services = web("certificates: [{secret: shop.pem}, {secret: shop-rsa}]")
-    (got,) = clients(services, tmp_path, {"name": "shop.example", "max": "1.2"})
-    assert "ECDSA" in got["cipher"]
+    (answer,) = clients(services, tmp_path, {"name": "shop.example", "max": "1.2"})
+    assert "ECDSA" in answer["cipher"]
 
 
 POLICIES = {
@@ -137,34 +137,36 @@ def test_a_list_of_certificates_is_looked_into() -> None:
 def test_a_policy_takes_its_versions_and_no_others(policy: str, tmp_path: Path) -> None:
     asked = ["1.0", "1.1", "1.2", "1.3"]
     services = web(f"certificates: [{{secret: shop.pem}}, {{secret: shop-rsa}}], policy: {policy}")
-    got = clients(services, tmp_path, *({"name": "shop.example", "min": v, "max": v} for v in asked))
-    assert [v for v, one in zip(asked, got, strict=True) if "error" not in one] == POLICIES[policy], got
+    answers = clients(services, tmp_path, *({"name": "shop.example", "min": v, "max": v} for v in asked))
+    assert [v for v, one in zip(asked, answers, strict=True) if "error" not in one] == POLICIES[policy], answers
 
 
 def test_the_lowest_version_goes_against_the_policy(tmp_path: Path) -> None:
     services = web('certificates: [{secret: shop.pem}], policy: old, min_version: "1.1"')
-    got = clients(services, tmp_path, *({"min": v, "max": v} for v in ("1.0", "1.1")))
-    assert ["error" in one for one in got] == [True, False]
+    answers = clients(services, tmp_path, *({"min": v, "max": v} for v in ("1.0", "1.1")))
+    assert ["error" in one for one in answers] == [True, False]
 
 
 def test_protocols_are_offered_in_the_order_of_the_profile(tmp_path: Path) -> None:
     both = {"alpn": ["http/1.1", "h2"]}
     old = {"alpn": ["http/1.1"]}
-    got = clients(web(), tmp_path, dict(both), dict(old))
-    assert [one["alpn"] for one in got] == ["h2", "http/1.1"]
+    answers = clients(web(), tmp_path, dict(both), dict(old))
+    assert [one["alpn"] for one in answers] == ["h2", "http/1.1"]
     (one,) = clients(web("certificates: [{secret: shop.pem}], alpn: [http/1.1]"), tmp_path, dict(both))
     assert one["alpn"] == "http/1.1"
 
 
 def test_servers_learn_that_it_was_https_and_browsers_to_stay_with_it(tmp_path: Path) -> None:
     request = ASK.format(host="shop.example", more="X-Forwarded-Proto: http\r\nX-SSL-Client-Verify: SUCCESS\r\n")
-    (got,) = clients(web("certificates: [{secret: shop.pem}], hsts_s: 300"), tmp_path, {"request": request})
-    head, _, seen = got["answer"].partition("\r\n\r\n")
+    (answer,) = clients(web("certificates: [{secret: shop.pem}], hsts_s: 300"), tmp_path, {"request": request})
+    head, _, seen = answer["answer"].partition("\r\n\r\n")
     assert "strict-transport-security: max-age=300" in head.lower()
     assert "x-forwarded-proto: https" in seen.lower() and "proto: http\r" not in seen.lower()
     assert "x-ssl-client" not in seen.lower()
-    (got,) = clients(web("certificates: [{secret: shop.pem}], hsts_s: 300"), tmp_path, {"request": request}, dead=True)
-    assert got["answer"].startswith("HTTP/1.1 503") and "strict-transport" in got["answer"].lower()
+    (answer,) = clients(
+        web("certificates: [{secret: shop.pem}], hsts_s: 300"), tmp_path, {"request": request}, dead=True
+    )
+    assert answer["answer"].startswith("HTTP/1.1 503") and "strict-transport" in answer["answer"].lower()
 
 
 # -- client certificates -----------------------------------------------------------------------------------------------
@@ -219,9 +221,9 @@ def test_a_revoked_certificate_is_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ["a\r\nX-Evil: 1", "a\nX-Evil: 1", "a\x00b"])
 def test_a_name_in_a_certificate_cannot_begin_a_header(name: str, tmp_path: Path) -> None:
     hostile = issue(name, CA, begins=BEGINS)
-    (got,) = mutual(tmp_path, "required", hostile)
-    assert got["answer"].startswith("HTTP/1.1 200")
-    seen = got["answer"].partition("\r\n\r\n")[2].split("\r\n")
+    (answer,) = mutual(tmp_path, "required", hostile)
+    assert answer["answer"].startswith("HTTP/1.1 200")
+    seen = answer["answer"].partition("\r\n\r\n")[2].split("\r\n")
     assert not [line for line in seen if line.lower().startswith("x-evil") or "\n" in line or "\x00" in line]
     assert [line for line in seen if line.startswith("x-ssl-client-dn: /CN=a%0")]
 
@@ -325,8 +327,8 @@ def test_over_http2_a_name_is_the_authority(tmp_path: Path) -> None:
         "shop.example:@evil.example": refused, "evil.example,shop.example": refused,
         "shop.example:.evil.example": refused, "shop.example/": refused,
     }  # fmt: skip
-    got = clients(services, tmp_path, *({"alpn": ["h2"], "h2": [[":authority", name]]} for name in asked))
-    assert [name for name, one in zip(asked, got, strict=True) if one["answer"] not in asked[name]] == [], got
+    answers = clients(services, tmp_path, *({"alpn": ["h2"], "h2": [[":authority", name]]} for name in asked))
+    assert [name for name, one in zip(asked, answers, strict=True) if one["answer"] not in asked[name]] == [], answers
     both = [[":authority", "evil.example"], ["host", "shop.example"]]
     (one,) = clients(services, tmp_path, {"alpn": ["h2"], "h2": both})
     assert one["answer"] != "200"

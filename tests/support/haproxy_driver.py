@@ -192,7 +192,7 @@ def trusting() -> ssl.SSLContext:
 
 def handshakes(order: dict[str, Any], servers: dict[str, Server]) -> Any:
     """TLS handshakes with names, highest versions and protocols: what came of each."""
-    shaken = []
+    outcomes = []
     for name, version, protocols in order["handshakes"]:
         context = trusting()
         context.minimum_version = ssl.TLSVersion.TLSv1
@@ -204,10 +204,10 @@ def handshakes(order: dict[str, Any], servers: dict[str, Server]) -> Any:
             raw = socket.create_connection((order["address"], order["port"]), 5)
             with context.wrap_socket(raw, server_hostname=name) as sock:
                 der = sock.getpeercert(binary_form=True) or b""
-                shaken.append([hashlib.sha256(der).hexdigest(), sock.version(), sock.selected_alpn_protocol()])
+                outcomes.append([hashlib.sha256(der).hexdigest(), sock.version(), sock.selected_alpn_protocol()])
         except OSError as cause:
-            shaken.append(["", type(cause).__name__, None])
-    return shaken
+            outcomes.append(["", type(cause).__name__, None])
+    return outcomes
 
 
 def tls(order: dict[str, Any], servers: dict[str, Server]) -> Any:

@@ -60,15 +60,15 @@ def fake(folder: Path, release: str = "24.10.8", target: str = "x86/64", mode: s
     return folder
 
 
-def driver(tmp: Path, release: str = "24.10.8", mode: str = "", **more: str) -> ImageBuilder:
+def driver(base: Path, release: str = "24.10.8", mode: str = "", **more: str) -> ImageBuilder:
     """The driver on a fake ImageBuilder of its own."""
-    folder = fake(tmp / "imagebuilder", release, mode=mode, **more)
-    return ImageBuilder(folder, Release.parse(release), log=tmp / "log")
+    folder = fake(base / "imagebuilder", release, mode=mode, **more)
+    return ImageBuilder(folder, Release.parse(release), log=base / "log")
 
 
-def request(tmp: Path, **changes: object) -> ImageRequest:
+def request(folder: Path, **changes: object) -> ImageRequest:
     """A request for an image of node lb1 that any fake can fulfil."""
-    files = tmp / "files"
+    files = folder / "files"
     (files / "etc").mkdir(parents=True, exist_ok=True)
     (files / "etc/banner").write_text("hello\n")
     facts: dict[str, object] = {

@@ -224,8 +224,8 @@ def test_500_kb_cross_the_switch_unharmed(pair: tuple[Switch, Vm, Vm]) -> None:
     switch, left, right = pair
     dropped = [Counter(switch.counters(port).drops) for port in switch.ports()]
     right.console.run("head -c 500000 /dev/urandom >/tmp/x; httpd -p 5000 -h /tmp")
-    got = left.console.run("wget -q -O /tmp/x http://10.0.0.2:5000/x; md5sum </tmp/x", 60).stdout
-    assert got == right.console.run("md5sum </tmp/x").stdout
+    checksum = left.console.run("wget -q -O /tmp/x http://10.0.0.2:5000/x; md5sum </tmp/x", 60).stdout
+    assert checksum == right.console.run("md5sum </tmp/x").stdout
     now = [Counter(switch.counters(port).drops) for port in switch.ports()]
     assert all(set(after - before) <= {"absent"} for before, after in zip(dropped, now, strict=True)), (dropped, now)
 

@@ -64,10 +64,10 @@ class Behaviour:
 
     def page(self, path: str) -> tuple[int, bytes | None]:
         """The status for a path, and its body; None for the usual one."""
-        found = self.pages.get(path) or self.pages.get(path.partition("?")[0])
-        if found is None:
+        page = self.pages.get(path) or self.pages.get(path.partition("?")[0])
+        if page is None:
             return self.status, None
-        return found[0], None if found[1] is None else binascii.a2b_base64(found[1])
+        return page[0], None if page[1] is None else binascii.a2b_base64(page[1])
 
 
 class WebServer(StreamServer):

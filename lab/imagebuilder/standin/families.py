@@ -159,11 +159,11 @@ def family(release: str, target: str) -> Family:
             "  where: --target\n"
             "  fix:   choose a device of one of these targets for the lab, or give a real ImageBuilder for this target"
         )
-    found = TARGETS[target]
-    if found.start == "efi" and number < (23, 5):
+    kind = TARGETS[target]
+    if kind.start == "efi" and number < (23, 5):
         raise UnknownRelease(
             f"OpenWrt {release} has no target {target}: it came with 23.05\n"
             "  where: --release and --target\n"
             "  fix:   choose release 23.05 or later"
         )
-    return Family(release, number, found)
+    return Family(release, number, kind)

@@ -31,7 +31,7 @@ class _Opened:
 
 def packages(folder: Path, family: Family, note: Callable[[str], None]) -> dict[str, Package]:
     """The packages of the folder by name; two versions of one are not told apart: the last file counts."""
-    found = {}
+    by_name = {}
     for path in sorted(folder.glob("*.apk" if family.apk else "*.ipk")):
         try:
             opened = _apk(path) if family.apk else _ipk(path)
@@ -40,7 +40,7 @@ def packages(folder: Path, family: Family, note: Callable[[str], None]) -> dict[
         name = opened.facts["name"]
         if opened.scripted:
             note(f"lab: package {name} has a post-install script, which the stand-in does not run")
-        found[name] = Package(
+        by_name[name] = Package(
             name,
             depends=tuple(opened.facts.get("depends", "").split()),
             archive=path,
@@ -48,7 +48,7 @@ def packages(folder: Path, family: Family, note: Callable[[str], None]) -> dict[
             digest=hashlib.sha256(path.read_bytes()).hexdigest(),
             conffiles=opened.conffiles,
         )
-    return found
+    return by_name
 
 
 def lay(package: Package, root: Path) -> None:

@@ -64,7 +64,7 @@ class Unresolvable(Exception):
 
 def feed(table: Path, family: Family) -> dict[str, Package]:
     """The packages this release has."""
-    found = {}
+    by_name = {}
     for name, entry in tomllib.loads(table.read_text()).items():
         if "since" in entry and family.number < _number(entry.pop("since")):
             continue
@@ -74,8 +74,8 @@ def feed(table: Path, family: Family) -> dict[str, Package]:
             entry["modules"] = entry.get("modules", []) + entry.get("modules-x86", [])
         others = {suite: _lists(entry.pop(suite), family) for suite in _OTHER_SUITES if suite in entry}
         nothing = entry.pop("nothing", "")
-        found[name] = Package(name, nothing=nothing, suites=others, **_lists(entry, family))
-    return found
+        by_name[name] = Package(name, nothing=nothing, suites=others, **_lists(entry, family))
+    return by_name
 
 
 def _lists(entry: Mapping[str, Any], family: Family) -> dict[str, Any]:

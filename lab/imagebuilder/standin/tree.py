@@ -265,11 +265,11 @@ def _libraries(root: Path, programs: Sequence[tuple[Path, Path]], target: Target
             if name in seen:
                 continue
             seen.add(name)
-            found = next((origin / f / name for f in (library, "usr/lib") if (origin / f / name).exists()), None)
-            if found is None:
+            source = next((origin / f / name for f in (library, "usr/lib") if (origin / f / name).exists()), None)
+            if source is None:
                 raise FileNotFoundError(f"{name}, needed by {program.name}, is in no library folder of {origin}")
             copy = root / library / name
-            _copy(found, copy)
+            _copy(source, copy)
             queue.append((copy, origin))
     loader = root / target.loader
     loader.parent.mkdir(exist_ok=True)
@@ -369,13 +369,13 @@ def _versions(debs: Sequence[Path], packages: Sequence[Package], family: Family)
     for path in debs:
         name, version, _ = path.name.split("_")
         known[name] = re.sub(r"^\d+%3a|[-+~].*$", "", version)
-    found = {}
+    version_of = {}
     for package in packages:
         upstream = next((known[d] for d in package.debian if d in known), "1")
         if package.name == "kernel" or package.modules:
             upstream = next((v for n, v in sorted(known.items()) if n.startswith("linux-image-6")), "6")
-        found[package.name] = package.version or family.package_version(upstream)
-    return found
+        version_of[package.name] = package.version or family.package_version(upstream)
+    return version_of
 
 
 def _write(path: Path, text: str) -> None:

@@ -153,15 +153,15 @@ def path_of(loaded: Loaded) -> Path:
 def read(path: Path) -> Lock:
     """The lock file; one without sections if there is none. Raises LockBroken."""
     try:
-        data = tomllib.loads(path.read_text())
+        tables = tomllib.loads(path.read_text())
     except FileNotFoundError:
         return Lock({})
     except (OSError, ValueError, RecursionError) as cause:
         raise LockBroken(path, clean(str(cause))[:200]) from cause
     try:
-        if data.pop("format") != FORMAT:
+        if tables.pop("format") != FORMAT:
             raise LockBroken(path, f"this version reads format {FORMAT}")
-        return Lock({kind: _section(dict(facts)) for kind, facts in data.items()})
+        return Lock({kind: _section(dict(facts)) for kind, facts in tables.items()})
     except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as cause:
         raise LockBroken(path, f"it is incomplete or has something foreign in it ({clean(str(cause))[:80]})") from cause
 

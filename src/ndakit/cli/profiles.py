@@ -86,8 +86,8 @@ def show_text(workspace: Workspace, profile: str, *, origin: bool) -> str:
     return "\n".join(f"{line.text.ljust(width)}  # {line.origin}" if line.origin else line.text for line in lines)
 
 
-def _count(things: Sequence[Any] | dict[str, Any], noun: str) -> str:
-    return f"{len(things)} {noun}{'' if len(things) == 1 else 's'}"
+def _count(counted: Sequence[Any] | dict[str, Any], noun: str) -> str:
+    return f"{len(counted)} {noun}{'' if len(counted) == 1 else 's'}"
 
 
 def rendered(workspace: Workspace, loaded: Loaded, node: str, secrets: Secrets) -> Tree:

@@ -15,9 +15,9 @@ LIST = Path(__file__).with_name("programs.txt")
 
 @dataclass(frozen=True)
 class Needed:
-    """One row: any one of `things` (a program's name, or a file's absolute path with patterns) is enough."""
+    """One row: any one of `names` (a program's name, or a file's absolute path with patterns) is enough."""
 
-    things: tuple[str, ...]
+    names: tuple[str, ...]
     package: str
     """Debian's package that has it."""
     who: frozenset[str]
@@ -32,6 +32,6 @@ def needed() -> tuple[Needed, ...]:
     rows = []
     for line in LIST.read_text(encoding="utf-8").splitlines():
         if line.strip() and not line.startswith("#"):
-            things, package, who, use = (column.strip() for column in line.split("|"))
-            rows.append(Needed(tuple(things.split()), package, frozenset(who.split()), use))
+            names, package, who, use = (column.strip() for column in line.split("|"))
+            rows.append(Needed(tuple(names.split()), package, frozenset(who.split()), use))
     return tuple(rows)

@@ -155,16 +155,16 @@ class Artifact:
         """
         path = folder / RECORD
         try:
-            data = json_text.read(path)
+            facts = json_text.read(path)
         except FileNotFoundError as cause:
             name = folder.parent.name
             raise ImageNotBuilt(name, folder.name, folder, called or name) from cause
         except (OSError, ValueError) as cause:
             raise RecordBroken(path, clean(str(cause))) from cause
-        if data.get("format") != RECORD_FORMAT:
-            raise RecordBroken(path, f"it has format {data.get('format')!r:.20}, this version writes {RECORD_FORMAT}")
+        if facts.get("format") != RECORD_FORMAT:
+            raise RecordBroken(path, f"it has format {facts.get('format')!r:.20}, this version writes {RECORD_FORMAT}")
         try:
-            record = _reader().validate_python(data)
+            record = _reader().validate_python(facts)
         except ValidationError as cause:
             places = sorted({clean(".".join(map(str, e["loc"]))) for e in cause.errors(include_input=False)})
             raise RecordBroken(

@@ -304,8 +304,10 @@ class ImageBuilder:
         if disk.filesystem != request.filesystem:
             raise image_disk.DiskImageBroken(path, f"there is no {request.filesystem} in its root partition")
         if disk.root_capacity != request.rootfs_mib * image_disk.MIB:
-            got = disk.root_capacity // image_disk.MIB
-            raise image_disk.DiskImageBroken(path, f"its root partition has {got} MiB instead of {request.rootfs_mib}")
+            capacity_mib = disk.root_capacity // image_disk.MIB
+            raise image_disk.DiskImageBroken(
+                path, f"its root partition has {capacity_mib} MiB instead of {request.rootfs_mib}"
+            )
 
     def _manifest_of(self, bin_dir: Path) -> dict[str, str]:
         manifests = [p for p in sorted(bin_dir.iterdir()) if p.name.endswith(".manifest")]

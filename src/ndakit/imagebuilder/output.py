@@ -114,11 +114,11 @@ def index_names(text: str) -> tuple[str, ...]:
 
 def overview(text: str, device: str) -> Overview:
     """Read profiles.json for one device. Raises ValueError for anything that is not such a file."""
-    data = json_text.mapping(text)
+    facts = json_text.mapping(text)
     try:
-        images = data["profiles"][device]["images"]
+        images = facts["profiles"][device]["images"]
         return Overview(
-            version=str(data.get("version_number", "")),
+            version=str(facts.get("version_number", "")),
             images=tuple(
                 Listed(str(i["name"]), str(i.get("type", "")), str(i.get("filesystem") or ""), str(i["sha256"]))
                 for i in images

@@ -25,10 +25,10 @@ def check(where: str) -> None:
 
     Files are left to the ImageBuilder's own check: the list names Debian's places of them.
     """
-    programs = [row for row in needed() if "driver" in row.who and not row.things[0].startswith("/")]
-    missing = [row for row in programs if not any(map(process.find, row.things))]
+    programs = [row for row in needed() if "driver" in row.who and not row.names[0].startswith("/")]
+    missing = [row for row in programs if not any(map(process.find, row.names))]
     if missing:
-        wishes = [f"{row.things[0]} ({row.use})" for row in missing]
+        wishes = [f"{row.names[0]} ({row.use})" for row in missing]
         raise PrerequisitesMissing(wishes, list(dict.fromkeys(row.package for row in missing)), where)
 
 

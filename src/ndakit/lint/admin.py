@@ -210,8 +210,8 @@ def _route(section: Section, devices: dict[str, str]) -> Iterator[Way]:
 def _filters(subject: Subject, devices: dict[str, str], port: int) -> Iterator[Filter]:
     """The rules about a TCP port of the node in the order in which they are tried, then the zones' policies."""
     zones = {
-        z.get("name") or "": frozenset((*(devices.get(n, n) for n in z.list("network")), *z.list("device")))
-        for z in subject.sections("firewall", "zone")
+        zone.get("name") or "": frozenset((*(devices.get(n, n) for n in zone.list("network")), *zone.list("device")))
+        for zone in subject.sections("firewall", "zone")
     }
     sections = [s for s in subject.sections("firewall", "rule") if s.get("dest") is None and s.get("src") is not None]
     for section in sorted(sections, key=lambda s: s.get("src") != "*"):  # a stable sort: the order within stays

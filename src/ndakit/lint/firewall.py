@@ -276,7 +276,7 @@ def ssh(subject: Subject, accepts: list[_Accept]) -> Iterator[LintFinding]:
     stated = [s for group in subject.profile.access.sources.values() for s in group]
     allowed = {v: Spans.of(stated, v) for v in (4, 6)}
     port = subject.profile.ssh_port
-    zone_names = [z for s in subject.sections("firewall", "zone") if (z := s.get("name"))]
+    zone_names = [name for s in subject.sections("firewall", "zone") if (name := s.get("name"))]
     tcp = [a for a in accepts if 6 in a.protocols]
     wide = [a for a in tcp if not a.destinations]
     everywhere = {v: _let_in([a for a in wide if a.zone == "*"], v, port) for v in (4, 6)}
@@ -287,7 +287,7 @@ def ssh(subject: Subject, accepts: list[_Accept]) -> Iterator[LintFinding]:
     }
     for source in stated:
         whole = Spans.of([source], source.version)
-        closed = [z for z in zone_names if not whole <= inside[z, source.version].within(source)]
+        closed = [zone for zone in zone_names if not whole <= inside[zone, source.version].within(source)]
         if closed:
             what = f"SSH from {source} (access.sources) is not accepted in zone {', '.join(closed)}: a lock-out"
             yield subject.finding("fw-ssh-closed", FIREWALL, 0, what)
@@ -339,7 +339,7 @@ def listeners(subject: Subject, accepts: list[_Accept]) -> Iterator[LintFinding]
 
 def adverts(subject: Subject, accepts: list[_Accept]) -> Iterator[LintFinding]:
     """Without its peers' adverts a node believes it is alone, and both become master."""
-    zone_of = {i.device: z for i in subject.view.interfaces for z in _zones_of(subject, i.section)}
+    zone_of = {i.device: zone for i in subject.view.interfaces for zone in _zones_of(subject, i.section)}
     vrrp = [a for a in accepts if 112 in a.protocols]
     for instance in subject.view.instances:
         zone = zone_of.get(instance.device, "")
@@ -370,7 +370,8 @@ def _routed(subject: Subject) -> Iterator[LintFinding]:
 
 
 def _zones_of(subject: Subject, interface: str) -> list[str]:
-    return [z for s in subject.sections("firewall", "zone") if interface in s.list("network") and (z := s.get("name"))]
+    zones = subject.sections("firewall", "zone")
+    return [name for zone in zones if interface in zone.list("network") and (name := zone.get("name"))]
 
 
 def _single_ports(accept: _Accept) -> tuple[str, ...]:

@@ -182,10 +182,10 @@ def _opened(subject: Subject, name: str, address: Address, known: _Rules) -> Ite
         yield subject.finding("ipvs-closed", FIREWALL, 0, what)
     if name not in profile.marks:
         return
-    all_zones = {z for s in subject.sections("firewall", "zone") if (z := s.get("name"))}
+    all_zones = {zone for s in subject.sections("firewall", "zone") if (zone := s.get("name"))}
     mark = str(profile.marks[name])
     marking = {rule.zone for rule in known.marking_to.about(address, min(spans)) if fits(rule) and _sets(rule, mark)}
-    for zone in sorted(z for z in all_zones if z in accepting or "*" in accepting):
+    for zone in sorted(zone for zone in all_zones if zone in accepting or "*" in accepting):
         if zone not in marking:
             what = f"no rule marks what service {name} gets on {address} from zone {zone}: IPVS would not know it"
             yield subject.finding("ipvs-mark", FIREWALL, 0, what)

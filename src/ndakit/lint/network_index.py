@@ -41,13 +41,13 @@ class BySocket(Generic[_T]):
         """Each thing with its subnets and its port words; none of either means all."""
         self._of: dict[tuple[Address, str], list[_T]] = {}
         self._wide: list[_T] = []
-        for thing, nets, words in entries:
+        for entry, nets, words in entries:
             if nets and words and all(n.prefixlen == n.max_prefixlen for n in nets):
                 for net in nets:
                     for word in words:
-                        self._of.setdefault((net.network_address, word), []).append(thing)
+                        self._of.setdefault((net.network_address, word), []).append(entry)
             else:
-                self._wide.append(thing)
+                self._wide.append(entry)
 
     def about(self, address: Address, word: str) -> Iterator[_T]:
         """What may be about an address and a port word, to be looked at one by one."""

@@ -340,7 +340,7 @@ def _shell(tree: Tree, root: Path) -> Iterator[DaemonRefuses]:
     # procd reads START and the like from init scripts, which shellcheck cannot know (SC2034).
     inits = " ".join(shlex.quote(p) for p in scripts if p.startswith(_INIT))
     others = " ".join(shlex.quote(p) for p in scripts if not p.startswith(_INIT))
-    checks = [f"shellcheck -s busybox -f gcc {x} {w}" for x, w in (("-e SC2034", inits), ("", others)) if w]
+    checks = [f"shellcheck -s busybox -f gcc {options} {w}" for options, w in (("-e SC2034", inits), ("", others)) if w]
     done = _run(root, f"for s in {words}; do busybox sh -n $s; done; {'; '.join(checks)}")
     for line in (done.stdout + done.stderr).splitlines():
         if match := _SHELL_MESSAGE.search(line):

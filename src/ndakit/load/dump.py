@@ -30,16 +30,16 @@ class OriginLine:
 
 def lines(profile: Profile, origins: Mapping[KeyPath, Location]) -> Iterator[OriginLine]:
     """The profile as YAML lines in the order of the model; without defaults that its device has no use for."""
-    data = profile.model_dump(mode="json", exclude_none=True)
+    values = profile.model_dump(mode="json", exclude_none=True)
     if profile.on_flash:
-        data["image"] = {k: v for k, v in data["image"].items() if k not in ("firmware", "rootfs_mib")}
-    yield from _mapping(data, (), 0, origins)
+        values["image"] = {k: v for k, v in values["image"].items() if k not in ("firmware", "rootfs_mib")}
+    yield from _mapping(values, (), 0, origins)
 
 
 def _mapping(
-    data: Mapping[str, Any], path: KeyPath, depth: int, origins: Mapping[KeyPath, Location]
+    values: Mapping[str, Any], path: KeyPath, depth: int, origins: Mapping[KeyPath, Location]
 ) -> Iterator[OriginLine]:
-    for key, value in data.items():
+    for key, value in values.items():
         here: KeyPath = (*path, key)
         head = f"{'  ' * depth}{scalar(key)}:"
         if isinstance(value, list) and len(value) == 1 and field_types.takes_single(field_types.at(here)):

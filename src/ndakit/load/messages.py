@@ -372,7 +372,7 @@ def _wrong_kind(path: KeyPath, facts: Facts, node: Node | None, at: Location) ->
     key = show(str(path[-1])) if path else ""
     name = f"'{key}'" if path and isinstance(path[-1], str) else "a list entry"
     expected = field_types.at(path)
-    got = "a mapping" if isinstance(node, dict) else "a list" if isinstance(node, list) else f"'{show(str(node))}'"
+    given = "a mapping" if isinstance(node, dict) else "a list" if isinstance(node, list) else f"'{show(str(node))}'"
     if isinstance(node, dict) and any("::" in k or k.endswith(":") for k in node):
         return ProfileMistake(
             "wrong-kind",
@@ -419,7 +419,7 @@ def _wrong_kind(path: KeyPath, facts: Facts, node: Node | None, at: Location) ->
         fix = f"write {key}: [{show(node)}]"
     else:
         fix = f"write {wanted} there"
-    return ProfileMistake("wrong-kind", f"{name} is {got}, and {wanted} is needed", at=at, fix=fix)
+    return ProfileMistake("wrong-kind", f"{name} is {given}, and {wanted} is needed", at=at, fix=fix)
 
 
 PYDANTIC_TYPES: Mapping[str, Callable[[KeyPath, Facts, Node | None, Location], ProfileMistake]] = {

@@ -69,11 +69,11 @@ def diagnose(tree: MapNode, attach: Callable[[str], bytes], empty: frozenset[Key
         error = cause
     mistakes: list[ProfileMistake] = []
     cut: set[KeyPath] = set(empty)
-    data: Any = _plain(tree)
+    plain: Any = _plain(tree)
     first = True
     for _ in range(_ROUNDS_MAX):
         paths: set[KeyPath] = set()
-        faults = list(_faults(error, tree if first else data))
+        faults = list(_faults(error, tree if first else plain))
         meant = set(_meant(faults))
         inside = {path[:end] for path, _ in faults for end in range(len(path))}
         for path, facts in faults:
@@ -87,10 +87,10 @@ def diagnose(tree: MapNode, attach: Callable[[str], bytes], empty: frozenset[Key
             if facts["loc"][-1] == "[key]":
                 cut.add((*path[:-1], messages.better_name(str(path[-1]))))
         for path in sorted(paths, key=lambda p: (-len(p), str(p))):
-            cut.add(_cut(data, path))
+            cut.add(_cut(plain, path))
         first = False
         try:
-            rest = Profile.model_validate(data, context=context)
+            rest = Profile.model_validate(plain, context=context)
         except ValidationError as cause:
             error = cause
         else:
@@ -199,10 +199,10 @@ def _plain(node: Any) -> Any:
     return node
 
 
-def _cut(data: dict[str, Any], path: KeyPath) -> KeyPath:
+def _cut(plain: dict[str, Any], path: KeyPath) -> KeyPath:
     """Take out the smallest part around `path` that the profile can do without; the path of what was taken out."""
     while len(path) > 1:
-        parent: Any = data
+        parent: Any = plain
         for part in path[:-1]:
             try:
                 parent = parent[part]
@@ -215,9 +215,9 @@ def _cut(data: dict[str, Any], path: KeyPath) -> KeyPath:
         path = path[:-1]
     key = str(path[0]) if path else ""
     if key in _STAND_INS:
-        data[key] = copy.deepcopy(_STAND_INS[key])
+        plain[key] = copy.deepcopy(_STAND_INS[key])
     else:
-        data.pop(key, None)
+        plain.pop(key, None)
     return path
 
 

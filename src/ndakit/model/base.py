@@ -339,7 +339,7 @@ def _ssh_key(value: str) -> str:
     return _text_of_key(" ".join(words))
 
 
-def _inside_of_key(kind: str, data: str, fix: str) -> None:
+def _inside_of_key(kind: str, encoded: str, fix: str) -> None:
     """Refuse a key whose numbers are not what its type needs (RFC 4253, 6.6; RFC 5656, 3.1; RFC 8709, 4): no SSH server
     takes it, so that its owner could not log in."""
     from cryptography.exceptions import UnsupportedAlgorithm
@@ -347,7 +347,7 @@ def _inside_of_key(kind: str, data: str, fix: str) -> None:
     from cryptography.hazmat.primitives.serialization import load_ssh_public_key
 
     try:
-        key = load_ssh_public_key(f"{kind} {data}".encode())
+        key = load_ssh_public_key(f"{kind} {encoded}".encode())
     except (ValueError, UnsupportedAlgorithm):
         raise mistake("ssh-key", BROKEN_KEY, fix=fix) from None
     if not isinstance(key, RSAPublicKey):

@@ -309,9 +309,10 @@ class RemoteDiskFull(NodeError):
 class ChecksumMismatch(NodeError):
     """What arrived is not what was sent."""
 
-    def __init__(self, path: str, where: str, *, wanted: str, got: str) -> None:
+    def __init__(self, path: str, where: str, *, wanted: str, actual: str) -> None:
         super().__init__(
-            f"{path} did not arrive whole: SHA-256 is {got or 'not told'}, not {wanted}; what was there is as it was",
+            f"{path} did not arrive whole: SHA-256 is {actual or 'not told'}, not {wanted}; "
+            "what was there is as it was",
             where=where,
             fix="run it again; a file that somebody writes meanwhile is never the same twice: copy it on the box first",
         )

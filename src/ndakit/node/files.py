@@ -95,9 +95,9 @@ def check_put(shell: Shell, path: str, size: int, wanted: str, ran: Ran, where: 
         return
     if disk_is_full(ran.stderr):
         raise RemoteDiskFull(path, size, where, shell.run(command_line(["df", "-h", folder_of(path)])).stdout)
-    got = checksum_told(ran.stderr_bytes)
-    if ran.rc == MISMATCH and got:
-        raise ChecksumMismatch(path, where, wanted=wanted, got=got)
+    actual = checksum_told(ran.stderr_bytes)
+    if ran.rc == MISMATCH and actual:
+        raise ChecksumMismatch(path, where, wanted=wanted, actual=actual)
     raise RemoteFileFailed("written", path, where, ran.stderr)
 
 
@@ -106,7 +106,7 @@ def check_got(path: str, rc: int, stderr: bytes, digest: str, where: str) -> Non
     if rc != 0:
         raise RemoteFileFailed("read", path, where, stderr.decode(errors="replace"))
     if (wanted := checksum_told(stderr)) != digest:
-        raise ChecksumMismatch(path, where, wanted=wanted, got=digest)
+        raise ChecksumMismatch(path, where, wanted=wanted, actual=digest)
 
 
 def get(shell: Shell, path: str, max_bytes: int, timeout_s: float, where: str) -> bytes:

@@ -82,9 +82,9 @@ def parse(text: str, path: Path, alias: str) -> tuple[HostKey, ...]:
     return tuple(keys)
 
 
-def _key(kind: str, data: str, path: Path, number: int) -> HostKey:
+def _key(kind: str, encoded: str, path: Path, number: int) -> HostKey:
     try:
-        blob = base64.b64decode(data, validate=True)
+        blob = base64.b64decode(encoded, validate=True)
     except (binascii.Error, ValueError):
         raise PinsUnreadable(str(path), number, "the key's data is no base64") from None
     name = kind.encode(errors="replace")

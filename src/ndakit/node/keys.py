@@ -70,21 +70,21 @@ def usual(profile: str, allowed: Mapping[str, str], folder: Path, home: Path | N
 
     Raises KeyMissing if the user has none of them, ToolMissing.
     """
-    wanted = {_data(key): owner for owner, key in allowed.items()}
+    wanted = {_data(line): owner for owner, line in allowed.items()}
     files = []
     home_folder = (home or Path.home()) / ".ssh"
     for name in _USUAL:
         public = home_folder / f"{name}.pub"
         try:
-            data = _data(public.read_text(encoding="utf-8", errors="replace"))
+            key = _data(public.read_text(encoding="utf-8", errors="replace"))
         except OSError:
             continue
-        if data in wanted and (home_folder / name).is_file():
+        if key in wanted and (home_folder / name).is_file():
             files.append(home_folder / name)
     held = _agent_keys()
-    for number, data in enumerate(data for data in wanted if data in held):
+    for number, key in enumerate(key for key in wanted if key in held):
         public = folder / f"agent-{number}.pub"
-        public.write_text(f"{data[0]} {data[1]}\n")
+        public.write_text(f"{key[0]} {key[1]}\n")
         files.append(public)
     if not files:
         agent = f"your agent holds {len(held)} other keys" if held else "you have no agent that holds a key"

@@ -144,7 +144,7 @@ _COLOURS = {"plain": "#8a8a8a", "nat": "#1f6f8b", "dr": "#d1495b", "tun": "#edae
 
 def chart(rates: Mapping[str, Sequence[float]]) -> str:
     """The figures as bars, SVG."""
-    width, height, left, base, bar = 620, 300, 60, 250, 26
+    width, height, left, base, bar_width = 620, 300, 60, 250, 26
     top = max(max(values) for values in rates.values()) or 1.0
     parts = [
         f'<svg xmlns="http://www.w3.org/2000/svg" width="{width}" height="{height}" font-family="sans-serif"',
@@ -154,11 +154,12 @@ def chart(rates: Mapping[str, Sequence[float]]) -> str:
         f'<line x1="{left}" y1="{base}" x2="{width - 10}" y2="{base}" stroke="black"/>',
     ]
     for number, count in enumerate(CLIENTS):
-        at = left + 14 + number * (len(rates) * bar + 30)
+        at = left + 14 + number * (len(rates) * bar_width + 30)
         for place, (kind, values) in enumerate(rates.items()):
-            tall, x = 190 * values[number] / top, at + place * bar
+            tall, x = 190 * values[number] / top, at + place * bar_width
             parts.append(
-                f'<rect x="{x}" y="{base - tall:.1f}" width="{bar - 4}" height="{tall:.1f}" fill="{_COLOURS[kind]}"/>'
+                f'<rect x="{x}" y="{base - tall:.1f}" width="{bar_width - 4}" height="{tall:.1f}" '
+                f'fill="{_COLOURS[kind]}"/>'
             )
             parts.append(f'<text x="{x}" y="{base - tall - 4:.1f}" font-size="10">{values[number]:.0f}</text>')
         parts.append(f'<text x="{at}" y="{base + 16}">{count} client{"s" if count > 1 else ""}</text>')

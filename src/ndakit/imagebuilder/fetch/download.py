@@ -401,11 +401,11 @@ def _refuse_page(url: str, kind: str) -> None:
         raise WrongAnswer(url, "it is a web page")
 
 
-def _refuse_length(url: str, got: int, total: int | None) -> None:
-    if total is not None and got < total:
-        raise MirrorUnreachable(url, f"the connection broke off after {got} of {total} bytes")
-    if total is not None and got > total:
-        raise WrongAnswer(url, f"{got} bytes came, {total} were announced")
+def _refuse_length(url: str, arrived: int, total: int | None) -> None:
+    if total is not None and arrived < total:
+        raise MirrorUnreachable(url, f"the connection broke off after {arrived} of {total} bytes")
+    if total is not None and arrived > total:
+        raise WrongAnswer(url, f"{arrived} bytes came, {total} were announced")
 
 
 def _range(answer: requests.Response) -> tuple[int, int | None]:

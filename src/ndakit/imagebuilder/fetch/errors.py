@@ -109,9 +109,9 @@ class ListingWithout(MirrorFailed):
 class ChecksumWrong(VerificationFailed):
     """The archive is not the one that is vouched for."""
 
-    def __init__(self, where: str, name: str, got: str, wanted: str) -> None:
+    def __init__(self, where: str, name: str, actual: str, wanted: str) -> None:
         super().__init__(
-            f"the checksum of {name} is wrong: it is {got}, and {wanted} is vouched for",
+            f"the checksum of {name} is wrong: it is {actual}, and {wanted} is vouched for",
             where=where,
             fix="what came was thrown away; use another mirror (--mirror URL). If you pinned the checksum, compare it"
             " with the list of OpenWrt's own server: --checksum SHA256",

@@ -361,12 +361,12 @@ def _exactly(wanted: _Wanted, url: str, partial: Path, listed: _Listed) -> None:
         if resumed and file_sha256(partial) == listed.sha256:
             return
         download.large(url, partial, max_bytes=_ARCHIVE_MAX, limits=wanted.origin.limits, progress=tell)
-        got = file_sha256(partial)
-        if got == listed.sha256:
+        digest = file_sha256(partial)
+        if digest == listed.sha256:
             return
         download.forget(partial)
         if not resumed:
-            raise errors.ChecksumWrong(download.shown(url), listed.name, got, listed.sha256)
+            raise errors.ChecksumWrong(download.shown(url), listed.name, digest, listed.sha256)
 
 
 def _what_there_is(wanted: _Wanted) -> Exception | None:

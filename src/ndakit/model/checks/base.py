@@ -107,9 +107,9 @@ class Check(Model):
     @model_serializer(mode="wrap")
     def _in_order(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
         """The type, its own keys, then those of every type."""
-        data: dict[str, Any] = handler(self)
-        own = {key: value for key, value in data.items() if key not in Check.model_fields}
-        return {"type": self.type, **own, **{key: value for key, value in data.items() if key not in own}}
+        written: dict[str, Any] = handler(self)
+        own = {key: value for key, value in written.items() if key not in Check.model_fields}
+        return {"type": self.type, **own, **{key: value for key, value in written.items() if key not in own}}
 
     @property
     def asked_port(self) -> int | None:

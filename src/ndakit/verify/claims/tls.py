@@ -86,17 +86,18 @@ def _names(place: _Place, hostnames: tuple[str, ...]) -> Iterator[str]:
     for host in hostnames:
         asked = host.replace("*", "any", 1)
         right = {bundle.fingerprint for bundle in ours if covers(bundle, host)}
-        got = place.handshake(TlsWanted(asked))
-        if not got.tls:
-            yield f"{asked} gets no connection ({got.error})"
+        handshake = place.handshake(TlsWanted(asked))
+        if not handshake.tls:
+            yield f"{asked} gets no connection ({handshake.error})"
         else:
-            yield "" if got.tls["sha256"] in right else f"{asked} gets another certificate ({got.tls['sha256'][:16]}…)"
-    got = place.handshake(TlsWanted(UNKNOWN_NAME))
+            sha256 = handshake.tls["sha256"]
+            yield "" if sha256 in right else f"{asked} gets another certificate ({sha256[:16]}…)"
+    handshake = place.handshake(TlsWanted(UNKNOWN_NAME))
     if place.wanted.unknown_name == "refuse":
-        yield f"{UNKNOWN_NAME} gets a connection" if got.tls else ""
+        yield f"{UNKNOWN_NAME} gets a connection" if handshake.tls else ""
     else:
-        right_one = got.tls.get("sha256") == ours[0].fingerprint
-        yield "" if right_one else f"{UNKNOWN_NAME} does not get the first certificate ({got.error})"
+        right_one = handshake.tls.get("sha256") == ours[0].fingerprint
+        yield "" if right_one else f"{UNKNOWN_NAME} does not get the first certificate ({handshake.error})"
 
 
 def _spoken(place: _Place) -> tuple[TlsVersion, ...]:
@@ -109,11 +110,11 @@ def _versions(place: _Place) -> Iterator[str]:
     for version in VERSIONS:
         if version in place.wanted.versions and version not in spoken:
             continue  # the lab's OpenSSL is newer than the release's, and may speak it
-        got = place.handshake(TlsWanted(place.lab.name_asked(place.service), lowest=version, highest=version))
+        handshake = place.handshake(TlsWanted(place.lab.name_asked(place.service), lowest=version, highest=version))
         if version in spoken:
-            yield "" if got.tls.get("version") == version else f"TLS {version} is refused ({got.error})"
+            yield "" if handshake.tls.get("version") == version else f"TLS {version} is refused ({handshake.error})"
         else:
-            yield f"TLS {version} is spoken" if got.tls else ""
+            yield f"TLS {version} is spoken" if handshake.tls else ""
 
 
 def _protocols(place: _Place) -> Iterator[str]:
