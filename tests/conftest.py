@@ -70,7 +70,7 @@ def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> bool | None:
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    """Say where the time went, of a run that took none nothing; and which tests were tried again, and why."""
+    """Say where the time went, unless the run was short; and which tests were tried again, and why."""
     reports = [r for kind in terminalreporter.stats.values() for r in kind if isinstance(r, pytest.TestReport)]
     told = [(r.nodeid, why) for r in reports for name, why in r.user_properties if name == TRIED_AGAIN]
     if told := list(dict.fromkeys(told)):

@@ -284,8 +284,11 @@ def test_every_test_lies_in_the_folder_of_what_it_tries() -> None:
 
 
 def test_what_boots_machines_lies_in_vm_and_nothing_else_does() -> None:
-    """Its mark comes from its path (tests/conftest.py); one that stands elsewhere would be run by --quick."""
-    asked = ("-m", "pytest", "--collect-only", "-q", "-m", "vm")
+    """Its mark comes from its path (tests/conftest.py); one that stands elsewhere would be run by --quick.
+
+    This file is collected with them: the mark comes to what lies in vm, and to nothing else.
+    """
+    asked = ("-m", "pytest", "--collect-only", "-q", "-m", "vm", "tests/vm", Path(__file__))
     collected = run(sys.executable, *asked).stdout.splitlines()
     files = {line.split("::")[0] for line in collected if "::" in line}
     assert files == {p.relative_to(ROOT).as_posix() for p in (ROOT / "tests/vm").glob("test_*.py")}

@@ -121,7 +121,7 @@ def test_certificates_are_chosen_by_name_and_old_versions_refused(tmp_path: Path
     assert answers[6][2] in (None, "http/1.1")
 
 
-@pytest.mark.parametrize(("first", "second", "got"), [(SHOP, OTHER, SHOP), (OTHER, SHOP, OTHER)])
+@pytest.mark.parametrize(("first", "second", "shown"), [(SHOP, OTHER, SHOP), (OTHER, SHOP, OTHER)])
 def test_an_asterisk_takes_dots_so_the_narrower_certificate_must_come_first(
     tmp_path: Path, first: str, second: str, shown: str
 ) -> None:
