@@ -111,12 +111,12 @@ CLAIMED = {"outcome", "assert_fails", "_claim", "killed"}
 def planted_by_hand(text: str) -> list[str]:
     """Functions that type commands on a balancer in `finally`, after they have tried a claim: their faults are not
     planted as they should be."""
-    found = []
+    names = []
     for function in (n for n in ast.walk(ast.parse(text)) if isinstance(n, ast.FunctionDef)):
         tries = [n for n in ast.walk(function) if isinstance(n, ast.Try)]
         if any(_calls(t.body) & CLAIMED and _calls(t.finalbody) & {"order", "run"} for t in tries):
-            found.append(function.name)
-    return found
+            names.append(function.name)
+    return names
 
 
 def _calls(body: list[ast.stmt]) -> set[str]:
