@@ -39,24 +39,24 @@ def told(more: str, pools: str = "check: tcp") -> dict[str, str]:
     return {f.code: f"{f.what}: {f.fix}" for f in rules.findings(profile(more, pools=pools))}
 
 
-def connect(found: Profile, folder: Path, *clients: dict[str, Any], **options: Any) -> list[dict[str, Any]]:
+def connect(shop: Profile, folder: Path, *clients: dict[str, Any], **options: Any) -> list[dict[str, Any]]:
     """What clients get from servers each of which has a certificate of its own."""
-    parties = {pool: issue(pool, names=["whatever.example"]) for pool in found.pools}
+    parties = {pool: issue(pool, names=["whatever.example"]) for pool in shop.pools}
     digests = {}
     for pool, party in parties.items():
         (folder / f"{pool}.pem").write_bytes(party.bundle())
         der = party.certificate.public_bytes(serialization.Encoding.DER)
         digests[hashlib.sha256(der).hexdigest()] = pool
     files = {pool: str(folder / f"{pool}.pem") for pool in parties}
-    seen = attempt(found, folder, "hellos", clients=clients, port=443, certificates=files, **options)
+    seen = attempt(shop, folder, "hellos", clients=clients, port=443, certificates=files, **options)
     for one in seen:
         if not one["error"]:
             assert SERVERS[digests[one["certificate"]]][0] == one["server"], "the certificate is not that server's"
     return list(seen)
 
 
-def by_name(found: Profile, folder: Path, *names: str, **options: Any) -> dict[str, str]:
-    seen = connect(found, folder, *({"name": name} for name in names), **options)
+def by_name(shop: Profile, folder: Path, *names: str, **options: Any) -> dict[str, str]:
+    seen = connect(shop, folder, *({"name": name} for name in names), **options)
     return {name: one["error"] or one["server"] for name, one in zip(names, seen, strict=True)}
 
 
@@ -88,11 +88,11 @@ def test_a_hello_in_several_segments_is_waited_for(more: str, tmp_path: Path) ->
     assert [one.get("server") for one in connect(profile(more), tmp_path, *clients)] == ["mail1"] * 6
 
 
-@pytest.mark.parametrize(("more", "got"), [(f"routes: {ROUTES}", "web1"), (REFUSE, None)])
-def test_of_a_hello_in_several_records_no_name_is_seen(more: str, got: str | None, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("more", "server"), [(f"routes: {ROUTES}", "web1"), (REFUSE, None)])
+def test_of_a_hello_in_several_records_no_name_is_seen(more: str, server: str | None, tmp_path: Path) -> None:
     """HAProxy looks for the name in the first TLS record; no usual client cuts its hello so."""
     (one,) = connect(profile(more), tmp_path, {"name": "mail.acme.example", "records": [20]})
-    assert one.get("server") == got
+    assert one.get("server") == server
 
 
 def test_what_is_not_tls_and_who_says_nothing_gets_no_connection(tmp_path: Path) -> None:
@@ -155,10 +155,10 @@ def test_a_name_stays_in_its_place(name: str) -> None:
     """Whatever characters it has: refused, or one word of one line."""
     quoted = name.replace("'", "''")
     try:
-        found = profile(f"routes: [{{sni: '{quoted}', pool: web}}]")
+        shop = profile(f"routes: [{{sni: '{quoted}', pool: web}}]")
     except ValidationError:
         return
-    text = render(found, "lb1", goldens.TEMPLATES)["/etc/haproxy.cfg"].text
+    text = render(shop, "lb1", goldens.TEMPLATES)["/etc/haproxy.cfg"].text
     (frontend,) = [p for p in haproxy(text) if p.name == "service:tls"]
     (line,) = [line for line in frontend.lines if line.words[:2] == ("acl", "route-1-sni")]
     assert line.words[2:5] == ("req.ssl_sni,lower", "-m", "reg" if name.startswith("*") else "str")
