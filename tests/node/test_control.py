@@ -163,7 +163,7 @@ def test_servers_are_named_by_pool_and_name(pair: Profile) -> None:
 class Kernel:
     """A node whose kernel balances: answers from /proc/net/ip_vs, and takes `ipvsadm -e` for servers that it has."""
 
-    name = "kernel-all lb1"
+    name = "ipvs-all lb1"
 
     def __init__(self, obeys: bool = True) -> None:
         self.obeys = obeys
@@ -208,7 +208,7 @@ def hexadecimal(place: str) -> str:
 
 @pytest.fixture
 def kernel_all() -> Profile:
-    return goldens.profile("kernel-all")
+    return goldens.profile("ipvs-all")
 
 
 def with_mark(kernel: Kernel, profile: Profile) -> Kernel:

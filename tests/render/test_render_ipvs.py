@@ -45,7 +45,7 @@ def codes(profile: Profile) -> set[str]:
 
 
 def test_every_node_has_the_same_virtual_servers() -> None:
-    for name in ("shop-nat", "mirror-dr", "far-tun", "kernel-all", "kernel-1907"):
+    for name in ("shop-nat", "mirror-dr", "far-tun", "ipvs-all", "ipvs-1907"):
         profile = goldens.profile(name)
         texts = set()
         for node in profile.nodes:
@@ -88,7 +88,7 @@ def test_answers_of_nat_servers_have_a_rule_and_those_of_others_none() -> None:
 
 
 def test_the_kernel_forwards_for_nat_and_not_for_dr_or_tun() -> None:
-    assert NodeView(goldens.profile("kernel-1907"), "lb1").forwards
+    assert NodeView(goldens.profile("ipvs-1907"), "lb1").forwards
     assert not NodeView(goldens.profile("mirror-dr"), "lb1").forwards
     assert not NodeView(goldens.profile("far-tun"), "lb1").forwards
 
@@ -205,7 +205,7 @@ def test_a_path_that_the_checks_take_is_read_back_from_keepalived_s_file(path: s
                 min_size=1, max_size=5))  # fmt: skip
 @settings(max_examples=20, deadline=None)
 def test_script_arguments_reach_the_script_unchanged(arguments: list[str]) -> None:
-    profile = goldens.profile("kernel-all")
+    profile = goldens.profile("ipvs-all")
     pool = profile.pools["med"].model_copy(
         update={"check": profile.pools["med"].check.model_copy(update={"arguments": tuple(arguments)})}
     )
@@ -224,7 +224,7 @@ def test_the_real_keepalived_takes_the_oddest_path_that_the_checks_take() -> Non
 
 
 def test_the_real_keepalived_names_each_line_that_it_does_not_take() -> None:
-    file = goldens.tree("kernel-all")[KA]
+    file = goldens.tree("ipvs-all")[KA]
     text, wanted = file.text, []
     for old, new in (
         ("lb_algo lblcr", "lb_algo lblcx"),
@@ -237,12 +237,12 @@ def test_the_real_keepalived_names_each_line_that_it_does_not_take() -> None:
         text = text.replace(old, new, 1)
         wanted.append(next(n for n, line in enumerate(text.splitlines(), 1) if new in line))
     broken = dataclasses.replace(file, content=text.encode())
-    errors = check(Tree([*(dict(goldens.tree("kernel-all")) | {KA: broken}).values()]), cache() / "lab")
+    errors = check(Tree([*(dict(goldens.tree("ipvs-all")) | {KA: broken}).values()]), cache() / "lab")
     assert set(wanted) <= {e.location.line for e in errors if e.location is not None and e.location.file == KA}
 
 
 def test_the_check_script_of_the_profile_is_a_program_of_the_image() -> None:
-    tree = goldens.tree("kernel-all")
+    tree = goldens.tree("ipvs-all")
     file = tree["/usr/libexec/ndakit/script-med"]
     assert file.content == (goldens.DATA / "profiles/check.sh").read_bytes()
     assert file.mode == 0o755

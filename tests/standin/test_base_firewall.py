@@ -278,7 +278,7 @@ def test_adverts_from_beyond_a_router_are_dropped_before_they_count_as_answers(m
     each of them for an answer to its own (established)."""
     root = make_root("fw3-lb1", release="19.07.10")
     script = "usr/libexec/ndakit/routed-adverts"
-    tree = goldens.tree("kernel-1907")
+    tree = goldens.tree("ipvs-1907")
     root.put("etc/config/firewall", tree["/etc/config/firewall"].text)
     root.put(script, tree[f"/{script}"].text)
     said = root.run("fw3 start; fw3 reload; fw3 reload; iptables -S INPUT; iptables -S input_rule" + UNSUPPORTED)

@@ -18,7 +18,7 @@ from places import DATA
 
 @pytest.fixture(scope="module")
 def profile() -> Profile:
-    return load.load(Workspace(DATA), str(DATA / "profiles/kernel-all.yaml")).profile
+    return load.load(Workspace(DATA), str(DATA / "profiles/ipvs-all.yaml")).profile
 
 
 def command(profile: Profile, service: str, server: str, weight: int, version: int = 4) -> str:
