@@ -207,7 +207,7 @@ def hexadecimal(place: str) -> str:
 
 
 @pytest.fixture
-def kernel_all() -> Profile:
+def ipvs_all() -> Profile:
     return goldens.profile("ipvs-all")
 
 
@@ -216,36 +216,36 @@ def with_mark(kernel: Kernel, profile: Profile) -> Kernel:
     return kernel
 
 
-def test_a_server_is_drained_in_every_virtual_server_and_comes_back(kernel_all: Profile) -> None:
-    kernel = with_mark(Kernel(), kernel_all)
-    drained = control.drain(kernel, kernel_all, "web", "web1")  # type: ignore[arg-type]
+def test_a_server_is_drained_in_every_virtual_server_and_comes_back(ipvs_all: Profile) -> None:
+    kernel = with_mark(Kernel(), ipvs_all)
+    drained = control.drain(kernel, ipvs_all, "web", "web1")  # type: ignore[arg-type]
     assert [(line.state, line.weight, line.sessions) for line in drained] == [("drained", 0, 4)] * 2
     assert kernel.weights["TCP CB00710A:0050"] == {"C0A80015:1F90": 0, "C0A80016:1F90": 1}
-    back = control.bring_back(kernel, kernel_all, "web", "web1")  # type: ignore[arg-type]
+    back = control.bring_back(kernel, ipvs_all, "web", "web1")  # type: ignore[arg-type]
     assert [(line.state, line.weight) for line in back] == [("up", 3)] * 2
     assert all("-x 200 -y 150" in command for command in kernel.commands), "the limits would be lost"
 
 
-def test_udp_and_marked_services_are_drained_as_what_they_are(kernel_all: Profile) -> None:
-    kernel = with_mark(Kernel(), kernel_all)
-    control.drain(kernel, kernel_all, "dns", "d1")  # type: ignore[arg-type]
+def test_udp_and_marked_services_are_drained_as_what_they_are(ipvs_all: Profile) -> None:
+    kernel = with_mark(Kernel(), ipvs_all)
+    control.drain(kernel, ipvs_all, "dns", "d1")  # type: ignore[arg-type]
     assert kernel.commands == ["ipvsadm -e -u 192.168.0.10:53 -r 192.168.0.31:53 -g -w 0"]
-    lines = control.drain(kernel, kernel_all, "med", "m1")  # type: ignore[arg-type]
+    lines = control.drain(kernel, ipvs_all, "med", "m1")  # type: ignore[arg-type]
     assert sorted(line.state for line in lines) == ["down", "drained"], "IPv6 has no such server in this kernel"
 
 
-def test_a_server_that_keepalived_took_out_is_left_alone(kernel_all: Profile) -> None:
-    kernel = with_mark(Kernel(), kernel_all)
-    lines = control.drain(kernel, kernel_all, "far", "f1")  # type: ignore[arg-type]
+def test_a_server_that_keepalived_took_out_is_left_alone(ipvs_all: Profile) -> None:
+    kernel = with_mark(Kernel(), ipvs_all)
+    lines = control.drain(kernel, ipvs_all, "far", "f1")  # type: ignore[arg-type]
     assert {line.state for line in lines} == {"down"}
     assert kernel.commands == []
 
 
-def test_a_kernel_that_does_not_obey_is_found_out(kernel_all: Profile) -> None:
+def test_a_kernel_that_does_not_obey_is_found_out(ipvs_all: Profile) -> None:
     with pytest.raises(ControlFailed, match="tells that it is up"):
-        control.drain(with_mark(Kernel(obeys=False), kernel_all), kernel_all, "web", "web1")  # type: ignore[arg-type]
+        control.drain(with_mark(Kernel(obeys=False), ipvs_all), ipvs_all, "web", "web1")  # type: ignore[arg-type]
 
 
-def test_a_sorry_server_gets_nothing_by_itself_and_cannot_be_drained(kernel_all: Profile) -> None:
+def test_a_sorry_server_gets_nothing_by_itself_and_cannot_be_drained(ipvs_all: Profile) -> None:
     with pytest.raises(ControlFailed, match="no service there sends anything to it"):
-        control.drain(with_mark(Kernel(), kernel_all), kernel_all, "sry", "s1")  # type: ignore[arg-type]
+        control.drain(with_mark(Kernel(), ipvs_all), ipvs_all, "sry", "s1")  # type: ignore[arg-type]

@@ -6,6 +6,7 @@ an attempt takes, and what a server of the lab answers when it is well and when 
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, Literal
@@ -149,14 +150,14 @@ class Check(Model):
                 ),
             )
 
+    @abstractmethod
     def offered(self, *, datagrams: bool) -> tuple[Speaks, ...]:
         """What a server of the lab that is well says on the port that is asked. `datagrams`: the port is a UDP
         service's."""
-        raise NotImplementedError
 
+    @abstractmethod
     def lie(self) -> Lie | None:
         """How a server of the lab answers wrongly; None if nothing that answers is wrong, or if nobody can know."""
-        raise NotImplementedError
 
     @property
     def good_in_a_row(self) -> int:

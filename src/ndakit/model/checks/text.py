@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from abc import abstractmethod
 from typing import Annotated
 
 from pydantic import BeforeValidator
@@ -58,9 +59,9 @@ class ExchangeCheck(PortCheck):
     r"""What is sent, with the escapes `\r`, `\n`, `\t`, `\\` and `\x41`."""
 
     @property
+    @abstractmethod
     def reply_text(self) -> str:
         """The reply that is wanted, as the profile writes it; empty for none."""
-        raise NotImplementedError
 
     @property
     def sent(self) -> bytes:
