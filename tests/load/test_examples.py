@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -49,6 +50,7 @@ def loaded(folder: Path, text: str) -> Loaded:
     name = yaml.load(text, yaml.BaseLoader)["name"]
     (folder / "profiles").mkdir()
     (folder / "profiles" / f"{name}.yaml").write_text(text)
+    shutil.copy(goldens.ROOT / "profiles/sorry.html", folder / "profiles")  # which pages name
     return load(Workspace.at(folder), name)
 
 

@@ -441,8 +441,82 @@ def silent(order: dict[str, Any], servers: dict[str, Server]) -> Any:
     }
 
 
+def overload(order: dict[str, Any], servers: dict[str, Server]) -> Any:
+    """Requests while others are held open; the next one is held as soon as HAProxy counts the one before."""
+    held = []
+    for number, text in enumerate(order["held"], 1):
+        held.append(say(order["address"], order["port"], text, 30))
+        end_s = time.monotonic() + 5
+        while counted(order, order["frontend"], "FRONTEND") < number and time.monotonic() < end_s:
+            time.sleep(0.01)
+    time.sleep(0.2)
+    return requests(order, servers)
+
+
+def counted(order: dict[str, Any], proxy: str, name: str, column: str = "scur") -> int:
+    """A number of the statistics."""
+    connection = http.client.HTTPConnection(order["ready"][0], order["ready"][1], timeout=3)
+    connection.request("GET", "/;csv")
+    head, *lines = [line.split(",") for line in connection.getresponse().read().decode().splitlines()]
+    rows = [dict(zip(head, line, strict=False)) for line in lines]
+    return next(int(row[column]) for row in rows if row["# pxname"] == proxy and row["svname"] == name)
+
+
+def slow(order: dict[str, Any], servers: dict[str, Server]) -> Any:
+    """What a client gets, and after how long, while another one holds connections on which it goes on sending bits of
+    a request; and how many of those were closed at once."""
+    held = []
+    for _ in range(order["count"]):
+        with contextlib.suppress(OSError):
+            held.append(say(order["address"], order["port"], "GET / HTTP/1.1\r\nHost: a\r\n", source=order["source"]))
+    time.sleep(0.5)
+    refused = order["count"] - len(held)
+    for sock in held:
+        sock.setblocking(False)
+        try:
+            refused += sock.recv(1) == b""
+        except BlockingIOError:
+            pass
+        except OSError:
+            refused += 1
+
+    def feed() -> None:
+        while True:
+            for sock in held:
+                with contextlib.suppress(OSError):
+                    sock.send(b"X-Slow: 1\r\n")
+            time.sleep(0.5)
+
+    threading.Thread(target=feed, daemon=True).start()
+    return page(order["address"], order["port"], "/", 20) | {"refused": refused}
+
+
+def waits(order: dict[str, Any], servers: dict[str, Server]) -> Any:
+    """Connections that are held with one answer each, one more that asks, and the same after one has gone."""
+    ask = "GET / HTTP/1.1\r\nHost: a\r\n\r\n"
+    held = [say(order["address"], order["port"], ask) for _ in range(order["count"])]
+    answers = [heard(sock)[:12] for sock in held]
+    late = say(order["address"], order["port"], ask, 1)
+    try:
+        early = heard(late)[:12]
+    except TimeoutError:
+        early = ""
+    held.pop().close()
+    late.settimeout(5)
+    return [answers, early, early or heard(late)[:12]]
+
+
+def paced(order: dict[str, Any], servers: dict[str, Server]) -> Any:
+    """How long it takes until so many new connections have an answer, in seconds."""
+    started_s = time.monotonic()
+    for _ in range(order["count"]):
+        page(order["address"], order["port"], "/", 20)
+    return time.monotonic() - started_s
+
+
 TRIES: dict[str, Callable[[dict[str, Any], dict[str, Server]], Any]] = {
-    f.__name__: f for f in (requests, handshakes, hellos, tls, websocket, idle, flood, shares, silent)
+    f.__name__: f
+    for f in (requests, handshakes, hellos, tls, websocket, idle, flood, shares, silent, overload, slow, waits, paced)
 }
 
 if __name__ == "__main__":

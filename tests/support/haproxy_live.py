@@ -86,13 +86,15 @@ def attempt(
     pound_changes: Sequence[tuple[str, str]] = (),
     secrets: Mapping[str, bytes] = MappingProxyType({}),
     dead: bool = False,
+    absent: Sequence[str] = (),
     certificates: Mapping[str, str] | None = None,
     **order: Any,
 ) -> Any:
     """Render a profile's first node, run its HAProxy, and try one of the driver's functions.
 
     `changes` are made to the text of haproxy.cfg first, `pound_changes` to that of pound.cfg (to show what would happen
-    without something); `dead`: no server runs; `certificates`: file of certificate and key, by pool, of servers that
+    without something); `dead`: no server runs; `absent`: these
+    do not; `certificates`: file of certificate and key, by pool, of servers that
     speak TLS.
     """
     node = next(iter(profile.nodes))
@@ -120,7 +122,8 @@ def attempt(
     order |= {
         "try": what, "haproxy": program("haproxy"), "ip": program("ip"), "config": str(config),
         "addresses": sorted({f"{a}/{a.max_prefixlen}" for a in places} | set(order.get("more", ()))),
-        "servers": [] if dead else servers, "ready": [str(own), profile.monitoring.statistics.port],
+        "servers": [s for s in servers if not dead and s["name"] not in absent],
+        "ready": [str(own), profile.monitoring.statistics.port],
     }  # fmt: skip
     order.setdefault("address", str(next(a for v in profile.vips.values() for a in v.address if a.version == 4)))
     argv = ["unshare", "-Urnm", sys.executable, str(DRIVER)]

@@ -97,6 +97,11 @@ def backend_name(pool: str, service: str | None, family: str = "") -> str:
     return f"{pool}.{service}.{family}" if family else f"{pool}.{service}"
 
 
+def stand_in_name(pool: str, protocol: str) -> str:
+    """HAProxy's backend that says what a pool's `sorry` says, while its servers are well."""
+    return f"_sorry:{pool}" if protocol == "http" else f"_sorry:{pool}.{protocol}"
+
+
 def pool_of_backend(name: str) -> str:
     """The pool that a backend stands for."""
     return name.partition(".")[0]

@@ -169,7 +169,7 @@ def _references(subject: Subject, line: Line, backends: set[str], servers: set[s
         if tracked not in servers:
             yield subject.finding("haproxy-track", HAPROXY, line.number, f"no server '{tracked}' to follow")
     for word in line.words:
-        if (asked := re.match(r"nbsrv\((.*)\)$", word)) and asked[1] not in backends:
+        if (asked := re.match(r"(?:nbsrv|queue)\((.*)\)$", word)) and asked[1] not in backends:
             yield subject.finding("haproxy-backend", HAPROXY, line.number, f"no backend '{asked[1]}'")
 
 

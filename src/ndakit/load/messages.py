@@ -64,6 +64,7 @@ EXAMPLES: Mapping[str, str] = {
     "expect": "expect: {status: 200}",
     "limits": "limits: {connections: {count: 500}}",
     "count": "count: 500",
+    "length": "length: 200",
     "type": "type: source",
     "persistence": "persistence: {type: source, timeout_s: 300}",
 }

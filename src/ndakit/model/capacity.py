@@ -52,6 +52,10 @@ TIME_WAIT_BYTES = 512
 """A TIME_WAIT socket with its port."""
 FILES_BESIDE = 1024
 """Files of HAProxy that are no client's connection: the log, pollers, pipes, peers."""
+CLIENT_BYTES = 256
+"""An entry of a table of clients (HAProxy 2.6: 200 bytes with its key and two counters)."""
+CLIENTS_FLOOR, CLIENTS_TOP = 1024, 100_000
+"""Entries of such a table: at least and at most. When it is full, whoever was not seen for the longest is forgotten."""
 SYSTEM_MIB = 64
 """OpenWrt itself with the daemons, without connections."""
 
@@ -97,6 +101,8 @@ class Capacity:
     buffer_bytes: int
     tls_sides: int
     """On how many sides of HAProxy TLS is spoken: none, clients or servers, both."""
+    client_entries: int
+    """Clients whose requests or connections HAProxy counts, over all services with such a limit."""
     ipvs_entries: int
     """Connections in IPVS's table, which has no limit of its own."""
     served: Spans = field(default_factory=Spans)
@@ -123,6 +129,7 @@ class Capacity:
         return (
             ("OpenWrt", SYSTEM_MIB),
             ("HAProxy", _mib(self._held * self.connection_bytes)),
+            ("HAProxy's tables of clients", _mib(self.client_entries * CLIENT_BYTES)),
             ("sockets", _mib(2 * self._held * SOCKET_BYTES)),
             ("connection tracking", _mib(self.tracked_max * (TRACKED_BYTES + BUCKET_BYTES))),
             ("TIME_WAIT", _mib(self.time_wait_max * TIME_WAIT_BYTES)),
@@ -187,8 +194,11 @@ def capacity_of(profile: Profile) -> Capacity:
         backlog=min(BACKLOG_TOP, power_of_two(max(2 * rate, BACKLOG_FLOOR))),
         ports_from=tuned_ports[0],
         ports_to=tuned_ports[1],
+        client_entries=sum(
+            clients_counted(profile, name, rate, limit) for name, limit in service_limits(profile, usual)
+        ),
         ipvs_entries=math.ceil(rate * (duration_s + TRACKED_AFTER_S)) if profile.ipvs_services else 0,
-        buffer_bytes=sorry_pages.buffer_bytes(_sorry_pages(profile)),
+        buffer_bytes=sorry_pages.buffer_bytes(_pages(profile)),
         tls_sides=tls_sides(profile),
         served=served,
     )
@@ -216,7 +226,22 @@ def service_limits(profile: Profile, usual: int) -> Iterator[tuple[str, int]]:
     for name in profile.haproxy_services:
         limits = profile.services[name].limits
         stated = limits.connections if limits is not None else None
-        yield name, usual if stated is None else stated.count
+        yield name, usual if stated is None or stated.count is None else stated.count
+
+
+def clients_counted(profile: Profile, name: str, rate: float, connections_max: int) -> int:
+    """How many clients HAProxy keeps in mind for a service's limits per client; 0 where it has none.
+
+    Requests: everybody who came in the last two periods. Connections: everybody who has one, for whom there must be
+    room because such an entry cannot be forgotten.
+    """
+    limits = profile.services[name].limits
+    if limits is None:
+        return 0
+    asked = 0 if limits.requests is None else min(CLIENTS_TOP, math.ceil(2 * rate * limits.requests.per_s))
+    per_client = limits.connections.per_client if limits.connections is not None else None
+    held = 0 if per_client is None else connections_max
+    return max(asked, held, CLIENTS_FLOOR) if asked or held else 0
 
 
 def tls_sides(profile: Profile) -> int:
@@ -272,7 +297,9 @@ def _tuned(profile: Profile, key: str) -> int | None:
     return int(value) if value.isdigit() else None
 
 
-def _sorry_pages(profile: Profile) -> Iterator[bytes]:
+def _pages(profile: Profile) -> Iterator[bytes]:
+    for service in profile.services.values():
+        yield from (page.content for page in service.error_pages.values())
     for pool in profile.pools.values():
         if pool.sorry is not None and pool.sorry.page is not None:
             yield pool.sorry.page.content

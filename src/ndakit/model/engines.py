@@ -33,7 +33,8 @@ class Topology:
 
 
 Feature = Literal[
-    "timeouts", "limits", "routes", "unknown_hosts", "retries", "slow_start_s", "sorry.page", "quorum", "resume_below",
+    "timeouts", "limits", "error_pages", "maintenance",
+    "routes", "unknown_hosts", "retries", "slow_start_s", "sorry.page", "quorum", "resume_below",
 ]  # fmt: skip
 """Keys of services, pools and servers that not every engine carries."""
 
@@ -134,6 +135,8 @@ HAPROXY = Engine(
     features={
         "timeouts": None,
         "limits": None,
+        "error_pages": None,
+        "maintenance": None,
         "routes": None,
         "unknown_hosts": None,
         "retries": None,
@@ -185,6 +188,16 @@ IPVS = Engine(
             "limits-need-proxy",
             "service {service} is {topology}, and the limits of a service are HAProxy's",
             "state max_connections for the servers instead{or_write}",
+        ),
+        "error_pages": Refused(
+            "error-pages-need-proxy",
+            "service {service} is {topology}, and the kernel sends no pages",
+            "delete error_pages; or, for http, write topology: proxy and protocol: http",
+        ),
+        "maintenance": Refused(
+            "maintenance-needs-proxy",
+            "service {service} is {topology}, and the kernel sends every client to the same servers",
+            "delete maintenance, and drain the servers instead (./inv drain){or_write}",
         ),
         "routes": Refused(
             "routes-need-proxy",

@@ -22,6 +22,7 @@ from ndakit.model.base import (
     Addresses,
     AttachedFile,
     Between,
+    Bool,
     FamilyName,
     Int,
     Model,
@@ -33,6 +34,7 @@ from ndakit.model.base import (
 from ndakit.model.checks import AnyCheck, TcpCheck
 from ndakit.model.engines import HAPROXY, Engine, carrier
 from ndakit.model.http import HostRoute, Redirect, covers
+from ndakit.model.limits import ErrorPages, Limits
 from ndakit.model.tls import Tls, ToServers
 
 Balance = Literal[
@@ -191,26 +193,6 @@ class Timeouts(Model):
     default none, so that the other two count."""
 
 
-class ConnectionLimit(Model):
-    """How many connections at once."""
-
-    count: Annotated[Int, Between(1, 1_000_000)]
-    """So many, those of all clients together. Further clients wait, without an answer, until a connection ends."""
-
-
-class Limits(Model):
-    """What a service takes at most (topology proxy and tproxy)."""
-
-    planned: ClassVar = {
-        "body_kib": "limits of requests",
-        "requests": "limits of requests",
-        "queue": "limits of the queue",
-    }
-
-    connections: ConnectionLimit | None = None
-    """Clients' connections to this service at once; default: as many as HAProxy holds for all services (`sizing`)."""
-
-
 PortRange = tuple[int, int]
 
 
@@ -272,8 +254,6 @@ class Service(Model):
         "rewrite": "changing paths and hosts",
         "proxy_protocol": "the PROXY protocol",
         "compression": "compressed answers",
-        "error_pages": "pages for errors",
-        "maintenance": "the sorry page at will",
     }
     vip: Annotated[tuple[Name, ...], BeforeValidator(as_list), Field(min_length=1), WithJsonSchema(_NAME_OR_LIST)]
     """The VIP, or a list of them. Whom the firewall lets in follows from the VIP's network: one with a gateway is the
@@ -323,6 +303,13 @@ class Service(Model):
     """How long HAProxy waits (topology proxy and tproxy)."""
     limits: Limits | None = None
     """What it takes at most (topology proxy and tproxy)."""
+    error_pages: ErrorPages = Field(default={})
+    """http: pages in place of HAProxy's own errors, by status: `{"503": busy.html}`, each an HTML file of at most 16
+    KiB, relative to the file that writes it. Errors of the servers reach clients as they are. Where a pool has a sorry
+    page, that is its 503."""
+    maintenance: Bool = False
+    """Everybody but `access.sources` gets what the pool's `sorry` says, so that you can look at the servers while
+    nobody else does (topology proxy and tproxy). tcp needs a sorry pool."""
     persistence: Persistence | None = None
     """A client keeps its server; default: the pool's."""
 

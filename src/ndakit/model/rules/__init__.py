@@ -22,6 +22,7 @@ from ndakit.model.rules import (
     http,
     image,
     ipvs,
+    limits,
     listeners,
     packages,
     pair,
@@ -44,7 +45,7 @@ RULES = (
     *addresses.RULES, *routes.RULES, *host.RULES, *access.RULES, *device.RULES,
     *traffic.RULES, *release.RULES, *packages.RULES, *image.RULES, *capacity.RULES,
     *firewall.RULES, *pair.RULES, *engines.RULES, *ipvs.RULES, *reply_paths.RULES,
-    *transparent.RULES, *listeners.RULES, *proxy.RULES, *http.RULES, *tls.RULES, *redirects.RULES,
+    *transparent.RULES, *listeners.RULES, *proxy.RULES, *limits.RULES, *http.RULES, *tls.RULES, *redirects.RULES,
     *pound.RULES, *passthrough.RULES,
 )  # fmt: skip
 

@@ -25,7 +25,6 @@ from ndakit.model.rules.findings import Finding, error, warning
 from ndakit.model.spans import Spans
 from ndakit.model.sysctl_values import MachineSize, device, harm, port_range
 from ndakit.model.sysctls import KNOWN, general, gone, owner
-from ndakit.model.traffic import ConnectionLimit
 
 TRACKED_KEY, TIME_WAIT_KEY = "net.netfilter.nf_conntrack_max", "net.ipv4.tcp_max_tw_buckets"
 LEAST = {"sessions_per_second": 0.1, "session_duration_s": 0.001}
@@ -107,8 +106,8 @@ def _limited(profile: Profile, count: int) -> Profile:
     its = dict(profile.services)
     for name, service in its.items():
         stated = service.limits
-        if stated is not None and stated.connections is not None and stated.connections.count > count:
-            lower = stated.model_copy(update={"connections": ConnectionLimit(count=count)})
+        if stated is not None and stated.connections is not None and (stated.connections.count or 0) > count:
+            lower = stated.model_copy(update={"connections": stated.connections.model_copy(update={"count": count})})
             its[name] = service.model_copy(update={"limits": lower})
     return profile.model_copy(update={"services": its})
 

@@ -56,6 +56,10 @@ def _features_of_service(service: Service) -> Iterator[Feature]:
         yield "timeouts"
     if service.limits is not None:
         yield "limits"
+    if service.error_pages:
+        yield "error_pages"
+    if service.maintenance:
+        yield "maintenance"
     if service.routes:
         yield "routes"
     if service.unknown_hosts != "pool":

@@ -91,7 +91,8 @@ def limits(profile: Profile) -> Iterator[Finding]:
     """Services whose limits together are below what is expected."""
     size = capacity_of(profile)
     stated = [profile.services[n].limits for n in profile.haproxy_services]
-    every = bool(stated) and all(one is not None and one.connections is not None for one in stated)
+    counts = [None if one is None or one.connections is None else one.connections.count for one in stated]
+    every = bool(counts) and all(count is not None for count in counts)
     if every and profile.sizing.sessions_per_second is not None and size.services_sum < size.sessions:
         name = profile.haproxy_services[0]
         yield warning(

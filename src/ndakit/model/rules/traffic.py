@@ -10,7 +10,7 @@ from ndakit.model.checks import HttpCheck
 from ndakit.model.links import routes_only
 from ndakit.model.profile import MARKS_MAX, Profile
 from ndakit.model.rules.findings import Finding, error, unknown, warning
-from ndakit.model.sorry_pages import PAGE_BYTES_MAX
+from ndakit.model.sorry_pages import fault as page_fault
 
 CHECKS_PER_S_MAX = 2.0
 
@@ -230,17 +230,10 @@ def sorry_pages(profile: Profile) -> Iterator[Finding]:
         if page is None:
             continue
         path: KeyPath = ("pools", name, "sorry", "page")
-        if not page.content.strip():
-            yield error("sorry-page-empty", f"the sorry page {page.path} is empty", path, "write the page")
-        elif len(page.content) > PAGE_BYTES_MAX:
-            size = f"{len(page.content)} bytes" if len(page.content) < 1_000_000 else "more than 1 MB"
-            yield error(
-                "sorry-page-too-big",
-                f"the sorry page {page.path} has {size}; HAProxy keeps page and header in a buffer of 16 KiB",
-                path, f"shorten it to {PAGE_BYTES_MAX} bytes (no embedded pictures), or use sorry: {{pool: …}}",
-            )  # fmt: skip
-        elif b"\0" in page.content:
-            yield error("sorry-page-binary", f"the sorry page {page.path} is no HTML text", path, "name an HTML file")
+        if (fault := page_fault(page.content)) is not None:
+            code, what, fix = fault
+            other = ", or use sorry: {pool: …}" if code == "too-big" else ""
+            yield error(f"sorry-page-{code}", f"the sorry page {page.path} {what}", path, f"{fix}{other}")
     users = _users(profile)
     for name, pool in profile.pools.items():
         if pool.sorry is None or pool.sorry.page is None:

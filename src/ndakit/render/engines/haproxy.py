@@ -23,6 +23,13 @@ from ndakit.model.checks import HttpCheck
 from ndakit.model.transparent import as_root
 from ndakit.render.claimed_headers import CLAIMS, ClientClaims
 from ndakit.render.engines import host_names
+from ndakit.render.engines.haproxy_limits import (
+    FrontendLimits,
+    StandIn,
+    frontend_limits,
+    shedding,
+    stand_in,
+)
 from ndakit.render.engines.haproxy_tls import (
     CertificateList,
     FrontendTls,
@@ -125,6 +132,10 @@ class FallbackRule:
     backend: str
     empty: tuple[str, ...]
     addresses: tuple[Address, ...] = ()
+    condition: str = ""
+    """An ACL that must hold as well."""
+    queue: tuple[str, int] | None = None
+    """A backend and so many requests that must wait there as well."""
 
 
 @dataclass(frozen=True)
@@ -158,6 +169,7 @@ class Frontend:
     """What answers every request; then there is no backend."""
     connections_max: int
     """Clients' connections at once; more of them wait in the kernel until HAProxy takes them."""
+    limits: FrontendLimits
 
 
 @dataclass(frozen=True)
@@ -168,7 +180,9 @@ class HaproxyView:
     backends: tuple[Backend, ...]
     statistics: tuple[Bind, ...]
     sorry_pages: Mapping[str, tuple[str, bytes]]
-    """Path on the node → (the profile's file, the whole HTTP response)."""
+    """Path on the node → (the profile's file, the whole HTTP response); those for errors as well."""
+    stand_ins: tuple[StandIn, ...]
+    """Backends that show what `sorry` says while servers are there."""
     tls: TlsDefaults | None
     """What is said of TLS for all; None where nobody speaks it."""
     certificates: Mapping[str, str]
@@ -223,9 +237,12 @@ def haproxy(node: NodeView) -> HaproxyView:
     """HAProxy's view of a node."""
     profile = node.profile
     backends: _Backends = {}
-    frontends = tuple(_frontend(node, name, backends) for name in profile.haproxy_services)
+    stand_ins: dict[str, StandIn] = {}
+    frontends = tuple(_frontend(node, name, backends, stand_ins) for name in profile.haproxy_services)
     port = profile.monitoring.statistics.port
-    pages = _sorry_pages(profile, {b.pool for b in backends.values() if b.sorry_file is not None})
+    shown = {b.pool for b in backends.values() if b.sorry_file is not None}
+    pages = _sorry_pages(profile, shown | {s.pool for s in stand_ins.values() if s.sorry_file is not None})
+    pages |= {page.path: (page.source, page.content) for f in frontends for page in f.limits.error_pages}
     size = node.capacity
     return HaproxyView(
         frontends=frontends,
@@ -233,6 +250,7 @@ def haproxy(node: NodeView) -> HaproxyView:
         # Only where access.sources can come from: an address of a family without sources would answer nobody.
         statistics=tuple(Bind(a, (port, port)) for a in node.addresses if profile.sources(a.version)),
         sorry_pages=pages,
+        stand_ins=tuple(stand_ins.values()),
         tls=defaults(profile.release) if size.tls_sides else None,
         certificates=certificate_files(profile),
         certificate_lists=tuple(certificate_lists(profile, node.name)),
@@ -262,10 +280,12 @@ def sorry_file(pool: str) -> str:
     return f"{SORRY_FOLDER}/sorry-{pool}.http"
 
 
-def _frontend(node: NodeView, name: str, backends: _Backends) -> Frontend:
+def _frontend(node: NodeView, name: str, backends: _Backends, stand_ins: dict[str, StandIn]) -> Frontend:
     profile = node.profile
     service = profile.services[name]
-    backend, fallback_rules = (None, ()) if service.pool is None else _way(node, name, service.pool, backends)
+    way = (None, ()) if service.pool is None else _way(node, name, service.pool, backends, stand_ins)
+    backend, fallback_rules = way
+    connections_max = dict(service_limits(profile, node.capacity.usual_max))[name]
     return Frontend(
         name=frontend_name(name),
         protocol=service.protocol,
@@ -273,14 +293,15 @@ def _frontend(node: NodeView, name: str, backends: _Backends) -> Frontend:
         behind_pound=name in profile.pound_services,
         backend=backend,
         fallback_rules=fallback_rules,
-        routes=tuple(_route(node, name, number, backends) for number in range(len(service.routes))),
+        routes=tuple(_route(node, name, number, backends, stand_ins) for number in range(len(service.routes))),
         host_form=host_names.form(service) if service.protocol == "http" else None,
         unknown=host_names.unknown(service),
         passed=host_names.passed(service),
         timeouts=service.timeouts,
         tls=frontend_tls(name, service, profile.release),
         redirects=redirect_rules(profile, name),
-        connections_max=dict(service_limits(profile, node.capacity.usual_max))[name],
+        connections_max=connections_max,
+        limits=frontend_limits(profile, name, node.capacity.sessions_per_second, connections_max),
     )
 
 
@@ -292,9 +313,11 @@ def _binds(profile: Profile, name: str) -> tuple[Bind, ...]:
     return tuple(Bind(e.address, ports) for e in profile.endpoints(name) for ports in e.ports)
 
 
-def _way(node: NodeView, name: str, pool: str, backends: _Backends) -> tuple[str, tuple[FallbackRule, ...]]:
-    """The backend of a pool of a service, and the others that are asked before it: where it is empty, and where a
-    client came by another family."""
+def _way(
+    node: NodeView, name: str, pool: str, backends: _Backends, stand_ins: dict[str, StandIn]
+) -> tuple[str, tuple[FallbackRule, ...]]:
+    """The backend of a pool of a service, and the others that are asked before it: where it is empty, where its
+    clients get what its `sorry` says all the same, and where a client came by another family."""
     profile = node.profile
     chain, endpoints = _chain(profile, pool), profile.endpoints(name)
     families: list[int | None] = [None]
@@ -306,6 +329,13 @@ def _way(node: NodeView, name: str, pool: str, backends: _Backends) -> tuple[str
         first = version == families[0]
         came_to = () if first else tuple(dict.fromkeys(e.address for e in endpoints if e.address.version == version))
         ours = names[version]
+        for shed in shedding(profile.services[name]):
+            queue = None if shed.queue_max is None else (ours[0], shed.queue_max)
+            instead = ours[1:] or [_stand_in(profile, name, pool, stand_ins).name]
+            fallback_rules += [
+                FallbackRule(instead[i], tuple(instead[:i]), came_to, shed.condition, queue)
+                for i in range(len(instead) - 1, -1, -1)
+            ]
         # The last resort first: HAProxy takes the first rule that holds.
         fallback_rules += [
             FallbackRule(ours[i], tuple(ours[:i]), came_to) for i in range(len(ours) - 1, -1 if came_to else 0, -1)
@@ -313,9 +343,17 @@ def _way(node: NodeView, name: str, pool: str, backends: _Backends) -> tuple[str
     return names[families[0]][0], tuple(fallback_rules)
 
 
-def _route(node: NodeView, service: str, number: int, backends: _Backends) -> HostRoute:
+def _stand_in(profile: Profile, service: str, pool: str, stand_ins: dict[str, StandIn]) -> StandIn:
+    """The backend without servers for a pool without a sorry pool."""
+    protocol, sorry = profile.services[service].protocol, profile.pools[pool].sorry
+    page = sorry is not None and sorry.page is not None and protocol == "http"
+    made = stand_in(pool, protocol, sorry_file(pool) if page else None)
+    return stand_ins.setdefault(made.name, made)
+
+
+def _route(node: NodeView, service: str, number: int, backends: _Backends, stand_ins: dict[str, StandIn]) -> HostRoute:
     route = node.profile.services[service].routes[number]
-    backend, fallback_rules = _way(node, service, route.pool, backends)
+    backend, fallback_rules = _way(node, service, route.pool, backends, stand_ins)
     return HostRoute(host_names.conditions(route, number + 1), backend, fallback_rules)
 
 

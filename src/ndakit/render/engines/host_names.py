@@ -11,7 +11,6 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 from ndakit.model import Service
-from ndakit.model.http import TARPIT_S
 from ndakit.model.http import HostRoute as ProfileRoute
 
 HOST = "req.fhdr(host),field(1,:)"
@@ -59,7 +58,6 @@ class UnknownHosts:
     """What becomes of requests for names that are neither of `known` nor of a route."""
 
     action: str
-    tarpit_s: float
     known: Condition | None
 
 
@@ -94,7 +92,7 @@ def unknown(service: Service) -> UnknownHosts | None:
     if service.unknown_hosts == "pool" or service.passes_tls:
         return None
     known = Condition("known-host", tuple(_tests(service.hostnames))) if service.hostnames else None
-    return UnknownHosts(service.unknown_hosts, TARPIT_S, known)
+    return UnknownHosts(service.unknown_hosts, known)
 
 
 def passed(service: Service) -> PassedTls | None:

@@ -8,8 +8,12 @@ from dataclasses import dataclass, field
 from ndakit.lab.clients import ServicePort
 from ndakit.lab.network import LabNetwork
 from ndakit.lab.plan import VantagePoint
-from ndakit.model import Address, Endpoint, Profile
+from ndakit.model import Address, Endpoint, Profile, Service
 
+LAB_PER_S, LAB_BURST = 100.0, 300
+LAB_CONNECTIONS_PER_S, LAB_AT_ONCE = 200, 64
+"""What the lab may ask of a service in a second, in a row, and at once: its pollers connect every 10 ms, and ask for a
+page every 100 ms; loads come one request after the other."""
 SLACK_S = 2.0
 """Beyond the time that checks take to see a server die or return: emulation, and asking the nodes."""
 
@@ -60,7 +64,24 @@ def unasked(profile: Profile, service: str) -> str:
         return "clients need a certificate of their own, and only its owner has the key"
     if settings.unknown_hosts != "pool" and settings.own_name is None:
         return "no name that the profile states leads to its own pool"
+    if settings.maintenance:
+        return "it is in maintenance, so that strangers do not reach its servers"
+    if why := _too_slow(settings):
+        return why
     return next((why for pool in settings.pools if (why := unanswered(profile, pool))), "")
+
+
+def _too_slow(service: Service) -> str:
+    """Why one client may not ask a service as often as the lab does; empty if it may."""
+    requests = service.limits.requests if service.limits is not None else None
+    connections = service.limits.connections if service.limits is not None else None
+    if requests is not None and (requests.count / requests.per_s < LAB_PER_S or requests.count < LAB_BURST):
+        return f"one client may ask {requests.count} times in {requests.per_s} s, and the lab asks more often"
+    if connections is not None and connections.per_s is not None and connections.per_s < LAB_CONNECTIONS_PER_S:
+        return f"it takes {connections.per_s} connections a second, and the lab makes more"
+    if connections is not None and connections.per_client is not None and connections.per_client < LAB_AT_ONCE:
+        return f"one client may have {connections.per_client} connections, and the lab has more"
+    return ""
 
 
 def unanswered(profile: Profile, pool: str) -> str:

@@ -13,7 +13,7 @@ from collections.abc import Mapping
 
 from ndakit.lab.clients import LoadResult, ServicePort
 from ndakit.lab.network import LabNetwork
-from ndakit.model import Pool, Profile
+from ndakit.model import Pool, Profile, Service
 
 # Ways to choose are named here by the engines' own words (model/engines.py).
 TOLERANCE = 0.05
@@ -107,13 +107,16 @@ def shows_at_once(lab: LabNetwork, service: str, port: int) -> bool:
         and len(weights) > 1
         and lab.profile.persistence(service) is None
         and not any(s.max_connections for s in pool.servers.values())
-        and (
-            settings.limits is None
-            or settings.limits.connections is None
-            or settings.limits.connections.count > 2 * AT_ONCE
-        )
+        and _holds(settings)
         and lab.speaks(service, port) in _BUSY
     )
+
+
+def _holds(service: Service) -> bool:
+    """True if a service's limits let one client hold twice as many connections as are held here."""
+    stated = service.limits.connections if service.limits is not None else None
+    limits = () if stated is None else (stated.count, stated.per_client, stated.per_s)
+    return all(limit is None or limit > 2 * AT_ONCE for limit in limits)
 
 
 def hold_at_once(lab: LabNetwork, ahead: ServicePort) -> dict[str, int]:
