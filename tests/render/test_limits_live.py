@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 import goldens
 from haproxy_live import attempt, program
 from ndakit.core import process
+from ndakit.core.release import Release
 from ndakit.model import Attachment, Profile, rules, sorry_pages
 from ndakit.model.limits import ERROR_STATUSES
 from ndakit.render.render import render
@@ -39,8 +40,8 @@ def profile(
     )
 
 
-def told(found: Profile) -> dict[str, str]:
-    return {f.code: f.what for f in rules.findings(found)}
+def told(limited: Profile) -> dict[str, str]:
+    return {f.code: f.what for f in rules.findings(limited)}
 
 
 def get(path: str = "/", *headers: str, body: str = "", method: str = "GET") -> str:
@@ -59,8 +60,8 @@ def seen(answer: str) -> str:
     return head.split()[1] if head.startswith("HTTP/") else head
 
 
-def ask(found: Profile, folder: Path, *requests: str, what: str = "requests", **options: Any) -> list[str]:
-    return [seen(a) for a in attempt(found, folder, what, requests=list(requests), port=80, **options)]
+def ask(limited: Profile, folder: Path, *requests: str, what: str = "requests", **options: Any) -> list[str]:
+    return [seen(a) for a in attempt(limited, folder, what, requests=list(requests), port=80, **options)]
 
 
 # -- maintenance -------------------------------------------------------------------------------------------------------
@@ -68,29 +69,29 @@ def ask(found: Profile, folder: Path, *requests: str, what: str = "requests", **
 
 @pytest.mark.parametrize(("source", "expected"), [(STRANGER, "sorry"), (ADMIN, "web1")])
 def test_in_maintenance_only_the_admins_reach_the_servers(source: str, expected: str, tmp_path: Path) -> None:
-    found = profile("maintenance: true")
-    assert ask(found, tmp_path, get(), source=source, more=[f"{source}/32"]) == [expected]
+    limited = profile("maintenance: true")
+    assert ask(limited, tmp_path, get(), source=source, more=[f"{source}/32"]) == [expected]
 
 
 @pytest.mark.parametrize("release", ["18.06.9", "25.12.5"])
 @pytest.mark.parametrize("protocol", ["http", "tcp"])
 def test_in_maintenance_strangers_get_the_sorry_pool(protocol: str, release: str, tmp_path: Path) -> None:
-    found = profile("maintenance: true", pool="sorry: {pool: spare}", more=SPARE, protocol=protocol, release=release)
+    limited = profile("maintenance: true", pool="sorry: {pool: spare}", more=SPARE, protocol=protocol, release=release)
     for source, server in {STRANGER: "spare1", ADMIN: "web1"}.items():
-        assert ask(found, tmp_path, get(), source=source, more=[f"{source}/32"]) == [server]
+        assert ask(limited, tmp_path, get(), source=source, more=[f"{source}/32"]) == [server]
 
 
 def test_maintenance_without_its_rule_would_show_the_site_to_strangers(tmp_path: Path) -> None:
     rule = "\tuse_backend _sorry:web if !access-sources\n"
-    found = profile("maintenance: true")
-    assert ask(found, tmp_path, get(), source=STRANGER, more=[f"{STRANGER}/32"], changes=[(rule, "")]) == ["web1"]
+    limited = profile("maintenance: true")
+    assert ask(limited, tmp_path, get(), source=STRANGER, more=[f"{STRANGER}/32"], changes=[(rule, "")]) == ["web1"]
 
 
 def test_in_maintenance_the_pools_of_routes_show_their_own_sorry(tmp_path: Path) -> None:
     more = "\n  api: {port: 80, check: tcp, sorry: {pool: spare}, servers: {api1: 192.168.0.31}}" + SPARE
-    found = profile("maintenance: true, routes: [{host: api.example, pool: api}]", more=more)
+    limited = profile("maintenance: true, routes: [{host: api.example, pool: api}]", more=more)
     requests = (get(), get().replace("shop.example", "api.example"))
-    assert ask(found, tmp_path, *requests, source=STRANGER, more=[f"{STRANGER}/32"]) == ["sorry", "spare1"]
+    assert ask(limited, tmp_path, *requests, source=STRANGER, more=[f"{STRANGER}/32"]) == ["sorry", "spare1"]
 
 
 # -- the queue ---------------------------------------------------------------------------------------------------------
@@ -102,8 +103,8 @@ def held(count: int) -> dict[str, Any]:
 
 
 def test_when_the_queue_is_full_clients_get_the_page_at_once(tmp_path: Path) -> None:
-    found = profile("limits: {queue: {length: 3}}")
-    assert ask(found, tmp_path, get(), **held(5)) == ["sorry"]
+    limited = profile("limits: {queue: {length: 3}}")
+    assert ask(limited, tmp_path, get(), **held(5)) == ["sorry"]
 
 
 def test_while_the_queue_has_room_clients_wait(tmp_path: Path) -> None:
@@ -112,19 +113,19 @@ def test_while_the_queue_has_room_clients_wait(tmp_path: Path) -> None:
 
 
 def test_a_full_queue_leads_to_the_sorry_pool_and_beyond(tmp_path: Path) -> None:
-    found = profile("limits: {queue: {length: 1}}", pool="sorry: {pool: spare}", more=SPARE)
-    assert ask(found, tmp_path, get(), **held(3)) == ["spare1"]
+    limited = profile("limits: {queue: {length: 1}}", pool="sorry: {pool: spare}", more=SPARE)
+    assert ask(limited, tmp_path, get(), **held(3)) == ["spare1"]
     more = SPARE.replace("check: tcp", "check: tcp, sorry: {page: sorry.html}")
-    found = profile("limits: {queue: {length: 1}}", pool="sorry: {pool: spare}", more=more)
-    assert ask(found, tmp_path, get(), absent=["spare1"], **held(3)) == ["sorry"]
+    limited = profile("limits: {queue: {length: 1}}", pool="sorry: {pool: spare}", more=more)
+    assert ask(limited, tmp_path, get(), absent=["spare1"], **held(3)) == ["sorry"]
 
 
 def test_a_full_queue_of_tcp_closes_or_leads_to_the_sorry_pool(tmp_path: Path) -> None:
     held: dict[str, Any] = {"what": "overload", "held": ["hello"] * 3, "frontend": "service:web"}
-    found = profile("limits: {queue: {length: 1}}", pool="", protocol="tcp")
-    assert ask(found, tmp_path, get(), **held) == [""]
-    found = profile("limits: {queue: {length: 1}}", pool="sorry: {pool: spare}", more=SPARE, protocol="tcp")
-    assert ask(found, tmp_path, get(), **held) == ["spare1"]
+    limited = profile("limits: {queue: {length: 1}}", pool="", protocol="tcp")
+    assert ask(limited, tmp_path, get(), **held) == [""]
+    limited = profile("limits: {queue: {length: 1}}", pool="sorry: {pool: spare}", more=SPARE, protocol="tcp")
+    assert ask(limited, tmp_path, get(), **held) == ["spare1"]
 
 
 # -- a failed server does not lead to the page -------------------------------------------------------------------------
@@ -134,14 +135,14 @@ LATE = [("inter 2s", "inter 60s")]
 
 
 def test_a_server_that_has_just_died_shows_nobody_the_page(tmp_path: Path) -> None:
-    found = profile("hostnames: [shop.example]", servers=EQUAL)
-    assert ask(found, tmp_path, *[get()] * 12, absent=["web2"], changes=LATE) == ["web1"] * 12
+    limited = profile("hostnames: [shop.example]", servers=EQUAL)
+    assert ask(limited, tmp_path, *[get()] * 12, absent=["web2"], changes=LATE) == ["web1"] * 12
 
 
 def test_without_retries_a_server_that_has_just_died_shows_the_page_and_check_says_so(tmp_path: Path) -> None:
-    found = profile("hostnames: [shop.example]", pool=f"{SORRY}, retries: 0", servers=EQUAL)
-    assert "sorry" in ask(found, tmp_path, *[get()] * 12, absent=["web2"], changes=LATE)
-    assert "sorry-without-retries" in told(found)
+    limited = profile("hostnames: [shop.example]", pool=f"{SORRY}, retries: 0", servers=EQUAL)
+    assert "sorry" in ask(limited, tmp_path, *[get()] * 12, absent=["web2"], changes=LATE)
+    assert "sorry-without-retries" in told(limited)
 
 
 def test_with_all_servers_dead_everybody_gets_the_page(tmp_path: Path) -> None:
@@ -154,68 +155,58 @@ def test_with_all_servers_dead_everybody_gets_the_page(tmp_path: Path) -> None:
 @pytest.mark.parametrize(("excess", "status"), [("429", "429"), ("tarpit", "500"), ("sorry", "sorry")])
 @pytest.mark.parametrize("more", ["", ", connections: {per_client: 5}"])
 def test_a_client_that_asks_too_often_gets_what_is_stated(excess: str, status: str, more: str, tmp_path: Path) -> None:
-    found = profile(f"limits: {{requests: {{count: 20, per_s: 60, on_excess: {excess}}}{more}}}", servers=EQUAL)
+    limited = profile(f"limits: {{requests: {{count: 20, per_s: 60, on_excess: {excess}}}{more}}}", servers=EQUAL)
     changes = [("timeout tarpit 30s", "timeout tarpit 1s")] if excess == "tarpit" else []
-    answered = ask(found, tmp_path, *[get()] * 22, changes=changes)
+    answered = ask(limited, tmp_path, *[get()] * 22, changes=changes)
     assert set(answered[:20]) == {"web1", "web2"}
     assert answered[20:] == [status] * 2
 
 
 def test_each_client_is_counted_by_itself(tmp_path: Path) -> None:
-    found = profile("limits: {requests: {count: 2, per_s: 60}}", servers=ONE)
+    limited = profile("limits: {requests: {count: 2, per_s: 60}}", servers=ONE)
     more = [f"{ADMIN}/32", f"{STRANGER}/32"]
-    answered = attempt(found, tmp_path, "shares", port=80, count=3, sources=[ADMIN, STRANGER], more=more)["keys"]
+    answered = attempt(limited, tmp_path, "shares", port=80, count=3, sources=[ADMIN, STRANGER], more=more)["keys"]
     for client in (ADMIN, STRANGER):
         *first, last = answered[f"{client} /"]
         assert first == ["web1", "web1"] and last.startswith("HTTP/1.1 429")
 
 
 def test_ipv6_clients_are_their_64_where_the_release_can() -> None:
-    found = goldens.profile("dual-stack")
-    name = next(n for n in found.haproxy_services if found.services[n].protocol == "http")
-    service = found.services[name]
-    limits = (
-        type(service)
-        .model_validate(
-            {"vip": "any", "port": 80, "protocol": "http", "pool": "any", "limits": {"requests": {"count": 1}}}
-        )
-        .limits
-    )
-    limited = {**found.services, name: service.model_copy(update={"limits": limits})}
-    made = found.model_copy(update={"services": limited})
-    text = render(made, next(iter(found.nodes)), goldens.TEMPLATES)["/etc/haproxy.cfg"].text
-    assert "track-sc1 src,ipmask(32,64)" in text and "stick-table type ipv6 size" in text
+    for release, key in (("24.10.8", "src,ipmask(32,64)"), ("18.06.9", "src")):
+        limited = goldens.profile("limits").model_copy(update={"release": Release.parse(release)})
+        text = render(limited, "lb1", goldens.TEMPLATES)["/etc/haproxy.cfg"].text
+        assert f"\thttp-request track-sc1 {key}\n" in text and "stick-table type ipv6 size" in text
 
 
 # -- connections -------------------------------------------------------------------------------------------------------
 
 
 def test_one_connection_too_many_waits_until_another_one_ends(tmp_path: Path) -> None:
-    found = profile("limits: {connections: {count: 3}}", servers=EQUAL)
-    assert attempt(found, tmp_path, "waits", port=80, count=3) == [["HTTP/1.1 200"] * 3, "", "HTTP/1.1 200"]
+    limited = profile("limits: {connections: {count: 3}}", servers=EQUAL)
+    assert attempt(limited, tmp_path, "waits", port=80, count=3) == [["HTTP/1.1 200"] * 3, "", "HTTP/1.1 200"]
     higher = [("\tmaxconn 3\n", "\tmaxconn 4\n")]
-    assert attempt(found, tmp_path, "waits", port=80, count=3, changes=higher)[1] == "HTTP/1.1 200"
+    assert attempt(limited, tmp_path, "waits", port=80, count=3, changes=higher)[1] == "HTTP/1.1 200"
 
 
 def test_new_connections_wait_for_their_second(tmp_path: Path) -> None:
-    found = profile("limits: {connections: {per_s: 5}}", servers=EQUAL)
-    assert attempt(found, tmp_path, "paced", port=80, count=16) >= 2
+    limited = profile("limits: {connections: {per_s: 5}}", servers=EQUAL)
+    assert attempt(limited, tmp_path, "paced", port=80, count=16) >= 2
     none = [("\trate-limit sessions 5\n", "")]
-    assert attempt(found, tmp_path, "paced", port=80, count=16, changes=none) < 2
+    assert attempt(limited, tmp_path, "paced", port=80, count=16, changes=none) < 2
 
 
 def test_a_slow_client_holds_no_more_connections_than_one_may_have(tmp_path: Path) -> None:
-    found = profile("limits: {connections: {count: 20, per_client: 5}}", servers=EQUAL)
-    answer = attempt(found, tmp_path, "slow", port=80, count=40, source=STRANGER, more=[f"{STRANGER}/32"])
+    limited = profile("limits: {connections: {count: 20, per_client: 5}}", servers=EQUAL)
+    answer = attempt(limited, tmp_path, "slow", port=80, count=40, source=STRANGER, more=[f"{STRANGER}/32"])
     assert (answer["status"], answer["refused"]) == (200, 35)
     assert answer["seconds"] < 2
 
 
 def test_slow_clients_without_that_limit_hold_others_up_until_their_time_is_over(tmp_path: Path) -> None:
-    found = profile("limits: {connections: {count: 20}}", servers=EQUAL)
+    limited = profile("limits: {connections: {count: 20}}", servers=EQUAL)
     short = [("timeout http-request 10s", "timeout http-request 3s")]
     more = [f"{STRANGER}/32"]
-    answer = attempt(found, tmp_path, "slow", port=80, count=20, source=STRANGER, more=more, changes=short)
+    answer = attempt(limited, tmp_path, "slow", port=80, count=20, source=STRANGER, more=more, changes=short)
     assert (answer["status"], answer["refused"]) == (200, 0)
     assert 1 < answer["seconds"] < 8
 
@@ -232,38 +223,38 @@ def chunked(size: int) -> str:
 
 
 def test_a_body_above_the_limit_reaches_no_server(tmp_path: Path) -> None:
-    found = profile("limits: {body_kib: 4}", servers=ONE)
+    limited = profile("limits: {body_kib: 4}", servers=ONE)
     requests = (get(), get(method="HEAD"), post(0), post(4096), post(4097), chunked(10), chunked(5000))
-    assert ask(found, tmp_path, *requests) == ["web1", "web1", "web1", "web1", "413", "411", "411"]
+    assert ask(limited, tmp_path, *requests) == ["web1", "web1", "web1", "web1", "413", "411", "411"]
     without = [("\thttp-request deny deny_status 413 if { req.body_size gt 4096 }\n", "")]
-    assert ask(found, tmp_path, post(4097), changes=without) == ["web1"]
+    assert ask(limited, tmp_path, post(4097), changes=without) == ["web1"]
 
 
 def test_a_websocket_is_not_held_up_by_the_limit_for_bodies(tmp_path: Path) -> None:
-    found = profile("limits: {body_kib: 4}", servers=ONE)
-    assert attempt(found, tmp_path, "websocket", port=80)[1] == "hello"
+    limited = profile("limits: {body_kib: 4}", servers=ONE)
+    assert attempt(limited, tmp_path, "websocket", port=80)[1] == "hello"
 
 
 def test_a_request_head_is_limited_without_being_asked(tmp_path: Path) -> None:
-    found = profile("hostnames: [shop.example]", servers=ONE)
+    limited = profile("hostnames: [shop.example]", servers=ONE)
     requests = (
         get("/", f"X-Large: {'x' * 14_000}"), get("/", f"X-Large: {'x' * 16_000}"),
         get("/", *(f"X-{n}: 1" for n in range(98))), get("/", *(f"X-{n}: 1" for n in range(110))),
     )  # fmt: skip
-    assert ask(found, tmp_path, *requests) == ["web1", "400", "web1", "400"]
+    assert ask(limited, tmp_path, *requests) == ["web1", "400", "web1", "400"]
 
 
 # -- pages for errors --------------------------------------------------------------------------------------------------
 
 
-def with_pages(found: Profile, pages: dict[int, bytes]) -> Profile:
+def with_pages(limited: Profile, pages: dict[int, bytes]) -> Profile:
     its = {str(status): Attachment(path=f"{status}.html", content=content) for status, content in pages.items()}
-    service = found.services["web"].model_copy(update={"error_pages": its})
-    return found.model_copy(update={"services": {"web": service}})
+    service = limited.services["web"].model_copy(update={"error_pages": its})
+    return limited.model_copy(update={"services": {"web": service}})
 
 
-def answers(found: Profile, folder: Path, *requests: str, **options: Any) -> list[str]:
-    return [str(a) for a in attempt(found, folder, "requests", requests=list(requests), port=80, **options)]
+def answers(limited: Profile, folder: Path, *requests: str, **options: Any) -> list[str]:
+    return [str(a) for a in attempt(limited, folder, "requests", requests=list(requests), port=80, **options)]
 
 
 @pytest.mark.parametrize(
@@ -281,26 +272,26 @@ def answers(found: Profile, folder: Path, *requests: str, **options: Any) -> lis
 def test_an_error_of_haproxy_comes_with_our_page(
     status: int, service: str, requests: list[str], options: dict[str, Any], tmp_path: Path
 ) -> None:
-    found = with_pages(profile(service, pool="", servers=EQUAL), {status: b"<p>ours</p>"})
-    assert not {c for c in told(found) if c.startswith("error-page")}
-    answer = answers(found, tmp_path, *requests, **options)[-1]
+    limited = with_pages(profile(service, pool="", servers=EQUAL), {status: b"<p>ours</p>"})
+    assert not {c for c in told(limited) if c.startswith("error-page")}
+    answer = answers(limited, tmp_path, *requests, **options)[-1]
     assert answer.startswith(f"HTTP/1.1 {status} ") and answer.endswith("\r\n\r\n<p>ours</p>")
-    plain = answers(with_pages(found, {}), tmp_path, *requests, **options)[-1]
+    plain = answers(with_pages(limited, {}), tmp_path, *requests, **options)[-1]
     assert plain.startswith(f"HTTP/1.1 {status} ") and "ours" not in plain
 
 
 def test_the_sorry_page_goes_before_a_page_for_503(tmp_path: Path) -> None:
-    found = with_pages(profile("hostnames: [shop.example]"), {503: b"<p>ours</p>"})
-    assert [seen(a) for a in answers(found, tmp_path, get(), dead=True)] == ["sorry"]
-    assert "the pool's sorry page takes its place" in told(found)["error-page-unused"]
+    limited = with_pages(profile("hostnames: [shop.example]"), {503: b"<p>ours</p>"})
+    assert [seen(a) for a in answers(limited, tmp_path, get(), dead=True)] == ["sorry"]
+    assert "the pool's sorry page takes its place" in told(limited)["error-page-unused"]
 
 
 EVIL = b'HTTP/1.1 200 OK\r\n\r\n%[src] "quoted" ${HOME} \\ # \xff\xfe\n\ttune.bufsize 1\n'
 
 
 def test_whatever_is_in_a_page_is_only_text(tmp_path: Path) -> None:
-    found = with_pages(profile("hostnames: [other.example], unknown_hosts: refuse", pool=""), {421: EVIL})
-    (answer,) = answers(found, tmp_path, get())
+    limited = with_pages(profile("hostnames: [other.example], unknown_hosts: refuse", pool=""), {421: EVIL})
+    (answer,) = answers(limited, tmp_path, get())
     head, _, body = answer.partition("\r\n\r\n")
     assert head.startswith("HTTP/1.1 421 ") and body == EVIL.decode("latin-1")
 
@@ -318,12 +309,12 @@ def test_the_real_parser_takes_the_largest_page_and_check_refuses_a_larger_one(t
     large = b"x" * sorry_pages.PAGE_BYTES_MAX
     pages = dict.fromkeys((403, 413, 421, 429, 500, 502, 503, 504), large)
     service = "hostnames: [other.example], unknown_hosts: refuse"
-    found = with_pages(profile(service, pool=""), pages)
-    (answer,) = answers(found, tmp_path, get())
+    limited = with_pages(profile(service, pool=""), pages)
+    (answer,) = answers(limited, tmp_path, get())
     assert answer.startswith("HTTP/1.1 421 ")
     ran = process.run([*program("haproxy"), "-c", "-dW", "-f", tmp_path / "haproxy.cfg"], timeout_s=20, check=False)
     assert ran.returncode == 0, ran.stderr
-    assert "error-page-too-big" in told(with_pages(found, {421: large + b"x"}))
+    assert "error-page-too-big" in told(with_pages(limited, {421: large + b"x"}))
 
 
 # -- what check refuses ------------------------------------------------------------------------------------------------
