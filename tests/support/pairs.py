@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 from ndakit.build import pipeline
@@ -18,6 +19,7 @@ from ndakit.load import load
 from ndakit.load.certificates import certificates_of
 from ndakit.machine import accelerator
 from ndakit.machine.boot_image import boot_images
+from ndakit.render.servers import linux_script
 from ndakit.verify import claims
 from ndakit.verify.claims import Claim, Outcome
 from places import ROOT
@@ -96,7 +98,7 @@ def running(
         boot_images(profile, built),
         workspace.logs("vm"),
         image,
-        templates=workspace.templates,
+        script_of=partial(linux_script, profile, workspace.templates),
         identity=identity,
         pages=pages,
         certificates=certificates_of(workspace, loaded),

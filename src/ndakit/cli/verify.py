@@ -9,6 +9,7 @@ import os
 import time
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 
 from ndakit.cli import verify_progress
@@ -26,6 +27,7 @@ from ndakit.load.certificates import certificates_of
 from ndakit.load.load import Loaded
 from ndakit.machine import accelerator
 from ndakit.machine.boot_image import boot_images
+from ndakit.render.servers import linux_script
 from ndakit.verify import claims, report, run
 from ndakit.verify.claims import Claim
 
@@ -162,8 +164,8 @@ def _judge(
         image = host.image.build(workspace.lab, cache() / "lab", tell=show.tell)
         network = LabNetwork(
             profile, boot_images(profile, built), run_dir, image,
-            templates=workspace.templates, identity=identity, pages=pages, tell=show.tell,
-            certificates=certificates_of(workspace, loaded),
+            script_of=partial(linux_script, profile, workspace.templates), identity=identity, pages=pages,
+            certificates=certificates_of(workspace, loaded), tell=show.tell,
         )  # fmt: skip
         started_s = time.monotonic()
         try:

@@ -35,7 +35,6 @@ from ndakit.machine.spec import Nic, VmSpec
 from ndakit.model import Profile
 from ndakit.model.server_side import ServerSide
 from ndakit.model.server_side import servers as server_sides
-from ndakit.render.servers import script
 
 LAB_MEMORY_MIB = 128
 HOST_MEMORY_MIB = 6
@@ -69,14 +68,15 @@ class LabNetwork(LabNodes):
         run_dir: Path,
         lab_image: LabImage,
         *,
-        templates: Sequence[Path],
+        script_of: Callable[[ServerSide], bytes],
         identity: str | None = None,
         pages: Mapping[str, bytes] | None = None,
         certificates: Mapping[str, CertificateBundle] | None = None,
         tell: Callable[[str], None] = lambda text: None,
     ) -> None:
-        """`pages`: MD5 digest → the page that a check knows by it; `certificates`: those that services with TLS are to
-        show, by the names of their secrets. Raises PageMissing if a page is not there."""
+        """`script_of`: what an admin runs on a Linux server; `pages`: MD5 digest → the page that a check knows by
+        it; `certificates`: those that services with TLS are to show, by the names of their secrets. Raises PageMissing
+        if a page is not there."""
         super().__init__(profile, plan(profile), identity, tell, certificates)
         self._pages = pages or {}
         need_pages(profile, self._pages)
@@ -88,7 +88,7 @@ class LabNetwork(LabNodes):
         self._images = images
         self._run_dir = run_dir
         self._lab_image = lab_image
-        self._templates = templates
+        self._script_of = script_of
         self._stack = contextlib.ExitStack()
         self._machines: dict[str, vm.Vm] = {}
         self.pace = Meter(self._processes)
@@ -242,12 +242,7 @@ class LabNetwork(LabNodes):
             return
         if host.role == "router" and not side.router:
             return  # a server behind a router is an address of that router here
-        self.hosts[host.name].run(["dash", "-s", "up"], stdin=self._script(side), timeout_s=SET_UP_TIMEOUT_S)
-
-    def _script(self, side: ServerSide) -> bytes:
-        text = script(side, "linux", self.profile, self._templates)
-        assert text is not None, "there is one for Linux always"
-        return text.content
+        self.hosts[host.name].run(["dash", "-s", "up"], stdin=self._script_of(side), timeout_s=SET_UP_TIMEOUT_S)
 
     def _enter(self, node: str) -> None:
         """Open a shell on a booting node's console: once its HAProxy answers or it has nothing to do."""
@@ -262,7 +257,7 @@ class LabNetwork(LabNodes):
     def server_script(self, pool: str, server: str, action: str) -> str:
         """Run a server's script again: `up`, `down`, `status`; what it says."""
         side = next(s for s in server_sides(self.profile) if f"{pool}/{server}" in s.names)
-        ran = self.server_host(pool, server).run(["dash", "-s", action], stdin=self._script(side), check=False)
+        ran = self.server_host(pool, server).run(["dash", "-s", action], stdin=self._script_of(side), check=False)
         return ran.stdout + ran.stderr
 
     def _start_server(self, pool: str, server: str, point: VantagePoint) -> None:

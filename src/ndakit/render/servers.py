@@ -55,3 +55,10 @@ def script(side: ServerSide, system: str, profile: Profile, templates: Sequence[
         return None
     subject = f"{profile.name}, {side.title}"
     return render.single(templates, SYSTEMS[system], subject, {"server": side, "profile": profile})
+
+
+def linux_script(profile: Profile, templates: Sequence[Path], side: ServerSide) -> bytes:
+    """The script for Linux, as the lab's servers run it: what `./inv servers` writes. Raises TemplateBroken."""
+    file = script(side, "linux", profile, templates)
+    assert file is not None, "there is one for Linux always"
+    return file.content

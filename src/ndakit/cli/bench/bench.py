@@ -9,6 +9,7 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ from ndakit.lab.network import LabNetwork
 from ndakit.load import load
 from ndakit.machine.boot_image import boot_images
 from ndakit.render import render
+from ndakit.render.servers import linux_script
 from ndakit.verify.claims.failover import asked
 from ndakit.verify.report import write_json
 
@@ -185,9 +187,11 @@ def _bench_failover(private: Workspace, advert_s: float, runs: int) -> list[floa
     image = host.image.build(private.lab, cache() / "lab", tell=terminal.note)
     gaps: list[float] = []
     run_dir = private.logs(f"bench-{profile.name}")
-    with LabNetwork(
-        profile, boot_images(profile, built), run_dir, image, templates=private.templates, tell=lambda text: None
-    ) as lab:
+    lab_network = LabNetwork(
+        profile, boot_images(profile, built), run_dir, image,
+        script_of=partial(linux_script, profile, private.templates), tell=lambda text: None,
+    )  # fmt: skip
+    with lab_network as lab:
         for number in range(1, runs + 1):
             master = lab.master()
             with lab.watch(asked(lab)) as watch:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from ndakit.lab.host import Host
 from ndakit.lab.network import LabNetwork
 from ndakit.load import load
 from ndakit.machine.boot_image import boot_images
+from ndakit.render.servers import linux_script
 from ndakit.verify.report import write_json
 
 CLIENTS = (1, 2, 3, 4)
@@ -72,7 +74,7 @@ def bench(workspace: Workspace, *, json: Path | None, plot: Path | None) -> int:
         image = lab_host.image.build(private.lab, cache() / "lab", tell=terminal.note)
         lab = LabNetwork(
             loaded.profile, boot_images(loaded.profile, built), private.logs("bench"), image,
-            templates=private.templates, tell=terminal.note,
+            script_of=partial(linux_script, loaded.profile, private.templates), tell=terminal.note,
         )  # fmt: skip
         with lab:
             rates = measure(lab)
