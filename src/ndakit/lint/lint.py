@@ -20,7 +20,9 @@ from ndakit.render.render import READ_BY_SHELLS, Tree, mode_of, within
 __all__ = ["LintFinding", "Subject", "lint"]
 
 _CONTROL = re.compile(rb"[\x00-\x08\x0b-\x1f\x7f]")
-_WITHOUT_COMMENT = ("/etc/ndakit/sorry-", "/etc/banner")
+_PAGES = ("/etc/ndakit/sorry-", "/etc/ndakit/error-")
+"""Whole answers of HTTP."""
+_WITHOUT_COMMENT = (*_PAGES, "/etc/banner")
 """Files whose syntax has no comments: an HTTP response, and the banner, which says where it comes from as text."""
 _GONE = re.compile(r"(^|/)(\.git|\.svn|\.#[^/]*)(/|$)")
 
@@ -60,7 +62,7 @@ def files(subject: Subject) -> Iterator[LintFinding]:
             yield subject.finding(
                 "mode", path, 1, "a script without the x bit cannot be run", "put it where programs go"
             )
-        if path.startswith("/etc/ndakit/sorry-"):
+        if path.startswith(_PAGES):
             continue
         if not file.content.endswith(b"\n"):
             what = "the last line does not end with a newline (HAProxy refuses that, others lose the line)"
