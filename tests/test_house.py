@@ -28,7 +28,7 @@ IO_MODULES = {
     *("glob", "http", "io", "os", "pathlib", "random", "requests", "select", "shutil", "signal", "socket", "ssl"),
     *("subprocess", "sys", "tempfile", "threading", "time", "urllib"),
 }
-IO_OF_OURS = {f"core/{name}" for name in ("process", "programs", "workspace", "exposure", "terminal")}
+IO_OF_OURS = {f"core/{name}" for name in ("process", "programs", "files", "locks", "workspace", "exposure", "terminal")}
 IO_CALLS = {"open", "input", "read_text", "read_bytes", "write_text", "write_bytes", "iterdir", "rglob"}
 STARTS = re.compile(r"(system|popen|fork|forkpty|posix_spawn|exec[lv]|spawn[lv])[a-z]*")
 WALLS = {("verify/claims", "render"), ("lab", "render"), ("image", "lab"), ("model", "render"), ("operate", "cli")}

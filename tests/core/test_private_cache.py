@@ -11,10 +11,11 @@ from pathlib import Path
 
 import pytest
 
-from ndakit.core import json_text, process, workspace
+from ndakit.core import json_text, locks, process, workspace
 from ndakit.core.events import ignore
+from ndakit.core.files import PlaceTaken
 from ndakit.core.release import Release
-from ndakit.core.workspace import CacheUnsafe, CacheUnusable, PlaceTaken, RuntimeFolderUnsafe
+from ndakit.core.workspace import CacheUnsafe, CacheUnusable, RuntimeFolderUnsafe
 from ndakit.imagebuilder import cache as imagebuilder_cache
 from ndakit.imagebuilder import prerequisites
 from ndakit.imagebuilder.fetch import fetch
@@ -236,14 +237,14 @@ def test_something_else_in_the_place_of_a_lock_is_said_and_the_fix_works(what: s
         os.mkfifo(lock)
     elif what == "dangling link":
         lock.symlink_to("/nowhere/at/all")
-    with pytest.raises(PlaceTaken) as caught, workspace.hold(lock, wait_s=0):
+    with pytest.raises(PlaceTaken) as caught, locks.hold(lock, wait_s=0):
         pass
     subprocess.run(["sh", "-c", caught.value.fix.partition(": ")[2]], check=True)
-    with workspace.hold(lock, wait_s=0):
+    with locks.hold(lock, wait_s=0):
         pass
 
 
 @pytest.mark.parametrize("text", ["[" * 100_000, '{"pid": "x"}', '{"pid": [1]}', "[]", '{"pid": "../../etc"}', ""])
 def test_a_lock_file_with_nonsense_in_it_is_another_process(text: str, tmp_path: Path) -> None:
     (tmp_path / "lock").write_text(text)
-    assert workspace._holder(tmp_path / "lock") == "another process"
+    assert locks._holder(tmp_path / "lock") == "another process"

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from ndakit.core.workspace import Workspace, WorkspaceBusy
+from ndakit.core.locks import WorkspaceBusy
+from ndakit.core.workspace import Workspace
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from ndakit.core.workspace import file_sha256, swap_folder
+from ndakit.core.files import file_sha256, swap_folder
 from ndakit.image import artifacts
 from ndakit.image.artifacts import Artifact, ImageChanged, ImageNotBuilt, RecordBroken
 from places import SUPPORT

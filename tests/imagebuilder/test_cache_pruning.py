@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from ndakit.core import workspace
+from ndakit.core import locks
 from ndakit.machine import disks
 
 _HOUR_S = 3600.0
@@ -27,29 +27,29 @@ def _aged(path: Path, age_s: float) -> Path:
 def test_what_was_used_last_is_kept_and_what_is_young_and_what_is_gone_is_passed_over(tmp_path: Path) -> None:
     ages_s = {"newest": 0.0, "young": 60.0, "old": 2 * _HOUR_S, "oldest": 3 * _HOUR_S}
     entries = [_aged(tmp_path / name, age_s) for name, age_s in ages_s.items()]
-    stale = workspace.stale([*entries, tmp_path / "gone"], keep=1, idle_s=_HOUR_S)
+    stale = locks.stale([*entries, tmp_path / "gone"], keep=1, idle_s=_HOUR_S)
     assert [path.name for path in stale] == ["old", "oldest"]
-    assert workspace.stale(entries, keep=4, idle_s=0) == []
+    assert locks.stale(entries, keep=4, idle_s=0) == []
 
 
 def test_an_entry_and_its_lock_are_given_up_together(tmp_path: Path) -> None:
     entry, lock = _aged(tmp_path / "entry", 2 * _HOUR_S), tmp_path / "lock"
-    workspace.give_up(entry, lock, entry.unlink, idle_s=_HOUR_S)
+    locks.give_up(entry, lock, entry.unlink, idle_s=_HOUR_S)
     assert list(tmp_path.iterdir()) == []
 
 
 def test_an_entry_that_somebody_holds_is_not_given_up(tmp_path: Path) -> None:
     entry, lock = _aged(tmp_path / "entry", 2 * _HOUR_S), tmp_path / "lock"
-    with workspace.hold(lock):
-        workspace.give_up(entry, lock, entry.unlink, idle_s=_HOUR_S)
+    with locks.hold(lock):
+        locks.give_up(entry, lock, entry.unlink, idle_s=_HOUR_S)
     assert entry.exists()
 
 
 def test_an_entry_that_was_used_since_it_was_chosen_is_not_given_up(tmp_path: Path) -> None:
     entry, lock = _aged(tmp_path / "entry", 2 * _HOUR_S), tmp_path / "lock"
-    assert workspace.stale([entry], keep=0, idle_s=_HOUR_S) == [entry]
+    assert locks.stale([entry], keep=0, idle_s=_HOUR_S) == [entry]
     entry.touch()
-    workspace.give_up(entry, lock, entry.unlink, idle_s=_HOUR_S)
+    locks.give_up(entry, lock, entry.unlink, idle_s=_HOUR_S)
     assert entry.exists()
 
 
@@ -58,12 +58,12 @@ def test_who_waited_for_a_lock_that_was_removed_meanwhile_excludes_who_comes_lat
     waiting, held, done = threading.Event(), threading.Event(), threading.Event()
 
     def wait() -> None:
-        with workspace.hold(lock, wait_s=20, on_wait=lambda _: waiting.set()):
+        with locks.hold(lock, wait_s=20, on_wait=lambda _: waiting.set()):
             held.set()
             done.wait(20)
 
     waiter = threading.Thread(target=wait)
-    with workspace.hold(lock):
+    with locks.hold(lock):
         waiter.start()
         assert waiting.wait(20)
         lock.unlink()

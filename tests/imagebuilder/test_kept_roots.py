@@ -18,8 +18,8 @@ import pytest
 
 from imagebuilder_fakes import driver, fake, request
 from ndakit.core import process
+from ndakit.core.files import file_sha256
 from ndakit.core.release import Release
-from ndakit.core.workspace import file_sha256
 from ndakit.image.built import Built
 from ndakit.imagebuilder import cache, make_steps
 from ndakit.imagebuilder.cache import Memory

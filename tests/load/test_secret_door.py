@@ -22,7 +22,8 @@ from ndakit.build import pipeline
 from ndakit.cli import profiles
 from ndakit.core.errors import BuildError, ErrorGroup, NdakitError
 from ndakit.core.events import Event, Warned
-from ndakit.core.workspace import Workspace, cache, scratch_folder
+from ndakit.core.locks import scratch_folder
+from ndakit.core.workspace import Workspace, cache
 from ndakit.imagebuilder import sources
 from ndakit.lint import real_daemons
 from ndakit.load import load, secrets

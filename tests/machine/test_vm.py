@@ -14,8 +14,8 @@ from pathlib import Path
 import pytest
 
 from ndakit.core import process
+from ndakit.core.locks import WorkspaceBusy, hold
 from ndakit.core.process import ToolMissing
-from ndakit.core.workspace import WorkspaceBusy, hold
 from ndakit.machine import accelerator, disks
 from ndakit.machine.accelerator import TCG, Accelerator, QemuTooOld, find_qemu, probe
 from ndakit.machine.disks import EfiMissing, ImageDamaged, ImageMissing

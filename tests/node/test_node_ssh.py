@@ -14,7 +14,6 @@ from pathlib import Path
 
 import pytest
 
-from ndakit.core import workspace
 from ndakit.node import files, ssh, ssh_options
 from ndakit.node import keys as node_keys
 from ndakit.node.errors import (
@@ -274,7 +273,7 @@ def test_what_arrives_damaged_is_not_put_into_its_place(
     on.put(b"old", f"{box.home}/damaged")
     source = tmp_path / "source"
     source.write_bytes(b"new")
-    monkeypatch.setattr(workspace, "file_sha256", lambda path: files.sha256(b"other"))
+    monkeypatch.setattr(ssh, "file_sha256", lambda path: files.sha256(b"other"))
     with pytest.raises(ChecksumMismatch, match=files.sha256(b"new")):
         on.put_file(source, f"{box.home}/damaged")
     assert (box.home / "damaged").read_bytes() == b"old"

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from ndakit.cli import flash as cli_flash
-from ndakit.core.workspace import file_sha256
+from ndakit.core.files import file_sha256
 from ndakit.image.artifacts import Artifact, ImageFile
 from ndakit.image.disk import DiskImageBroken
 from ndakit.operate import disks, flash

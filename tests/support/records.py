@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
-from ndakit.core.workspace import file_sha256
+from ndakit.core.files import file_sha256
 from ndakit.image import artifacts
 from ndakit.image.artifacts import ImageFile, Record
 

@@ -20,7 +20,7 @@ from typing import Protocol
 
 import pytest
 
-from ndakit.core import workspace
+from ndakit.core import locks
 from ndakit.core.errors import NdakitError
 from ndakit.lab.clients import LabLacks
 from ndakit.lab.pace import Pace
@@ -84,8 +84,8 @@ class Turns:
             self._take(shared=True)
 
     def _take(self, *, shared: bool) -> None:
-        with workspace.hold(self._gate, wait_s=LONGEST_S):
-            self._mine.enter_context(workspace.hold(self._turn, shared=shared, wait_s=LONGEST_S))
+        with locks.hold(self._gate, wait_s=LONGEST_S):
+            self._mine.enter_context(locks.hold(self._turn, shared=shared, wait_s=LONGEST_S))
 
 
 class TriedLab(Protocol):

@@ -17,7 +17,8 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from ndakit.core import process, workspace
+from ndakit.core import locks, process, workspace
+from ndakit.core.files import write_atomic
 from places import ROOT
 
 sys.path.insert(0, str(ROOT / "lab"))
@@ -75,14 +76,14 @@ def guest() -> Guest:
     recipe = _INIT + repr(_MODULES) + "".join(sorted(d.name for d in debs)) + Path(__file__).read_text()
     folder = workspace.cache() / "lab" / f"test-guest-{hashlib.sha256(recipe.encode()).hexdigest()[:16]}"
     made = Guest(folder / "vmlinuz", folder / "initrd")
-    with workspace.hold(folder.with_suffix(".lock")):
+    with locks.hold(folder.with_suffix(".lock")):
         if not made.initrd.is_file():
             _make(debs, made)
     return made
 
 
 def _make(debs: list[Path], made: Guest) -> None:
-    with workspace.scratch_folder(made.kernel.parent.parent / "scratch", "guest") as scratch:
+    with locks.scratch_folder(made.kernel.parent.parent / "scratch", "guest") as scratch:
         for deb in debs:
             if re.match(r"(linux-image-\d|busybox-static)", deb.name):
                 process.run(["dpkg-deb", "-x", deb, scratch], timeout_s=120)
@@ -94,8 +95,8 @@ def _make(debs: list[Path], made: Guest) -> None:
             _add_module(name, known, files, order)
         files["modules/order"] = (0o100644, "\n".join(order).encode())
         kernel = next(scratch.glob("boot/vmlinuz-*")).read_bytes()
-        workspace.write_atomic(made.kernel, kernel)
-        workspace.write_atomic(made.initrd, gzip.compress(cpio(files), 6, mtime=0))
+        write_atomic(made.kernel, kernel)
+        write_atomic(made.initrd, gzip.compress(cpio(files), 6, mtime=0))
 
 
 def _add_module(name: str, known: dict[str, Path], files: dict[str, tuple[int, bytes]], order: list[str]) -> None:

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 import lab_hosts
-from ndakit.core import process, workspace
+from ndakit.core import locks, process, workspace
 from ndakit.core.deadline import Deadline
 from ndakit.lab import host as lab_host
 from ndakit.lab.host import Host, HostInterface, HostSpec, LabHostLost, LabHosts, Polled
@@ -352,7 +352,7 @@ def copied_cache(image: lab_host.LabImage, folder: Path) -> Path:
 def test_the_same_inputs_give_the_same_bytes_and_a_killed_build_leaves_no_finished_one(
     image: lab_host.LabImage, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
-    with workspace.scratch_folder(image.root.parents[2] / "scratch", "same") as folder:
+    with locks.scratch_folder(image.root.parents[2] / "scratch", "same") as folder:
         cache = copied_cache(image, folder)
         made = cache / "lab-hosts"
         child = process.spawn(build_command(cache), log=tmp_path_factory.mktemp("log") / "log")

@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from ndakit.core.errors import BuildError, InputError
+from ndakit.core.files import write_atomic
 from ndakit.core.mistakes import clean
-from ndakit.core.workspace import write_atomic
 from ndakit.image.artifacts import Record
 from ndakit.load.loaded import Loaded
 

@@ -23,7 +23,8 @@ from ndakit.build import pinning
 from ndakit.build.plan import Plan, plan, request
 from ndakit.core.errors import ErrorGroup, MachineError
 from ndakit.core.events import Events, OutputLine, Planned, StepDone, StepStarted, Waiting, Warned, ignore
-from ndakit.core.workspace import Workspace, make_folder, write_atomic
+from ndakit.core.files import make_folder, write_atomic
+from ndakit.core.workspace import Workspace
 from ndakit.image import artifacts, sbom, sidecars
 from ndakit.image import formats as image_formats
 from ndakit.image.artifacts import Artifact, ImageFile, Record

@@ -17,7 +17,8 @@ from typing import Any, Protocol, Self
 from ndakit.build import lockfile, pinning
 from ndakit.build import reasons as build_reasons
 from ndakit.core.errors import ErrorGroup
-from ndakit.core.workspace import Workspace, file_sha256
+from ndakit.core.files import file_sha256
+from ndakit.core.workspace import Workspace
 from ndakit.image import artifacts, sidecars
 from ndakit.image import formats as image_formats
 from ndakit.image.artifacts import Artifact, Record

@@ -8,7 +8,8 @@ from pathlib import Path
 from ndakit.cli.profiles import read
 from ndakit.core import terminal
 from ndakit.core.errors import InputError
-from ndakit.core.workspace import Workspace, write_atomic
+from ndakit.core.files import write_atomic
+from ndakit.core.workspace import Workspace
 from ndakit.load import certificates, secrets
 from ndakit.load.load import Loaded
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from ndakit.cli.profiles import nodes_of, read
-from ndakit.core import process, terminal, workspace
+from ndakit.core import locks, process, terminal, workspace
 from ndakit.core.errors import InputError, NdakitError
 from ndakit.core.workspace import Workspace
 from ndakit.image import artifacts
@@ -77,7 +77,7 @@ class Connections:
 
     def __enter__(self) -> Connections:
         allowed = self.profile.access.ssh_keys
-        folder = self._stack.enter_context(workspace.scratch_folder(workspace.runtime(), "keys"))
+        folder = self._stack.enter_context(locks.scratch_folder(workspace.runtime(), "keys"))
         try:
             if self._way.identity is not None:
                 self.keys: Keys = keys.given(self._way.identity, allowed)

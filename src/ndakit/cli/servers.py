@@ -9,7 +9,8 @@ from typing import Any
 
 from ndakit.cli.profiles import read
 from ndakit.core import terminal
-from ndakit.core.workspace import Workspace, write_atomic
+from ndakit.core.files import write_atomic
+from ndakit.core.workspace import Workspace
 from ndakit.model import Profile
 from ndakit.model.server_side import ServerSide, servers, watched
 from ndakit.render import overlay

@@ -22,8 +22,9 @@ from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from ndakit.core import json_text
 from ndakit.core.errors import BuildError, ErrorGroup, NdakitError
+from ndakit.core.files import file_sha256, make_folder, swap_folder
 from ndakit.core.mistakes import clean
-from ndakit.core.workspace import Workspace, file_sha256, make_folder, swap_folder
+from ndakit.core.workspace import Workspace
 from ndakit.load.load import Loaded
 
 RECORD, MANIFEST, SUMS = "record.json", "manifest", "SHA256SUMS"

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from ndakit.core import process
-from ndakit.core.workspace import file_sha256
+from ndakit.core.files import file_sha256
 from ndakit.image import disk as image_disk
 from ndakit.image.built import BuiltImage, DiskFull
 from ndakit.image.disk import MIB, DiskImageBroken

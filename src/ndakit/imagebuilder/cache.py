@@ -21,7 +21,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ndakit.core import json_text, process
-from ndakit.core.workspace import cache, file_sha256, stale, write_atomic
+from ndakit.core.files import file_sha256, write_atomic
+from ndakit.core.locks import stale
+from ndakit.core.workspace import cache
 
 REMOTE_AGE_S = 4 * 3600.0
 """How long a root made of a feed on the network is used again: as long as apk itself trusts its list of packages

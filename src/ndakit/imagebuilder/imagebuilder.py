@@ -19,8 +19,8 @@ from pathlib import Path
 
 from ndakit.core import process
 from ndakit.core.errors import BuildError, InputError
+from ndakit.core.files import file_sha256
 from ndakit.core.release import Release
-from ndakit.core.workspace import file_sha256
 from ndakit.image import disk as image_disk
 from ndakit.image import flash as image_flash
 from ndakit.image.built import Built, BuiltImage

@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from ndakit.core import json_text
-from ndakit.core.workspace import write_atomic
+from ndakit.core.files import write_atomic
 
 _FICLONE = 0x40049409  # linux/fs.h: share the blocks of a file, where the file system can
 

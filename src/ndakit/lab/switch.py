@@ -21,7 +21,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self, TypeVar
 
-from ndakit.core import workspace
+from ndakit.core import locks, workspace
 from ndakit.lab.frames import mac_text, protocol_name, protocol_of
 from ndakit.lab.lacp import SLOW_PROTOCOLS, Bundle
 from ndakit.lab.pcap import PcapWriter
@@ -100,7 +100,7 @@ class Switch:
     # -- life ----------------------------------------------------------------------------------------------------------
 
     def __enter__(self) -> Self:
-        self._folder = self._kept.enter_context(workspace.scratch_folder(workspace.runtime(), "sw"))
+        self._folder = self._kept.enter_context(locks.scratch_folder(workspace.runtime(), "sw"))
         self._wake_in.setblocking(False)
         self._selector.register(self._wake_in, selectors.EVENT_READ, None)
         self._running = True

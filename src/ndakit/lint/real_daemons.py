@@ -20,7 +20,8 @@ from pathlib import Path, PurePosixPath
 
 from ndakit.core import process
 from ndakit.core.errors import BuildError, Location, MachineError, NdakitError
-from ndakit.core.workspace import Workspace, scratch_folder
+from ndakit.core.locks import scratch_folder
+from ndakit.core.workspace import Workspace
 from ndakit.lint import config_text
 from ndakit.lint.config_text import HAPROXY, KEEPALIVED, POUND
 from ndakit.lint.subject import mend

@@ -14,7 +14,8 @@ from typing import Any, get_args, get_origin
 
 from pydantic_core import PydanticUndefined
 
-from ndakit.core.workspace import Workspace, write_atomic
+from ndakit.core.files import write_atomic
+from ndakit.core.workspace import Workspace
 from ndakit.load import dump, field_types, messages
 from ndakit.load.json_schema import common_of, descriptions, kinds_of, models, schema
 from ndakit.model import Model, Profile

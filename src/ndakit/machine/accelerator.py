@@ -18,8 +18,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from ndakit.core import json_text, process, workspace
+from ndakit.core import json_text, locks, process, workspace
 from ndakit.core.errors import MachineError
+from ndakit.core.files import write_atomic
 
 Architecture = Literal["x86_64", "arm", "aarch64"]
 """What a machine's CPU is: as QEMU calls it."""
@@ -123,7 +124,7 @@ def probe(
     remembered = _recall(memory, key)
     if remembered is not None:
         return remembered
-    with workspace.hold(memory.with_suffix(".lock"), wait_s=4 * time_limit_s + 10):
+    with locks.hold(memory.with_suffix(".lock"), wait_s=4 * time_limit_s + 10):
         remembered = _recall(memory, key)  # another run may have found out while we waited
         if remembered is not None:
             return remembered
@@ -153,7 +154,7 @@ def _key(qemu: Qemu, device: os.stat_result) -> str:
 
 def _try(qemu: Qemu, accelerator: Accelerator, time_limit_s: float) -> str | None:
     """Boot the boot sector; None if it ran to its end, else what went wrong."""
-    with workspace.scratch_folder(workspace.runtime(), "probe") as folder:
+    with locks.scratch_folder(workspace.runtime(), "probe") as folder:
         disk = folder / "boot.img"
         disk.write_bytes(_BOOT_CODE.ljust(510, b"\0") + b"\x55\xaa")
         log = folder / "log"
@@ -198,4 +199,4 @@ def _remember(memory: Path, key: str, answer: Accelerator) -> None:
     """Keep the answer; a cache that cannot be written costs a second, nothing else."""
     facts = {"key": key, "name": answer.name, "reason": answer.reason, "when": int(time.time())}
     with contextlib.suppress(OSError):
-        workspace.write_atomic(memory, json.dumps(facts, indent=2).encode() + b"\n")
+        write_atomic(memory, json.dumps(facts, indent=2).encode() + b"\n")

@@ -19,8 +19,8 @@ from collections.abc import Callable
 from io import FileIO
 from pathlib import Path
 
-from ndakit.core import workspace
 from ndakit.core.deadline import Deadline
+from ndakit.core.files import write_atomic
 from ndakit.machine.console_errors import (
     ConsoleClosed,
     ConsoleLocked,
@@ -263,7 +263,7 @@ class Console:
     ) -> None:
         """See Shell.get_file; the file passes through memory here, so that it is one of at most 16 MiB."""
         content = self.get(path, timeout_s=timeout_s)
-        workspace.write_atomic(target, content, mode=0o600)
+        write_atomic(target, content, mode=0o600)
         if progress is not None:
             progress(len(content), len(content))
 

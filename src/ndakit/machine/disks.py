@@ -12,7 +12,7 @@ import zlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from ndakit.core import process, workspace
+from ndakit.core import locks, process, workspace
 from ndakit.core.errors import BuildError, MachineError
 from ndakit.machine.accelerator import Architecture
 from ndakit.machine.spec import Disk, DiskFile, EfiFirmware
@@ -105,7 +105,7 @@ def unpack(path: Path, *, cache: Path | None = None) -> Path:
     with path.open("rb") as source:
         digest = hashlib.file_digest(source, "sha256").hexdigest()
     raw = folder / f"{digest}.img"
-    with workspace.hold(folder / f"{digest}.lock", wait_s=600):
+    with locks.hold(folder / f"{digest}.lock", wait_s=600):
         if raw.is_file():
             raw.touch()  # its age is when it was last used
             return raw
@@ -141,8 +141,8 @@ def _inflate(path: Path, into: Path) -> None:
 
 def _prune(folder: Path) -> None:
     """Keep the images used last; never one that was used within the hour, for a machine may be about to open it."""
-    for old in workspace.stale(folder.glob("*.img"), keep=_KEPT, idle_s=_YOUNG_S):
-        workspace.give_up(old, old.with_suffix(".lock"), old.unlink, idle_s=_YOUNG_S)
+    for old in locks.stale(folder.glob("*.img"), keep=_KEPT, idle_s=_YOUNG_S):
+        locks.give_up(old, old.with_suffix(".lock"), old.unlink, idle_s=_YOUNG_S)
 
 
 def efi(

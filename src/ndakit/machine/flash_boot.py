@@ -14,7 +14,7 @@ import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
-from ndakit.core import process, workspace
+from ndakit.core import locks, process, workspace
 from ndakit.core.errors import InputError
 from ndakit.image import flash
 
@@ -56,7 +56,7 @@ def take_apart(image: Path, *, cache: Path | None = None) -> BootFiles:
     with image.open("rb") as source:
         digest = hashlib.file_digest(source, "sha256").hexdigest()
     place = folder / digest[:32]
-    with workspace.hold(folder / f"{place.name}.lock", wait_s=600):
+    with locks.hold(folder / f"{place.name}.lock", wait_s=600):
         if not place.is_dir():
             partial = folder / f"{place.name}.partial"
             shutil.rmtree(partial, ignore_errors=True)  # left by a run that was killed
@@ -107,9 +107,9 @@ def _write(image: Path, into: Path) -> None:
 def _prune(folder: Path) -> None:
     """Keep what was used last, and whatever was used within the hour: a machine may be about to open it."""
     disks = [place / "disk" for place in folder.iterdir() if place.suffix not in (".lock", ".partial")]
-    for disk in workspace.stale(disks, keep=_KEPT, idle_s=_YOUNG_S):
+    for disk in locks.stale(disks, keep=_KEPT, idle_s=_YOUNG_S):
         place = disk.parent
-        workspace.give_up(disk, folder / f"{place.name}.lock", functools.partial(_remove, place), idle_s=_YOUNG_S)
+        locks.give_up(disk, folder / f"{place.name}.lock", functools.partial(_remove, place), idle_s=_YOUNG_S)
 
 
 def _remove(place: Path) -> None:

@@ -10,7 +10,7 @@ import hashlib
 from dataclasses import replace
 from pathlib import Path
 
-from ndakit.core import workspace
+from ndakit.core import locks, workspace
 from ndakit.machine.accelerator import Accelerator, find_qemu
 from ndakit.machine.spec import VmSpec
 from ndakit.machine.vm import Vm
@@ -39,10 +39,10 @@ def place(spec: VmSpec, accelerator: Accelerator, *, cache: Path | None = None) 
 def keep(machine: Vm, where: Path) -> bool:
     """Keep a running machine's state, beside others; False if that does not work, which harms nobody."""
     where.parent.mkdir(parents=True, exist_ok=True)
-    with workspace.scratch_folder(where.parent / "scratch", "state") as folder:
+    with locks.scratch_folder(where.parent / "scratch", "state") as folder:
         if not machine.save_state(folder / where.name):
             return False
         (folder / where.name).replace(where)
-    for old in workspace.stale(where.parent.glob("*.state"), keep=KEPT, idle_s=UNUSED_S):
+    for old in locks.stale(where.parent.glob("*.state"), keep=KEPT, idle_s=UNUSED_S):
         old.unlink(missing_ok=True)
     return True

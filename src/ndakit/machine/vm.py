@@ -15,7 +15,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from ndakit.core import process, workspace
+from ndakit.core import locks, process, workspace
 from ndakit.core.deadline import Deadline
 from ndakit.core.errors import VerifyError
 from ndakit.machine import accelerator as accelerators
@@ -317,7 +317,7 @@ class Vm:
         spec, name = self.spec, self.spec.name
         qemu = accelerators.find_qemu(self._program)
         self.run_dir.mkdir(parents=True, exist_ok=True)
-        self._kept.enter_context(workspace.hold(self.run_dir / f"{name}.lock", wait_s=0))
+        self._kept.enter_context(locks.hold(self.run_dir / f"{name}.lock", wait_s=0))
         for log in (self.console_log, self.firmware_log):
             log.write_bytes(b"")
         files = []
@@ -330,7 +330,7 @@ class Vm:
         if efi is not None:
             self._kept.callback(efi.variables.unlink, missing_ok=True)
         if spec.agent_serial:
-            sockets = self._kept.enter_context(workspace.scratch_folder(workspace.runtime(), "vm"))
+            sockets = self._kept.enter_context(locks.scratch_folder(workspace.runtime(), "vm"))
             self._agent = sockets / "agent"
         self._runtime = Runtime(
             qemu=qemu.path,

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from ndakit.core.workspace import write_atomic
+from ndakit.core.files import write_atomic
 from ndakit.node.errors import FingerprintMalformed, PinsUnreadable
 
 _HEAD = (

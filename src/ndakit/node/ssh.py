@@ -20,7 +20,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from ndakit.core import process, workspace
+from ndakit.core import locks, process, workspace
+from ndakit.core.files import file_sha256
 from ndakit.node import files, ssh_options
 from ndakit.node.errors import (
     AnybodyGetsIn,
@@ -95,7 +96,7 @@ class Ssh:
             key = host_key(self.target)
             raise HostKeyUnknown(self.target.where, key.kind, key.fingerprint, self.target.command)
         try:
-            folder = self._stack.enter_context(workspace.scratch_folder(workspace.runtime(), "ssh"))
+            folder = self._stack.enter_context(locks.scratch_folder(workspace.runtime(), "ssh"))
             self._socket, self._log = folder / "s", folder / "log"
             self._start(self._log)
         except BaseException:
@@ -276,7 +277,7 @@ class Ssh:
         progress: Progress | None = None,
     ) -> None:
         """See Shell.put_file."""
-        digest = workspace.file_sha256(source)
+        digest = file_sha256(source)
         size = source.stat().st_size
         with source.open("rb") as opened:
             done = 0
@@ -354,7 +355,7 @@ def host_key(target: Target) -> HostKey:
 
     Raises NodeSilent, NodeRefused, … and AnybodyGetsIn if the box lets one in without a key.
     """
-    with workspace.scratch_folder(workspace.runtime(), "ssh") as folder:
+    with locks.scratch_folder(workspace.runtime(), "ssh") as folder:
         file = folder / "known_hosts"
         argv = [
             *ssh_options.options(target, file, strict="accept-new"), "-v", "-T", "-o", "PubkeyAuthentication=no",

@@ -16,9 +16,11 @@ from pathlib import Path
 
 from ndakit.core import exposure
 from ndakit.core.errors import BuildError, ErrorGroup, InputError, Location, NdakitError
+from ndakit.core.files import file_sha256, write_atomic
+from ndakit.core.locks import scratch_folder
 from ndakit.core.mistakes import KeyPath
 from ndakit.core.release import Family, Release
-from ndakit.core.workspace import Workspace, file_sha256, scratch_folder, write_atomic
+from ndakit.core.workspace import Workspace
 from ndakit.imagebuilder import output
 from ndakit.load.loaded import Loaded
 from ndakit.model import Profile, package_needs, package_plan

@@ -14,7 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ndakit.core.errors import InputError, MachineError
-from ndakit.core.workspace import scratch_folder, swap_folder, write_atomic
+from ndakit.core.files import swap_folder, write_atomic
+from ndakit.core.locks import scratch_folder
 from ndakit.render.render import Tree
 
 MODE_FOLDER, MODE_PRIVATE, MODE_NEW = 0o755, 0o700, 0o600

@@ -18,7 +18,9 @@ from pathlib import Path
 from jinja2 import BytecodeCache, __version__
 from jinja2.bccache import Bucket
 
-from ndakit.core.workspace import CacheUnusable, cache, own_bytes, stale, write_atomic
+from ndakit.core.files import own_bytes, write_atomic
+from ndakit.core.locks import stale
+from ndakit.core.workspace import CacheUnusable, cache
 from ndakit.render import filters
 
 _LIMIT = 500

@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ndakit.core.workspace import write_atomic
+from ndakit.core.files import write_atomic
 from ndakit.verify.claims import LeftOut
 from ndakit.verify.run import Verdict
 

@@ -18,7 +18,8 @@ from ndakit.cli.bench import build, fleet, topologies
 from ndakit.cli.bench.figures import Add, Figure, timed
 from ndakit.core import process, terminal
 from ndakit.core.errors import InputError
-from ndakit.core.workspace import Workspace, cache, scratch_folder
+from ndakit.core.locks import scratch_folder
+from ndakit.core.workspace import Workspace, cache
 from ndakit.image.artifacts import images_of
 from ndakit.imagebuilder import sources
 from ndakit.lab import host

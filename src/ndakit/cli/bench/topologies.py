@@ -17,7 +17,9 @@ from typing import Any
 from ndakit.build import pipeline
 from ndakit.core import terminal
 from ndakit.core.addresses import authority
-from ndakit.core.workspace import Workspace, cache, scratch_folder, write_atomic
+from ndakit.core.files import write_atomic
+from ndakit.core.locks import scratch_folder
+from ndakit.core.workspace import Workspace, cache
 from ndakit.image.artifacts import images_of
 from ndakit.imagebuilder import sources
 from ndakit.lab import host as lab_host

@@ -22,8 +22,8 @@ from urllib.parse import unquote, urlsplit, urlunsplit
 
 from ndakit.core import json_text
 from ndakit.core.errors import InputError, MachineError
+from ndakit.core.files import write_atomic
 from ndakit.core.mistakes import clean
-from ndakit.core.workspace import write_atomic
 
 if TYPE_CHECKING:
     import requests

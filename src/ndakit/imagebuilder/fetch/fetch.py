@@ -25,9 +25,11 @@ from typing import Any
 from ndakit.core import json_text
 from ndakit.core.errors import BuildError
 from ndakit.core.events import Events, Progress, StepDone, StepStarted, Waiting, Warned, ignore
+from ndakit.core.files import file_sha256, swap_folder, write_atomic
+from ndakit.core.locks import hold, scratch_folder
 from ndakit.core.mistakes import clean
 from ndakit.core.release import Release
-from ndakit.core.workspace import cache, file_sha256, hold, scratch_folder, swap_folder, write_atomic
+from ndakit.core.workspace import cache
 from ndakit.imagebuilder import output
 from ndakit.imagebuilder.fetch import archive, download, errors, trust
 from ndakit.imagebuilder.fetch.download import DownloadLimits, MirrorFailed, NotThere

@@ -12,7 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ndakit.core import process
-from ndakit.core.workspace import runtime, scratch_folder
+from ndakit.core.locks import scratch_folder
+from ndakit.core.workspace import runtime
 
 _TIMEOUT_S = 60.0
 _QUIET = ("--batch", "--no-tty", "--no-autostart", "--status-fd", "1")
