@@ -19,7 +19,7 @@ from ndakit.core import json_text
 from ndakit.core.errors import NdakitError
 from ndakit.core.workspace import Workspace
 from ndakit.image import artifacts, disk, flash
-from ndakit.imagebuilder import failures, make_steps, output
+from ndakit.imagebuilder import diagnosis, make_steps, output
 from ndakit.imagebuilder.fetch import archive, gpg, usign
 from ndakit.load import load
 from ndakit.packages import apk, ipk
@@ -103,7 +103,7 @@ READERS: dict[str, tuple[Reader, tuple[type[Exception], ...], list[bytes]]] = {
     "package list": (text(output.package_names), (), LISTS),
     "makefile": (text(make_steps.read), (), [b"_call_image: a\n\t$(MAKE) x\n\n"]),
     "output": (
-        text(lambda t: failures.diagnose(t, failures.Context("log", "d", (), 64, tuple))), (),
+        text(lambda t: diagnosis.diagnose(t, diagnosis.Context("log", "d", (), 64, tuple))), (),
         [b"Failed to download http://[::1, wget returned 9999999\nUnknown package 'a'.\n",
          b"error: a\n  where: b\n  fix:   c\n"],
     ),

@@ -14,8 +14,9 @@ from pathlib import Path
 import pytest
 
 import mirror
-from ndakit.imagebuilder.fetch import download
-from ndakit.imagebuilder.fetch.download import DownloadLimits, MirrorFailed, MirrorHangs, MirrorUnusable
+from ndakit.imagebuilder.fetch import download, mirrors
+from ndakit.imagebuilder.fetch.download import DownloadLimits
+from ndakit.imagebuilder.fetch.mirrors import MirrorFailed, MirrorHangs, MirrorUnusable
 
 QUICK = replace(mirror.QUICK, connect_s=2.0, attempts=1)
 SLOW = DownloadLimits(
@@ -156,7 +157,7 @@ def test_a_few_bytes_with_each_connection_are_no_progress(tmp_path: Path) -> Non
         asked.append(time.monotonic())
         wire.sendall(BODY + b"x" * 100)
 
-    with speaking(some) as url, pytest.raises(download.MirrorUnreachable, match=r"IncompleteRead|broke off"):
+    with speaking(some) as url, pytest.raises(mirrors.MirrorUnreachable, match=r"IncompleteRead|broke off"):
         download.large(f"{url}/x", tmp_path / "partial", max_bytes=1_000_000, limits=SLOW, progress=lambda *_: None)
     assert len(asked) == SLOW.attempts
 
@@ -170,7 +171,7 @@ def test_the_limits_that_are_used_end_a_build_in_minutes() -> None:
 @pytest.mark.parametrize("text", ["http://[::1", "http://[::1]:port/", "http://a b/", "http://me:hush@[::1"])
 def test_half_an_address_of_a_mirror_is_refused(text: str) -> None:
     with contextlib.suppress(MirrorUnusable):
-        download.mirror(text)
+        mirrors.usable_mirror(text)
         assert text == "http://a b/"  # the resolver's business
 
 
@@ -187,7 +188,7 @@ SECRET = "hu#s/h?-:hush"
 )  # fmt: skip
 def test_a_password_is_in_no_refusal_of_an_address(text: str) -> None:
     with pytest.raises(MirrorUnusable) as caught:
-        download.mirror(text)
+        mirrors.usable_mirror(text)
     for part in ("hu#s", "s/h", "hush", "h?-"):
         assert part not in caught.value.text()
     assert "a.example" in caught.value.text() or "[::1" in caught.value.text()

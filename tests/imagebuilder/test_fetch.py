@@ -22,7 +22,7 @@ import mirror
 from ndakit.core.errors import InputError, NdakitError
 from ndakit.core.events import Event, Progress, Warned
 from ndakit.core.release import Release
-from ndakit.imagebuilder.fetch import archive, download, errors, trust
+from ndakit.imagebuilder.fetch import archive, errors, mirrors, trust
 from ndakit.imagebuilder.fetch import fetch as fetching
 from ndakit.imagebuilder.fetch.fetch import Fetched
 from places import ROOT
@@ -173,7 +173,7 @@ def test_mirrors_come_from_the_option_then_the_environment_then_openwrt(monkeypa
     "text", ["ftp://a.example", "a.example", "http://", "file://host/x", "http://a.example/?q=1", "http://a:b:c/"]
 )
 def test_what_is_no_address_of_a_mirror_is_refused(text: str) -> None:
-    with pytest.raises(download.MirrorUnusable, match="--mirror https://"):
+    with pytest.raises(mirrors.MirrorUnusable, match="--mirror https://"):
         fetching.mirrors_from(text)
 
 
@@ -183,7 +183,7 @@ def test_a_password_in_a_mirrors_address_is_told_and_kept_nowhere(place: Place) 
     said = "".join(map(str, place.events)) + "".join(p.read_text() for p in place.base.glob("*/verified.json"))
     assert "hush-hush" not in said
     place.server.faults["sha256sums"] = mirror.status(500)
-    with pytest.raises(download.MirrorRefuses) as caught:
+    with pytest.raises(mirrors.MirrorRefuses) as caught:
         fetching.fetch(Release.parse("24.10.7"), "x86/64", mirrors=[secret], limits=mirror.QUICK)
     assert "hush-hush" not in caught.value.text()
 
@@ -377,7 +377,7 @@ def test_an_archive_of_the_cache_is_hashed_again_before_it_is_unpacked(place: Pl
 def test_a_mirror_that_hangs_is_left(name: str, fault: mirror.Fault, place: Place) -> None:
     place.server.faults[name] = fault
     started_s = time.monotonic()
-    error = place.refused(download.MirrorHangs, limits=mirror.HASTY)
+    error = place.refused(mirrors.MirrorHangs, limits=mirror.HASTY)
     assert time.monotonic() - started_s < 30
     slow = fault is mirror.trickles and name == "sha256sums"
     assert ("was not there whole after 2 s" if slow else "next to nothing came for 0.25 s") in error.what
@@ -385,12 +385,12 @@ def test_a_mirror_that_hangs_is_left(name: str, fault: mirror.Fault, place: Plac
 
 def test_a_mirror_that_redirects_in_a_circle_is_left(place: Place) -> None:
     place.server.faults["sha256sums"] = lambda handler, _: handler.redirect(handler.path)
-    place.refused(download.MirrorRedirects)
+    place.refused(mirrors.MirrorRedirects)
 
 
 def test_a_redirect_to_a_file_of_this_machine_is_refused(place: Place) -> None:
     place.server.faults["sha256sums"] = lambda handler, _: handler.redirect("file:///etc/passwd")
-    place.refused(download.MirrorRedirects)
+    place.refused(mirrors.MirrorRedirects)
 
 
 def test_a_redirect_to_another_http_address_is_followed(place: Place) -> None:
@@ -407,21 +407,21 @@ def test_a_redirect_to_another_http_address_is_followed(place: Place) -> None:
 @pytest.mark.parametrize("code", [500, 503, 403])
 def test_an_answer_that_is_an_error_is_told(code: int, place: Place) -> None:
     place.server.faults["sha256sums"] = mirror.status(code)
-    error = place.refused(download.MirrorRefuses)
+    error = place.refused(mirrors.MirrorRefuses)
     assert str(code) in error.what
 
 
 @pytest.mark.parametrize("name", ["sha256sums", "sha256sums.sig", ".tar.zst"])
 def test_a_web_page_with_200_is_no_file(name: str, place: Place) -> None:
     place.server.faults[name] = mirror.page
-    error = place.refused(download.WrongAnswer)
+    error = place.refused(mirrors.WrongAnswer)
     assert "web page" in error.what
     assert "login" in error.fix
 
 
 def test_a_mirror_that_lacks_the_archive_says_404(place: Place) -> None:
     place.server.faults[".tar.zst"] = mirror.status(404)
-    place.refused(download.NotThere)
+    place.refused(mirrors.NotThere)
 
 
 def test_a_wrong_length_is_refused(place: Place) -> None:
@@ -429,17 +429,17 @@ def test_a_wrong_length_is_refused(place: Place) -> None:
         handler.serve(content, length=len(content) + 10)
 
     place.server.faults[".tar.zst"] = short
-    error = place.refused(download.WrongAnswer)
+    error = place.refused(mirrors.WrongAnswer)
     assert "length" in error.what
 
 
 def test_a_list_without_end_is_refused(place: Place) -> None:
     place.server.faults["sha256sums"] = mirror.other(b"x" * (5 * 1024 * 1024))
-    place.refused(download.WrongAnswer)
+    place.refused(mirrors.WrongAnswer)
 
 
 def test_a_mirror_that_is_down_is_an_error_of_the_machine(place: Place) -> None:
-    error = place.refused(download.MirrorUnreachable, mirrors=["http://127.0.0.1:1"])
+    error = place.refused(mirrors.MirrorUnreachable, mirrors=["http://127.0.0.1:1"])
     assert "refused" in error.what
     assert error.exit_code == 3
 
@@ -475,7 +475,7 @@ def test_a_connection_that_breaks_off_is_taken_up_where_it_ended(place: Place) -
 
 def test_the_next_run_goes_on_where_a_failed_one_ended(place: Place) -> None:
     place.server.faults[".tar.zst"] = mirror.breaks_off(100_000, 0, 0, 0)
-    with pytest.raises(download.MirrorUnreachable):
+    with pytest.raises(mirrors.MirrorUnreachable):
         place.fetch()
     place.server.faults.clear()
     place.server.asked.clear()
@@ -588,7 +588,7 @@ def test_a_certificate_outside_of_its_time_speaks_of_the_clock(
     secure = mirror.Server(place.files)
     secure.socket = context.wrap_socket(secure.socket, server_side=True)
     with mirror.running(secure):
-        error = place.refused(download.TlsFailed, mirrors=[secure.url.replace("http:", "https:")])
+        error = place.refused(mirrors.TlsFailed, mirrors=[secure.url.replace("http:", "https:")])
     assert says in error.what
     assert "set this machine's clock (it says 20" in error.fix
     assert "--mirror http://downloads.openwrt.org" in error.fix

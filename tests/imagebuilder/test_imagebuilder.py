@@ -15,7 +15,7 @@ from ndakit.core.errors import NdakitError
 from ndakit.core.release import Release
 from ndakit.image import disk
 from ndakit.image.built import DiskFull
-from ndakit.imagebuilder import failures, output, working_copy
+from ndakit.imagebuilder import diagnosis, failures, output, working_copy
 from ndakit.imagebuilder import request as imagebuilder_request
 from ndakit.imagebuilder.imagebuilder import (
     ImageBuilder,
@@ -148,7 +148,7 @@ OLD_CHECK = (
 @pytest.mark.parametrize("installed", [True, False])
 def test_a_compiler_that_is_too_new_is_not_asked_for_again(installed: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(process, "find", lambda name: Path("/usr/bin", name) if installed else None)
-    error = failures.diagnose(OLD_CHECK, failures.Context("log", "Generic", ("Generic",), 64, tuple))
+    error = diagnosis.diagnose(OLD_CHECK, diagnosis.Context("log", "Generic", ("Generic",), 64, tuple))
     assert isinstance(error, failures.PrerequisitesMissing)
     if installed:
         assert "needs gcc and g++ of a version from 4.8 to 10, and those of this machine are newer" in error.text()
@@ -161,8 +161,8 @@ def test_a_compiler_that_is_too_new_is_not_asked_for_again(installed: bool, monk
 
 def test_an_unknown_device_is_named_even_if_make_is_the_one_to_notice() -> None:
     text = 'Profile "gneric" does not exist!\nUse "make info" to get a list of available profile names.\n'
-    context = failures.Context("log", "gneric", ("generic",), 64, tuple)
-    assert isinstance(failures.diagnose(text, context), failures.DeviceUnknown)
+    context = diagnosis.Context("log", "gneric", ("generic",), 64, tuple)
+    assert isinstance(diagnosis.diagnose(text, context), failures.DeviceUnknown)
 
 
 FIRST, SECOND = "https://downloads.openwrt.org/releases/23.05.2/packages/Packages.gz", "mirror.example/base/Packages.gz"
@@ -208,14 +208,14 @@ UNTRUSTED = APK.replace("network error (check firewall)", "UNTRUSTED signature")
     ],
 )  # fmt: skip
 def test_a_list_that_failed_to_load_is_said_first(text: str, starts: str, ends: str) -> None:
-    error = failures.diagnose(text, failures.Context("log", "generic", ("generic",), 64, tuple))
+    error = diagnosis.diagnose(text, diagnosis.Context("log", "generic", ("generic",), 64, tuple))
     assert isinstance(error, failures.FeedsUnreachable)
     assert error.what.startswith(starts)
     assert error.what.endswith(ends)
     assert "network and proxy" in error.fix
     assert error.exit_code == 3
     assert "hush" not in error.text()
-    offline = failures.diagnose(text, failures.Context("log", "generic", ("generic",), 64, tuple, (), True))
+    offline = diagnosis.diagnose(text, diagnosis.Context("log", "generic", ("generic",), 64, tuple, (), True))
     assert offline is not None
     assert offline.what.startswith("with --offline nothing is downloaded")
     assert "build once without --offline" in offline.fix
@@ -231,12 +231,12 @@ def test_a_list_that_failed_to_load_is_said_first(text: str, starts: str, ends: 
     ],
 )  # fmt: skip
 def test_what_has_another_cause_is_not_blamed_on_the_network(text: str, kind: type[NdakitError]) -> None:
-    error = failures.diagnose(text, failures.Context("log", "generic", ("generic",), 64, tuple))
+    error = diagnosis.diagnose(text, diagnosis.Context("log", "generic", ("generic",), 64, tuple))
     assert type(error) is kind
 
 
 def test_output_that_tells_of_nothing_known_is_not_guessed_at() -> None:
-    assert failures.diagnose("all is well\n", failures.Context("log", "d", (), 64, tuple)) is None
+    assert diagnosis.diagnose("all is well\n", diagnosis.Context("log", "d", (), 64, tuple)) is None
 
 
 def test_a_release_that_the_folder_is_not_for_is_refused_before_make_runs(tmp_path: Path) -> None:
@@ -325,7 +325,7 @@ def test_a_service_that_cannot_be_looked_for_is_warned_of(tmp_path: Path) -> Non
 
 def test_what_the_labs_imagebuilder_lacks_is_passed_on_in_its_own_words() -> None:
     text = "Building\nerror: no Debian mirror\n  where: apt's sources\n  fix:   add one\nmake: *** Error 3\n"
-    error = failures.diagnose(text, failures.Context("log", "d", (), 64, tuple))
+    error = diagnosis.diagnose(text, diagnosis.Context("log", "d", (), 64, tuple))
     assert isinstance(error, failures.MachineLacking)
     assert (error.what, error.where, error.fix, error.exit_code) == ("no Debian mirror", "apt's sources", "add one", 3)
 
@@ -489,7 +489,7 @@ def test_a_file_system_without_capitals_is_not_mended_with_packages() -> None:
         "Build dependency: OpenWrt can only be built on a case-sensitive filesystem\n"
         "Prerequisite check failed. Use FORCE=1 to override.\n"
     )
-    error = failures.diagnose(text, failures.Context("log", "d", (), 64, tuple))
+    error = diagnosis.diagnose(text, diagnosis.Context("log", "d", (), 64, tuple))
     assert isinstance(error, failures.PrerequisitesMissing)
     assert "tells capitals from small letters" in error.what
     assert "apt-get" not in error.fix

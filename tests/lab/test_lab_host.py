@@ -18,7 +18,6 @@ import pytest
 
 import lab_hosts
 from ndakit.core.deadline import Deadline, DeadlineExceeded
-from ndakit.lab.clients import RunningServer
 from ndakit.lab.host import (
     Host,
     HostInterface,
@@ -30,6 +29,7 @@ from ndakit.lab.host import (
     TlsWanted,
     certificate,
 )
+from ndakit.lab.running_server import RunningServer
 
 V4, V6 = "192.0.2.1", "2001:db8::1"
 BOTH = pytest.mark.parametrize("at", [V4, f"[{V6}]"])

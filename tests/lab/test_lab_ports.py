@@ -12,7 +12,7 @@ from ndakit.cli import tasks
 from ndakit.cli.verify import verify_profile
 from ndakit.core.workspace import Workspace
 from ndakit.lab import server_ports
-from ndakit.lab.clients import RunningServer
+from ndakit.lab.running_server import RunningServer
 from ndakit.lab.server_ports import PageMissing, PageUnusable, ServerPort
 from ndakit.model import Profile
 from ndakit.model.checks import Page

@@ -21,8 +21,8 @@ from guest.words import EchoServer, SmtpServer
 
 import goldens
 from haproxy_live import program
-from ndakit.lab.clients import RunningServer
 from ndakit.lab.host import Host, HostService, Web, certificate
+from ndakit.lab.running_server import RunningServer
 from ndakit.lab.server_ports import asked_ports, ports_of
 from ndakit.model import Profile
 from ndakit.model.checks import types_of

@@ -12,9 +12,9 @@ import pytest
 import yaml
 
 import goldens
-from ndakit.lab.clients import RunningServer
 from ndakit.lab.host import Host, Web
 from ndakit.lab.network import LabNetwork
+from ndakit.lab.running_server import RunningServer
 from ndakit.lab.server_ports import ServerPort, asked_ports
 from ndakit.model import Profile
 from ndakit.model.checks import TYPES, Page, Speaks

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import pytest
 
-from ndakit.lab.clients import RunningServer
+from ndakit.lab.running_server import RunningServer
 from ndakit.verify.claims.wrong_answers import lied
 from pairs import Pair, running
 

@@ -24,7 +24,7 @@ from ndakit.core.release import Release
 from ndakit.image import disk as image_disk
 from ndakit.image import flash as image_flash
 from ndakit.image.built import Built, BuiltImage
-from ndakit.imagebuilder import cache, failures, make_steps, output, prerequisites, working_copy
+from ndakit.imagebuilder import cache, diagnosis, failures, make_steps, output, prerequisites, working_copy
 from ndakit.imagebuilder import request as imagebuilder_request
 from ndakit.imagebuilder.request import ImageRequest
 
@@ -194,7 +194,7 @@ class ImageBuilder:
         packages = self._manifest_of(bin_dir)
         warnings = self._check_services(request.disabled_services)
         warnings += [
-            *failures.script_errors(done.stdout),
+            *diagnosis.script_errors(done.stdout),
             *_removed_anyway(request, packages),
             *_little_room(images, request),
         ]
@@ -228,7 +228,7 @@ class ImageBuilder:
         done = self._make(argv, IMAGE_TIMEOUT_S)
         if done.returncode != 0:
             raise self._failure(done, request.device, request.rootfs_mib)
-        if full := failures.disk_full(done.stdout, f"log: {self.log}"):
+        if full := diagnosis.disk_full(done.stdout, f"log: {self.log}"):
             raise full
         return done
 
@@ -336,10 +336,10 @@ class ImageBuilder:
         """The error that the output tells of, if it does. The answer to `known` needs make again, so it comes last."""
         devices = tuple(self.info.devices)
         here = tuple(p.name for p in (self.root / "packages").glob("*.?pk"))
-        context = failures.Context(
+        context = diagnosis.Context(
             f"log: {self.log}", device, devices, rootfs_mib, self.package_names, here, bool(self._env)
         )
-        return failures.diagnose(done.stdout + "\n" + done.stderr, context)
+        return diagnosis.diagnose(done.stdout + "\n" + done.stderr, context)
 
     def _make(self, argv: Sequence[str], timeout_s: float) -> process.Done:
         """Run make in the folder. It ends with us even if we are killed: make passes the signal on to what it runs."""

@@ -19,12 +19,13 @@ from typing import Literal, Self, TypeVar
 from ndakit.core.deadline import Deadline
 from ndakit.core.errors import VerifyError
 from ndakit.lab.boot import IDLE_S, enter
-from ndakit.lab.clients import OUTSIDE_PORT, RunningServer
+from ndakit.lab.clients import OUTSIDE_PORT
 from ndakit.lab.host import Host, HostInterface, HostSpec, LabHosts, certificate
 from ndakit.lab.host.image import LabImage
 from ndakit.lab.nodes import LabNodes
 from ndakit.lab.pace import Meter
 from ndakit.lab.plan import PlannedHost, VantagePoint, plan
+from ndakit.lab.running_server import RunningServer
 from ndakit.lab.server_ports import asked_ports, need_pages
 from ndakit.lab.switch import Switch, SwitchPort
 from ndakit.load.certificates import CertificateBundle

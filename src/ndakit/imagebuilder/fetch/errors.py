@@ -11,7 +11,7 @@ from pathlib import Path
 
 from ndakit.core.errors import InputError, MachineError, NdakitError
 from ndakit.core.release import Release
-from ndakit.imagebuilder.fetch.download import MirrorFailed
+from ndakit.imagebuilder.fetch.mirrors import MirrorFailed
 from ndakit.imagebuilder.fetch.trust import VerificationFailed
 
 

@@ -32,7 +32,8 @@ from ndakit.core.release import Release
 from ndakit.core.workspace import cache
 from ndakit.imagebuilder import output
 from ndakit.imagebuilder.fetch import archive, download, errors, trust
-from ndakit.imagebuilder.fetch.download import DownloadLimits, MirrorFailed, NotThere
+from ndakit.imagebuilder.fetch.download import DownloadLimits
+from ndakit.imagebuilder.fetch.mirrors import MirrorFailed, NotThere, shown, usable_mirror
 from ndakit.imagebuilder.fetch.trust import LISTING, VerificationFailed
 
 OPENWRT = ("https://downloads.openwrt.org",)
@@ -99,7 +100,7 @@ def mirrors_from(option: str | None) -> tuple[str, ...]:
     Raises MirrorUnusable.
     """
     given = option if option is not None else os.environ.get(MIRROR_VARIABLE, "")
-    return tuple(download.mirror(word) for word in re.split(r"[,\s]+", given.strip()) if word) or OPENWRT
+    return tuple(usable_mirror(word) for word in re.split(r"[,\s]+", given.strip()) if word) or OPENWRT
 
 
 def pinned(checksum: str) -> str:
@@ -128,7 +129,7 @@ def fetch(
     Raises MirrorFailed's kinds, VerificationFailed's kinds, the errors of `errors` and of `archive`.
     """
     origin = Origin(
-        tuple(download.mirror(m) for m in mirrors), offline, pinned(checksum) if checksum else None, tuple(keys),
+        tuple(usable_mirror(m) for m in mirrors), offline, pinned(checksum) if checksum else None, tuple(keys),
         limits or DownloadLimits(),
     )  # fmt: skip
     return get(release, target, origin, events)
@@ -262,7 +263,7 @@ def _fetched(wanted: _Wanted) -> Fetched:
         "target": wanted.target,
         "verified_by": listed.verified_by,
         "pinned": wanted.origin.checksum is not None,
-        "mirror": download.shown(mirror),
+        "mirror": shown(mirror),
     }
     # The facts come first: an archive is never there without them, and facts without an archive serve nobody.
     write_atomic(folder / "verified.json", json.dumps(facts, indent=2).encode())
@@ -307,12 +308,12 @@ def _vouched(wanted: _Wanted, mirror: str) -> tuple[str, str, str]:
             except NotThere:
                 return None
 
-        by = trust.verify(listing, beside, trust.keys_for(wanted.release, wanted.origin.keys), download.shown(where))
+        by = trust.verify(listing, beside, trust.keys_for(wanted.release, wanted.origin.keys), shown(where))
     else:
         by = "the checksum that was pinned by hand"
-    name, sha256 = _entry(wanted, listing.decode(errors="replace"), f"{download.shown(where)}/{LISTING}")
+    name, sha256 = _entry(wanted, listing.decode(errors="replace"), f"{shown(where)}/{LISTING}")
     if pin is not None and sha256 != pin:
-        raise errors.ChecksumWrong(f"{download.shown(where)}/{LISTING}", name, sha256, pin)
+        raise errors.ChecksumWrong(f"{shown(where)}/{LISTING}", name, sha256, pin)
     return name, sha256, by
 
 
@@ -343,7 +344,7 @@ def _downloaded(wanted: _Wanted, listed: _Listed) -> str:
     """Have the archive in its partial file, with the right checksum; the mirror that it is from."""
     for place, mirror in enumerate(listed.mirrors):
         try:
-            with _step(wanted.events, "download", f"downloading {listed.name} from {download.shown(mirror)}"):
+            with _step(wanted.events, "download", f"downloading {listed.name} from {shown(mirror)}"):
                 _exactly(wanted, f"{wanted.folder_url(mirror)}/{listed.name}", _partial(wanted, listed), listed)
             return mirror
         except (MirrorFailed, VerificationFailed) as error:
@@ -368,7 +369,7 @@ def _exactly(wanted: _Wanted, url: str, partial: Path, listed: _Listed) -> None:
             return
         download.forget(partial)
         if not resumed:
-            raise errors.ChecksumWrong(download.shown(url), listed.name, digest, listed.sha256)
+            raise errors.ChecksumWrong(shown(url), listed.name, digest, listed.sha256)
 
 
 def _what_there_is(wanted: _Wanted) -> Exception | None:
@@ -379,11 +380,11 @@ def _what_there_is(wanted: _Wanted) -> Exception | None:
             text = download.small(f"{mirror}/.versions.json", max_bytes=_MIB, limits=limits)
             versions = [clean(str(v)) for v in json_text.mapping(text)["versions_list"]]
             if str(wanted.release) not in versions:
-                return errors.ReleaseMissing(wanted.release, versions, download.shown(mirror))
+                return errors.ReleaseMissing(wanted.release, versions, shown(mirror))
             url = f"{mirror}/releases/{wanted.release}/.targets.json"
             targets = sorted(map(clean, json_text.mapping(download.small(url, max_bytes=_MIB, limits=limits))))
             if wanted.target not in targets:
-                return errors.TargetMissing(wanted.release, wanted.target, targets, download.shown(mirror))
+                return errors.TargetMissing(wanted.release, wanted.target, targets, shown(mirror))
     return None
 
 
