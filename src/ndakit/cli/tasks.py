@@ -241,6 +241,25 @@ def flash(
     flash_node(Workspace.at(), profile, node, to, yes, as_built=as_built, as_json=json)
 
 
+@task(
+    name="upgrade",
+    positional=["profile"],
+    help={
+        "profile": PROFILE_HELP,
+        "release": "OpenWrt's release that it could have, such as 25.12.5",
+        "diff": "also the differences of the rendered files, line by line",
+        "json": "the same as JSON",
+    },
+)
+@shown
+def release_upgrade(c: Context, profile: str, release: str, diff: bool = False, json: bool = False) -> None:
+    """Show what another release of OpenWrt would change for a profile; edits nothing."""
+    from ndakit.cli.release_change import show as show_change
+    from ndakit.core.workspace import Workspace
+
+    raise Exit(code=show_change(Workspace.at(), profile, release, diff=diff, as_json=json))
+
+
 @task(help={"json": "the same as JSON"})
 @shown
 def disks(c: Context, json: bool = False) -> None:
@@ -353,7 +372,7 @@ GROUPS = (
     ("look", (list_profiles, show, check, package_list)),
     ("make", (certificate, render, fetch, build, lock, servers, disks, flash)),
     ("try", (boot, verify, demo)),
-    ("operate", (status, drain, session)),
+    ("operate", (status, drain, session, release_upgrade)),
     ("care", (test, bench, clean)),
 )
 

@@ -85,13 +85,16 @@ def names(workspace: Workspace) -> tuple[str, ...]:
     return tuple(sorted(p.stem for p in workspace.profiles.glob("*.yaml") if p.stem[:1] not in ("_", ".")))
 
 
-def load(workspace: Workspace, what: str) -> Loaded:
-    """The profile of a name, or in a file.
+def load(workspace: Workspace, what: str, *, release: str | None = None) -> Loaded:
+    """The profile of a name, or in a file; with `release`, as if that stood in it.
 
     Raises ProfileNotFound, ProfileIsFragment, a ProfileMistake, or an ErrorGroup of ProfileMistakes: all that is wrong.
     """
     path = _find(workspace, what)
     merged = inheritance.read(workspace, path)
+    if release is not None:
+        at = merged.tree.keys_at.get("release", merged.tree.at)
+        merged.tree.put("release", Scalar.make(release, at), at)
     attachments = _Attachments(path, merged.sources, workspace)
     diagnosis = diagnose(merged.tree, attachments.read, merged.empty)
     mistakes = [
