@@ -1,6 +1,7 @@
 """Cross-checks: services that the kernel balances (topology nat, dr, tun), and the checks that their pools can have.
 
-How packets and answers travel with each topology is in `reply_paths`; what IPVS does not carry at all in `engines`.
+How requests and answers travel with each topology is in `request_paths` and `reply_paths`; what IPVS does not carry at
+all in `engines`.
 """
 
 from __future__ import annotations

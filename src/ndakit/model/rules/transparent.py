@@ -12,7 +12,7 @@ from ndakit.model import transparent
 from ndakit.model.links import exits
 from ndakit.model.profile import Profile
 from ndakit.model.rules.findings import Finding, warning
-from ndakit.model.rules.reply_paths import place, topology_of, uses
+from ndakit.model.rules.request_paths import place, topology_of, uses
 
 
 def nat_in_the_way(profile: Profile) -> Iterator[Finding]:
