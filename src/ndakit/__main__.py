@@ -29,8 +29,8 @@ from ndakit.core.workspace import FolderGone
 INTERRUPTED = 130
 TERMINATED = 143
 USAGE = 2
-OPTIONAL_FIRST = ("build", "bench")
-"""Tasks whose first argument may be left out: `build` with `--all`, `bench`."""
+OPTIONAL_FIRST = ("build", "bench", "backups")
+"""Tasks whose first argument may be left out: `build` with `--all`, `bench`, `backups`."""
 
 
 class Settings(Config):
@@ -120,7 +120,7 @@ def _quietly(code: int) -> int:
 
 
 def _lacks_first_word(words: list[str]) -> bool:
-    """True for `build --all` and `bench`, whose first argument may be left out."""
+    """True for `build --all`, `bench` and `backups`, whose first argument may be left out."""
     optional = words[1] in OPTIONAL_FIRST and (words[1] != "build" or "--all" in words[2:])
     return optional and (len(words) == 2 or words[2].startswith("-"))
 

@@ -74,6 +74,7 @@ def base(
         try:
             _install(partial, lab, family, packages, roots, kernel)
             _release_files(partial, family)
+            _package_database(partial, family, packages, versions)
             settle(partial, epoch)
             try:
                 partial.rename(place)
@@ -215,6 +216,17 @@ def _conffiles(root: Path, lab: Path, packages: Sequence[Package]) -> str:
         if (root / name).is_file():
             lines.append(f"{hashlib.sha256((root / name).read_bytes()).hexdigest()}  /{name}\n")
     return "".join(lines)
+
+
+def _package_database(root: Path, family: Family, packages: Sequence[Package], versions: dict[str, str]) -> None:
+    """What the package manager writes down of the installed packages, as far as names and versions go: opkg's status
+    file, from 25.12 on apk's list (apk-tools, apk-db-installed.5)."""
+    seen = [(p.name, versions[p.name]) for p in packages if not p.hidden]
+    if family.apk:
+        _write(root / "lib/apk/db/installed", "".join(f"P:{name}\nV:{version}\n\n" for name, version in seen))
+    else:
+        text = "".join(f"Package: {n}\nVersion: {v}\nStatus: install user installed\n\n" for n, v in seen)
+        _write(root / "usr/lib/opkg/status", text)
 
 
 def _release_files(root: Path, family: Family) -> None:

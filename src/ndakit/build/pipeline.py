@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import json
 import platform
 import shutil
 import time
@@ -19,8 +18,9 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from ndakit import __version__
-from ndakit.build import pinning
+from ndakit.build import pinning, recipe
 from ndakit.build.plan import Plan, plan, request
+from ndakit.build.recipe import ImageRecipe
 from ndakit.core.errors import ErrorGroup, MachineError
 from ndakit.core.events import Events, OutputLine, Planned, StepDone, StepStarted, Waiting, Warned, ignore
 from ndakit.core.files import make_folder, write_atomic
@@ -144,7 +144,7 @@ def _make(
     with _step(events, "overlay", node, "writing the rendered files") as done:
         done.append(str(overlay.write(one.tree, workspace.overlays / profile.name / node)))
         overlay.write(one.tree, files, for_image=True)
-        _identify(files, profile.name, node, one.image_id)
+        put_facts(files, recipe.of(loaded, node, one.inputs, one.tree, one.image_id))
     started_s = time.monotonic()
     job = Job(profile, scratch, log, on_line=lambda text: events(OutputLine(text, "imagebuilder")))
     with contextlib.ExitStack() as stack:
@@ -168,15 +168,17 @@ def _make(
     return artifact
 
 
-def _identify(files: Path, profile: str, node: str, image_id: str) -> None:
-    """Let the image say which one it is, so that a running box can be asked (node/facts). It is no part of the overlay,
-    for the id is the hash of what the image is made of."""
+def put_facts(files: Path, made_of: ImageRecipe) -> None:
+    """Let the image say which one it is, so that a running box can be asked (node/facts), and what it is made of, so
+    that it can be made again from a backup of the box alone (operate/rebuild). Neither is part of the overlay, for the
+    id is the hash of what the image is made of."""
     place = files / facts.IMAGE.lstrip("/")
     for folder in reversed(place.relative_to(files).parents[:-1]):
         (files / folder).mkdir(exist_ok=True)
         (files / folder).chmod(0o755)  # whatever the umask
-    text = json.dumps({"id": image_id, "node": node, "profile": profile}, indent=2, sort_keys=True)
-    write_atomic(place, f"{text}\n".encode())
+    write_atomic(place, made_of.label.encode())
+    # It has hashes of files that hold secrets: a short secret can be found by hashing guesses.
+    write_atomic(files / facts.RECIPE.lstrip("/"), made_of.text().encode(), mode=0o600)
 
 
 def _in_formats(built: Built, formats: Sequence[str], node: str, events: Events) -> Built:

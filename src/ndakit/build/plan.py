@@ -14,7 +14,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Protocol, Self
 
-from ndakit.build import lockfile, pinning
+from ndakit.build import lockfile, pinning, recipe
 from ndakit.build import reasons as build_reasons
 from ndakit.core.errors import ErrorGroup
 from ndakit.core.files import file_sha256
@@ -89,8 +89,15 @@ def outdated(workspace: Workspace, loaded: Loaded, node: str, record: Record) ->
     """What differs between an image and what its profile says now, in words; nothing if a build by the same
     ImageBuilder would make the same image. Raises what `plan` raises but for lock files.
     """
-    now = _plan(workspace, loaded, node, _AsBuilt(record), _Held.of(workspace, loaded), None, False)
+    now = by_same_builder(workspace, loaded, node, record.builder, str(record.inputs.get("fingerprint", "")))
     return () if now.image_id == record.id else now.reasons
+
+
+def by_same_builder(workspace: Workspace, loaded: Loaded, node: str, builder: str, fingerprint: str) -> Plan:
+    """What a build of the node would do now, by the ImageBuilder that made an image: its word and its fingerprint.
+    Raises what `plan` raises but for lock files."""
+    made_by = _AsBuilt(builder, fingerprint)
+    return _plan(workspace, loaded, node, made_by, _Held.of(workspace, loaded), None, False)
 
 
 class _MadeBy(Protocol):
@@ -106,16 +113,13 @@ class _MadeBy(Protocol):
 
 @dataclass(frozen=True)
 class _AsBuilt:
-    """The builder that made an image, as its record has it."""
+    """The builder that made an image."""
 
-    record: Record
-
-    @property
-    def kind(self) -> str:
-        return self.record.builder
+    kind: str
+    told: str
 
     def fingerprint(self, _: Profile) -> str:
-        return str(self.record.inputs.get("fingerprint", ""))
+        return self.told
 
 
 @dataclass(frozen=True)
@@ -208,6 +212,7 @@ def _inputs(
     asked = request(loaded, node, packages, Path("files"))
     return {
         "format": artifacts.RECORD_FORMAT,
+        "recipe": recipe.FORMAT,
         "release": str(profile.release),
         "target": profile.target,
         "device": asked.device,

@@ -23,6 +23,8 @@ def changes(record: Record, inputs: Mapping[str, Any], sources: Mapping[str, str
         reasons.append(f"builder: {before.get('builder')} → {inputs['builder']}")
     elif before.get("fingerprint") != inputs["fingerprint"]:
         reasons.append("the ImageBuilder changed")
+    if before.get("recipe") != inputs["recipe"]:
+        reasons.append("images say what they are made of now, in another form or for the first time")
     for prefix, key in (("image.", "image"), ("", "settings")):
         old, new = before.get(key, {}), inputs[key]
         differ = [k for k in sorted(old.keys() | new.keys()) if old.get(k) != new.get(k)]

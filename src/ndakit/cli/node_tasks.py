@@ -119,3 +119,78 @@ def session(
     from ndakit.core.workspace import Workspace
 
     open_session(Workspace.at(), profile, node, _way(identity, address, jump, accept_host_key))
+
+
+@task(
+    positional=["profile"],
+    iterable=["encrypt"],
+    help={
+        "profile": "profile's name (profiles/NAME.yaml) or path to its file; with --as a box's address",
+        "node": NODE_HELP,
+        "as": "NAME or NAME/NODE: the box has no profile, and its backups are filed under this name",
+        "to": "the folder of all backups (default: backups/); for its owner alone",
+        "encrypt": "an age or SSH public key, or a file with some; any one of them opens the backup; may be repeated",
+        "keep": "so many backups of a node are kept, and the newest of each month (default: 10)",
+        "dry-run": "ask the box and say what would be done; nothing is written",
+        "timeout-s": "for one archive, at any speed (default: 1800, and not slower than 4 KiB a minute)",
+        "port": "with --as: the port of its SSH server (default: 22)",
+        "release": "with --as: its OpenWrt release, if it is 19.07 or older",
+        "json": "the same as JSON",
+        "identity": IDENTITY_HELP,
+        "address": ADDRESS_HELP,
+        "jump": JUMP_HELP,
+        "accept-host-key": ACCEPT_HELP,
+    },
+)
+@shown
+def backup(
+    c: Context,
+    profile: str,
+    node: str | None = None,
+    as_: str | None = None,
+    to: str | None = None,
+    encrypt: list[str] | None = None,
+    keep: int = 10,
+    dry_run: bool = False,
+    timeout_s: str | None = None,
+    port: int = 22,
+    release: str | None = None,
+    json: bool = False,
+    identity: str | None = None,
+    address: str | None = None,
+    jump: str | None = None,
+    accept_host_key: str | None = None,
+) -> None:
+    """Back up running balancers: configuration, package list, and what their images can be made from again."""
+    from ndakit.cli.backup import BackupOptions, BackupOptionsWrong, back_up, back_up_host
+    from ndakit.core.workspace import Workspace
+
+    way = _way(identity, address, jump, accept_host_key)
+    options = BackupOptions(Path(to) if to else None, tuple(encrypt or ()), keep, timeout_s, dry_run, json)
+    if as_ is None:
+        if port != 22 or release is not None:
+            raise BackupOptionsWrong(
+                "--port and --release belong to a box without a profile", where="the command line",
+                fix="leave them out: the profile says both; or file the box under a name: --as NAME",
+            )  # fmt: skip
+        raise Exit(code=back_up(Workspace.at(), profile, node, way, options))
+    if node is not None:
+        raise BackupOptionsWrong("--node names a node of a profile", where="--node", fix=f"write --as {as_}/{node}")
+    raise Exit(code=back_up_host(Workspace.at(), profile, as_, way, options, port=port, release=release))
+
+
+@task(
+    positional=["profile"],
+    help={
+        "profile": "only those of this profile, or of this name (default: all)",
+        "to": "the folder of all backups (default: backups/)",
+        "json": "the same as JSON, with everything that is known of each",
+    },
+)
+@shown
+def backups(c: Context, profile: str, to: str | None = None, json: bool = False) -> None:
+    """List backups with age, size, what is in them, and whether their profile still gives the same image."""
+    from ndakit.cli.backup import show_backups
+    from ndakit.core.workspace import Workspace
+
+    show_backups(Workspace.at(), profile or None, Path(to) if to else None, as_json=json)

@@ -145,7 +145,7 @@ def _all(
         yield loaded, nodes, connections
 
 
-def _each(
+def each(
     nodes: tuple[str, ...], connections: Connections, question: Callable[[str, Ssh], _Answer]
 ) -> tuple[dict[str, _Answer], dict[str, NdakitError]]:
     """Ask all nodes at once; what they answered, and why others did not. Ctrl-C ends every question."""
@@ -180,7 +180,7 @@ def show_status(place: Workspace, profile: str, node: str | None, way: SshOption
             return status.ask(shell, loaded.profile, name, shell.target.address, hide)
 
         hide = _mask(place, loaded)
-        told, lost = _each(nodes, connections, ask)
+        told, lost = each(nodes, connections, ask)
     pair = Pair(loaded.profile, told, lost)
     built = {name: _built(place, loaded.profile, name) for name in nodes}
     if as_json:
@@ -249,7 +249,7 @@ def _node_row(profile: Profile, told: NodeStatus, built: str) -> tuple[str, ...]
         ", ".join(states) or ("standalone" if profile.standalone else "?"),
         told.release or "?",
         _image_words(profile, told, built),
-        _span(told.uptime_s),
+        span(told.uptime_s),
         f"{told.load[0]:.2f}" if told.load else "?",
         mib,
         "?" if told.clock_offset_s is None else f"{told.clock_offset_s:+.0f} s",
@@ -267,7 +267,7 @@ def _image_words(profile: Profile, told: NodeStatus, built: str) -> str:
     )
 
 
-def _span(seconds: float) -> str:
+def span(seconds: float) -> str:
     minutes = int(seconds) // 60
     if minutes < 120:
         return f"{minutes} min"
@@ -309,7 +309,7 @@ def drain_server(
         def tell(which: str, shell: Shell) -> tuple[ServerLine, ...]:
             return act(shell, loaded.profile, pool, name)
 
-        told, lost = _each(nodes, connections, tell)
+        told, lost = each(nodes, connections, tell)
     down = [line for lines in told.values() for line in lines if line.state == "down"]
     if as_json:
         terminal.show_json(

@@ -283,11 +283,13 @@ def stream(
     on_stdout: Callable[[bytes], None],
     on_stderr: Callable[[bytes], None],
     env: Mapping[str, str] | None = None,
+    watch: Callable[[], None] = lambda: None,
 ) -> int:
     """Run a program whose input or output may be too large for memory, or is no text; its exit code.
 
     `source` reads its input (at most so many bytes; empty: the end); that it ends before it has taken all is no error.
-    The callbacks get its output as it comes, and what they raise ends the program. On time-out (ProcessTimeout), Ctrl-C
+    The callbacks get its output as it comes, and what they raise ends the program; so does what `watch` raises, which
+    is called again and again, also while nothing comes. On time-out (ProcessTimeout), Ctrl-C
     or any other exception the program's whole process group is ended. Raises ToolMissing.
     """
     import selectors
@@ -319,6 +321,7 @@ def stream(
                 if (left_s := end_s - time.monotonic()) <= 0:
                     raise ProcessTimeout(words, timeout_s)
                 go_on()
+                watch()
                 for key, _ in selector.select(min(left_s, _TICK_S)):
                     if key.data is None:
                         assert source is not None

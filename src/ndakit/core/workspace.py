@@ -128,6 +128,16 @@ class Workspace:
         return self.root / "known_hosts"
 
     @property
+    def backups(self) -> Path:
+        """Backups of running balancers, `backups/<profile>/<node>/<UTC time>/`; for their owner alone."""
+        return self.root / "backups"
+
+    @property
+    def rebuilt(self) -> Path:
+        """Images made from backups, `rebuilt/<profile>/<node>/`."""
+        return self.root / "rebuilt"
+
+    @property
     def overlays(self) -> Path:
         """Rendered trees, `overlays/<profile>/<node>/`."""
         return self.root / "overlays"

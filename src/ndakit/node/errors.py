@@ -206,9 +206,10 @@ class KeyMissing(InputError):
     """There is no key with which one could log in."""
 
     def __init__(self, profile: str, wanted: Sequence[str], looked: str) -> None:
+        of_pair = f"no private key for this pair: it lets in {', '.join(wanted)}; {looked}"
         super().__init__(
-            f"no private key for this pair: it lets in {', '.join(wanted)}; {looked}",
-            where=f"access.ssh_keys of profile {profile}",
+            of_pair if profile else f"no private key: {looked}",
+            where=f"access.ssh_keys of profile {profile}" if profile else "your agent and ~/.ssh",
             fix="name the private half of one of these keys: --identity FILE; or load it into your agent: ssh-add FILE",
         )
 
@@ -228,9 +229,13 @@ class KeyNotAccepted(NodeError):
         super().__init__(
             f"the box takes none of the keys that were offered:{were}",
             where=where,
-            fix=f"the profile lets in {', '.join(allowed)}: use one of their keys (--identity FILE), or add yours to "
-            "access.ssh_keys, build and flash; at once, at the box itself (screen or serial line): echo 'YOUR .pub "
-            "LINE' >> /etc/dropbear/authorized_keys",
+            fix=(
+                f"the profile lets in {', '.join(allowed)}: use one of their keys (--identity FILE), or add yours to "
+                "access.ssh_keys, build and flash; at once"
+                if allowed
+                else "use a key that the box takes (--identity FILE), or let yours in"
+            )
+            + ", at the box itself (screen or serial line): echo 'YOUR .pub LINE' >> /etc/dropbear/authorized_keys",
         )
         self.offered = tuple(offered)
 

@@ -25,6 +25,9 @@ from ndakit.node.shell import Shell, host_over
 KEEPALIVED_DATA = "/tmp/keepalived.data"
 IMAGE = "/usr/share/ndakit/image.json"
 """What the image says of itself. Not below /etc: an upgrade that keeps the configuration must not keep it."""
+RECIPE = "/usr/share/ndakit/recipe.json"
+"""What the image was made of: the request to the ImageBuilder, and the files laid over the root with their hashes. For
+root alone, as some of them hold secrets."""
 TRACKED = "/proc/net/nf_conntrack"
 _READS = 4
 UNREADABLE = "cannot be read:"

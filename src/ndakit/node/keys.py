@@ -92,6 +92,20 @@ def usual(profile: str, allowed: Mapping[str, str], folder: Path, home: Path | N
     return Keys(tuple(files), agent_socket(), tuple(allowed))
 
 
+def anybodys(folder: Path, home: Path | None = None) -> Keys:
+    """The keys that the user has, in the agent and in ~/.ssh, for a box of which nobody knows whose keys it takes.
+    `folder` is private. Raises KeyMissing if there are none, ToolMissing."""
+    home_folder = (home or Path.home()) / ".ssh"
+    files = [home_folder / name for name in _USUAL if (home_folder / name).is_file()]
+    for number, data in enumerate(sorted(_agent_keys())):
+        public = folder / f"agent-{number}.pub"
+        public.write_text(f"{data[0]} {data[1]}\n")
+        files.append(public)
+    if not files:
+        raise KeyMissing("", (), f"your agent holds no key, and none is in {home_folder}")
+    return Keys(tuple(files), agent_socket(), ())
+
+
 def _data(line: str) -> tuple[str, str]:
     """Type and data of a public key's line, without its comment."""
     words = [*line.split(), "", ""]

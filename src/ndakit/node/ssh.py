@@ -187,12 +187,13 @@ class Ssh:
         sink: Callable[[bytes], None],
         source: Callable[[int], bytes] | None = None,
         said: Callable[[], bytes] = lambda: b"",
+        watch: Callable[[], None] = lambda: None,
     ) -> tuple[int, bytes]:
         """Run a command whose stdin is what `source` reads (at most so many bytes; None: empty), and whose output goes
-        to `sink` as it comes; its exit code and stderr.
+        to `sink` as it comes; its exit code and stderr. `watch` is called again and again meanwhile.
 
-        Raises CommandTimeout, ConnectionLost, OutputTooLarge (stderr: 1 MiB) and what `sink` raises; the command is
-        ended then, as it is on Ctrl-C.
+        Raises CommandTimeout, ConnectionLost, OutputTooLarge (stderr: 1 MiB) and what `sink` and `watch` raise; the
+        command is ended then, as it is on Ctrl-C.
         """
         line = command_line(command)
         mark = secrets.token_hex(12)
@@ -211,7 +212,7 @@ class Ssh:
         try:
             process.stream(
                 self._client(remote), timeout_s=timeout_s + _GRACE_S, source=source, on_stdout=sink,
-                on_stderr=complain,
+                on_stderr=complain, watch=watch,
             )  # fmt: skip
         except process.ProcessTimeout:
             done = _answer(bytes(complaints), mark)

@@ -57,6 +57,8 @@ class Target:
     release: str = ""
     given: tuple[str, ...] = ()
     """The options of the task with which the user got here, to be repeated in what an error tells to type."""
+    task: tuple[str, ...] = ()
+    """The task that gets to a box without a profile; of one with a profile it is `ssh`."""
 
     def __post_init__(self) -> None:
         if not re.fullmatch(r"[A-Za-z0-9_.:-]*(%[A-Za-z0-9_.:-]+)?", self.address) or self.address[:1] in (
@@ -90,8 +92,8 @@ class Target:
 
     @property
     def command(self) -> str:
-        """The task that opens a session there, for errors: `./inv ssh shop --node lb1`."""
-        return join(["./inv", "ssh", self.profile, "--node", self.node, *self.given])
+        """The task that gets there, for errors: `./inv ssh shop --node lb1`."""
+        return join(["./inv", *(self.task or ("ssh", self.profile, "--node", self.node)), *self.given])
 
     @property
     def alias(self) -> str:
