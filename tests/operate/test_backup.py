@@ -602,8 +602,8 @@ def test_a_hostile_archive_is_refused_with_a_text(name: str) -> None:
 
 def test_links_are_only_told_and_nothing_goes_through_them() -> None:
     with tar_files.reading(tar_of(info("etc/x", tarfile.SYMTYPE, "/"), info("etc/x/y", size=1)), "a backup") as archive:
-        found = [(entry.path, entry.target) for entry, _ in archive.walk()]
-    assert found == [("/etc/x", "/"), ("/etc/x/y", "")]
+        entries = [(entry.path, entry.target) for entry, _ in archive.walk()]
+    assert entries == [("/etc/x", "/"), ("/etc/x/y", "")]
 
 
 def test_the_same_name_twice_is_refused() -> None:

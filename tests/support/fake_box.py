@@ -204,13 +204,13 @@ class TreeShell:
 
 def state_of(root: Path) -> dict[str, str]:
     """Every file below a folder with mode and hash: to see that nothing was written there."""
-    found = {}
+    files_there = {}
     for path in sorted(root.rglob("*")):
         if path.is_file() and not path.is_symlink():
-            found[str(path.relative_to(root))] = (
+            files_there[str(path.relative_to(root))] = (
                 f"{path.stat().st_mode:o} {hashlib.sha256(path.read_bytes()).hexdigest()}"
             )
-    return found
+    return files_there
 
 
 def settled(check: Callable[[], bool], within_s: float = 10.0) -> bool:

@@ -137,7 +137,7 @@ def parse(text: bytes, where: str) -> ImageRecipe:
         facts = json_text.mapping(text)
         if facts.get("format") != FORMAT:
             raise RecipeBroken(where, f"it has format {facts.get('format')!r:.20}, this version reads {FORMAT}")
-        found = TypeAdapter(ImageRecipe).validate_python(facts)
+        recipe = TypeAdapter(ImageRecipe).validate_python(facts)
     except ValidationError as cause:
         places = sorted({clean(".".join(map(str, e["loc"]))) for e in cause.errors(include_input=False)})
         raise RecipeBroken(where, f"it is incomplete or has something foreign in it ({', '.join(places)[:200]})") from (
@@ -145,8 +145,8 @@ def parse(text: bytes, where: str) -> ImageRecipe:
         )
     except ValueError as cause:
         raise RecipeBroken(where, clean(str(cause))[:200]) from cause
-    _refuse_strange(found, where)
-    return found
+    _refuse_strange(recipe, where)
+    return recipe
 
 
 _WORDS = {
@@ -161,10 +161,10 @@ _WORDS = {
 """What goes into command lines and file names."""
 
 
-def _refuse_strange(found: ImageRecipe, where: str) -> None:
-    asked = found.asked
+def _refuse_strange(recipe: ImageRecipe, where: str) -> None:
+    asked = recipe.asked
     for name, pattern in _WORDS.items():
-        value = cast(str, getattr(found, name, None) or getattr(asked, name, ""))
+        value = cast(str, getattr(recipe, name, None) or getattr(asked, name, ""))
         if not re.fullmatch(pattern, value):
             raise RecipeBroken(where, f"its {name} is {value[:40]!r}")
     try:
@@ -173,7 +173,7 @@ def _refuse_strange(found: ImageRecipe, where: str) -> None:
         raise RecipeBroken(where, f"its release is {asked.release[:40]!r}") from None
     if not 8 <= asked.rootfs_mib <= 65536:
         raise RecipeBroken(where, f"its root partition has {asked.rootfs_mib} MiB")
-    for path, facts in found.files.items():
+    for path, facts in recipe.files.items():
         if not re.fullmatch(r"0[0-7]{3} [0-9a-f]{64}", facts) or not good_path(path):
             raise RecipeBroken(where, f"it names the file {path[:80]!r}")
 

@@ -341,14 +341,14 @@ def _listed_row(
     profile: str, node: str, one: ListedBackup, matching: Matching
 ) -> tuple[tuple[str, ...], dict[str, Any]]:
     called = f"{profile}/{node}"
-    found = one.backup
-    if found is None:
+    whole = one.backup
+    if whole is None:
         words = f"NO BACKUP: {one.why}"
         return (called, one.folder.name[:24], "-", "-", "-", words, "-"), {
             "profile": profile, "node": node, "folder": str(one.folder), "whole": False, "why": one.why,
         }  # fmt: skip
-    record = found.record
-    differ = matching.differences(found)
+    record = whole.record
+    differ = matching.differences(whole)
     if differ is None:
         words = matching.why
     elif differ:
@@ -363,21 +363,21 @@ def _listed_row(
     changed = ", ".join(f"{n} {what}{'' if n == 1 else 's'}" for n, what in counted if n)
     holds = ["encrypted"] if record.recipients else []
     holds.append(f"{changed} changed by hand" if changed else "as built" if record.builder else "config and packages")
-    age_s = time.time() - found.time.timestamp()
+    age_s = time.time() - whole.time.timestamp()
     row = (
         called,
-        found.time.astimezone(UTC).strftime("%Y-%m-%d %H:%M:%S"),
+        whole.time.astimezone(UTC).strftime("%Y-%m-%d %H:%M:%S"),
         cli_nodes.span(max(age_s, 0)),
-        _size(found.size_bytes),
+        _size(whole.size_bytes),
         record.image_id[:12] or "does not say",
         ", ".join(holds),
         words,
     )
     fact = {
-        "folder": str(found.folder),
+        "folder": str(whole.folder),
         "whole": True,
         "age_s": round(age_s),
-        "size_bytes": found.size_bytes,
+        "size_bytes": whole.size_bytes,
         "matches": None if differ is None else not differ,
         "differs": list(differ or ()),
         **asdict(record),

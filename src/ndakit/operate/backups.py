@@ -274,18 +274,18 @@ def load(folder: Path, *, contents: bool = True) -> Backup:
 
 def listed(folder: Path) -> list[ListedBackup]:
     """What stands in a node's folder, oldest first: backups, broken ones, and what is being written or was cut off."""
-    found: list[ListedBackup] = []
+    entries: list[ListedBackup] = []
     for entry in sorted(folder.iterdir()) if folder.is_dir() else ():
         if entry.name == PARTIAL:
-            found += [ListedBackup(half, None, _half_words(half)) for half in sorted(entry.iterdir())]
+            entries += [ListedBackup(half, None, _half_words(half)) for half in sorted(entry.iterdir())]
         elif _NAME.fullmatch(entry.name):
             try:
-                found.append(ListedBackup(entry, load(entry)))
+                entries.append(ListedBackup(entry, load(entry)))
             except BackupBroken as broken:
-                found.append(ListedBackup(entry, None, broken.why))
+                entries.append(ListedBackup(entry, None, broken.why))
         elif not entry.name.startswith("."):
-            found.append(ListedBackup(entry, None, "it has no name of a backup"))
-    return found
+            entries.append(ListedBackup(entry, None, "it has no name of a backup"))
+    return entries
 
 
 def _half_words(half: Path) -> str:

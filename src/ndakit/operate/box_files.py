@@ -233,8 +233,10 @@ class BoxFiles:
         )
         lines = self._run(["sh", "-c", script], timeout_s=120).stdout.splitlines()
         packaged = {line[2:] for line in lines if line.startswith("P ")}
-        found = [line[1:] for line in lines if line.startswith("./")]
-        return sorted(p for p in found if p not in packaged and not _STATE.match(p) and not MADE_BY_SYSTEM.fullmatch(p))
+        written = [line[1:] for line in lines if line.startswith("./")]
+        return sorted(
+            p for p in written if p not in packaged and not _STATE.match(p) and not MADE_BY_SYSTEM.fullmatch(p)
+        )
 
     # -- how -----------------------------------------------------------------------------------------------------------
 
@@ -307,22 +309,22 @@ class _Pace:
 
 def parse_opkg(text: str) -> dict[str, str]:
     """Name → version of what opkg's status file says is installed."""
-    found: dict[str, str] = {}
+    versions: dict[str, str] = {}
     for part in text.split("\n\n"):
         fields = dict(re.findall(r"^(Package|Version|Status): (.*)$", part, re.M))
         if fields.get("Package") and fields.get("Status", "").endswith(" installed"):
-            found[fields["Package"]] = fields.get("Version", "")
-    return found
+            versions[fields["Package"]] = fields.get("Version", "")
+    return versions
 
 
 def parse_apk(text: str) -> dict[str, str]:
     """Name → version of apk's list of installed packages."""
-    found: dict[str, str] = {}
+    versions: dict[str, str] = {}
     for part in text.split("\n\n"):
         fields = dict(re.findall(r"^([PV]):(.*)$", part, re.M))
         if fields.get("P"):
-            found[fields["P"]] = fields.get("V", "")
-    return found
+            versions[fields["P"]] = fields.get("V", "")
+    return versions
 
 
 def added_by_mark(text: str) -> tuple[str, ...]:
