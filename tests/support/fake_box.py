@@ -80,7 +80,18 @@ def make(
     shutil.copytree(LAB / "base/packages/base-files", root, dirs_exist_ok=True, symlinks=True)
     for path in (*(root / "sbin").iterdir(), *(root / "bin").iterdir()):
         path.chmod(0o755)
-    for name in ("dev", "proc", "tmp", "rom", "overlay/upper", "etc/dropbear", "etc/config", "bin", "usr/bin"):
+    for name in (
+        "dev",
+        "proc",
+        "tmp",
+        "rom",
+        "overlay/upper",
+        "etc/dropbear",
+        "etc/config",
+        "bin",
+        "usr/bin",
+        "usr/lib/lab",
+    ):
         (root / name).mkdir(parents=True, exist_ok=True)
     _busybox(root)
     builder = sources.choose("lab", None, workspace, loaded.profile)
@@ -94,6 +105,8 @@ def make(
         f"DISTRIB_ID='OpenWrt'\nDISTRIB_RELEASE='{loaded.profile.release}'\nDISTRIB_TARGET='{loaded.profile.target}'\n"
         f"DISTRIB_DESCRIPTION='OpenWrt {loaded.profile.release}'\n"
     )
+    branch = loaded.profile.release.branch
+    (root / "usr/lib/lab/family").write_text(f"number={branch[0] * 100 + branch[1]}\n")
     box = Box(root, rom)
     box.set_packages(PACKAGES)
     (root / "usr/lib/lab/conffiles").write_text("")

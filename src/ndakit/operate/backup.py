@@ -213,7 +213,7 @@ class _Work:
         record = self._record_of(who)
         self._tell("configuration")
         kept = self._box.kept()
-        with self._box.config() as spool:
+        with self._box.config(who.release) as spool:
             entries, marks = self._read_config(spool)
             if lacking := sorted(kept - entries.keys()):
                 raise ConfigIncomplete(wanted.where, lacking)

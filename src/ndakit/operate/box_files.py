@@ -28,6 +28,8 @@ from ndakit.node.facts import RECIPE, facts_of
 from ndakit.node.shell import RUN_TIMEOUT_S, Command, Ran, Shell
 
 _SPOOLED = 1 << 20
+_WITHOUT_LIST = ("17.", "18.")
+"""How the numbers of releases begin whose sysupgrade makes no list of packages."""
 _SPACE_KIB = 512
 """sysupgrade writes lists to /tmp, and says nothing if they are cut off there."""
 MADE_BY_SYSTEM = re.compile(
@@ -187,11 +189,11 @@ class BoxFiles:
         return {line for line in told.stdout.splitlines() if line.startswith("/")}
 
     @contextmanager
-    def config(self) -> Iterator[IO[bytes]]:
-        """The box's own backup (`sysupgrade -b -`, with the list of packages where it makes one)."""
+    def config(self, release: str) -> Iterator[IO[bytes]]:
+        """The box's own backup (`sysupgrade -b -`, with the list of packages where its release makes one)."""
         # -k came with 19.07; an option that it does not know ends the script.
-        script = "k=; grep -q '^[[:space:]]*-k)' /sbin/sysupgrade && k=-k; sysupgrade -q $k -b -"
-        with self._spooled(["sh", "-c", script], "its configuration") as (spool, rc, stderr):
+        options = ["-q"] if release.startswith(_WITHOUT_LIST) else ["-q", "-k"]
+        with self._spooled(["sysupgrade", *options, "-b", "-"], "its configuration") as (spool, rc, stderr):
             if files.disk_is_full(stderr):
                 raise BoxFull(self._where, stderr)
             if rc != 0 or not spool.read(1):
