@@ -14,7 +14,7 @@ from typing import Any
 from ndakit.cli import nodes as cli_nodes
 from ndakit.cli.nodes import NOT_WELL, Connections, SshOptions
 from ndakit.cli.profiles import nodes_of, read
-from ndakit.core import terminal, workspace
+from ndakit.core import locks, terminal, workspace
 from ndakit.core.errors import InputError, NdakitError
 from ndakit.core.release import Release
 from ndakit.core.workspace import Workspace
@@ -144,7 +144,7 @@ def _connected(
         task=("backup", host, "--as", name if node == ALONE else f"{name}/{node}"),
     )  # fmt: skip
     pins = Pins(place.known_hosts / name / node, target.alias)
-    with workspace.scratch_folder(workspace.runtime(), "keys") as folder:
+    with locks.scratch_folder(workspace.runtime(), "keys") as folder:
         mine = keys.given(way.identity, {}) if way.identity is not None else keys.anybodys(folder)
         if way.accept_host_key is not None:
             key = ssh.accept(target, pins, way.accept_host_key)
@@ -162,7 +162,7 @@ def _told(node: str) -> Callable[[str], None]:
 
 
 def _look(shell: Ssh, wanted: Wanted, patience: Patience) -> Look:
-    with workspace.scratch_folder(workspace.runtime(), "look") as scratch:
+    with locks.scratch_folder(workspace.runtime(), "look") as scratch:
         return backup.look(shell, wanted, scratch, patience)
 
 

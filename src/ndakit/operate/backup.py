@@ -24,7 +24,8 @@ from ndakit import __version__
 from ndakit.build import recipe as recipes
 from ndakit.build.recipe import ImageRecipe
 from ndakit.core.errors import MachineError, NdakitError
-from ndakit.core.workspace import Workspace, file_sha256
+from ndakit.core.files import file_sha256
+from ndakit.core.workspace import Workspace
 from ndakit.image import artifacts
 from ndakit.image.artifacts import Artifact, Record
 from ndakit.load.loaded import Loaded

@@ -24,8 +24,9 @@ from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from ndakit.core import json_text
 from ndakit.core.errors import InputError
+from ndakit.core.files import file_sha256, write_atomic
+from ndakit.core.locks import scratch_folder
 from ndakit.core.mistakes import clean
-from ndakit.core.workspace import file_sha256, scratch_folder, write_atomic
 from ndakit.operate.encryption import SUFFIX
 
 CONFIG, IMAGE, PACKAGES, RECORD = "config.tar.gz", "image.tar.gz", "packages.txt", "backup.json"
