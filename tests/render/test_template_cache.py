@@ -11,7 +11,9 @@ from jinja2.bccache import bc_magic
 
 import goldens
 from ndakit.core import workspace
-from ndakit.render import render, template_cache
+from ndakit.render import environment, render, template_cache
+from ndakit.render.environment import OnlyIf
+from ndakit.render.filters import FILTERS
 
 
 @pytest.fixture
@@ -26,7 +28,7 @@ def rendered(templates: Path, text: str) -> str:
     """As a new process would do it."""
     (templates / "rootfs/etc").mkdir(parents=True, exist_ok=True)
     (templates / "rootfs/etc/a.j2").write_text(text)
-    render._environment.cache_clear()
+    environment.environment.cache_clear()
     return render.render(goldens.profile("bakery"), "lb1", [templates])["/etc/a"].text
 
 
@@ -51,6 +53,22 @@ def test_changed_filters_are_another_file(folder: Path, tmp_path: Path, monkeypa
     monkeypatch.setattr(template_cache, "_code", lambda: "other")
     rendered(tmp_path / "t", "one\n")
     assert len(list(folder.iterdir())) == 2
+
+
+@pytest.mark.parametrize("name", ["filters.py", "environment.py"])
+def test_filters_and_extensions_are_a_part_of_the_name(
+    tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A compiled template calls an extension by its module's name: one that has moved would not be found."""
+    before = template_cache._code()
+    copies = [tmp_path / file.name for file in template_cache._CODE]
+    for copy, file in zip(copies, template_cache._CODE, strict=True):
+        copy.write_bytes(file.read_bytes() + (b"\n" if copy.name == name else b""))
+    monkeypatch.setattr(template_cache, "_CODE", tuple(copies))
+    assert {OnlyIf.__module__, *(f.__module__ for f in FILTERS.values())} == {
+        f"ndakit.render.{file.stem}" for file in copies
+    }
+    assert template_cache._code.__wrapped__() != before
 
 
 @pytest.mark.parametrize("damage", [b"", b"j2", b"\0" * 200, None, 40, 120])

@@ -19,10 +19,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from jinja2 import BaseLoader, Environment, StrictUndefined, TemplateError, nodes
-from jinja2.exceptions import TemplateNotFound, TemplateSyntaxError
-from jinja2.ext import Extension
-from jinja2.parser import Parser
+from jinja2 import TemplateError
+from jinja2.exceptions import TemplateSyntaxError
 
 from ndakit.core import exposure, pem
 from ndakit.core.errors import BuildError, InputError
@@ -32,9 +30,9 @@ from ndakit.model import Profile, package_plan
 from ndakit.render import firewall, pair
 from ndakit.render.engines import haproxy, pound
 from ndakit.render.engines import ipvs as engines_ipvs
-from ndakit.render.filters import FILTERS, is_word, plain
+from ndakit.render.environment import NotHere, environment, stamped
+from ndakit.render.filters import is_word
 from ndakit.render.node import NodeView
-from ndakit.render.template_cache import CompiledTemplates
 
 ROOTFS = "rootfs"
 SUFFIX = ".j2"
@@ -69,9 +67,6 @@ KEPT_ANYWAY = ("/etc/config/", "/etc/sysctl.conf", SYSUPGRADE, "/etc/rc.local", 
 """What an upgrade that keeps the configuration keeps by itself (base-files' lists, docs/facts.md, Upgrades)."""
 BROUGHT = ("/etc/uci-defaults/", "/lib/upgrade/", "/lib/preinit/")
 """What is of use only in the image it came with: run once and deleted, or part of the upgrade itself."""
-
-_FILTERS_GONE = ("safe", "escape", "e", "forceescape", "tojson", "urlize", "xmlattr", "striptags", "default", "d")
-"""Filters of the template engine that would pass text through unseen, or hide that a value is missing."""
 
 
 class NodeUnknown(InputError):
@@ -269,7 +264,7 @@ def _part(folders: tuple[Path, ...], name: str) -> str:
         if file.is_file():
             facts = file.stat()
             _refuse_kept(file, facts, f"/{name.removesuffix(SUFFIX)}", folder)
-            return _stamped(file, (facts.st_mtime_ns, facts.st_size))
+            return stamped(file, (facts.st_mtime_ns, facts.st_size))
     raise TemplateBroken(
         "there is no such template", where=name, fix=f"put it into {' or '.join(str(t) for t in folders)}"
     )
@@ -368,7 +363,7 @@ def _content(source: _Source, subject: str, context: Mapping[str, Any]) -> bytes
         template = _template(source)
         rendered: str = template.render({**context, "header": header})
         return rendered.encode()
-    except _NotHere:
+    except NotHere:
         return None
     except TemplateSyntaxError as cause:
         raise _broken(source, cause.lineno, str(cause.message)) from cause
@@ -394,63 +389,5 @@ def _line_in(source: _Source, cause: BaseException) -> int:
     return line
 
 
-class _NotHere(Exception):
-    """Not an error: the file does not apply to the node."""
-
-
-class OnlyIf(Extension):
-    """`{% only_if expression %}`: the file exists only on nodes for which the expression is true."""
-
-    tags = {"only_if"}  # noqa: RUF012  # the type is jinja2's
-
-    def parse(self, parser: Parser) -> nodes.Node:
-        """Turn the tag into a call of `_check`."""
-        line = next(parser.stream).lineno
-        call = self.call_method("_check", [parser.parse_expression()])
-        return nodes.ExprStmt(call).set_lineno(line)
-
-    def _check(self, applies: object) -> str:
-        if not applies:
-            raise _NotHere
-        return ""
-
-
-class _Loader(BaseLoader):
-    """Templates are given by their file's path; the stamp makes a changed file a new template."""
-
-    def get_source(self, environment: Environment, template: str) -> tuple[str, str, Any]:
-        """The text of a template file."""
-        name, _, _stamp = template.rpartition("@")
-        try:
-            return Path(name).read_text(encoding="utf-8"), name, lambda: True
-        except (OSError, UnicodeDecodeError) as cause:
-            raise TemplateNotFound(name, f"cannot be read: {cause}") from cause
-
-
-@functools.cache
-def _environment() -> Environment:
-    environment = Environment(
-        loader=_Loader(),
-        bytecode_cache=CompiledTemplates(),
-        undefined=StrictUndefined,
-        finalize=plain,
-        autoescape=False,  # no HTML here: `plain` sees to it that every value went through a filter
-        extensions=[OnlyIf],
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
-        cache_size=-1,
-    )
-    for name in _FILTERS_GONE:
-        del environment.filters[name]
-    environment.filters.update(FILTERS)
-    return environment
-
-
 def _template(source: _Source) -> Any:
-    return _environment().get_template(_stamped(source.file, source.stamp))
-
-
-def _stamped(file: Path, stamp: tuple[int, int]) -> str:
-    """The name of a template for the engine: a changed file is another template."""
-    return f"{file}@{stamp[0]}.{stamp[1]}"
+    return environment().get_template(stamped(source.file, source.stamp))

@@ -1,9 +1,10 @@
 """Templates that have been compiled before, so that a command does not compile them all anew each time.
 
 A cache and nothing more: without its folder the same text is rendered, a tenth of a second later. Compiling works out
-constant expressions, filters included, so that the code of the filters is part of a file's name. What is loaded is
-code, so only a file that this user alone can have written is, and nothing is unpickled. A file begins with the SHA-256
-of what follows: the template's checksum, a line end, and the code (marshal's form, which a damaged byte could crash).
+constant expressions, filters included, and what is compiled calls extensions of the engine by their module's name: so
+the code of both is part of a file's name. What is loaded is code, so only a file that this user alone can have written
+is, and nothing is unpickled. A file begins with the SHA-256 of what follows: the template's checksum, a line end, and
+the code (marshal's form, which a damaged byte could crash).
 """
 
 from __future__ import annotations
@@ -21,11 +22,11 @@ from jinja2.bccache import Bucket
 from ndakit.core.files import own_bytes, write_atomic
 from ndakit.core.locks import stale
 from ndakit.core.workspace import CacheUnusable, cache
-from ndakit.render import filters
 
 _LIMIT = 500
 """Files that are kept; one is some 6 KiB."""
 _DIGEST = hashlib.sha256().digest_size
+_CODE = (Path(__file__).with_name("filters.py"), Path(__file__).with_name("environment.py"))
 
 
 class CompiledTemplates(BytecodeCache):
@@ -67,7 +68,7 @@ def _folder() -> Path:
 
 @functools.cache
 def _code() -> str:
-    """What else decides the outcome: Python, the engine and the filters."""
-    code = Path(filters.__file__).read_bytes()
+    """What else decides the outcome: Python, the engine, its extensions and the filters."""
+    code = b"".join(file.read_bytes() for file in _CODE)
     python = str(sys.implementation.cache_tag)
     return hashlib.sha256(f"{python} {__version__} ".encode() + code).hexdigest()[:16]
