@@ -6,6 +6,7 @@ names under which servers answer. The machines' lives, faults and the nodes' con
 
 from __future__ import annotations
 
+import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -143,14 +144,24 @@ class LabPeople:
         path: str = "",
         headers: Mapping[str, str] | None = None,
         name: str | None = None,
+        method: str = "GET",
     ) -> Answer:
-        """One HTTP request; `name`: who is asked for over TLS, empty for nobody, instead of the service's own name."""
+        """One HTTP request without a body, whatever its headers say of one; `name`: who is asked for over TLS, empty
+        for nobody, instead of the service's own name."""
         scheme, tls = self._asked_by("http", address, port)
         tls = tls if name is None else TlsWanted(name)
         url = f"{scheme}://{authority(address, port)}{path or self.path}"
         source = self._source(point, address)
         asked = self.by_name(address, port) | dict(headers or {})
-        return self._host(point).get(url, headers=asked, source=source, timeout_s=REQUEST_TIMEOUT_S, tls=tls)
+        return self._host(point).get(
+            url, method=method, headers=asked, source=source, timeout_s=REQUEST_TIMEOUT_S, tls=tls
+        )
+
+    def say(self, point: VantagePoint, address: Address, port: int, said: bytes) -> Answer:
+        """Something said to a port, inside of TLS where that is spoken there; the first line that comes back."""
+        scheme, tls = self._asked_by("tcp", address, port)
+        url, source = f"{scheme}://{authority(address, port)}", self._source(point, address)
+        return self._host(point).ask(url, said, source=source, timeout_s=REQUEST_TIMEOUT_S, tls=tls)
 
     def handshake(self, point: VantagePoint, address: Address, port: int, wanted: TlsWanted) -> Answer:
         """A TLS handshake, and nothing more: what was agreed, or why nothing was."""
@@ -196,7 +207,8 @@ class LabPeople:
         self, point: VantagePoint, address: Address, port: int, pool: str, requests: int, transport: str = "tcp"
     ) -> LoadResult:
         """Requests one after the other in small batches; who answered, in names of the pool's servers. Fewer than
-        `requests` if `UNANSWERED` of them timed out: each of those takes five seconds."""
+        `requests` if `UNANSWERED` of them timed out: each of those takes five seconds. A service that limits the
+        requests of a client is asked half as often as it allows."""
         names = self._names(pool)
         host, source = self._host(point), self._source(point, address)
         shares: Counter[str] = Counter()
@@ -206,6 +218,7 @@ class LabPeople:
         url = f"{scheme}://{authority(address, port)}"
         total = 0
         if kind == "http":
+            each_s, started_s = self._each_s(address, port), time.monotonic()
             for batch in _batches(requests, BATCH):
                 total += batch
                 measured: Load = host.load(
@@ -220,6 +233,7 @@ class LabPeople:
                 self.tell(f"{authority(address, port)} " + _bar(shares))
                 if errors.count(TIME_OUT) >= UNANSWERED:
                     break
+                time.sleep(max(0.0, started_s + total * each_s - time.monotonic()))
         else:
             for _ in range(requests):
                 total += 1
@@ -233,6 +247,16 @@ class LabPeople:
                         break
             self.tell(f"{authority(address, port)} " + _bar(shares))
         return LoadResult(total, dict(shares), len(errors), errors[0] if errors else "")
+
+    def _each_s(self, address: Address, port: int) -> float:
+        """How many seconds a request to a service may not be shorter than, so that others may ask beside it."""
+        for name, service in self.profile.services.items():
+            limit = service.limits.requests if service.limits is not None else None
+            if limit is None or not service.has_port(port):
+                continue
+            if any(e.address == address for e in self.profile.endpoints(name)):
+                return 2 * limit.per_s / limit.count
+        return 0.0
 
     def ask(self, service_port: ServicePort, requests: int = 30) -> LoadResult:
         """Some requests to a service."""

@@ -21,6 +21,7 @@ from ndakit.verify.claims import (
     forged,
     haproxy,
     ipvs,
+    limits,
     node,
     scheduling,
     tls,
@@ -90,6 +91,7 @@ def _about_services(profile: Profile) -> Iterator[Claim | LeftOut]:
         yield Claim(forged.name_of(profile), text, forged.forged)
     for name, service in profile.services.items():
         yield from tls.about_service(profile, name)
+        yield from limits.about_service(profile, name)
         if service.redirect is not None:
             continue
         if why := unasked(profile, name):
@@ -167,13 +169,19 @@ def _about_pools(profile: Profile) -> Iterator[Claim | LeftOut]:
         elif profile.ipvs_services_of(name):
             yield LeftOut(f"drain/{name}", scheduling.no_drain(profile, name))
         if service_port(profile, name) is None and (pool.sorry is not None or scheduling.has_quorum(pool)):
-            yield LeftOut(f"sorry/{name}", "no service has it as its own pool, so that nobody can ask it by itself")
+            yield LeftOut(f"sorry/{name}", _unasked_pool(profile, name))
         if scheduling.has_quorum(pool) and service_port(profile, name):
             text = f"below the quorum of {name} the sorry server answers, although servers are left"
             yield Claim(f"quorum/{name}", text, partial(scheduling.quorum, name=name))
         if pool.sorry is not None and service_port(profile, name):
             text = f"with all servers of {name} dead, clients get what the profile says"
             yield Claim(f"sorry/{name}", text, partial(traffic.sorry, name=name))
+
+
+def _unasked_pool(profile: Profile, name: str) -> str:
+    """Why no service shows what becomes of a pool."""
+    whys = (unasked(profile, s) for s in profile.services_of(name) if profile.services[s].pool == name)
+    return next((why for why in whys if why), "no service has it as its own pool, so that nobody can ask it by itself")
 
 
 def _about_failover(profile: Profile) -> Iterator[Claim | LeftOut]:

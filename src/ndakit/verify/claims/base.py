@@ -10,10 +10,10 @@ from ndakit.lab.network import LabNetwork
 from ndakit.lab.plan import VantagePoint
 from ndakit.model import Address, Endpoint, Profile, Service
 
-LAB_PER_S, LAB_BURST = 100.0, 300
+LAB_PER_S, LAB_BURST = 20.0, 20
 LAB_CONNECTIONS_PER_S, LAB_AT_ONCE = 200, 64
-"""What the lab may ask of a service in a second, in a row, and at once: its pollers connect every 10 ms, and ask for a
-page every 100 ms; loads come one request after the other."""
+"""What the lab asks of a service in a second, in a row, and at once: its pollers connect every 10 ms, and ask for a
+page every 100 ms; requests one after the other keep to half of what a service takes (`LabPeople.load`)."""
 SLACK_S = 2.0
 """Beyond the time that checks take to see a server die or return: emulation, and asking the nodes."""
 

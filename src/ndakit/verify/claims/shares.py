@@ -115,7 +115,9 @@ def shows_at_once(lab: LabNetwork, service: str, port: int) -> bool:
 def _holds(service: Service) -> bool:
     """True if a service's limits let one client hold twice as many connections as are held here."""
     stated = service.limits.connections if service.limits is not None else None
-    limits = () if stated is None else (stated.count, stated.per_client, stated.per_s)
+    requests = service.limits.requests if service.limits is not None else None
+    limits = [] if stated is None else [stated.count, stated.per_client, stated.per_s]
+    limits += [] if requests is None else [requests.count]
     return all(limit is None or limit > 2 * AT_ONCE for limit in limits)
 
 

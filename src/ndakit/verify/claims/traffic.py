@@ -7,8 +7,9 @@ import time
 from ndakit.core.addresses import authority
 from ndakit.lab.clients import ServicePort
 from ndakit.lab.network import LabNetwork
+from ndakit.lab.plan import VantagePoint
 from ndakit.model import Endpoint
-from ndakit.verify.claims.base import SLACK_S, Outcome, service_port, share_text, targets
+from ndakit.verify.claims.base import SLACK_S, Outcome, asked_services, service_port, share_text, targets
 from ndakit.verify.claims.shares import IN_TURN, at_once_errors, hold_at_once, keeps_one, share_errors, shows_at_once
 
 HOLDER_WAIT_S = 8.0
@@ -110,7 +111,7 @@ def _s(value_s: float | None) -> str:
 def sorry(lab: LabNetwork, name: str) -> Outcome:
     """All servers of a pool at once, and what every service of it answers then, in each family."""
     pool, profile = lab.profile.pools[name], lab.profile
-    ours = [s for s in profile.services_of(name) if profile.services[s].pool == name]
+    ours = [s for s in asked_services(profile) if profile.services[s].pool == name]
     if pool.sorry is not None and pool.sorry.page is not None:
         ours = [s for s in ours if profile.services[s].protocol == "http"]
     fronts = [(s, e) for s in ours for e in profile.endpoints(s)]
@@ -122,7 +123,7 @@ def sorry(lab: LabNetwork, name: str) -> Outcome:
         for server in pool.servers:
             lab.wait_server(name, server, up=False, timeout_s=profile.detection_s(name) + SLACK_S)
         for service, endpoint in fronts:
-            good, figure = _sorry_answer(lab, name, service, endpoint)
+            good, figure = sorry_answer(lab, name, service, endpoint, lab.client_for(endpoint, service))
             figures.append(figure)
             if not good:
                 transport = profile.services[service].transport
@@ -134,11 +135,11 @@ def sorry(lab: LabNetwork, name: str) -> Outcome:
     return Outcome(not wrong, ", ".join(dict.fromkeys(figures)), detail)
 
 
-def _sorry_answer(lab: LabNetwork, name: str, service: str, endpoint: Endpoint) -> tuple[bool, str]:
-    """Does an endpoint answer as the profile says for the time without servers, and what it answers."""
+def sorry_answer(lab: LabNetwork, name: str, service: str, endpoint: Endpoint, point: VantagePoint) -> tuple[bool, str]:
+    """Does an endpoint of a service answer somebody as the profile says for the time without servers of its pool, and
+    what it answers."""
     wanted, port = lab.profile.pools[name].sorry, endpoint.ports[0][0]
     assert wanted is not None, "looked at before"
-    point = lab.client_for(endpoint, service)
     if wanted.page is not None:
         answer = lab.get(point, endpoint.address, port)
         same = answer.body.strip() == wanted.page.content.decode(errors="replace").strip()
