@@ -183,3 +183,23 @@ def test_with_tproxy_the_server_sees_the_client_itself(tmp_path: Path) -> None:
                     more=["203.0.113.50/32"])  # fmt: skip
     assert seen(answer)["x-forwarded-for"] == ["203.0.113.50"]
     assert peer_of(answer) != "203.0.113.50"
+
+
+def test_behind_pound_each_client_has_its_own_limit_of_requests(tmp_path: Path) -> None:
+    shops = profile(more=", limits: {requests: {count: 2, per_s: 60}}")
+    clients = ["203.0.113.7", "203.0.113.8"]
+    requests = ["GET / HTTP/1.1\r\nHost: shop.example"] * 6
+    answers = ask(shops, tmp_path, *requests, sources=clients, more=[f"{client}/32" for client in clients])
+    assert [answer.split()[1] for answer in answers] == [*["200"] * 4, *["429"] * 2]
+    tracked = "http-request track-sc1 src\n"
+    everybody = [
+        (f"\t{tracked}", ""),
+        (
+            "\thttp-request deny deny_status 400 unless { req.fhdr_cnt(X-F",
+            f"\t{tracked}\thttp-request deny deny_status 400 unless {{ req.fhdr_cnt(X-F",
+        ),
+    ]
+    folder = tmp_path / "early"
+    folder.mkdir()
+    early = ask(shops, folder, *requests, sources=clients, more=[f"{c}/32" for c in clients], changes=everybody)
+    assert [answer.split()[1] for answer in early] == [*["200"] * 2, *["429"] * 4]

@@ -53,7 +53,7 @@ TIME_WAIT_BYTES = 512
 FILES_BESIDE = 1024
 """Files of HAProxy that are no client's connection: the log, pollers, pipes, peers."""
 CLIENT_BYTES = 256
-"""An entry of a table of clients (HAProxy 2.6: 200 bytes with its key and two counters)."""
+"""An entry of a table of clients (196 bytes with an IPv6 key and two counters, seen with HAProxy 2.6)."""
 CLIENTS_FLOOR, CLIENTS_TOP = 1024, 100_000
 """Entries of such a table: at least and at most. When it is full, whoever was not seen for the longest is forgotten."""
 SYSTEM_MIB = 64
