@@ -332,3 +332,27 @@ def test_whatever_the_limits_haproxy_keeps_its_reserve_and_the_tables_have_room(
     assert size.files > 2 * size.haproxy_max
     if size.memory_needed_mib <= memory_mib:
         assert replace(size, connections_max=size.together_max).memory_needed_mib <= memory_mib
+
+
+@pytest.mark.parametrize(
+    ("limits", "entries"),
+    [
+        ("{connections: {count: 50}}", 0),
+        ("{requests: {count: 100}}", 1024),
+        ("{requests: {count: 100, per_s: 60}}", 2 * 500 * 60),
+        ("{requests: {count: 100, per_s: 3600}}", 100_000),
+        ("{connections: {per_client: 20}}", 10_000),
+        ("{connections: {count: 3000, per_client: 20}}", 3000),
+        ("{connections: {count: 3000, per_client: 20}, requests: {count: 9, per_s: 60}}", 60_000),
+    ],
+)
+def test_what_is_remembered_of_clients_takes_memory(limits: str, entries: int) -> None:
+    name = next(iter(profile().haproxy_services))
+    service = yaml.load(f"limits: {limits}", Loader=yaml.BaseLoader)
+    data: Any = yaml.load(BASE.split("sizing:")[0], Loader=yaml.BaseLoader)
+    plain = capacity_of(Profile.model_validate(data))
+    data["services"][name] |= service
+    size = capacity_of(Profile.model_validate(data))
+    assert size.client_entries == entries
+    tables = dict(size.memory)["HAProxy's tables of clients"]
+    assert tables == -(-entries * 256 // 2**20) and dict(plain.memory)["HAProxy's tables of clients"] == 0

@@ -340,3 +340,19 @@ def test_what_does_nothing_is_told_and_the_fix_mends_it(
     assert code in told(profile(service, **options))
     if mended is not None:
         assert code not in told(profile(service, **{**options, **mended}))
+
+
+def test_with_the_clients_addresses_each_family_has_its_own_backend_and_the_same_page() -> None:
+    """A server of IPv6 is spoken to from IPv6 addresses: the rules of a family stand before the way to its backend."""
+    iis = goldens.profile("iis-tproxy")
+    services = {name: s.model_copy(update={"maintenance": True}) for name, s in iis.services.items()}
+    limited = iis.model_copy(update={"services": services})
+    text = render(limited, "lb1", goldens.TEMPLATES)["/etc/haproxy.cfg"].text
+    ways = [line.split()[1:] for line in text.splitlines() if line.startswith(("\tuse_backend", "\tdefault_backend"))]
+    v6 = ["{", "dst", *map(str, (e.address for e in limited.endpoints("iis") if e.address.version == 6)), "}"]
+    assert ways == [
+        ["_sorry:iis", "if", "!access-sources", *v6],
+        ["iis.iis.ipv6", "if", *v6],
+        ["_sorry:iis", "if", "!access-sources"],
+        ["iis"],
+    ]
