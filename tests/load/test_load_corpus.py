@@ -110,10 +110,6 @@ def test_networks_that_join_the_same_cards_as_told_are_right(tmp_path: Path) -> 
     load.load(WORKSPACE, str(path))
 
 
-NOT_YET = ("persistence-of-engine",)
-"""Every engine has every way to keep a client's server, so far; tests/model/test_engines.py takes one away."""
-
-
 def codes_in_the_sources() -> set[str]:
     """Every code that a cross-check can give, read from the source."""
     codes: set[str] = set()
@@ -148,7 +144,7 @@ def codes_in_the_corpus() -> set[str]:
 
 def test_every_cross_check_has_a_profile_that_fails_it() -> None:
     assert len(codes_in_the_sources()) > 50
-    assert codes_in_the_sources() - codes_in_the_corpus() == set(NOT_YET)
+    assert codes_in_the_sources() - codes_in_the_corpus() == set()
 
 
 def test_every_place_in_the_corpus_exists_in_its_file() -> None:

@@ -11,7 +11,8 @@ from ndakit.core.mistakes import KeyPath
 from ndakit.core.release import OLDEST
 from ndakit.model import Profile, engines, rules
 from ndakit.model.engines import ENGINES, Feature
-from ndakit.model.traffic import Balance, Persistence, Service
+from ndakit.model.persistence import TYPES as PERSISTENCES
+from ndakit.model.traffic import Balance, Service
 from places import ROOT
 
 SOURCE = ROOT / "src" / "ndakit"
@@ -36,12 +37,16 @@ def test_every_topology_has_a_carrier() -> None:
 def test_a_row_says_everything(engine: engines.Engine) -> None:
     assert set(engine.protocols) == values(Service, "protocol")
     assert set(engine.features) == set(get_args(Feature)), "a feature that nobody mentions would be ignored"
-    assert set(engine.persistence) <= values(Persistence, "type")
+    assert set(engine.persistence) <= set(PERSISTENCES)
     assert set(engine.balance) <= set(get_args(Balance))
     words = set(engine.balance.values())
     assert set(engine.balance_since) | engine.weightless | engine.one_server | engine.refuses <= words
     assert engine.service and engine.packages and all(why for _, why in engine.packages)
     assert bool(engine.missing) == (engine.since != OLDEST), "what a release without it lacks"
+
+
+def test_every_way_to_keep_a_server_has_an_engine() -> None:
+    assert {word for engine in ENGINES for word in engine.persistence} == set(PERSISTENCES)
 
 
 def test_every_way_to_choose_a_server_has_an_engine() -> None:
@@ -75,8 +80,10 @@ def test_a_way_to_keep_a_server_that_a_row_does_not_have_is_an_error(monkeypatch
     )
     profile = goldens.parse(kept)
     assert told(profile) == []
-    monkeypatch.setattr(engines, "ENGINES", (replace(engines.HAPROXY, persistence=("cookie",)), engines.IPVS))
-    what = "service web keeps clients' servers by source, which HAProxy does not do"
+    without = replace(engines.HAPROXY, persistence=("cookie",))
+    monkeypatch.setattr(engines, "ENGINES", (without, engines.IPVS))
+    what = "service web keeps its clients' servers by source, which IPVS does and HAProxy does not"
+    monkeypatch.setattr("ndakit.model.rules.persistence.ENGINES", engines.ENGINES)
     assert told(profile) == [("persistence-of-engine", what, ("services", "web", "persistence", "type"))]
 
 

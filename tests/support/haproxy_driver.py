@@ -22,7 +22,9 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
-ANSWER = b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\nX-Server: %s\r\nX-Peer: %s\r\n\r\n%s"
+ANSWER = b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\nX-Server: %s\r\nX-Peer: %s\r\n%s\r\n%s"
+SAYS = b" /says/"
+"""A request for `/says/Set-Cookie/ID=7` is answered with this header as well, as an application would."""
 
 
 class Server(threading.Thread):
@@ -33,17 +35,36 @@ class Server(threading.Thread):
         self.context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER) if tls is not None else None
         if self.context is not None and tls is not None:
             self.context.load_cert_chain(tls)
+            self.context.options |= ssl.OP_NO_TICKET  # so that a session of TLS 1.2 has an id
         self.name_, self.protocol = name, protocol
         self.connections = 0
         self.open: list[socket.socket] = []
-        family = socket.AF_INET6 if ":" in address else socket.AF_INET
-        self.listener = socket.create_server((address, port), family=family, backlog=1000)
+        self.at = (address, port)
+        self.listener = self._listening()
         self.start()
 
+    def _listening(self) -> socket.socket:
+        family = socket.AF_INET6 if ":" in self.at[0] else socket.AF_INET
+        return socket.create_server(self.at, family=family, backlog=1000)
+
+    def die(self) -> None:
+        """Refuse connections from now on."""
+        self.listener.shutdown(socket.SHUT_RDWR)  # wakes `accept`, which a mere close leaves waiting, and accepting
+        self.listener.close()
+
+    def live(self) -> None:
+        """Accept connections again."""
+        self.listener = self._listening()
+        threading.Thread(target=self.run, daemon=True).start()
+
     def run(self) -> None:
-        """Accept for ever."""
+        """Accept until the end."""
+        listener = self.listener
         while True:
-            sock, _ = self.listener.accept()
+            try:
+                sock, _ = listener.accept()
+            except OSError:
+                return
             if self.context is not None:
                 try:
                     sock = self.context.wrap_socket(sock, server_side=True)
@@ -58,6 +79,8 @@ class Server(threading.Thread):
             while True:
                 more = sock.recv(65536)
                 if not more:
+                    if isinstance(sock, ssl.SSLSocket):
+                        sock.unwrap()  # whoever just hangs up ends the session as well
                     return
                 if self.protocol == "tcp":
                     self.connections += 1
@@ -82,8 +105,10 @@ class Server(threading.Thread):
             self.connections += 1
             while True:
                 time.sleep(60)
-        peer = str(sock.getpeername()[0])
-        sock.sendall(ANSWER % (len(head), self.name_.encode(), peer.encode(), head))
+        peer, target = str(sock.getpeername()[0]), head.partition(b"\r\n")[0]
+        name, _, value = target.partition(SAYS)[2].partition(b" ")[0].partition(b"/")
+        more = name + b": " + value + b"\r\n" if name else b""
+        sock.sendall(ANSWER % (len(head), self.name_.encode(), peer.encode(), more, head))
         return False
 
 
@@ -98,7 +123,8 @@ def running(order: dict[str, Any]) -> Iterator[dict[str, Server]]:
         more = ["nodad"] if ":" in address else []
         subprocess.run([*ip, "addr", "add", address, "dev", "lo", *more], check=True)
     servers = {s["name"]: Server(s["name"], s["address"], s["port"], s["protocol"], s["tls"]) for s in order["servers"]}
-    process = subprocess.Popen([*order["haproxy"], "-db", "-f", order["config"]], stderr=subprocess.PIPE)
+    argv = [*order["haproxy"], "-db", *order.get("haproxy_words", ())]
+    process = subprocess.Popen([*argv, "-f", order["config"]], stderr=subprocess.PIPE)
     pound = subprocess.Popen([*order["pound"], "-F", "-f", order["pound_config"]]) if order.get("pound") else None
     try:
         end_s = time.monotonic() + 20
@@ -453,12 +479,18 @@ def overload(order: dict[str, Any], servers: dict[str, Server]) -> Any:
     return requests(order, servers)
 
 
-def counted(order: dict[str, Any], proxy: str, name: str, column: str = "scur") -> int:
-    """A number of the statistics."""
-    connection = http.client.HTTPConnection(order["ready"][0], order["ready"][1], timeout=3)
+def statistics(address: str, port: int) -> list[dict[str, str]]:
+    """The rows of the statistics."""
+    connection = http.client.HTTPConnection(address, port, timeout=3)
     connection.request("GET", "/;csv")
     head, *lines = [line.split(",") for line in connection.getresponse().read().decode().splitlines()]
-    rows = [dict(zip(head, line, strict=False)) for line in lines]
+    connection.close()
+    return [dict(zip(head, line, strict=False)) for line in lines]
+
+
+def counted(order: dict[str, Any], proxy: str, name: str, column: str = "scur") -> int:
+    """A number of the statistics."""
+    rows = statistics(*order["ready"])
     return next(int(row[column]) for row in rows if row["# pxname"] == proxy and row["svname"] == name)
 
 
@@ -514,9 +546,103 @@ def paced(order: dict[str, Any], servers: dict[str, Server]) -> Any:
     return time.monotonic() - started_s
 
 
+def told(address: str, port: int, server: str) -> str:
+    """What HAProxy says of a server's state; empty while it says nothing."""
+    try:
+        rows = statistics(address, port)
+    except (OSError, http.client.HTTPException, ValueError):
+        return ""
+    return next((row["status"] for row in rows if row["svname"] == server), "")
+
+
+def until(order: dict[str, Any], server: str, state: str) -> None:
+    """Wait until every HAProxy says this of a server."""
+    pages = [order["ready"], *([order["other_ready"]] if order.get("other_ready") else [])]
+    end_s = time.monotonic() + 20
+    while not all(told(at[0], at[1], server).startswith(state) for at in pages):
+        if time.monotonic() > end_s:
+            raise SystemExit(f"{server} does not become {state}")
+        time.sleep(0.05)
+
+
+def steps(order: dict[str, Any], servers: dict[str, Server]) -> Any:
+    """One thing after the other: words to a service (what comes back), a server that dies or lives again, a command for
+    HAProxy, another HAProxy beside the first."""
+    outcomes: list[Any] = []
+    sessions: dict[str, ssl.SSLSession | None] = {}
+    with contextlib.ExitStack() as stack:
+        for kind, *words in order["steps"]:
+            if kind == "ask":
+                text, options = words
+                sock = say(options.get("address", order["address"]), order["port"], text,
+                           source=options.get("source", ""))  # fmt: skip
+                with sock:
+                    outcomes.append(all_heard(sock) if options.get("whole", True) else heard(sock))
+            elif kind == "session":
+                outcomes.append(session(order, sessions, *words))
+            elif kind in ("die", "live"):
+                getattr(servers[words[0]], kind)()
+                until(order, words[0], "DOWN" if kind == "die" else "UP")
+            elif kind == "break":  # it is not waited until HAProxy notices
+                servers[words[0]].die()
+            elif kind == "tell":
+                with socket.socket(socket.AF_UNIX) as command:
+                    command.connect(order["cli"])
+                    command.sendall(f"{words[0]}\n".encode())
+                    outcomes.append(all_heard(command))
+            elif kind == "second":
+                argv = [*order["haproxy"], "-db", "-L", order["other_name"], "-f", order["other_config"]]
+                second = subprocess.Popen(argv)
+                stack.callback(second.wait)
+                stack.callback(second.kill)
+                wait_for(order["other_ready"][0], order["other_ready"][1], second)
+            elif kind == "pause":
+                time.sleep(words[0])
+    return outcomes
+
+
+def session(order: dict[str, Any], sessions: dict[str, ssl.SSLSession | None], client: str) -> list[Any]:
+    """A client of TLS 1.2 that goes on with the session it had, if any: who answers, and whether it could go on."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+    context.maximum_version = ssl.TLSVersion.TLSv1_2
+    context.options |= ssl.OP_NO_TICKET
+    had = sessions.get(client)
+    plain = socket.create_connection((order["address"], order["port"]), 5)
+    try:
+        with contexts.setdefault(client, context).wrap_socket(plain, session=had) as sock:
+            sock.sendall(b"who")
+            answered = [heard(sock), sock.session_reused]
+            sessions[client] = sock.session
+            with contextlib.suppress(OSError):
+                sock.unwrap()  # as the server: a session whose connection breaks off is forgotten
+            return answered
+    except OSError as cause:
+        return [type(cause).__name__, None]
+
+
+contexts: dict[str, ssl.SSLContext] = {}
+"""A session belongs to the context in which it began."""
+
+
 TRIES: dict[str, Callable[[dict[str, Any], dict[str, Server]], Any]] = {
     f.__name__: f
-    for f in (requests, handshakes, hellos, tls, websocket, idle, flood, shares, silent, overload, slow, waits, paced)
+    for f in (
+        requests,
+        handshakes,
+        hellos,
+        tls,
+        websocket,
+        idle,
+        flood,
+        shares,
+        silent,
+        overload,
+        slow,
+        waits,
+        paced,
+        steps,
+    )
 }
 
 if __name__ == "__main__":

@@ -77,6 +77,19 @@ def _changed(text: str, changes: Sequence[tuple[str, str]]) -> str:
     return text
 
 
+def _second(profile: Profile, folder: Path, addresses: Mapping[str, str]) -> dict[str, Any]:
+    """What the driver needs for the next node's HAProxy: its own socket, and addresses instead of the VIPs."""
+    node = list(profile.nodes)[1]
+    text = configuration(render(profile, node, goldens.TEMPLATES), folder)
+    for vip, address in addresses.items():
+        text = text.replace(f"bind {vip}:", f"bind {address}:")
+    config = folder / "haproxy2.cfg"
+    config.write_text(text.replace("/haproxy.sock", "/haproxy2.sock").replace("bind 127.0.0.1:", "bind 127.0.0.2:"))
+    own = next(a for a in next(iter(profile.nodes[node].addresses.values())) if a.version == 4)
+    ready = [str(own), profile.monitoring.statistics.port]
+    return {"other_config": str(config), "other_name": profile.hostname(node), "other_ready": ready}
+
+
 def attempt(
     profile: Profile,
     folder: Path,
@@ -87,15 +100,16 @@ def attempt(
     secrets: Mapping[str, bytes] = MappingProxyType({}),
     dead: bool = False,
     absent: Sequence[str] = (),
+    second: Mapping[str, str] | None = None,
     certificates: Mapping[str, str] | None = None,
     **order: Any,
 ) -> Any:
     """Render a profile's first node, run its HAProxy, and try one of the driver's functions.
 
     `changes` are made to the text of haproxy.cfg first, `pound_changes` to that of pound.cfg (to show what would happen
-    without something); `dead`: no server runs; `absent`: these
-    do not; `certificates`: file of certificate and key, by pool, of servers that
-    speak TLS.
+    without something); `dead`: no server runs; `absent`: these do not; `second`: the next node's HAProxy can be started
+    beside the first one (step `second`), with these addresses instead of the VIPs; `certificates`: file of certificate
+    and key, by pool, of servers that speak TLS.
     """
     node = next(iter(profile.nodes))
     given = Secrets({name: Secret(value, "a test") for name, value in secrets.items()})
@@ -119,6 +133,10 @@ def attempt(
             facts = {"address": str(server.address[0]), "port": port, "protocol": protocol, "tls": tls}
             servers.append({"name": label, **facts})
     own = next(a for a in next(iter(profile.nodes[node].addresses.values())) if a.version == 4)
+    order |= {"cli": str(folder / "haproxy.sock"), "haproxy_words": ["-L", profile.hostname(node)]}
+    if second is not None:
+        order |= _second(profile, folder, second)
+        order["more"] = [*order.get("more", ()), *(f"{a}/32" for a in (*second.values(), order["other_ready"][0]))]
     order |= {
         "try": what, "haproxy": program("haproxy"), "ip": program("ip"), "config": str(config),
         "addresses": sorted({f"{a}/{a.max_prefixlen}" for a in places} | set(order.get("more", ()))),

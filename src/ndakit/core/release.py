@@ -160,6 +160,12 @@ class Release:
         return self.branch >= (21, 2)
 
     @property
+    def haproxy_cookie_attributes(self) -> bool:
+        """True if its HAProxy writes further attributes of its cookie (`cookie … attr`, new in 2.2: HAProxy's
+        CHANGELOG, 2.2-dev1)."""
+        return self.haproxy >= (2, 2)
+
+    @property
     def haproxy_connections_max(self) -> int | None:
         """The most connections that its HAProxy takes; None where the build sets no limit. Up to 23.05 the package is
         built with SYSTEM_MAXCONN=165530, and a higher maxconn is lowered with a word that `-q` swallows; HAProxy 3.0,

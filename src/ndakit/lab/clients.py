@@ -387,6 +387,19 @@ class LabPeople:
         """The pools of the server that calls itself so; one machine may be in several."""
         return tuple(dict.fromkeys(pool for (pool, _), server in self.servers.items() if server.label == label))
 
+    def talk(self, point: VantagePoint, address: Address, port: int, words: bytes) -> Answer:
+        """One line of what a tcp service's server says to a client's first words."""
+        scheme, tls = self._asked_by("tcp", address, port)
+        return self._host(point).ask(
+            f"{scheme}://{authority(address, port)}", words, source=self._source(point, address),
+            timeout_s=REQUEST_TIMEOUT_S, tls=tls,
+        )  # fmt: skip
+
+    def server_of(self, pool: str, answer: Answer) -> str:
+        """The name of the server that gave an answer, in a pool; empty if it was none of the lab's."""
+        label = answer.server or answer.body.strip()
+        return self._names(pool).get(label, "")
+
     def _names(self, pool: str) -> dict[str, str]:
         """What the lab's servers call themselves → their names, those of this pool first."""
         everyone = {r.label: f"{p}/{s}" for (p, s), r in self.servers.items()}

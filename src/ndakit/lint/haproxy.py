@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from ipaddress import ip_address
 
 from ndakit.core.names import frontend_name
+from ndakit.lint import persistence
 from ndakit.lint.config_text import HAPROXY, Line, Proxy, TextError, haproxy
 from ndakit.lint.subject import LintFinding, Subject
 from ndakit.model import package_plan
@@ -59,6 +60,7 @@ def rules(subject: Subject) -> Iterator[LintFinding]:
             yield from _proxy(subject, proxy)
             yield from _passed_names(subject, proxy)
             yield from _binds(subject, proxy, bound)
+            yield from persistence.rules(subject, proxies, proxy)
 
 
 def _privileges(subject: Subject, proxies: list[Proxy]) -> Iterator[LintFinding]:

@@ -122,6 +122,9 @@ KEYS: Mapping[str, str] = {
     **dict.fromkeys(("backend", "backends"), "write pools.NAME.servers"),
     **dict.fromkeys(("default_backend", "use_backend"), "write services.NAME.pool"),
     **dict.fromkeys(("cookie", "stick_table", "stick", "sticky", "affinity"), "write pools.NAME.persistence"),
+    **dict.fromkeys(
+        ("indirect", "nocache", "httponly", "http_only"), "leave it out: HAProxy's own cookie has it (mode: insert)"
+    ),
     "slowstart": "write pools.NAME.slow_start_s: seconds",
     **dict.fromkeys(("errorfile", "errorfiles"), "write pools.NAME.sorry: {page: sorry.html}"),
     "redispatch": "leave it out: every retry goes to another server anyway",

@@ -67,6 +67,7 @@ EXAMPLES: Mapping[str, str] = {
     "length": "length: 200",
     "type": "type: source",
     "persistence": "persistence: {type: source, timeout_s: 300}",
+    "persistence.name": "name: SRV",
 }
 """How a key is written, where it matters below another one (`redirect.to`); a test asks for every required key of the
 model."""

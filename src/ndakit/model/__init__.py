@@ -25,9 +25,10 @@ from ndakit.model.host import (
     Vip,
     Vrrp,
 )
+from ndakit.model.persistence import Persistence
 from ndakit.model.profile import DEVICES, Endpoint, Instance, Profile
 from ndakit.model.sizing import Sizing, Tuning
-from ndakit.model.traffic import Persistence, Pool, Server, Service, Sorry, Timeouts
+from ndakit.model.traffic import Pool, Server, Service, Sorry, Timeouts
 
 __all__ = [
     "DEVICES",

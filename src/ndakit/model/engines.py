@@ -35,6 +35,7 @@ class Topology:
 Feature = Literal[
     "timeouts", "limits", "error_pages", "maintenance",
     "routes", "unknown_hosts", "retries", "slow_start_s", "sorry.page", "quorum", "resume_below",
+    "persistence.on_failure",
 ]  # fmt: skip
 """Keys of services, pools and servers that not every engine carries."""
 
@@ -152,10 +153,11 @@ HAPROXY = Engine(
             "server {server} has resume_below, which HAProxy, behind service {service}, has not: it queues",
             "delete it",
         ),
+        "persistence.on_failure": None,
     },
     balance={word: word for word in ("roundrobin", "leastconn", "source", "first", "uri", "random")},
     balance_since={"random": Later((19, 7), "leastconn")},  # new in HAProxy 1.9; 18.06 has 1.8
-    persistence=("source",),
+    persistence=("source", "cookie", "tls-session", "rdp-cookie", "header", "parameter"),
     checker="HAProxy",
     service="haproxy",
     opens_sockets=True,
@@ -227,6 +229,11 @@ IPVS = Engine(
         ),
         "quorum": None,
         "resume_below": None,
+        "persistence.on_failure": Refused(
+            "refuse-needs-proxy",
+            "service {service} is {topology}, and IPVS gives a client whose server is gone another one",
+            "write on_failure: reassign{or_topology}",
+        ),
     },
     balance={
         "roundrobin": "wrr",

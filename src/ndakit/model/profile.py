@@ -23,8 +23,9 @@ from ndakit.model.base import Address, Model, Subnet, Text, mistake
 from ndakit.model.engines import ENGINES, HAPROXY, IPVS, Engine
 from ndakit.model.firewall import Firewall, Opening
 from ndakit.model.host import Access, Image, Monitoring, Network, Node, Platform, System, Vip, Vrrp
+from ndakit.model.persistence import Persistence
 from ndakit.model.sizing import Sizing, Tuning
-from ndakit.model.traffic import Persistence, Pool, Server, Service, Timeouts
+from ndakit.model.traffic import Pool, Server, Service, Timeouts
 
 PRIORITY_TOP = 250
 """High, because a backup waits (256 - priority) / 256 of an advert longer than three (RFC 5798, 6.1)."""
@@ -523,9 +524,8 @@ class Profile(Model):
     @property
     def shares_tables(self) -> bool:
         """True if the nodes' HAProxies tell each other which client belongs to which server (peers)."""
-        kept = any(
-            self.persistence(n, pool) is not None for n in self.haproxy_services for pool in self.services[n].pools
-        )
+        every = (self.persistence(n, pool) for n in self.haproxy_services for pool in self.services[n].pools)
+        kept = any(one is not None and one.table_s is not None for one in every)
         return bool(self.instances and self.vrrp.connection_sync and self.sync_link and kept)
 
     @property

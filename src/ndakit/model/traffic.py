@@ -35,6 +35,7 @@ from ndakit.model.checks import AnyCheck, TcpCheck
 from ndakit.model.engines import HAPROXY, Engine, carrier
 from ndakit.model.http import HostRoute, Redirect, covers
 from ndakit.model.limits import ErrorPages, Limits
+from ndakit.model.persistence import AnyPersistence
 from ndakit.model.tls import Tls, ToServers
 
 Balance = Literal[
@@ -101,27 +102,6 @@ class Server(Model):
         return self
 
 
-class Persistence(Model):
-    """A client keeps its server."""
-
-    planned_values: ClassVar = {"type": {"cookie": "cookies"}}
-    planned: ClassVar = {"name": "cookies", "on_failure": "clients without their server"}
-
-    type: Literal["source"]
-    """`source`: who comes from the same address gets the same server."""
-    timeout_s: Annotated[Int, Between(1, 86400, "s")] = 300
-    """Seconds for which this is remembered, counted from the beginning of the client's last connection. With topology
-    nat, dr and tun at least as long as the kernel remembers a connection of the client: two minutes after its end."""
-    netmask: Annotated[Int, Between(8, 32, "bits")] = 32
-    """How many bits of an IPv4 address count: with 24, all of a /24 get the same server."""
-    netmask_ipv6: Annotated[Int, Between(16, 128, "bits")] = 128
-    """How many bits of an IPv6 address count."""
-
-    def bits(self, version: int) -> int:
-        """How many bits of an address of an IP version count."""
-        return self.netmask if version == 4 else self.netmask_ipv6
-
-
 class Pool(Model):
     """Servers that can stand in for each other."""
 
@@ -144,7 +124,7 @@ class Pool(Model):
     has room for one sorry server, which nobody checks."""
     quorum: Annotated[Int, Between(1, 100_000)] | None = None
     """Below this sum of weights the sorry server takes over. Services of topology nat, dr and tun only."""
-    persistence: Persistence | None = None
+    persistence: AnyPersistence | None = None
     """A client keeps its server; a service may say otherwise."""
     retries: Annotated[Int, Between(0, 100)] = RETRIES
     """How often a connection to a server that is refused or times out is tried anew, each time with another server;
@@ -310,7 +290,7 @@ class Service(Model):
     maintenance: Bool = False
     """Everybody but `access.sources` gets what the pool's `sorry` says, so that you can look at the servers while
     nobody else does (topology proxy and tproxy). tcp needs a sorry pool."""
-    persistence: Persistence | None = None
+    persistence: AnyPersistence | None = None
     """A client keeps its server; default: the pool's."""
 
     @model_validator(mode="after")

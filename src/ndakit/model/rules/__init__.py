@@ -27,6 +27,7 @@ from ndakit.model.rules import (
     packages,
     pair,
     passthrough,
+    persistence,
     pound,
     proxy,
     redirects,
@@ -45,7 +46,8 @@ __all__ = ["Finding", "findings"]
 RULES = (
     *addresses.RULES, *routes.RULES, *host.RULES, *access.RULES, *device.RULES,
     *traffic.RULES, *release.RULES, *packages.RULES, *image.RULES, *capacity.RULES,
-    *firewall.RULES, *pair.RULES, *engines.RULES, *ipvs.RULES, *request_paths.RULES, *reply_paths.RULES,
+    *firewall.RULES, *pair.RULES, *engines.RULES, *persistence.RULES, *ipvs.RULES, *request_paths.RULES,
+    *reply_paths.RULES,
     *transparent.RULES, *listeners.RULES, *proxy.RULES, *limits.RULES, *http.RULES, *tls.RULES, *redirects.RULES,
     *pound.RULES, *passthrough.RULES,
 )  # fmt: skip

@@ -28,7 +28,7 @@ def protocols(profile: Profile) -> Iterator[Finding]:
     for name, service in profile.services.items():
         refused = service.carried_by.protocols[service.protocol]
         if refused is not None:
-            yield _refusal(profile, refused, ("services", name, "protocol"), name)
+            yield refusal(profile, refused, ("services", name, "protocol"), name)
 
 
 def features(profile: Profile) -> Iterator[Finding]:
@@ -37,7 +37,7 @@ def features(profile: Profile) -> Iterator[Finding]:
         for feature in _features_of_service(service):
             refused = service.carried_by.features[feature]
             if refused is not None:
-                yield _refusal(profile, refused, ("services", name, feature), name)
+                yield refusal(profile, refused, ("services", name, feature), name)
     for name, pool in profile.pools.items():
         for feature, keys in _features_of_pool(pool):
             # An engine without sorry pages has no pages of sorry pools either, which is told at the pool before.
@@ -48,7 +48,7 @@ def features(profile: Profile) -> Iterator[Finding]:
                 refused = engine.features[feature]
                 user = next((s for s in users if profile.services[s].carried_by is engine), None)
                 if refused is not None and user is not None:
-                    yield _refusal(profile, refused, ("pools", name, *keys), user, pool=name)
+                    yield refusal(profile, refused, ("pools", name, *keys), user, pool=name)
 
 
 def _features_of_service(service: Service) -> Iterator[Feature]:
@@ -81,7 +81,7 @@ def _features_of_pool(pool: Pool) -> Iterator[tuple[Feature, KeyPath]]:
             yield "resume_below", ("servers", name, "resume_below")
 
 
-def _refusal(profile: Profile, refused: Refused, at: KeyPath, user: str, *, pool: str = "") -> Finding:
+def refusal(profile: Profile, refused: Refused, at: KeyPath, user: str, *, pool: str = "") -> Finding:
     """What an engine does not carry as an error. `user` is the service that asks for it, `pool` its pool."""
     service = profile.services[user]
     facts = {"service": user, "topology": service.topology, "pool": pool, "server": at[-2] if len(at) > 1 else ""}
@@ -91,20 +91,6 @@ def _refusal(profile: Profile, refused: Refused, at: KeyPath, user: str, *, pool
         refused.code, refused.why.format(**facts), at, refused.fix.format(**facts), other=topology_of(user),
         also=(("services", user),) if pool else (),
     )  # fmt: skip
-
-
-def persistence(profile: Profile) -> Iterator[Finding]:
-    """Ways to keep a client's server that an engine does not have."""
-    for name, service in profile.services.items():
-        kept, engine = profile.persistence(name), service.carried_by
-        if kept is not None and kept.type not in engine.persistence:
-            holder: KeyPath = ("services", name) if service.persistence is not None else ("pools", service.pool or "")
-            yield error(
-                "persistence-of-engine",
-                f"service {name} keeps clients' servers by {kept.type}, which {engine.title} does not do",
-                (*holder, "persistence", "type"), f"write one of {', '.join(engine.persistence)}, or another topology",
-                other=topology_of(name), also=(("services", name),),
-            )  # fmt: skip
 
 
 def balance(profile: Profile) -> Iterator[Finding]:
@@ -170,7 +156,7 @@ def checks(profile: Profile) -> Iterator[Finding]:
                 yield _check_not_carried(profile, name, engine, users[0])
                 continue
             for keys, refused in pool.check.refused(engine):
-                yield _refusal(profile, refused, (*at, *keys), users[0], pool=name)
+                yield refusal(profile, refused, (*at, *keys), users[0], pool=name)
             first = pool.check.carried[engine.name]
             if engine.is_in(profile.release) and profile.release.branch < first:
                 yield error(
@@ -192,4 +178,4 @@ def _check_not_carried(profile: Profile, pool: str, engine: Engine, user: str) -
     )  # fmt: skip
 
 
-RULES: tuple[Callable[[Profile], Iterator[Finding]], ...] = (protocols, features, persistence, balance, checks)
+RULES: tuple[Callable[[Profile], Iterator[Finding]], ...] = (protocols, features, balance, checks)

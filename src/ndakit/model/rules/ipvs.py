@@ -10,11 +10,10 @@ import math
 from collections.abc import Callable, Iterator
 
 from ndakit.core.mistakes import KeyPath
-from ndakit.core.release import since
 from ndakit.model.base import Address
 from ndakit.model.engines import IPVS
 from ndakit.model.profile import Profile
-from ndakit.model.rules.engines import RELEASE, topology_of
+from ndakit.model.rules.engines import topology_of
 from ndakit.model.rules.findings import Finding, error, warning
 from ndakit.model.traffic import Service
 
@@ -122,21 +121,6 @@ def sorry_servers(profile: Profile) -> Iterator[Finding]:
             )  # fmt: skip
 
 
-def persistence(profile: Profile) -> Iterator[Finding]:
-    """Masks that the release's HAProxy does not have."""
-    if profile.release.haproxy_ipv6_masks:
-        return
-    for name in profile.haproxy_services:
-        service, kept = profile.services[name], profile.persistence(name)
-        if kept is not None and kept.netmask_ipv6 != 128:
-            holder: KeyPath = ("services", name) if service.persistence is not None else ("pools", service.main_pool)
-            yield error(
-                "netmask-of-release", f"service {name} counts {kept.netmask_ipv6} bits of an IPv6 address, and the "
-                f"HAProxy of OpenWrt {profile.release} (1.8) has masks for IPv4 only",
-                (*holder, "persistence", "netmask_ipv6"), f"delete it, or use release {since(19, 7)}", other=RELEASE,
-            )  # fmt: skip
-
-
 def ports_together(profile: Profile) -> Iterator[Finding]:
     """Several tcp ports as one service are mostly one conversation (FTP's control and data connections), which breaks
     where each connection gets a server of its own."""
@@ -180,7 +164,6 @@ RULES: tuple[Callable[[Profile], Iterator[Finding]], ...] = (
     closed_ports,
     quorums,
     sorry_servers,
-    persistence,
     ports_together,
     returning,
 )

@@ -22,7 +22,7 @@ from ndakit.model.capacity import (
 from ndakit.model.checks import HttpCheck
 from ndakit.model.transparent import as_root
 from ndakit.render.claimed_headers import CLAIMS, ClientClaims
-from ndakit.render.engines import host_names
+from ndakit.render.engines import host_names, persistence
 from ndakit.render.engines.haproxy_limits import (
     FrontendLimits,
     StandIn,
@@ -43,6 +43,7 @@ from ndakit.render.engines.haproxy_tls import (
     trust_files,
 )
 from ndakit.render.engines.host_names import Condition, HostForm, PassedTls, UnknownHosts
+from ndakit.render.engines.persistence import KeptClients, TurnedAway
 from ndakit.render.engines.redirects import RedirectRule, redirect_rules
 from ndakit.render.node import NodeView
 
@@ -50,8 +51,6 @@ SORRY_FOLDER = "/etc/ndakit"
 LOOPBACK = IPv4Address("127.0.0.1")
 TOGETHER = "_together"
 """The table in which the connections of all services are counted."""
-STICK_ENTRIES_PER_CONNECTION = 10
-"""Clients that are remembered for each connection there can be: most of them are reading what they got."""
 
 
 @dataclass(frozen=True)
@@ -82,16 +81,10 @@ class Server:
     weight: int
     max_connections: int | None
     track: str | None
-
-
-@dataclass(frozen=True)
-class Stick:
-    """A table of clients and the servers that they keep."""
-
-    family: str
-    size: int
-    expire_s: int
-    key: str
+    cookie: str | None
+    """What a cookie calls it."""
+    number: int | None
+    """What a table calls it."""
 
 
 @dataclass(frozen=True)
@@ -114,7 +107,10 @@ class Backend:
     checked: bool
     retries: int
     slow_start_s: float | None
-    stick: Stick | None
+    kept: KeptClients | None
+    """How its clients keep their servers."""
+    turned_away: tuple[TurnedAway, ...]
+    """Clients whose server has left, and who get no other one."""
     timeouts: Timeouts
     servers: tuple[Server, ...]
     sorry_file: str | None
@@ -230,7 +226,7 @@ class HaproxyView:
         return CLAIMS
 
 
-_Backends = dict[tuple[str, str, Timeouts, Stick | None, int | None], Backend]
+_Backends = dict[tuple[str, str, Timeouts, KeptClients | None, int | None], Backend]
 
 
 def haproxy(node: NodeView) -> HaproxyView:
@@ -372,8 +368,8 @@ def _backend(node: NodeView, service: str, pool: str, backends: _Backends, versi
     profile = node.profile
     settings, user = profile.pools[pool], profile.services[service]
     relevant = user.timeouts.model_copy(update={"client_s": Timeouts().client_s})
-    stick = _stick(node, service, pool)
-    key = (pool, user.protocol, relevant, stick, version)
+    kept = persistence.kept(node, service, pool)
+    key = (pool, user.protocol, relevant, kept, version)
     if key in backends:
         return backends[key]
     sockets = {n: _socket(_address(s, version), profile.server_port(pool, s)) for n, s in settings.servers.items()}
@@ -382,9 +378,11 @@ def _backend(node: NodeView, service: str, pool: str, backends: _Backends, versi
     # Another address of a server is checked by itself.
     checks = (b for b in others if b.checked and {s.name: s.socket for s in b.servers} == sockets)
     first = next(checks, None)
+    name = backend_name(pool, service if others else None, f"ipv{version}" if second else "")
+    numbers = persistence.server_numbers(settings.servers) if kept is not None and kept.table is not None else {}
     page = settings.sorry is not None and settings.sorry.page is not None and user.protocol == "http"
     backends[key] = Backend(
-        name=backend_name(pool, service if others else None, f"ipv{version}" if second else ""),
+        name=name,
         pool=pool,
         service=service,
         protocol=user.protocol,
@@ -397,17 +395,20 @@ def _backend(node: NodeView, service: str, pool: str, backends: _Backends, versi
         checked=first is None,
         retries=settings.retries,
         slow_start_s=settings.slow_start_s,
-        stick=stick,
+        kept=kept,
+        turned_away=persistence.turned_away(kept, name, first.name if first is not None else name, settings.servers),
         timeouts=relevant,
         servers=tuple(
             Server(
-                name=name,
-                socket=sockets[name],
+                name=label,
+                socket=sockets[label],
                 weight=server.weight,
                 max_connections=server.max_connections,
-                track=None if first is None else f"{first.name}/{name}",
+                track=None if first is None else f"{first.name}/{label}",
+                cookie=label if kept is not None and kept.cookie else None,
+                number=numbers.get(label),
             )
-            for name, server in settings.servers.items()
+            for label, server in settings.servers.items()
         ),
         sorry_file=sorry_file(pool) if page else None,
         tls_words=server_words(profile, pool),
@@ -419,24 +420,6 @@ def _backend(node: NodeView, service: str, pool: str, backends: _Backends, versi
 def _address(server: PoolServer, version: int | None) -> Address:
     """Where a server is asked: at its address of an IP version, or at the one stated first."""
     return (None if version is None else server.address_of(version)) or server.address[0]
-
-
-def _stick(node: NodeView, service: str, pool: str) -> Stick | None:
-    """The table of a service's clients in one pool of its chain."""
-    profile = node.profile
-    of_service = pool in profile.services[service].pools
-    wanted = profile.persistence(service, pool) if of_service else profile.pools[pool].persistence
-    if wanted is None:
-        return None
-    versions = {e.address.version for e in profile.endpoints(service)}
-    masked = any(wanted.bits(v) != (32 if v == 4 else 128) for v in versions)
-    mask = f",ipmask({wanted.netmask},{wanted.netmask_ipv6})" if 6 in versions else f",ipmask({wanted.netmask})"
-    return Stick(
-        family="ipv6" if 6 in versions else "ip",  # IPv4 clients of both are kept as IPv4 addresses in IPv6 form
-        size=STICK_ENTRIES_PER_CONNECTION * node.capacity.connections_max,
-        expire_s=wanted.timeout_s,
-        key=f"src{mask if masked else ''}",
-    )
 
 
 def _socket(address: Address, port: int | None) -> str:

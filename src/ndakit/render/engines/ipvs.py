@@ -18,6 +18,7 @@ from ndakit.model import Server as PoolServer
 from ndakit.model.checks import HttpCheck, ScriptCheck
 from ndakit.model.engines import IPVS
 from ndakit.model.links import watched_alone
+from ndakit.model.persistence import SourcePersistence
 from ndakit.render.node import NodeView, Sysctl
 
 CHECK_SCRIPT = "/usr/libexec/ndakit/check-script"
@@ -192,7 +193,8 @@ def _virtual_server(node: NodeView, name: str, endpoint: Endpoint, mark: int | N
     service = profile.services[name]
     pool = profile.pools[service.main_pool]
     port = None if mark is not None else endpoint.ports[0][0]
-    persistence = profile.persistence(name)
+    stated = profile.persistence(name)
+    persistence = stated if isinstance(stated, SourcePersistence) else None  # the rules refuse any other
     return VirtualServer(
         service=name,
         pool=service.main_pool,

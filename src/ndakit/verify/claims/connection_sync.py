@@ -18,9 +18,12 @@ from ndakit.lab.host import Call, LabHostRefused
 from ndakit.lab.network import LabNetwork
 from ndakit.lab.plan import VantagePoint
 from ndakit.model import Address, Endpoint, Profile
+from ndakit.model.persistence import CookiePersistence, Persistence
+from ndakit.verify.claims import persistence
 from ndakit.verify.claims.base import Outcome, asked_services, first_service_port, targets
 from ndakit.verify.claims.failover import gap_bound_s
 from ndakit.verify.claims.firewall import egress_ways
+from ndakit.verify.claims.persistence import KeptClient
 
 BEGIN_S = 5.0
 TOLD_S = 3.0
@@ -32,6 +35,8 @@ STAYS_S = 1.0
 POLL_S = 0.1
 RETURN_S = 20.0
 TYPED_S = 0.5
+KNOWN = 6
+"""Clients of a service that are known by what they say."""
 RETRANSMIT_S = 6.0
 """What lies unanswered during the gap is sent again after 0.2, 0.4, 0.8 … s (RFC 6298): the gap may nearly double."""
 
@@ -70,11 +75,21 @@ def handed_over(profile: Profile) -> HandedOver:
         ),
         carried=tuple(_carried(profile)) if profile.syncs_ipvs else (),
         kept=tuple(
-            name
-            for name in asked_services(profile)
-            if profile.shares_tables and name in profile.haproxy_services and profile.persistence(name) is not None
+            name for name in asked_services(profile) if name in profile.haproxy_services and _kept(profile, name)
         ),
     )
+
+
+def _kept(profile: Profile, name: str) -> bool:
+    """True if clients of a service keep their servers also on the next node, which is told or reads a cookie. Of a
+    cookie that the application sets (`prefix`) the lab's servers know nothing."""
+    kept = profile.persistence(name)
+    if kept is None or persistence.why_not(profile, name, kept):
+        return False
+    if isinstance(kept, CookiePersistence) and kept.mode == "prefix":
+        return False
+    synced = bool(profile.instances and profile.vrrp.connection_sync)
+    return profile.shares_tables if kept.table_s is not None else synced
 
 
 def _carried(profile: Profile) -> Iterator[ServicePort]:
@@ -127,11 +142,16 @@ class _Clients:
 
     service_port: ServicePort
     servers: dict[tuple[str, Address], str] = field(default_factory=dict)
+    known: dict[int, tuple[KeptClient, str]] = field(default_factory=dict)
+    """Clients that are known by what they say: number → the client and the server that it has."""
 
     def ask(self, lab: LabNetwork) -> list[str]:
         """Let every client connect anew; who has not the server that it had before. Those of one server come one after
         the other: a node that knew nothing of them would spread them."""
         service, endpoint, port = self.service_port
+        kept = lab.profile.persistence(service)
+        if kept is not None and not kept.by_address:
+            return self._ask_known(lab, kept)
         order = sorted(self.servers, key=lambda client: self.servers[client]) or _clients(lab, endpoint)
         if not order:
             return [f"nobody in the lab is a client of {service}"]
@@ -144,6 +164,22 @@ class _Clients:
             if server != had or not result.shares:
                 wrong.append(f"{source} had {had} of {service} and got {server}")
         return wrong
+
+    def _ask_known(self, lab: LabNetwork, kept: Persistence) -> list[str]:
+        """The same for clients that are known by what they say."""
+        wrong = []
+        for number in sorted(self.known, key=lambda one: self.known[one][1]) or range(KNOWN):
+            client, had = self.known.get(number) or (KeptClient(self.service_port, kept), "")
+            server, said = client.ask(lab)
+            self.known[number] = (client, had or server)
+            if not server or server != (had or server):
+                wrong.append(f"client {number} of {self.service_port.service} had {had} and got {server or said}")
+        return wrong
+
+    @property
+    def count(self) -> int:
+        """How many there are."""
+        return len(self.servers) + len(self.known)
 
 
 def _clients(lab: LabNetwork, endpoint: Endpoint) -> list[tuple[str, Address]]:
@@ -236,7 +272,7 @@ def _moved(lab: LabNetwork, held: list[_Connection], clients: list[_Clients]) ->
         wrong.insert(0, f"the VIPs stayed on {master}")
     figure = f"to {moved} and back: " + ", ".join(_figures(held, clients, pause_ms, return_ms))
     values: dict[str, float | int | str] = {
-        "connections": len(held), "clients": sum(len(c.servers) for c in clients),
+        "connections": len(held), "clients": sum(c.count for c in clients),
         "pause_ms": round(pause_ms), "return_ms": round(return_ms),
     }  # fmt: skip
     return Outcome(not wrong, "broken" if wrong else figure, "; ".join(wrong[:6]), values)
@@ -280,4 +316,4 @@ def _figures(held: list[_Connection], clients: list[_Clients], pause_ms: float, 
     elif held:
         yield f"{len(held)} connections went on"
     for each in clients:
-        yield f"{len(each.servers)} clients of {each.service_port.service} kept their servers"
+        yield f"{each.count} clients of {each.service_port.service} kept their servers"

@@ -8,7 +8,7 @@ from functools import partial
 from ndakit.lab.host.measure import Answer
 from ndakit.lab.network import LabNetwork
 from ndakit.model import Profile
-from ndakit.verify.claims import transparent
+from ndakit.verify.claims import persistence, transparent
 from ndakit.verify.claims.base import Claim, LeftOut, Outcome, targets
 
 
@@ -17,6 +17,7 @@ def about_service(profile: Profile, name: str) -> Iterator[Claim | LeftOut]:
     service = profile.services[name]
     if service.transparent:
         yield from transparent.about_service(name)
+    yield from persistence.about_service(profile, name)
     if service.protocol == "http":
         text = f"servers of {name} learn the client's address, and clients cannot forge it"
         group = "client-headers" if service.transparent else "client-address"

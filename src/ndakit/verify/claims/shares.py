@@ -47,7 +47,13 @@ def keeps_one(profile: Profile, service: str) -> bool:
     """True if one client's requests for one path at one address all go to one server."""
     settings = profile.services[service]
     word = settings.carried_by.balance[profile.pools[settings.main_pool].balance]
-    return profile.persistence(service) is not None or word in STICKY
+    return known_by_address(profile, service) or word in STICKY
+
+
+def known_by_address(profile: Profile, service: str) -> bool:
+    """True if a service keeps clients by their address, so that all requests from one go to one server."""
+    kept = profile.persistence(service)
+    return kept is not None and kept.by_address
 
 
 def share_errors(profile: Profile, service: str, result: LoadResult) -> list[str]:
@@ -66,7 +72,7 @@ def share_errors(profile: Profile, service: str, result: LoadResult) -> list[str
         return [f"{', '.join(sorted(result.shares))} answered, and not a server of weight {heaviest}"]
     if keeps_one(profile, service):
         if len(result.shares) > 1:
-            why = "persistence" if profile.persistence(service) is not None else f"balance {pool.balance}"
+            why = "persistence" if known_by_address(profile, service) else f"balance {pool.balance}"
             return [f"{why} spread one client over {len(result.shares)} servers"]
         first = next(n for n, w in weights.items() if w)
         if word == "first" and first not in result.shares:
@@ -105,7 +111,7 @@ def shows_at_once(lab: LabNetwork, service: str, port: int) -> bool:
     return (
         settings.carried_by.balance[pool.balance] == "leastconn"
         and len(weights) > 1
-        and lab.profile.persistence(service) is None
+        and not known_by_address(lab.profile, service)
         and not any(s.max_connections for s in pool.servers.values())
         and _holds(settings)
         and lab.speaks(service, port) in _BUSY

@@ -10,7 +10,15 @@ from ndakit.lab.network import LabNetwork
 from ndakit.lab.plan import VantagePoint
 from ndakit.model import Endpoint
 from ndakit.verify.claims.base import SLACK_S, Outcome, asked_services, service_port, share_text, targets
-from ndakit.verify.claims.shares import IN_TURN, at_once_errors, hold_at_once, keeps_one, share_errors, shows_at_once
+from ndakit.verify.claims.shares import (
+    IN_TURN,
+    at_once_errors,
+    hold_at_once,
+    keeps_one,
+    known_by_address,
+    share_errors,
+    shows_at_once,
+)
 
 HOLDER_WAIT_S = 8.0
 """A handover may be under way when holders are asked for; it takes no longer than this."""
@@ -97,7 +105,7 @@ def check(lab: LabNetwork, name: str) -> Outcome:
         wrong.append(
             f"while {victim} was out: {without.failures} failures, {without.shares.get(victim, 0)} answers of its own"
         )
-    turns = pool.balance in IN_TURN and (ahead is None or lab.profile.persistence(ahead[0]) is None)
+    turns = pool.balance in IN_TURN and (ahead is None or not known_by_address(lab.profile, ahead[0]))
     if after is not None and (after.failures or (turns and victim not in after.shares)):
         wrong.append(f"after its return: {after.failures} failures, {after.shares.get(victim, 0)} answers of {victim}")
     figure = f"{victim} out after {_s(left_s)}, back after {_s(back_s)}"
