@@ -54,7 +54,8 @@ def profile(service: str, sorry: str) -> Profile:
         f"name: live\nrelease: 24.10.8\naccess: {{ssh_keys: {{me: {KEY}}}, sources: {{office: 127.0.1.128/25}}}}\n"
         "networks: {lan: {nics: [eth0], subnet: 127.0.1.0/24}}\nnodes: {lb: {addresses: {lan: 127.0.1.11}}}\n"
         "vips: {www: {network: lan, address: 127.0.1.10}}\n"
-        f"pools:\n  web: {{port: {server}, check: tcp, sorry: {sorry}, servers: {{web1: {SERVERS['web1']}}}}}\n"
+        f"pools:\n  web: {{port: {server}, check: tcp, sorry: {sorry}, "
+        f"servers: {{web1: {{address: {SERVERS['web1']}, max_connections: 3}}}}}}\n"
         f"  spare: {{port: {server}, check: tcp, servers: {{spare1: {SERVERS['spare1']}}}}}\n"
         f"services: {{web: {{vip: www, port: {vip}, protocol: http, pool: web, {service}}}}}\n"
         f"monitoring: {{statistics: {{port: {statistics}}}}}\n"
@@ -73,6 +74,11 @@ class Page(http.server.BaseHTTPRequestHandler):
         name = next(
             n for n, address in SERVERS.items() if address == str(cast(Any, self.server).server_address[0])
         ).encode()
+        if self.path.startswith("/lab-stream"):
+            self.wfile.write(b"HTTP/1.1 200 OK\r\nConnection: close\r\n\r\n")
+            while True:
+                self.wfile.write(b"more\n")
+                time.sleep(0.05)
         self.send_response(200)
         self.send_header("Content-Length", str(len(name)))
         self.end_headers()
@@ -249,6 +255,14 @@ CASES = {
     "too often, sorry pool": (
         "requests/web", f"limits: {{{RATE}, on_excess: sorry}}}}", SPARE, ("\tuse_backend spare if too-often\n", ""),
         ENDLESS,
+    ),
+    "queue": (
+        "queue/web", "limits: {queue: {length: 2}}", PAGE, ("{ queue(web) ge 2 }", "{ queue(web) ge 3 }"),
+        "with 2 waiting the next one gets status 0, another text",
+    ),
+    "queue, sorry pool": (
+        "queue/web", "limits: {queue: {length: 2}}", SPARE, ("{ queue(web) ge 2 }", "{ queue(web) ge 1 }"),
+        "number 2 of those who wait was answered",
     ),
     "body": ("body/web", "limits: {body_kib: 4}", PAGE, BODY, "a body of 4097 bytes at 127.0.1.10 gets status 0"),
     "body of unknown size": (

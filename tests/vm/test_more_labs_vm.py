@@ -50,6 +50,14 @@ pools:
     servers: {{mx1: 10.1.0.31, mx2: 10.1.0.32}}
 services:
   web: {{vip: [main, six], port: 80, protocol: http, pool: web}}
+  slim:
+    vip: main
+    families: [ipv4]
+    port: 81
+    protocol: http
+    pool: web
+    limits: {{body_kib: 4, connections: {{per_client: 70}}}}
+    error_pages: {{"413": sorry.html}}
   mail: {{vip: main, port: [25, 587], protocol: tcp, pool: mail}}
 """
 
@@ -69,10 +77,19 @@ pools:
   web:
     check: {{type: tcp, port: 8000, interval_s: 0.5, timeout_s: 1, rise: 2, fall: 2}}
     servers: {{web1: 192.168.5.21, web2: 192.168.5.22}}
+  site: {{port: 8000, check: tcp, sorry: {{page: sorry.html}}, servers: {{web1: 192.168.5.21}}}}
 services:
   web: {{vip: www, port: 8000-8002, protocol: http, pool: web}}
   shell: {{vip: www, port: 22, protocol: tcp, pool: web}}
   box: {{vip: own, port: 8081, protocol: http, pool: web}}
+  work: {{vip: www, port: 8090, protocol: http, pool: site, maintenance: true}}
+  few:
+    vip: www
+    port: 8091
+    protocol: http
+    pool: site
+    limits: {{requests: {{count: 10, per_s: 2}}, connections: {{count: 8}}}}
+    error_pages: {{"429": sorry.html}}
 """
 
 
@@ -88,11 +105,13 @@ def alone(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pair]:
         yield booted
 
 
+SLIM = ("error-page/slim/413", "body/slim", "connections/slim/per-client")
 DUAL_CLAIMS = (
     *("identity/a", "identity/b", "addresses/a", "addresses/b", "daemons/a", "daemons/b", "ssh/a", "ssh/b"),
     *("vrrp/a", "vrrp/b"),
     *("statistics/a", "statistics/b", "vips/one-holder", "vrrp/forged"),
-    *("service/web", "client-address/web", "service/mail", "firewall/lan", "bond/lan"),
+    *("service/web", "client-address/web", *SLIM, "service/slim", "client-address/slim"),
+    *("service/mail", "firewall/lan", "bond/lan"),
     *("check/web", "wrong-answer/web", "sorry/web", "check/mail", "failover/haproxy-stopped", "failover/power-off"),
     *("failover/return", "quiet/a", "quiet/b"),
 )
@@ -113,7 +132,8 @@ def test_all_claims_of_the_dual_stack_pair_are_tried(dual: Pair) -> None:
             for node in "ab"
             for what in ("identity", "addresses", "daemons", "vrrp", "ssh", "statistics")
         ),
-        *("vips/one-holder", "vrrp/forged", "service/web", "client-address/web", "service/mail", "firewall/lan"),
+        *("vips/one-holder", "vrrp/forged", "service/web", "client-address/web", *SLIM, "service/slim"),
+        *("client-address/slim", "service/mail", "firewall/lan"),
         *("bond/lan", *(f"bond/lan-{kind.name}" for kind in bonding.CASES)),
         *("check/web", "wrong-answer/web", "sorry/web", "check/mail", "failover/haproxy-stopped"),
         *(c for c in dual.claims if dual.claims[c].thorough and not c.startswith("bond/")),
@@ -188,6 +208,7 @@ def test_requests_over_ipv6_reach_the_servers(dual: Pair) -> None:
 ALONE_CLAIMS = (
     *("identity/only", "addresses/only", "daemons/only", "ssh/only", "statistics/only", "vips/one-holder"),
     *("service/web", "client-address/web", "service/shell", "service/box", "client-address/box"),
+    *("maintenance/work", "connections/few/count", "requests/few"),
     *("firewall/lan", "check/web", "quiet/only"),
 )
 
@@ -196,6 +217,42 @@ ALONE_CLAIMS = (
 def test_a_standalone_node_of_the_fw3_family_keeps_what_it_claims(alone: Pair, name: str) -> None:
     outcome = alone.outcome(name)
     assert outcome.ok, f"{outcome.figure}: {outcome.detail}"
+
+
+def test_maintenance_and_limits_that_are_gone_are_found_out(alone: Pair) -> None:
+    lab, conf = alone.lab, "/etc/haproxy.cfg"
+    edits = ("/use_backend _sorry:site/d", "s/maxconn 8$/maxconn 9/", "/deny_status 429/d")
+    edit = " ".join(f"-e '{one}'" for one in edits)
+    try:
+        lab.order("only", f"cp {conf} /tmp/good.cfg; sed -i {edit} {conf}; /etc/init.d/haproxy reload")
+        time.sleep(2)
+        outcomes = [alone.outcome(name) for name in ("maintenance/work", "connections/few/count", "requests/few")]
+    finally:
+        lab.order("only", f"cp /tmp/good.cfg {conf}; /etc/init.d/haproxy reload")
+        time.sleep(2)
+    assert [outcome.ok for outcome in outcomes] == [False] * 3
+    maintenance, connections, requests = (outcome.detail for outcome in outcomes)
+    assert "status 200, another text" in maintenance
+    assert connections == "connection 9 did not wait"
+    assert requests == "33 requests in a row were answered as if there were no limit"
+
+
+def test_a_limit_of_bodies_that_is_gone_is_found_out(dual: Pair) -> None:
+    lab, conf = dual.lab, "/etc/haproxy.cfg"
+    edits = ("/deny_status 413/d", "/status 411/d", "s/sc1_conn_cur gt 70/sc1_conn_cur gt 71/")
+    edit = " ".join(f"-e '{one}'" for one in edits)
+    try:
+        for node in ("a", "b"):
+            lab.order(node, f"cp {conf} /tmp/good.cfg; sed -i {edit} {conf}; /etc/init.d/haproxy reload")
+        time.sleep(2)
+        outcomes = [dual.outcome(name) for name in SLIM]
+    finally:
+        for node in ("a", "b"):
+            lab.run(node, f"cp /tmp/good.cfg {conf}; /etc/init.d/haproxy reload")
+        time.sleep(2)
+    assert [outcome.ok for outcome in outcomes] == [False] * 3
+    assert "of unknown size" in outcomes[1].detail and "4097 bytes" in outcomes[1].detail
+    assert outcomes[2].detail == "connection 71 was answered, not closed"
 
 
 def test_a_standalone_node_claims_no_failover(alone: Pair) -> None:

@@ -19,6 +19,7 @@ from ndakit.lab.plan import LabPlan, VantagePoint, plan
 from ndakit.model import Endpoint, Profile, Service
 from ndakit.model.limits import ERROR_STATUSES, RequestLimit
 from ndakit.verify.claims.base import Claim, LeftOut, Outcome, unanswered
+from ndakit.verify.claims.shares import keeps_one
 from ndakit.verify.claims.traffic import sorry_answer
 
 TRIED_PER_S = 8.0
@@ -30,6 +31,8 @@ ANSWER_S, SILENCE_S = 5.0, 1.5
 SILENCE_MS = 4000.0
 """A tarpit says nothing for so long, and then the lab's patience ends."""
 ADMIN_REQUESTS = 4
+STREAM = "/lab-stream?5000"
+"""What the lab's web servers answer without an end."""
 TOO_LARGE, NO_LENGTH, MISDIRECTED, TOO_MANY, UNAVAILABLE = 413, 411, 421, 429, 503
 UNKNOWN_NAME = "unknown.invalid"
 PROVOKED = {TOO_LARGE: "a body that is too large", MISDIRECTED: "an unknown name", TOO_MANY: "too many requests"}
@@ -57,7 +60,7 @@ def about_service(profile: Profile, name: str) -> Iterator[Claim | LeftOut]:
     if limits.connections is not None:
         yield from _connections(profile, name, service)
     if limits.queue is not None:
-        yield LeftOut(f"queue/{name}", "the lab's servers answer at once, so that nobody waits for them")
+        yield _queue(profile, name, service)
     if limits.requests is not None:
         yield _requests(profile, name, limits.requests, closed=closed)
 
@@ -213,7 +216,7 @@ def _connections(profile: Profile, name: str, service: Service) -> Iterator[Clai
 def _not_held(profile: Profile, service: Service, key: str, count: int) -> str:
     """Why the lab does not hold as many connections as a service takes, and one more; empty if it does."""
     limits = service.limits
-    assert limits is not None and limits.connections is not None, "looked at before"
+    assert limits is not None, "looked at before"
     if service.tls is not None or service.passes_tls:
         return "the lab holds no connections inside of TLS"
     if service.maintenance:
@@ -222,17 +225,17 @@ def _not_held(profile: Profile, service: Service, key: str, count: int) -> str:
         return f"the lab holds {CONNECTIONS_MAX} connections at most"
     if limits.requests is not None and limits.requests.count <= count + 1:
         return "one client may not ask as often as it takes"
-    own = limits.connections.per_client
-    if key == "count" and own is not None and own <= count:
+    own = limits.connections.per_client if limits.connections is not None else None
+    if key != "per_client" and own is not None and own <= count:
         return "one client may not have as many connections as it takes"
     return next((why for pool in service.pools if (why := unanswered(profile, pool))), "")
 
 
-def _hold(lab: LabNetwork, name: str, endpoint: Endpoint) -> Call:
-    """A connection over which something was said."""
+def _hold(lab: LabNetwork, name: str, endpoint: Endpoint, path: str = "") -> Call:
+    """A connection over which something was said; http: a request for a path, else for what is asked for anyway."""
     point, port = lab.client_for(endpoint, name), endpoint.ports[0][0]
     host = lab.profile.services[name].own_name or authority(endpoint.address, port)
-    request = f"GET {lab.path} HTTP/1.1\r\nHost: {host}\r\n\r\n".encode()
+    request = f"GET {path or lab.path} HTTP/1.1\r\nHost: {host}\r\n\r\n".encode()
     said = request if lab.profile.services[name].protocol == "http" else b"who\n"
     return lab.hosts[point.host].call(
         endpoint.address, port, payload=said, source=point.address(endpoint.address.version) or ""
@@ -283,6 +286,74 @@ def per_client(lab: LabNetwork, name: str, count: int) -> Outcome:
         told = f"connection {count + 1} was {seen}, not closed"
         wrong = {"closed": "", "answered": told, "silent": told}.get(seen, seen)
     return Outcome(not wrong, f"{count} at once, the next one {'not closed' if wrong else 'closed'}", wrong)
+
+
+# -- the queue ---------------------------------------------------------------------------------------------------------
+
+
+def _queue(profile: Profile, name: str, service: Service) -> Claim | LeftOut:
+    claim, limits = f"queue/{name}", service.limits
+    assert limits is not None and limits.queue is not None, "looked at before"
+    room = _room(profile, name)
+    if room is None:
+        return LeftOut(claim, "some server takes any number of connections, so that nobody waits")
+    if keeps_one(profile, name):
+        return LeftOut(claim, "one client keeps its server, so that the lab does not fill the others")
+    count = room + limits.queue.length
+    if why := _not_held(profile, service, "queue", count):
+        return LeftOut(claim, why)
+    if limits.connections is not None and (limits.connections.count or count + 1) <= count:
+        return LeftOut(claim, "it takes fewer connections than would fill the servers and the queue")
+    sorry = profile.pools[service.main_pool].sorry
+    if sorry is not None and sorry.pool is not None and (why := unanswered(profile, sorry.pool)):
+        return LeftOut(claim, why)
+    text = f"when {limits.queue.length} wait for servers of {name}, the next one gets what sorry says, at once"
+    return Claim(claim, text, partial(queue, name=name))
+
+
+def _room(profile: Profile, name: str) -> int | None:
+    """How many connections the servers of a service's pool take; None if there is no end to it."""
+    taking = [s.max_connections for s in profile.pools[profile.services[name].main_pool].servers.values() if s.weight]
+    return None if None in taking else sum(limit or 0 for limit in taking)
+
+
+def queue(lab: LabNetwork, name: str) -> Outcome:
+    """Hold all that the servers take, let as many wait as may, and ask once more."""
+    service, room = lab.profile.services[name], _room(lab.profile, name)
+    assert room is not None and service.limits is not None and service.limits.queue is not None, "looked at before"
+    length, endpoint = service.limits.queue.length, lab.profile.endpoints(name)[0]
+    point = lab.client_for(endpoint, name)
+    wrong = figure = ""
+    held: list[Call] = []
+    try:
+        while len(held) < room and not wrong:
+            held.append(_hold(lab, name, endpoint, STREAM))
+            if (seen := _heard(held[-1], ANSWER_S)) != "answered":
+                wrong = f"connection {len(held)} of {room} that the servers take was {seen}"
+        while len(held) < room + length and not wrong:
+            held.append(_hold(lab, name, endpoint, STREAM))
+        if not wrong and (seen := _heard(held[-1], SILENCE_S)) != "silent":
+            wrong = f"number {length} of those who wait was {seen}"
+        if not wrong:
+            good, figure = _beyond(lab, service, name, endpoint, point)
+            wrong = "" if good else f"with {length} waiting the next one gets {figure}"
+    finally:
+        for call in held:
+            call.close(reset=True)
+    return Outcome(not wrong, f"{room} at once, {length} wait, the next one: {figure or 'not asked'}", wrong)
+
+
+def _beyond(lab: LabNetwork, service: Service, name: str, endpoint: Endpoint, point: VantagePoint) -> tuple[bool, str]:
+    """Does a client for whom there is no room in the queue get what is stated, and what it gets."""
+    if lab.profile.pools[service.main_pool].sorry is not None:
+        return sorry_answer(lab, service.main_pool, name, endpoint, point)
+    if service.protocol == "http":
+        answer = _ask(lab, name, endpoint, {})
+        return answer.status == UNAVAILABLE, f"status {answer.status} {answer.error}".strip()
+    call = _hold(lab, name, endpoint)
+    seen = _heard(call, ANSWER_S)
+    call.close(reset=True)
+    return seen == "closed", seen
 
 
 # -- requests ----------------------------------------------------------------------------------------------------------
