@@ -4,6 +4,7 @@ servers by."""
 from __future__ import annotations
 
 import itertools
+import re
 import zlib
 
 import pytest
@@ -11,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import goldens
-from ndakit.model import Profile, rules
+from ndakit.model import Profile, capacity_of, rules
 from ndakit.model.persistence import TYPES
 from ndakit.render.engines.persistence import NUMBERS, server_numbers
 
@@ -116,3 +117,14 @@ def test_servers_whose_names_fall_to_one_number_get_two() -> None:
             break
         seen[number] = name
     assert len(set(server_numbers(pair).values())) == 2
+
+
+def test_the_memory_of_the_tables_is_counted_as_they_are_made() -> None:
+    for name in ("kept", "tproxy-2512", "handover", "bakery"):
+        made = goldens.profile(name)
+        size = capacity_of(made)
+        config = goldens.tree(name)["/etc/haproxy.cfg"].text
+        tables = re.findall(r"^\tstick-table (.*)$", config, re.M)
+        sizes = [int(line.split(" size ")[1].split()[0]) for line in tables if " store " not in line]
+        assert size.kept_entries == sum(sizes), "those that count something are not of this kind"
+    assert capacity_of(goldens.profile("kept")).kept_entries > 0

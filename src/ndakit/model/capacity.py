@@ -53,7 +53,11 @@ TIME_WAIT_BYTES = 512
 FILES_BESIDE = 1024
 """Files of HAProxy that are no client's connection: the log, pollers, pipes, peers."""
 CLIENT_BYTES = 256
-"""An entry of a table of clients (196 bytes with an IPv6 key and two counters, seen with HAProxy 2.6)."""
+"""An entry of a table of clients (196 bytes with an IPv6 key and two counters, seen with HAProxy 2.6; 192 with a key of
+32 bytes and a server, seen with 3.0)."""
+KEPT_PER_CONNECTION = 10
+"""Clients whose servers are remembered, for each connection that a service can have: most of them are reading what they
+got. When a table is full, whoever was not seen for the longest is forgotten."""
 CLIENTS_FLOOR, CLIENTS_TOP = 1024, 100_000
 """Entries of such a table: at least and at most. When it is full, whoever was not seen for the longest is forgotten."""
 SYSTEM_MIB = 64
@@ -103,6 +107,8 @@ class Capacity:
     """On how many sides of HAProxy TLS is spoken: none, clients or servers, both."""
     client_entries: int
     """Clients whose requests or connections HAProxy counts, over all services with such a limit."""
+    kept_entries: int
+    """Clients that keep their servers by a table, over all tables."""
     ipvs_entries: int
     """Connections in IPVS's table, which has no limit of its own."""
     served: Spans = field(default_factory=Spans)
@@ -129,7 +135,7 @@ class Capacity:
         return (
             ("OpenWrt", SYSTEM_MIB),
             ("HAProxy", _mib(self._held * self.connection_bytes)),
-            ("HAProxy's tables of clients", _mib(self.client_entries * CLIENT_BYTES)),
+            ("HAProxy's tables of clients", _mib((self.client_entries + self.kept_entries) * CLIENT_BYTES)),
             ("sockets", _mib(2 * self._held * SOCKET_BYTES)),
             ("connection tracking", _mib(self.tracked_max * (TRACKED_BYTES + BUCKET_BYTES))),
             ("TIME_WAIT", _mib(self.time_wait_max * TIME_WAIT_BYTES)),
@@ -197,6 +203,7 @@ def capacity_of(profile: Profile) -> Capacity:
         client_entries=sum(
             clients_counted(profile, name, rate, limit) for name, limit in service_limits(profile, usual)
         ),
+        kept_entries=kept_tables(profile) * KEPT_PER_CONNECTION * connections,
         ipvs_entries=math.ceil(rate * (duration_s + TRACKED_AFTER_S)) if profile.ipvs_services else 0,
         buffer_bytes=sorry_pages.buffer_bytes(_pages(profile)),
         tls_sides=tls_sides(profile),
@@ -242,6 +249,21 @@ def clients_counted(profile: Profile, name: str, rate: float, connections_max: i
     per_client = limits.connections.per_client if limits.connections is not None else None
     held = 0 if per_client is None else connections_max
     return max(asked, held, CLIENTS_FLOOR) if asked or held else 0
+
+
+def kept_tables(profile: Profile) -> int:
+    """How many tables of clients that keep their servers HAProxy has: one for each way in which a pool is used, and for
+    each family where the servers see the client's address."""
+    tables: set[object] = set()
+    for name in profile.haproxy_services:
+        service = profile.services[name]
+        families = sorted({e.address.version for e in profile.endpoints(name)}) if service.transparent else [0]
+        for pool in service.pools:
+            kept = profile.persistence(name, pool)
+            if kept is not None and kept.table_s is not None:
+                waits = service.timeouts.model_copy(update={"client_s": 0.0})
+                tables |= {(pool, service.protocol, waits, kept, version) for version in families}
+    return len(tables)
 
 
 def tls_sides(profile: Profile) -> int:

@@ -303,7 +303,8 @@ class Service(Model):
             )  # fmt: skip
         if self.pool is None and self.redirect is None:
             raise mistake("missing-key", "'pool' is missing", fix="add pool: NAME, or redirect: https")
-        stated = "pool" if self.pool is not None else "routes" if self.routes else None
+        of_servers = {"pool": self.pool, "routes": self.routes, "persistence": self.persistence}
+        stated = next((key for key, value in of_servers.items() if value), None)
         if self.redirect is not None and stated is not None:
             raise mistake(
                 "redirect-and-pool", "'redirect' answers every request, and '{got}' is stated as well", got=stated,

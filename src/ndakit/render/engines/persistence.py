@@ -11,6 +11,7 @@ import zlib
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from ndakit.model.capacity import KEPT_PER_CONNECTION
 from ndakit.model.persistence import (
     HASH_BYTES,
     SESSION_BYTES,
@@ -24,8 +25,6 @@ from ndakit.model.persistence import (
 )
 from ndakit.render.node import NodeView
 
-ENTRIES_PER_CONNECTION = 10
-"""Clients that are remembered for each connection there can be: most of them are reading what they got."""
 NUMBERS = 65535
 INSPECT_S = 5.0
 """How long it is waited for a client's first words, in seconds, where it is known by them."""
@@ -97,7 +96,7 @@ def kept(node: NodeView, service: str, pool: str) -> KeptClients | None:
     wanted = profile.persistence(service, pool) if of_service else profile.pools[pool].persistence
     if wanted is None:
         return None
-    size = ENTRIES_PER_CONNECTION * node.capacity.connections_max
+    size = KEPT_PER_CONNECTION * node.capacity.connections_max
     match wanted:
         case SourcePersistence():
             return _by_source(wanted, size, {e.address.version for e in profile.endpoints(service)})
