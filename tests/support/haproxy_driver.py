@@ -586,10 +586,13 @@ def steps(order: dict[str, Any], servers: dict[str, Server]) -> Any:
             elif kind == "break":  # it is not waited until HAProxy notices
                 servers[words[0]].die()
             elif kind == "tell":
-                with socket.socket(socket.AF_UNIX) as command:
-                    command.connect(order["cli"])
-                    command.sendall(f"{words[0]}\n".encode())
-                    outcomes.append(all_heard(command))
+                outcomes.append(command(order["cli"], words[0]))
+            elif kind == "known":  # so many clients in the other HAProxy's table
+                end_s = time.monotonic() + 20
+                while f"used:{words[1]}\n" not in command(order["other_cli"], f"show table {words[0]}"):
+                    if time.monotonic() > end_s:
+                        raise SystemExit(f"the other HAProxy was not told of {words[1]} clients")
+                    time.sleep(0.05)
             elif kind == "second":
                 argv = [*order["haproxy"], "-db", "-L", order["other_name"], "-f", order["other_config"]]
                 second = subprocess.Popen(argv)
@@ -599,6 +602,14 @@ def steps(order: dict[str, Any], servers: dict[str, Server]) -> Any:
             elif kind == "pause":
                 time.sleep(words[0])
     return outcomes
+
+
+def command(path: str, text: str) -> str:
+    """What HAProxy says to a command."""
+    with socket.socket(socket.AF_UNIX) as sock:
+        sock.connect(path)
+        sock.sendall(f"{text}\n".encode())
+        return all_heard(sock)
 
 
 def session(order: dict[str, Any], sessions: dict[str, ssl.SSLSession | None], client: str) -> list[Any]:

@@ -87,7 +87,8 @@ def _second(profile: Profile, folder: Path, addresses: Mapping[str, str]) -> dic
     config.write_text(text.replace("/haproxy.sock", "/haproxy2.sock").replace("bind 127.0.0.1:", "bind 127.0.0.2:"))
     own = next(a for a in next(iter(profile.nodes[node].addresses.values())) if a.version == 4)
     ready = [str(own), profile.monitoring.statistics.port]
-    return {"other_config": str(config), "other_name": profile.hostname(node), "other_ready": ready}
+    cli = str(folder / "haproxy2.sock")
+    return {"other_config": str(config), "other_name": profile.hostname(node), "other_ready": ready, "other_cli": cli}
 
 
 def attempt(
