@@ -14,10 +14,10 @@ from ndakit.cli.task_body import NODE_HELP, PROFILE_HELP, shown
 if TYPE_CHECKING:
     from ndakit.cli.nodes import SshOptions
 
-IDENTITY_HELP = "your private SSH key (default: a key of the profile that your agent or ~/.ssh has)"
-ADDRESS_HELP = "the node's address, where it is another one than the profile's"
-JUMP_HELP = "USER@HOST[:PORT]: go through this machine"
-ACCEPT_HELP = "SHA256:…: pin the node's host key if it has this fingerprint"
+IDENTITY_HELP = "your private SSH key (default: a key from the profile that is in your agent or in ~/.ssh)"
+ADDRESS_HELP = "the node's address, if it is not the one in the profile"
+JUMP_HELP = "USER@HOST[:PORT]: connect through this machine"
+ACCEPT_HELP = "SHA256:…: trust the node's host key if it has this fingerprint, and pin it"
 
 
 def _way(identity: str | None, address: str | None, jump: str | None, accept_host_key: str | None) -> SshOptions:
@@ -97,7 +97,7 @@ def drain(
     positional=["profile"],
     help={
         "profile": PROFILE_HELP,
-        "node": NODE_HELP,
+        "node": "the node (may be left out if there is only one)",
         "identity": IDENTITY_HELP,
         "address": ADDRESS_HELP,
         "jump": JUMP_HELP,
@@ -114,7 +114,7 @@ def session(
     jump: str | None = None,
     accept_host_key: str | None = None,
 ) -> None:
-    """Log in to a running balancer; its host key is pinned at the first time."""
+    """Log in to a running balancer; the first time, its host key is pinned."""
     from ndakit.cli.nodes import open_session
     from ndakit.core.workspace import Workspace
 

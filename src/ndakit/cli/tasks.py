@@ -19,8 +19,10 @@ from ndakit.cli.task_body import NODE_HELP, PROFILE_HELP, shown
 from ndakit.core import terminal
 
 OFFLINE_HELP = "openwrt: no network; the ImageBuilder and the packages come from the cache"
-MIRROR_HELP = "openwrt: download address instead of OpenWrt's own (several: comma; also NDAKIT_MIRROR)"
-CHECKSUM_HELP = "openwrt: the ImageBuilder archive's SHA-256, instead of a signature"
+MIRROR_HELP = (
+    "openwrt: download from this address instead of OpenWrt's (separate several by commas; or set NDAKIT_MIRROR)"
+)
+CHECKSUM_HELP = "openwrt: trust the ImageBuilder's archive with this SHA-256, without a signature"
 
 
 @task(name="list")
@@ -36,7 +38,7 @@ def list_profiles(c: Context) -> None:
 @task(positional=["profile"], help={"profile": PROFILE_HELP, "origin": "with the file and line of every value"})
 @shown
 def show(c: Context, profile: str, origin: bool = False) -> None:
-    """Show a profile as it is after `extends` and defaults."""
+    """Show a profile with all values that `extends` and the defaults add."""
     from ndakit.cli.profiles import show_text
     from ndakit.core.workspace import Workspace
 
@@ -49,7 +51,7 @@ def show(c: Context, profile: str, origin: bool = False) -> None:
         "profile": PROFILE_HELP,
         "json": "errors and warnings as JSON",
         "daemons": "also ask the daemons (haproxy, keepalived …); downloads them if they are not in the cache",
-        "without-secrets": "secrets are not at hand: placeholders stand for them",
+        "without-secrets": "take placeholders for the secrets, if you do not have them here",
     },
 )
 @shown
@@ -64,11 +66,11 @@ def check(c: Context, profile: str, json: bool = False, daemons: bool = False, w
 
 @task(
     positional=["profile"],
-    help={"profile": PROFILE_HELP, "days": "how long the certificates are good"},
+    help={"profile": PROFILE_HELP, "days": "for how many days the certificates are valid (default: 90)"},
 )
 @shown
 def certificate(c: Context, profile: str, days: int = 90) -> None:
-    """Make certificates to begin with (they sign themselves) for services that have none yet."""
+    """Make self-signed certificates for services that have none yet."""
     from ndakit.cli import certificate as certificates
     from ndakit.core.workspace import Workspace
 
@@ -78,7 +80,7 @@ def certificate(c: Context, profile: str, days: int = 90) -> None:
 @task(name="packages", positional=["profile"], help={"profile": PROFILE_HELP, "json": "the same as JSON"})
 @shown
 def package_list(c: Context, profile: str, json: bool = False) -> None:
-    """Show which packages an image gets or loses, from where and why."""
+    """Show which packages an image gets or loses, where they come from, and why."""
     from ndakit.cli.packages import show as show_packages
     from ndakit.cli.profiles import read
     from ndakit.core.workspace import Workspace
@@ -103,13 +105,13 @@ def render(c: Context, profile: str, node: str | None = None, out: str | None = 
 @task(
     positional=["profile"],
     help={
-        "profile": "profile's name or path to its file (several names: comma); none with --all",
+        "profile": "profile's name or path to its file; separate several names by commas; leave it out with --all",
         "node": NODE_HELP,
         "builder": "lab (a stand-in, for testing) or openwrt (images to flash)",
-        "imagebuilder": "openwrt: folder of an unpacked ImageBuilder (default: the release's is fetched)",
-        "jobs": "so many profiles at a time (default: as many as there are processors)",
+        "imagebuilder": "openwrt: folder of an unpacked ImageBuilder (default: fetch the one of the release)",
+        "jobs": "how many profiles at a time (default: as many as there are processors)",
         "all": "every profile of this workspace",
-        "why": "only say what would be built, and because of what",
+        "why": "only show what would be built, and why",
         "locked": "build exactly what the lock file pins, or nothing",
         "offline": OFFLINE_HELP,
         "mirror": MIRROR_HELP,
@@ -186,7 +188,7 @@ def fetch(
     checksum: str | None = None,
     json: bool = False,
 ) -> None:
-    """Download and verify OpenWrt's ImageBuilder into the cache; builds do it by themselves."""
+    """Download OpenWrt's ImageBuilder into the cache and verify it; a build does this by itself."""
     from ndakit.cli.fetch import fetch_imagebuilder
     from ndakit.core.workspace import Workspace
     from ndakit.imagebuilder.sources import FetchOptions
@@ -206,7 +208,7 @@ def fetch(
 )
 @shown
 def servers(c: Context, profile: str, server: str | None = None, out: str | None = None, json: bool = False) -> None:
-    """Write what each server must have (gateway, VIP, tunnel) as scripts with an undo."""
+    """Write a script for each server that sets up what it needs (gateway, VIP, tunnel), or undoes it."""
     from ndakit.cli.servers import write_scripts
     from ndakit.core.workspace import Workspace
 
@@ -217,10 +219,10 @@ def servers(c: Context, profile: str, server: str | None = None, out: str | None
     positional=["profile"],
     help={
         "profile": PROFILE_HELP,
-        "node": "whose image (may be left out if there is only one)",
+        "node": "the node whose image is written (may be left out if there is only one)",
         "to": "the disk, by path (/dev/sdX, /dev/disk/by-id/…) or serial number; or a file (./NAME.img)",
-        "yes": "do not ask: the serial number of the disk (its name if it has none), or the name of the file",
-        "as-built": "also an image that is not what the profile says now",
+        "yes": "do not ask; give the disk's serial number (its name if it has none), or the file's name",
+        "as-built": "also write an image that does not fit the profile as it is now",
         "json": "the outcome as JSON",
     },
 )
@@ -284,10 +286,10 @@ def boot(c: Context, profile: str, node: str | None = None) -> None:
     iterable=["page"],
     help={
         "profile": PROFILE_HELP,
-        "only": "only claims whose name is or begins with this (several: comma); see the table a run prints",
+        "only": "claims with this name, or whose name begins with it (separate several by commas); a run shows the names",
         "json": "FILE: also write the result there",
-        "identity": "private SSH key of an admin of the profile, to prove the login as well",
-        "page": "FILE: a page that a check knows by its digest (expect.digest); may be given several times",
+        "identity": "an admin's private SSH key, to prove that the login works, too",
+        "page": "FILE: a page that a check knows by its digest (expect.digest); may be repeated",
     },
 )
 @shown
@@ -322,7 +324,7 @@ def demo(c: Context) -> None:
 
 @task(
     help={
-        "quick": "leave out virtual machines and image builds (under a minute)",
+        "quick": "leave out virtual machines and image builds (about three minutes on two cores)",
         "only": "pytest's -k: only tests whose name matches",
     }
 )
@@ -337,10 +339,10 @@ def test(c: Context, quick: bool = False, only: str | None = None) -> None:
 @task(
     positional=["what"],
     help={
-        "what": "topologies: what nat, dr and tun carry, against a plain router (default: everything else)",
-        "runs": "failovers per advert interval",
+        "what": "topologies: compare nat, dr and tun with a plain router (default: everything else)",
+        "runs": "how many failovers for each advert interval",
         "json": "FILE: where to write the figures (default: images/bench.json, images/bench-topologies.json)",
-        "plot": "topologies: also draw them, an SVG file",
+        "plot": "topologies: FILE: also draw the figures as SVG",
     },
 )
 @shown
@@ -356,7 +358,7 @@ def bench(c: Context, what: str, runs: int = 20, json: str | None = None, plot: 
 @task(
     help={
         "cache": "also the per-user cache with downloads (all workspaces share it)",
-        "gone": "only overlays and images of profiles and nodes that are no longer there",
+        "gone": "only overlays and images whose profile or node is no longer there",
     }
 )
 @shown
