@@ -286,7 +286,7 @@ def boot(c: Context, profile: str, node: str | None = None) -> None:
     iterable=["page"],
     help={
         "profile": PROFILE_HELP,
-        "only": "claims with this name, or whose name begins with it (separate several by commas); a run shows the names",
+        "only": "claims with this name, or whose name begins with it (several: comma); a run shows the names",
         "json": "FILE: also write the result there",
         "identity": "an admin's private SSH key, to prove that the login works, too",
         "page": "FILE: a page that a check knows by its digest (expect.digest); may be repeated",
