@@ -24,7 +24,8 @@ def profile(kept: str, service: str, *, release: str = "24.10.8", more: str = ""
     pool = f"persistence: {kept}, " if kept else ""
     return goldens.parse(
         HEAD.replace("{release}", release) + f"pools:\n  web: {{{pool}{SERVERS}}}\n  other: {{{pool}{SERVERS}}}\n"
-        f"services:\n  web: {{vip: www, port: 80, pool: web, {service}}}\n{more}"
+        f"services:\n  web: {{vip: www, port: 80, pool: web, {service}}}\n{more}",
+        goldens.DATA / "profiles",
     )
 
 
@@ -34,6 +35,8 @@ def told(made: Profile) -> set[str]:
 
 HTTP, TCP, DR = "protocol: http", "protocol: tcp", "protocol: tcp, topology: nat"
 TLS = "protocol: http, tls: {certificates: [{secret: a.pem}]}"
+KNOWN = TLS.replace("a.pem}]", "a.pem}], client_certificates: {ca: test-ca.pem}")
+DN = "{type: header, name: X-SSL-Client-DN}"
 SRV, HOST = "{type: cookie, name: SRV}", "{type: cookie, name: __Host-A}"
 
 
@@ -50,6 +53,9 @@ SRV, HOST = "{type: cookie, name: SRV}", "{type: cookie, name: __Host-A}"
         ("same-site-without-tls", ("{type: cookie, name: A, same_site: none}", HTTP),
          ("{type: cookie, name: A, same_site: none}", TLS)),
         ("cookie-prefix-without-tls", (HOST, HTTP), (HOST, TLS)),
+        ("header-not-there", ("{type: header, name: X_Real_IP}", HTTP), ("{type: header, name: X-User}", HTTP)),
+        ("header-not-there", (DN, TLS), (DN, KNOWN)),
+        ("header-not-there", ("{type: header, name: Upgrade}", HTTP), ("{type: header, name: X-Forwarded-For}", HTTP)),
         ("tls-session-of-ours", ("{type: tls-session}", TLS.replace("http", "tcp")), ("{type: tls-session}", TCP)),
     ],
 )  # fmt: skip

@@ -13,7 +13,7 @@ import goldens
 from haproxy_live import attempt
 from ndakit.lab.clients import LoadResult
 from ndakit.model import Profile
-from ndakit.render.claimed_headers import CLAIMS, ClaimGroup
+from ndakit.model.claimed_headers import CLAIMS, ClaimGroup
 from ndakit.render.render import render
 from ndakit.verify.claims.shares import at_once_errors, share_errors
 

@@ -17,7 +17,7 @@ from ndakit.lab.host import Host
 from ndakit.lab.network import LabNetwork
 from ndakit.lab.plan import VantagePoint, plan
 from ndakit.model import Profile
-from ndakit.render.claimed_headers import CLAIMS, ClaimGroup
+from ndakit.model.claimed_headers import CLAIMS, ClaimGroup
 from ndakit.verify.claims import haproxy, shares, traffic
 from ndakit.verify.claims.base import Outcome, first_service_port
 

@@ -9,9 +9,10 @@ from dataclasses import dataclass
 
 from ndakit.core.mistakes import KeyPath
 from ndakit.core.release import since
+from ndakit.model.claimed_headers import CLAIMS
 from ndakit.model.engines import ENGINES
 from ndakit.model.http import covers
-from ndakit.model.persistence import TYPES, CookiePersistence, Persistence, SourcePersistence
+from ndakit.model.persistence import TYPES, CookiePersistence, HeaderPersistence, Persistence, SourcePersistence
 from ndakit.model.profile import Profile
 from ndakit.model.rules.engines import RELEASE, refusal, topology_of
 from ndakit.model.rules.findings import Finding, error, warning
@@ -19,6 +20,17 @@ from ndakit.model.traffic import Service
 
 ONLY_SECURE = ("__Secure-", "__Host-")
 """How names of cookies begin that browsers take over TLS only, with the attribute Secure (RFC 6265bis, 4.1.3)."""
+
+SET_BY_US = frozenset({"x-forwarded-for"})
+"""Headers that HAProxy deletes, and then sets to what it knows of the client."""
+SET_OF_CERTIFICATES = frozenset(
+    {"x-ssl-client-dn", "x-ssl-client-issuer-dn", "x-ssl-client-serial", "x-ssl-client-sha1"}
+)
+"""The same, where clients have certificates."""
+OF_CONNECTION = frozenset({
+    "connection", "http2-settings", "keep-alive", "proxy-connection", "te", "trailer", "transfer-encoding", "upgrade",
+})  # fmt: skip
+"""Headers for the next hop only (RFC 9110, 7.6.1)."""
 
 
 @dataclass(frozen=True)
@@ -158,6 +170,29 @@ def secure(profile: Profile) -> Iterator[Finding]:
             )  # fmt: skip
 
 
+def headers(profile: Profile) -> Iterator[Finding]:
+    """Headers that are not there any more when a server is chosen, or are about the connection alone."""
+    for use in _once(profile):
+        kept, clients = use.kept, use.service.tls.client_certificates if use.service.tls is not None else None
+        if not isinstance(kept, HeaderPersistence) or use.service.protocol not in kept.protocols:
+            continue
+        name = kept.name.lower()
+        if name in SET_BY_US or (clients is not None and name in SET_OF_CERTIFICATES):
+            continue
+        why = ""
+        if CLAIMS.covers(name):
+            why = "HAProxy takes out of every request, because a client could claim something by it"
+        elif name in OF_CONNECTION:
+            why = "is about the connection and not about the client"
+        if why:
+            yield error(
+                "header-not-there", f"service {use.name} keeps its clients' servers by the header {kept.name}, which "
+                f"{why}: nobody would be kept",
+                (*use.at, "name"), "choose another header, such as X-User, or write type: cookie or source",
+                other=("services", use.name), also=use.also,
+            )  # fmt: skip
+
+
 def tls_sessions(profile: Profile) -> Iterator[Finding]:
     """`tls-session` where HAProxy ends TLS itself, and what it cannot do anywhere."""
     for use in _once(profile):
@@ -235,6 +270,7 @@ RULES: tuple[Callable[[Profile], Iterator[Finding]], ...] = (
     carried,
     of_release,
     secure,
+    headers,
     tls_sessions,
     one_name_for_two,
 )

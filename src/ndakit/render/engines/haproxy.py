@@ -20,8 +20,8 @@ from ndakit.model.capacity import (
     service_limits,
 )
 from ndakit.model.checks import HttpCheck
+from ndakit.model.claimed_headers import CLAIMS, ClientClaims
 from ndakit.model.transparent import as_root
-from ndakit.render.claimed_headers import CLAIMS, ClientClaims
 from ndakit.render.engines import host_names, persistence
 from ndakit.render.engines.haproxy_limits import (
     FrontendLimits,

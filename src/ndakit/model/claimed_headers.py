@@ -8,6 +8,7 @@ same `HTTP_X_FORWARDED_FOR` (RFC 3875, 4.1.18). Pure text; the template writes t
 
 from __future__ import annotations
 
+import re
 import textwrap
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -98,6 +99,10 @@ class ClientClaims:
     def names(self) -> tuple[str, ...]:
         """Every name."""
         return tuple(name for group in self.groups for name in group.names)
+
+    def covers(self, header: str) -> bool:
+        """True if a header is taken away from every request."""
+        return any(re.search(group.expression, header.lower()) for group in self.groups)
 
 
 CLAIMS = ClientClaims(
