@@ -181,15 +181,19 @@ def test_an_offline_openwrt_build_without_an_imagebuilder_says_what_to_do(worksp
 def test_clean_removes_what_can_be_made_again_and_nothing_else(workspace: Path) -> None:
     assert inv(workspace, "render", "bakery").returncode == 0
     (workspace / "overlays" / "README.md").write_text("mine")
+    (workspace / "rebuilt/former/lb1").mkdir(parents=True)
+    (workspace / "backups/bakery/lb1").mkdir(parents=True)
     done = inv(workspace, "clean")
     assert done.returncode == 0
+    assert not (workspace / "rebuilt/former").exists(), "it can be made again, from a backup"
+    assert (workspace / "backups/bakery/lb1").exists()
     assert not (workspace / "overlays/bakery").exists()
     assert (workspace / "overlays/README.md").exists()
     assert (workspace / "profiles/bakery.yaml").exists()
 
 
 def test_clean_gone_removes_only_what_belongs_to_no_profile_or_node(workspace: Path) -> None:
-    kept = ["images/bakery/lb1", "overlays/bakery/lb2", "images/broken/lb7"]
+    kept = ["images/bakery/lb1", "overlays/bakery/lb2", "images/broken/lb7", "rebuilt/former/lb1"]
     gone = ["images/bakery/lb9", "overlays/bakery/lb9", "images/former/lb1"]
     for name in (*kept, *gone):
         (workspace / name).mkdir(parents=True)

@@ -437,6 +437,7 @@ BROKEN = {
     "record-foreign": "incomplete, or has something foreign",
     "record-newer": "it has format 9",
     "another-file": "no file of a backup",
+    "another-place": "incomplete, or has something foreign",
     "linked": "is not there",
 }
 
@@ -464,6 +465,7 @@ def test_a_broken_backup_is_shown_as_what_it_is(box: Box, shop: Loaded, place: W
             {
                 "record-cut": text[:200],
                 "record-foreign": text.replace('"hostname"', '"host_name"'),
+                "another-place": text.replace('"profile": "shop"', '"profile": "../../shop"'),
                 "record-newer": text.replace('"format": 1', '"format": 9'),
                 "another-file": text.replace('"config.tar.gz"', '"../../../etc/passwd"'),
             }[how]

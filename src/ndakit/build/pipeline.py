@@ -31,7 +31,7 @@ from ndakit.image.artifacts import Artifact, ImageFile, Record
 from ndakit.image.built import Built, BuiltImage, DiskFull
 from ndakit.imagebuilder import request as imagebuilder_request
 from ndakit.imagebuilder.imagebuilder import ImageBuilder
-from ndakit.imagebuilder.sources import Builder, Job
+from ndakit.imagebuilder.sources import Builder, ForImages, Job
 from ndakit.lint import lint
 from ndakit.load.load import Loaded
 from ndakit.node import facts
@@ -91,7 +91,7 @@ def build(
     `locked` also LockMissing and LockDrift.
     """
     name = loaded.profile.name
-    with _disk_errors(workspace), workspace.writing(name, on_wait=lambda who: events(Waiting(who))):
+    with disk_errors(workspace), workspace.writing(name, on_wait=lambda who: events(Waiting(who))):
         chosen = nodes or tuple(loaded.profile.nodes)
         plans = plan(workspace, loaded, chosen, builder, locked=locked)
         stale = [p for p in plans if not p.up_to_date]
@@ -109,12 +109,16 @@ def build(
 
 def _prepare(workspace: Workspace, loaded: Loaded, builder: Builder) -> None:
     """Refuse at once what would fail late: a path that make cannot work in, no space."""
-    make_folder(workspace.state)
     make_folder(artifacts.folder_of(workspace, loaded.profile.name, "").parent)
+    require_room(workspace, loaded.profile, loaded.profile.image.formats, builder)
+
+
+def require_room(workspace: Workspace, profile: ForImages, formats: Sequence[str], builder: Builder) -> None:
+    """Raises SpaceShort, PathUnusable, and ToolMissing for a format that needs a program that is not here."""
+    make_folder(workspace.state)
     imagebuilder_request.usable_path(workspace.state)
-    image = loaded.profile.image
-    image_formats.require(image.formats)
-    needed_mib = builder.space_mib(loaded.profile) + 2 * len(image_formats.wanted(image.formats)) * image.rootfs_mib
+    image_formats.require(formats)
+    needed_mib = builder.space_mib(profile) + 2 * len(image_formats.wanted(formats)) * profile.image.rootfs_mib
     available_mib = shutil.disk_usage(workspace.state).free // _MIB
     if available_mib < needed_mib:
         raise SpaceShort(workspace.state, needed_mib, available_mib)
@@ -141,25 +145,25 @@ def _make(
     files, bin_dir = scratch / "files", scratch / "out"
     log = workspace.logs("build") / f"{profile.name}-{node}.log"
     log.write_text("")
-    with _step(events, "overlay", node, "writing the rendered files") as done:
+    with step(events, "overlay", node, "writing the rendered files") as done:
         done.append(str(overlay.write(one.tree, workspace.overlays / profile.name / node)))
         overlay.write(one.tree, files, for_image=True)
         put_facts(files, recipe.of(loaded, node, one.inputs, one.tree, one.image_id))
     started_s = time.monotonic()
     job = Job(profile, scratch, log, on_line=lambda text: events(OutputLine(text, "imagebuilder")))
     with contextlib.ExitStack() as stack:
-        with _step(events, "imagebuilder", node, f"preparing {builder.label()}"):
+        with step(events, "imagebuilder", node, f"preparing {builder.label()}"):
             driver = stack.enter_context(builder.provide(job))
             feed.deliver(one.local, driver.root, profile.release)
-        with _step(events, "image", node, f"building OpenWrt {profile.release} for {profile.hostname(node)}") as done:
+        with step(events, "image", node, f"building OpenWrt {profile.release} for {profile.hostname(node)}") as done:
             built = driver.image(request(loaded, node, one.packages, files), bin_dir)
             feed.prove(one.local, built.packages)
             done.append(_sizes(built.images))
         lock, warnings = pinning.compare(loaded, node, one.pins, built.packages, locked=locked)
         built = replace(built, warnings=(*built.warnings, *warnings))
-        built = _in_formats(built, profile.image.formats, node, events)
+        built = in_formats(built, profile.image.formats, node, events)
         record = _record(workspace, loaded, one, builder, built, driver, lock, time.monotonic() - started_s)
-        with _step(events, "artifact", node, "writing the record") as done:
+        with step(events, "artifact", node, "writing the record") as done:
             folder = artifacts.folder_of(workspace, profile.name, node)
             beside = sidecars.texts(profile, node, record.images, record.warning, workspace.templates)
             beside[sbom.NAME] = sbom.document(record, sbom.package_facts(driver.root))
@@ -181,12 +185,12 @@ def put_facts(files: Path, made_of: ImageRecipe) -> None:
     write_atomic(files / facts.RECIPE.lstrip("/"), made_of.text().encode(), mode=0o600)
 
 
-def _in_formats(built: Built, formats: Sequence[str], node: str, events: Events) -> Built:
+def in_formats(built: Built, formats: Sequence[str], node: str, events: Events) -> Built:
     """The images in the formats that are wanted, and no others."""
     wanted = image_formats.wanted(formats)
     if not wanted:
         return replace(built, images=image_formats.make(built.images, formats))
-    with _step(events, "formats", node, f"making {', '.join(wanted)}") as done:
+    with step(events, "formats", node, f"making {', '.join(wanted)}") as done:
         images = image_formats.make(built.images, formats)
         done.append(_sizes([i for i in images if i.format in wanted]))
     return replace(built, images=images)
@@ -234,21 +238,7 @@ def _record(
         secrets=one.tree.secrets,
         packages=built.packages,
         lock=lock,
-        images=tuple(
-            ImageFile(
-                name=i.path.name,
-                kind=i.kind,
-                filesystem=i.filesystem,
-                format=i.format,
-                size_bytes=i.path.stat().st_size,
-                sha256=i.sha256,
-                disk_bytes=i.disk.disk_bytes if i.disk else None,
-                root_capacity_bytes=i.disk.root_capacity if i.disk else None,
-                root_used_bytes=i.disk.root_payload if i.disk else i.flash.root_bytes if i.flash else None,
-                mtime_ns=i.path.stat().st_mtime_ns,
-            )
-            for i in built.images
-        ),
+        images=image_files(built.images),
         sources=one.sources,
         warnings=built.warnings,
         tools=tools,
@@ -258,18 +248,37 @@ def _record(
     )
 
 
+def image_files(images: Sequence[BuiltImage]) -> tuple[ImageFile, ...]:
+    """Images as a record has them."""
+    return tuple(
+        ImageFile(
+            name=i.path.name,
+            kind=i.kind,
+            filesystem=i.filesystem,
+            format=i.format,
+            size_bytes=i.path.stat().st_size,
+            sha256=i.sha256,
+            disk_bytes=i.disk.disk_bytes if i.disk else None,
+            root_capacity_bytes=i.disk.root_capacity if i.disk else None,
+            root_used_bytes=i.disk.root_payload if i.disk else i.flash.root_bytes if i.flash else None,
+            mtime_ns=i.path.stat().st_mtime_ns,
+        )
+        for i in images
+    )
+
+
 @contextlib.contextmanager
-def _step(events: Events, step: str, node: str, what: str) -> Iterator[list[str]]:
+def step(events: Events, called: str, node: str, what: str) -> Iterator[list[str]]:
     """Tell of a step's beginning and, if it went well, of its end; the block may leave a note."""
-    events(StepStarted(step, node, what))
+    events(StepStarted(called, node, what))
     started_s = time.monotonic()
     note: list[str] = []
     yield note
-    events(StepDone(step, node, time.monotonic() - started_s, ", ".join(note)))
+    events(StepDone(called, node, time.monotonic() - started_s, ", ".join(note)))
 
 
 @contextlib.contextmanager
-def _disk_errors(workspace: Workspace) -> Iterator[None]:
+def disk_errors(workspace: Workspace) -> Iterator[None]:
     """Turn a full or unwritable disk into the error of it, whichever step met it."""
     try:
         yield

@@ -30,8 +30,8 @@ def clean_workspace(workspace: Workspace, *, cache: bool, gone: bool) -> None:
 
 
 def _made(workspace: Workspace) -> list[Path]:
-    """Everything in overlays and images."""
-    folders = [base for base in (workspace.overlays, workspace.images) if base.is_dir()]
+    """Everything in overlays and images, and images made from backups."""
+    folders = [base for base in (workspace.overlays, workspace.images, workspace.rebuilt) if base.is_dir()]
     return [entry for base in folders for entry in sorted(base.iterdir()) if entry.name != "README.md"]
 
 
@@ -43,7 +43,7 @@ def left_over(workspace: Workspace) -> list[Path]:
     profiles = load.names(workspace)
     folders: list[Path] = []
     for entry in _made(workspace):
-        if not entry.is_dir():
+        if not entry.is_dir() or entry.parent == workspace.rebuilt:  # of no profile's making
             continue
         if entry.name not in profiles:
             folders.append(entry)

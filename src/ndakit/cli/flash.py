@@ -12,9 +12,9 @@ from typing import Any
 from ndakit.build import plan
 from ndakit.cli.profiles import nodes_of
 from ndakit.core import terminal
-from ndakit.core.errors import InputError
+from ndakit.core.errors import ErrorGroup, InputError
 from ndakit.core.workspace import Workspace
-from ndakit.image.artifacts import Artifact, images_of
+from ndakit.image.artifacts import RECORD, Artifact, images_of
 from ndakit.load import load
 from ndakit.load.loaded import Loaded
 from ndakit.operate import disks, flash
@@ -64,6 +64,14 @@ def flash_node(
     With `as_built` also an image that is not what the profile says now. Raises NodeNotNamed, ImageOutdated,
     TargetUnusable, NotConfirmed, and what `operate.flash`, rendering and reading the image raise.
     """
+    if (Path(name) / RECORD).is_file():
+        if node is not None or as_built:
+            raise NodeNotNamed(
+                "a folder holds one image, which is taken as it is", where="--node, --as-built", fix="leave them out"
+            )
+        artifact = built_folder(Path(name))
+        _write(artifact, _target(to, f"./inv flash {name}"), yes, as_json=as_json)
+        return
     loaded = load.load(workspace, name)  # its warnings were told when it was built
     node = _one_node(loaded, node)
     artifact = images_of(workspace, loaded, [node])[node]
@@ -75,7 +83,21 @@ def flash_node(
             fix=f"build it first: ./inv build {loaded.called} --node {node} --builder {artifact.record.builder}; "
             "if the older image is the right one: --as-built",
         )
-    target = _target(to, loaded, node)
+    _write(artifact, _target(to, f"./inv flash {loaded.called} --node {node}"), yes, as_json=as_json)
+
+
+def built_folder(folder: Path) -> Artifact:
+    """A build in a folder of its own, such as one made from a backup, whole and unchanged. Raises RecordBroken,
+    ImageChanged."""
+    artifact = Artifact.load(folder)
+    if errors := artifact.verify():
+        raise errors[0] if len(errors) == 1 else ErrorGroup(errors)
+    return artifact
+
+
+def _write(artifact: Artifact, target: TargetDisk | Path, yes: str | None, *, as_json: bool) -> None:
+    """Show what is to be overwritten, have it confirmed, and write."""
+    image = flash.image_for_disk(artifact)
     if isinstance(target, TargetDisk) and (refusal := target.refusal(image.disk_bytes or 0)) is not None:
         raise refusal
     terminal.note(f"image:  {artifact.folder / image.name}")
@@ -101,13 +123,13 @@ def _one_node(loaded: Loaded, node: str | None) -> str:
     return nodes[0]
 
 
-def _target(to: str | None, loaded: Loaded, node: str) -> TargetDisk | Path:
-    """The disk or the file that is meant. Raises TargetUnusable."""
+def _target(to: str | None, command: str) -> TargetDisk | Path:
+    """The disk or the file that is meant; `command` is what was typed so far. Raises TargetUnusable."""
     if not to:
         raise TargetUnusable(
             "it is not said which disk is to be overwritten",
             where="--to",
-            fix=f"look at ./inv disks, then: ./inv flash {loaded.called} --node {node} --to DISK "
+            fix=f"look at ./inv disks, then: {command} --to DISK "
             "(its path or serial number; or a file: --to ./NAME.img)",
         )
     path = Path(to)

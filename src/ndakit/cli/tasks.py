@@ -218,7 +218,7 @@ def servers(c: Context, profile: str, server: str | None = None, out: str | None
 @task(
     positional=["profile"],
     help={
-        "profile": PROFILE_HELP,
+        "profile": f"{PROFILE_HELP}; or the folder of one image, such as rebuilt/PROFILE/NODE",
         "node": "the node whose image is written (may be left out if there is only one)",
         "to": "the disk, by path (/dev/sdX, /dev/disk/by-id/…) or serial number; or a file (./NAME.img)",
         "yes": "do not ask; give the disk's serial number (its name if it has none), or the file's name",
@@ -356,6 +356,56 @@ def bench(c: Context, what: str, runs: int = 20, json: str | None = None, plot: 
 
 
 @task(
+    iterable=["identity"],
+    help={
+        "from": "the backup's folder, or PROFILE/NODE for the newest one of a node",
+        "as-built": "the image as the box got it, without what was changed on the box",
+        "builder": "lab or openwrt (default: what made the box's image)",
+        "imagebuilder": "folder of an unpacked ImageBuilder (default: OpenWrt's is fetched)",
+        "offline": OFFLINE_HELP,
+        "mirror": MIRROR_HELP,
+        "checksum": CHECKSUM_HELP,
+        "identity": "a private key that opens an encrypted backup (age's or SSH's); may be repeated",
+        "without-local-packages": "packages that came from packages/ are not taken from the backup",
+        "out": "where the image goes (default: rebuilt/PROFILE/NODE)",
+        "json": "the same as JSON",
+    },
+)
+@shown
+def rebuild(
+    c: Context,
+    from_: str | None = None,
+    as_built: bool = False,
+    builder: str | None = None,
+    imagebuilder: str | None = None,
+    offline: bool = False,
+    mirror: str | None = None,
+    checksum: str | None = None,
+    identity: list[str] | None = None,
+    without_local_packages: bool = False,
+    out: str | None = None,
+    json: bool = False,
+) -> None:
+    """Make a box's image from its backup alone: no profile is needed, and the same bytes come of it if they can."""
+    from ndakit.cli.build import BuildOptions
+    from ndakit.cli.rebuild import RebuildOptions, rebuild_image
+    from ndakit.core.workspace import Workspace
+    from ndakit.imagebuilder.sources import FetchOptions
+
+    how = BuildOptions(
+        imagebuilder=Path(imagebuilder) if imagebuilder else None, fetch=FetchOptions(mirror, offline, checksum)
+    )
+    options = RebuildOptions(
+        tuple(Path(one) for one in identity or ()),
+        as_built,
+        not without_local_packages,
+        Path(out) if out else None,
+        json,
+    )
+    rebuild_image(Workspace.at(), from_, builder, how, options)
+
+
+@task(
     help={
         "cache": "also the per-user cache with downloads (all workspaces share it)",
         "gone": "only overlays and images whose profile or node is no longer there",
@@ -374,7 +424,7 @@ GROUPS = (
     ("look", (list_profiles, show, check, package_list)),
     ("make", (certificate, render, fetch, build, lock, servers, disks, flash)),
     ("try", (boot, verify, demo)),
-    ("operate", (status, drain, session, backup, backups, release_upgrade)),
+    ("operate", (status, drain, session, backup, backups, rebuild, release_upgrade)),
     ("care", (test, bench, clean)),
 )
 

@@ -20,13 +20,13 @@ from typing import ClassVar, Literal, Protocol
 from ndakit.core import process
 from ndakit.core.errors import InputError, MachineError
 from ndakit.core.events import Events, ignore
+from ndakit.core.release import Release
 from ndakit.core.workspace import Workspace, cache
 from ndakit.imagebuilder import cache as imagebuilder_cache
 from ndakit.imagebuilder import prerequisites, working_copy
 from ndakit.imagebuilder.fetch import fetch as fetching
 from ndakit.imagebuilder.imagebuilder import ImageBuilder, ImageBuilderBroken, check_release
 from ndakit.imagebuilder.request import usable_path
-from ndakit.model import Profile
 
 Kind = Literal["lab", "openwrt"]
 
@@ -83,11 +83,39 @@ class FetchOptions:
         return ", ".join(name for name, is_used in used.items() if is_used)
 
 
+class Size(Protocol):
+    """How large a root partition is to be."""
+
+    @property
+    def rootfs_mib(self) -> int:
+        """In MiB."""
+
+
+class ForImages(Protocol):
+    """What a builder has to know: of a profile, or of a backup that images are made from."""
+
+    @property
+    def name(self) -> str:
+        """For errors."""
+
+    @property
+    def release(self) -> Release:
+        """Of the ImageBuilder."""
+
+    @property
+    def target(self) -> str:
+        """Of the ImageBuilder."""
+
+    @property
+    def image(self) -> Size:
+        """Of the images."""
+
+
 @dataclass(frozen=True)
 class Job:
     """What a builder needs to provide an ImageBuilder: for which profile, where, and who hears about it."""
 
-    profile: Profile
+    profile: ForImages
     folder: Path
     """A private folder; the ImageBuilder is made inside."""
     log: Path
@@ -114,16 +142,16 @@ class Builder(Protocol):
     warning: ClassVar[str | None]
     """Words for the record if its images are not for flashing."""
 
-    def fingerprint(self, profile: Profile) -> str:
+    def fingerprint(self, profile: ForImages) -> str:
         """A hash of what this builder contributes to the profile's images; cheap when nothing changed."""
 
     def label(self) -> str:
         """Which ImageBuilder it is, for people; without paths of this machine."""
 
-    def provenance(self, profile: Profile) -> Provenance:
+    def provenance(self, profile: ForImages) -> Provenance:
         """The same for lock files and records."""
 
-    def space_mib(self, profile: Profile) -> int:
+    def space_mib(self, profile: ForImages) -> int:
         """Free space that building one node takes, in MiB."""
 
     def provide(self, job: Job) -> AbstractContextManager[ImageBuilder]:
@@ -139,7 +167,7 @@ class LabBuilder:
     def __init__(self, workspace: Workspace) -> None:
         self._lab = workspace.lab
 
-    def fingerprint(self, profile: Profile) -> str:
+    def fingerprint(self, profile: ForImages) -> str:
         """A hash over the lab's sources, the release and the target."""
 
         def other(path: str) -> bool:
@@ -153,11 +181,11 @@ class LabBuilder:
         """Its name for people."""
         return "the lab's stand-in ImageBuilder"
 
-    def provenance(self, profile: Profile) -> Provenance:
+    def provenance(self, profile: ForImages) -> Provenance:
         """Its name and fingerprint."""
         return Provenance(self.label(), self.fingerprint(profile))
 
-    def space_mib(self, profile: Profile) -> int:
+    def space_mib(self, profile: ForImages) -> int:
         """Free space that building one node takes, in MiB."""
         return 2 * profile.image.rootfs_mib + _LAB_SPARE_MIB
 
@@ -208,7 +236,7 @@ class OpenWrtBuilder:
             if not (self._folder / name).exists():
                 raise ImageBuilderBroken(self._folder, f"there is no {name} in it")
 
-    def fingerprint(self, profile: Profile) -> str:
+    def fingerprint(self, profile: ForImages) -> str:
         """A hash over the ImageBuilder's material, the same wherever and whenever it was unpacked."""
         return working_copy.fingerprint(self._folder, _fingerprint_cache(self._folder))
 
@@ -216,14 +244,14 @@ class OpenWrtBuilder:
         """The folder's name; the archive's unpacks to one that says release and target."""
         return self._folder.name
 
-    def provenance(self, profile: Profile) -> Provenance:
+    def provenance(self, profile: ForImages) -> Provenance:
         """The folder's name and fingerprint; of a fetched one also its archive and who vouched for that."""
         known = self._fetched
         if known is None:
             return Provenance(self.label(), self.fingerprint(profile))
         return Provenance(self.label(), self.fingerprint(profile), known.archive, known.sha256, known.verified_by)
 
-    def space_mib(self, profile: Profile) -> int:
+    def space_mib(self, profile: ForImages) -> int:
         """Free space that building one node takes, in MiB: a copy, the root twice, the images."""
         copied = sum(
             entry.stat(follow_symlinks=False).st_size
@@ -261,7 +289,7 @@ def choose(
     kind: str,
     folder: Path | None,
     workspace: Workspace,
-    profile: Profile,
+    profile: ForImages,
     options: FetchOptions | None = None,
     events: Events = ignore,
 ) -> Builder:

@@ -36,6 +36,7 @@ KEEP = 10
 PARTIAL = ".partial"
 _TIME = "%Y%m%dT%H%M%SZ"
 _NAME = re.compile(r"\d{8}T\d{6}Z")
+_WORD = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
 
 
 class BackupsExposed(InputError):
@@ -256,8 +257,8 @@ def load(folder: Path, *, contents: bool = True) -> Backup:
     try:
         record = TypeAdapter(BackupRecord).validate_python(facts)
         time = datetime.fromisoformat(record.taken_at)
-        if time.tzinfo is None:
-            raise ValueError("a time without its zone")
+        if time.tzinfo is None or not (_WORD.fullmatch(record.profile) and _WORD.fullmatch(record.node)):
+            raise ValueError("no time with its zone, or no name")
     except (ValidationError, ValueError):
         raise BackupBroken(folder, f"{RECORD} is incomplete, or has something foreign in it") from None
     for file in record.files:

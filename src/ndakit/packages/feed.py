@@ -276,6 +276,32 @@ def _read(path: Path, shown: str) -> Local:
     return Local(name, version, depends, file_sha256(path), shown, path, arch)
 
 
+def read_saved(folder: Path, release: Release, wanted: Mapping[str, str]) -> tuple[Local, ...]:
+    """The packages in a folder of saved ones, by what an image had of them: name → version and digest.
+
+    Raises PackageFileUnusable for one that is not there as it was, and what is wrong with those that are there.
+    """
+    chosen: list[Local] = []
+    for path in sorted(folder.iterdir()) if folder.is_dir() else ():
+        if path.is_dir():
+            package = packages_folder.read(path, path.name)
+            form = ipk.ARCHITECTURE if release.family is not Family.FW4_APK else apk.ARCHITECTURE
+            version = package.version(release)
+            one = Local(package.name, version, package.depends, package.digest, path.name, package, form)
+        else:
+            one = _read(path, path.name)
+        if wanted.get(one.name) == f"{one.version} {one.digest}":
+            chosen.append(one)
+    for name in sorted(wanted.keys() - {one.name for one in chosen}):
+        raise PackageFileUnusable(
+            f"the image had package {name} {wanted[name].partition(' ')[0]} from packages/, and it is not there as it "
+            "was",
+            where=f"packages/{name}",
+            fix="put it there as it was; or rebuild with what there is now: --without-local-packages",
+        )
+    return tuple(chosen)
+
+
 def deliver(local: Sequence[Local], imagebuilder: Path, release: Release) -> None:
     """Put the packages into the `packages/` of an ImageBuilder's private copy, where make indexes them by itself.
 
