@@ -114,8 +114,8 @@ def prepare(backup: Backup, keys: Sequence[Any], scratch: Path, *, as_built: boo
     # What the record says is checked against the archives: it lies in a folder that others may have given us.
     missing = () if as_built else tuple(path for path in differ.missing if path in made_of.files)
     now = () if as_built else tuple(path for path in differ.changed if path in made_of.files)
-    got = _own_files(backup, keys, made_of, files, packages, set(now), set(missing))
-    lacking = sorted(made_of.files.keys() - got.keys() - set(missing))
+    laid = _own_files(backup, keys, made_of, files, packages, set(now), set(missing))
+    lacking = sorted(made_of.files.keys() - laid.keys() - set(missing))
     if lacking:
         raise NotAsBuilt(
             f"as the image had them, these files are not in the backup: {', '.join(lacking[:6])}",
@@ -125,16 +125,16 @@ def prepare(backup: Backup, keys: Sequence[Any], scratch: Path, *, as_built: boo
             else "take another backup: ./inv backups lists them",
         )
     added = {} if as_built else _config_files(backup, keys, files, set(differ.added) - made_of.files.keys())
-    own = {path: entry for path, entry in got.items() if made_of.files.get(path) != entry}
+    own = {path: entry for path, entry in laid.items() if made_of.files.get(path) != entry}
     changes = Changes(
         changed=tuple(sorted(own)),
         added=tuple(sorted(added)),
         removed=missing,
         packages_added=() if as_built else differ.packages_added,
         packages_removed=() if as_built else differ.packages_removed,
-        left_out=() if as_built else _left_out(differ.changed, differ.added, differ.not_saved, {**got, **added}, own),
+        left_out=() if as_built else _left_out(differ.changed, differ.added, differ.not_saved, {**laid, **added}, own),
     )
-    return Prepared(_with(made_of, changes, {**got, **added}), files, packages, changes, versions)
+    return Prepared(_with(made_of, changes, {**laid, **added}), files, packages, changes, versions)
 
 
 def _left_out(
@@ -209,7 +209,7 @@ def _own_files(
 ) -> dict[str, str]:
     """Lay out the image's own files: as they are on the box for those in `now`, as the image has them for the others.
     What they are now, as recipes say it."""
-    got: dict[str, str] = {}
+    laid: dict[str, str] = {}
     where = str(backup.file(IMAGE))
     with opened(backup, IMAGE, keys) as source, tar_files.reading(cast(BinaryIO, source), where) as archive:
         for entry, content in archive.walk():
@@ -229,24 +229,24 @@ def _own_files(
             told = recipes.entry(entry.mode, data)
             if folder == ORIGINAL and told != made_of.files[path]:
                 raise tar_files.ArchiveRefused(where, f"{path} is not what the image was made of")
-            if folder == ORIGINAL and path in got:  # as it is now
+            if folder == ORIGINAL and path in laid:  # as it is now
                 continue
             _write(files, path, entry.mode, data)
-            got[path] = told
-    return got
+            laid[path] = told
+    return laid
 
 
 def _config_files(backup: Backup, keys: Sequence[Any], files: Path, wanted: set[str]) -> dict[str, str]:
     """Lay out these files of the box's configuration; links and what is not there are passed over."""
-    got: dict[str, str] = {}
+    laid: dict[str, str] = {}
     where = str(backup.file(CONFIG))
     with opened(backup, CONFIG, keys) as source, tar_files.reading(cast(BinaryIO, source), where) as archive:
         for entry, content in archive.walk():
             if content is not None and entry.path in wanted and not MADE_BY_SYSTEM.fullmatch(entry.path):
                 data = tar_files.content(content, entry, where, _FILE_MAX_BYTES)
                 _write(files, entry.path, entry.mode, data)
-                got[entry.path] = recipes.entry(entry.mode, data)
-    return got
+                laid[entry.path] = recipes.entry(entry.mode, data)
+    return laid
 
 
 def _write(root: Path, path: str, mode: int, content: bytes) -> None:
@@ -317,7 +317,7 @@ def _plain(backup: Backup, keys: Sequence[Any], files: Path, packages: Path, ver
     everything: set[str] = set()
     with opened(backup, CONFIG, keys) as source, tar_files.reading(cast(BinaryIO, source), CONFIG) as archive:
         everything |= {entry.path for entry, content in archive.walk() if content is not None}
-    got = _config_files(backup, keys, files, everything)
+    laid = _config_files(backup, keys, files, everything)
     efi = board != "x86" or release.branch >= _EFI_SINCE
     asked = Asked(
         release=record.release,
@@ -333,7 +333,7 @@ def _plain(backup: Backup, keys: Sequence[Any], files: Path, packages: Path, ver
         formats=("img",),
         local_packages={},
     )
-    made_of = ImageRecipe("0" * 64, record.profile, record.node, asked, dict(sorted(got.items())), (BY_HAND,))
+    made_of = ImageRecipe("0" * 64, record.profile, record.node, asked, dict(sorted(laid.items())), (BY_HAND,))
     left_out = tuple(f"{path}: not in the backup" for path in record.differences.not_saved)
-    changes = Changes(added=tuple(sorted(got)), left_out=left_out)
+    changes = Changes(added=tuple(sorted(laid)), left_out=left_out)
     return Prepared(_identified(made_of), files, packages, changes, versions)
