@@ -149,6 +149,37 @@ def test_with_all_servers_dead_everybody_gets_the_page(tmp_path: Path) -> None:
     assert ask(profile("hostnames: [shop.example]", servers=EQUAL), tmp_path, get(), dead=True) == ["sorry"]
 
 
+BACKUPS = (
+    "{web1: 192.168.0.21, web2: {address: 192.168.0.22, backup: true}, web3: {address: 192.168.0.23, backup: true}}"
+)
+
+
+@pytest.mark.parametrize(
+    ("absent", "expected"),
+    [([], {"web1"}), (["web1"], {"web2", "web3"}), (["web1", "web2"], {"web3"}), (["web1", "web2", "web3"], {"sorry"})],
+)
+def test_backups_answer_only_while_no_other_server_is_left(
+    absent: list[str], expected: set[str], tmp_path: Path
+) -> None:
+    limited = profile("hostnames: [shop.example]", servers=BACKUPS)
+    quick = [("inter 2s rise 2 fall 3", "inter 100ms rise 2 fall 1")]
+    assert set(ask(limited, tmp_path, *[get()] * 6, absent=absent, changes=quick, wait_s=1)) == expected
+
+
+def test_no_table_keeps_clients_at_a_backup() -> None:
+    for kept, words in (("persistence: {type: source}", ["backup", "non-stick"]), ("balance: roundrobin", ["backup"])):
+        limited = profile("hostnames: [shop.example]", pool=f"{SORRY}, {kept}", servers=BACKUPS)
+        text = render(limited, "lb1", goldens.TEMPLATES)["/etc/haproxy.cfg"].text
+        (line,) = [line.split() for line in text.splitlines() if line.startswith("\tserver web3 ")]
+        assert [word for word in line if word in ("backup", "non-stick")] == words
+
+
+def test_without_its_option_only_one_of_the_backups_would_answer(tmp_path: Path) -> None:
+    limited = profile("hostnames: [shop.example]", servers=BACKUPS)
+    changes = [("inter 2s rise 2 fall 3", "inter 100ms rise 2 fall 1"), ("\toption allbackups\n", "")]
+    assert set(ask(limited, tmp_path, *[get()] * 6, absent=["web1"], changes=changes, wait_s=1)) == {"web2"}
+
+
 # -- requests of one client --------------------------------------------------------------------------------------------
 
 

@@ -200,6 +200,7 @@ def page(address: str, port: int, path: str, timeout_s: float = 3) -> dict[str, 
 def requests(order: dict[str, Any], servers: dict[str, Server]) -> Any:
     """Raw requests, each over a connection of its own, from `source`, or from `sources` in turn; what comes back."""
     answers = []
+    time.sleep(order.get("wait_s", 0))
     sources = itertools.cycle(order.get("sources") or [order.get("source", "")])
     for text, source in zip(order["requests"], sources, strict=False):
         sock = say(order["address"], order["port"], text, tls_name=order.get("tls_name", ""), source=source)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator
 from ipaddress import IPv4Address
 from itertools import cycle
@@ -18,6 +19,7 @@ from ndakit.lab.network import LabNetwork
 from ndakit.lab.plan import VantagePoint, plan
 from ndakit.model import Profile
 from ndakit.model.claimed_headers import CLAIMS, ClaimGroup
+from ndakit.verify import claims
 from ndakit.verify.claims import haproxy, shares, traffic
 from ndakit.verify.claims.base import Outcome, first_service_port
 
@@ -226,3 +228,65 @@ def test_weights_are_asked_at_once_only_where_that_shows_them(profile: Profile, 
 @pytest.mark.parametrize(("weights", "count"), [((3, 1, 1), 25), ((1, 1), 24), ((100, 50), 24), ((30, 17), 47)])
 def test_so_many_connections_are_held_that_weights_get_whole_ones(weights: tuple[int, ...], count: int) -> None:
     assert shares._how_many(weighted(*weights).pools["web"]) == count
+
+
+# -- backups -----------------------------------------------------------------------------------------------------------
+
+
+def stood_in(alone: LoadResult, again: LoadResult) -> Outcome:
+    """The claim about backups, with what is answered while the others are dead and afterwards."""
+    head = goldens.PROFILES["bakery"].read_text().partition("pools:")[0]
+    profile = goldens.parse(
+        f"{head}pools: {{web: {{port: 80, check: tcp, servers: {{web1: 192.168.0.21, "
+        "small: {address: 192.168.0.29, backup: true}}}}\n"
+        "services: {web: {vip: www, port: 80, protocol: http, pool: web}}\n"
+    )
+    answers = iter((alone, again))
+    down: list[str] = []
+
+    @contextlib.contextmanager
+    def server_down(_: str, server: str) -> Iterator[None]:
+        down.append(server)
+        yield
+
+    lab = SimpleNamespace(
+        profile=profile, server_down=server_down, wait_server=lambda *_, **__: 1.0, ask=lambda *_: next(answers)
+    )
+    outcome = {c.name: c for c in claims.all_claims(profile)}["backup/web"].run(cast(LabNetwork, lab))
+    assert down == ["web1"]
+    return outcome
+
+
+MAIN, SMALL, NONE = LoadResult(6, {"web1": 6}, 0), LoadResult(6, {"small": 6}, 0), LoadResult(6, {}, 6)
+
+
+def test_backups_that_answer_without_the_others_and_only_then_hold() -> None:
+    assert stood_in(SMALL, MAIN).ok
+
+
+@pytest.mark.parametrize(
+    ("alone", "again", "told"),
+    [
+        (NONE, MAIN, "without the others: no answer, 6 failures"),
+        (MAIN, MAIN, "without the others: web1 100 %, 0 failures"),
+        (SMALL, SMALL, "with the others again: small 100 %, 0 failures"),
+        (SMALL, NONE, "with the others again: no answer, 6 failures"),
+    ],
+)
+def test_backups_that_do_not_stand_in_or_do_not_step_back_are_found_out(
+    alone: LoadResult, again: LoadResult, told: str
+) -> None:
+    outcome = stood_in(alone, again)
+    assert not outcome.ok and outcome.detail == told
+
+
+def test_a_backup_that_answers_beside_the_others_is_found_out() -> None:
+    profile = weighted(1, 1, balance="roundrobin")
+    servers = profile.pools["web"].servers
+    pool = profile.pools["web"].model_copy(
+        update={"servers": {**servers, "w1": servers["w1"].model_copy(update={"backup": True})}}
+    )
+    backed = profile.model_copy(update={"pools": {"web": pool}})
+    assert shares.share_errors(backed, "web", LoadResult(4, {"w0": 4}, 0)) == []
+    told = shares.share_errors(backed, "web", LoadResult(4, {"w0": 2, "w1": 2}, 0))
+    assert told == ["w1 answered, and is there for the time without the others"]

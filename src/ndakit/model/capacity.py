@@ -279,7 +279,7 @@ def ports_needed(profile: Profile, rate: float, duration_s: float) -> Iterator[t
     The busiest server counts, with one other lost (n+1): its share of the weights is then the largest.
     """
     for name in pools_that_see_us(profile):
-        weights = {n: s.weight for n, s in profile.pools[name].servers.items() if s.weight}
+        weights = {n: s.share for n, s in profile.pools[name].servers.items() if s.share}
         if not weights:
             continue
         busiest = max(weights, key=lambda n: weights[n])

@@ -34,7 +34,7 @@ class Topology:
 
 Feature = Literal[
     "timeouts", "limits", "error_pages", "maintenance",
-    "routes", "unknown_hosts", "retries", "slow_start_s", "sorry.page", "quorum", "resume_below",
+    "routes", "unknown_hosts", "retries", "slow_start_s", "sorry.page", "quorum", "resume_below", "backup",
     "persistence.on_failure",
 ]  # fmt: skip
 """Keys of services, pools and servers that not every engine carries."""
@@ -143,6 +143,7 @@ HAPROXY = Engine(
         "retries": None,
         "slow_start_s": None,
         "sorry.page": None,
+        "backup": None,
         "quorum": Refused(
             "quorum-needs-kernel",
             "pool {pool} has a quorum, which HAProxy, behind service {service}, has not",
@@ -226,6 +227,11 @@ IPVS = Engine(
             "sorry-page-needs-proxy",
             "pool {pool} has a sorry page, and IPVS, behind service {service}, shows none",
             "write sorry: {{pool: …}} with a server that shows it{or_topology}",
+        ),
+        "backup": Refused(
+            "backup-needs-proxy",
+            "server {server} of pool {pool} is a backup, and IPVS, behind service {service}, has none",
+            "write it into a pool of its own, and sorry: {{pool: …}} here{or_topology}",
         ),
         "quorum": None,
         "resume_below": None,

@@ -72,7 +72,7 @@ class Server(Model):
     """One real server of a pool."""
 
     short_form: ClassVar[str | None] = "address"
-    planned: ClassVar = {"backup": "servers for the time when the others are down", "resolve": "servers found by DNS"}
+    planned: ClassVar = {"resolve": "servers found by DNS"}
 
     address: Addresses
     """Where it is; the first one stated is used by services of topology proxy. The others, tproxy among them, use the
@@ -81,12 +81,20 @@ class Server(Model):
     """Its own port; default: the pool's, else the service's."""
     weight: Annotated[Int, Between(0, 256)] = 1
     """Its share compared with the others'; 0 takes no new connections."""
+    backup: Bool = False
+    """It gets requests only while no other server of the pool is left; several backups share them. Who got its cookie
+    meanwhile stays there (`persistence`). Topology proxy and tproxy only."""
     max_connections: Annotated[Int, Between(1, 1_000_000)] | None = None
     """More connections than this wait in the balancer's queue; with topology nat, dr and tun there is no queue, and
     they go to the other servers. There finished connections count as well for up to two minutes: state as much more."""
     resume_below: Annotated[Int, Between(1, 1_000_000)] | None = None
     """A full server gets new connections again once it has fewer than this; default three quarters of
     `max_connections`. Services of topology nat, dr and tun only."""
+
+    @property
+    def share(self) -> int:
+        """Its weight among servers that are all well."""
+        return 0 if self.backup else self.weight
 
     def address_of(self, version: int) -> Address | None:
         """The address of an IP version."""
@@ -150,8 +158,13 @@ class Pool(Model):
 
     @property
     def total_weight(self) -> int:
-        """The sum of the servers' weights."""
-        return sum(s.weight for s in self.servers.values())
+        """The sum of the servers' weights, without backups."""
+        return sum(s.share for s in self.servers.values())
+
+    @property
+    def backups(self) -> tuple[str, ...]:
+        """The servers that get requests only while no other one is left."""
+        return tuple(name for name, server in self.servers.items() if server.backup and server.weight)
 
 
 class Timeouts(Model):

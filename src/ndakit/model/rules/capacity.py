@@ -141,7 +141,7 @@ def ports(profile: Profile) -> Iterator[Finding]:
     for pool, server, need in ports_needed(profile, capacity.sessions_per_second, capacity.session_duration_s):
         if need <= most:
             continue
-        weights = [s.weight for s in profile.pools[pool].servers.values()]
+        weights = [s.share for s in profile.pools[pool].servers.values()]
         whole = math.ceil(need * (sum(weights) - _lost(weights)) / sum(weights)) if sum(weights) else need
         lost = "" if whole > most or len([w for w in weights if w]) == 1 else "with one server lost, "
         what = (
@@ -197,7 +197,7 @@ def servers(profile: Profile) -> Iterator[Finding]:
     capacity = capacity_of(profile)
     used = tuple(dict.fromkeys(p for s in profile.services.values() for p in s.pools if p in profile.pools))
     for name in used:
-        limits = {n: s.max_connections for n, s in profile.pools[name].servers.items() if s.weight}
+        limits = {n: s.max_connections for n, s in profile.pools[name].servers.items() if s.share}
         if not limits or any(limit is None for limit in limits.values()):
             continue
         taken = {n: limit or 0 for n, limit in limits.items()}

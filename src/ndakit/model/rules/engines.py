@@ -79,6 +79,8 @@ def _features_of_pool(pool: Pool) -> Iterator[tuple[Feature, KeyPath]]:
     for name, server in pool.servers.items():
         if server.resume_below is not None:
             yield "resume_below", ("servers", name, "resume_below")
+        if server.backup:
+            yield "backup", ("servers", name, "backup")
 
 
 def refusal(profile: Profile, refused: Refused, at: KeyPath, user: str, *, pool: str = "") -> Finding:

@@ -123,7 +123,7 @@ def queue(profile: Profile) -> Iterator[Finding]:
             continue
         for pool in service.pools:
             servers = profile.pools[pool].servers if pool in profile.pools else {}
-            endless = next((n for n, s in servers.items() if s.weight and s.max_connections is None), None)
+            endless = next((n for n, s in servers.items() if s.share and s.max_connections is None), None)
             if endless is not None:
                 yield warning(
                     "queue-of-nobody",

@@ -83,7 +83,7 @@ def first(profile: Profile) -> Iterator[Finding]:
 
 def _first_without_limit(pool: Pool) -> str:
     """The first server that takes everything; empty if that is the last one."""
-    names = [n for n, s in pool.servers.items() if s.weight]
+    names = [n for n, s in pool.servers.items() if s.share]
     return next((n for n in names[:-1] if pool.servers[n].max_connections is None), "")
 
 

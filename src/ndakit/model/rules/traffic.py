@@ -321,7 +321,14 @@ def servers(profile: Profile) -> Iterator[Finding]:
                         ("pools", name, "servers", server), "correct the address or the port, or delete one",
                         other=("pools", name, "servers", first),
                     )  # fmt: skip
-        if pool.total_weight == 0:
+        if pool.total_weight == 0 and pool.backups:
+            yield error(
+                "only-backups",
+                f"every server of pool {name} that takes anything is a backup: there is nobody to stand in for",
+                ("pools", name, "servers", pool.backups[0], "backup"), "delete it for at least one server",
+                other=("pools", name, "servers"),
+            )  # fmt: skip
+        elif pool.total_weight == 0:
             yield error(
                 "no-weight", f"no server of pool {name} has a weight above 0, so none gets anything",
                 ("pools", name, "servers"), "give at least one server a weight of 1",

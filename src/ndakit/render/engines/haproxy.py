@@ -85,6 +85,8 @@ class Server:
     """What a cookie calls it."""
     number: int | None
     """What a table calls it."""
+    role: tuple[str, ...]
+    """The words of a backup: no table keeps clients there once another server is back."""
 
 
 @dataclass(frozen=True)
@@ -407,6 +409,7 @@ def _backend(node: NodeView, service: str, pool: str, backends: _Backends, versi
                 track=None if first is None else f"{first.name}/{label}",
                 cookie=label if kept is not None and kept.cookie else None,
                 number=numbers.get(label),
+                role=_role(server, kept),
             )
             for label, server in settings.servers.items()
         ),
@@ -415,6 +418,13 @@ def _backend(node: NodeView, service: str, pool: str, backends: _Backends, versi
         transparent=version is not None,
     )
     return backends[key]
+
+
+def _role(server: PoolServer, kept: persistence.KeptClients | None) -> tuple[str, ...]:
+    """What a server line says of a backup."""
+    if not server.backup:
+        return ()
+    return ("backup", "non-stick") if kept is not None and kept.table is not None else ("backup",)
 
 
 def _address(server: PoolServer, version: int | None) -> Address:

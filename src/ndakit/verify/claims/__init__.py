@@ -170,6 +170,9 @@ def _about_pools(profile: Profile) -> Iterator[Claim | LeftOut]:
             yield LeftOut(f"drain/{name}", scheduling.no_drain(profile, name))
         if service_port(profile, name) is None and (pool.sorry is not None or scheduling.has_quorum(pool)):
             yield LeftOut(f"sorry/{name}", _unasked_pool(profile, name))
+        if pool.backups and service_port(profile, name):
+            text = f"with the other servers of {name} dead, {' and '.join(pool.backups)} answer, and only then"
+            yield Claim(f"backup/{name}", text, partial(traffic.backups, name=name))
         if scheduling.has_quorum(pool) and service_port(profile, name):
             text = f"below the quorum of {name} the sorry server answers, although servers are left"
             yield Claim(f"quorum/{name}", text, partial(scheduling.quorum, name=name))

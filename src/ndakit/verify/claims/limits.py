@@ -313,7 +313,7 @@ def _queue(profile: Profile, name: str, service: Service) -> Claim | LeftOut:
 
 def _room(profile: Profile, name: str) -> int | None:
     """How many connections the servers of a service's pool take; None if there is no end to it."""
-    taking = [s.max_connections for s in profile.pools[profile.services[name].main_pool].servers.values() if s.weight]
+    taking = [s.max_connections for s in profile.pools[profile.services[name].main_pool].servers.values() if s.share]
     return None if None in taking else sum(limit or 0 for limit in taking)
 
 

@@ -62,10 +62,12 @@ def share_errors(profile: Profile, service: str, result: LoadResult) -> list[str
     pool, engine = profile.pools[name], profile.services[service].carried_by
     word = engine.balance[pool.balance]
     answered = sum(result.shares.values())
-    weights = {n: s.weight for n, s in pool.servers.items()}
+    weights = {n: s.share for n, s in pool.servers.items()}
     strangers = set(result.shares) - set(weights)
     if not answered or strangers:
         return [f"answered by {', '.join(sorted(strangers))}, which is not in pool {name}"] if strangers else []
+    if early := sorted(n for n in result.shares if n in pool.backups):
+        return [f"{', '.join(early)} answered, and is there for the time without the others"]
     if drained := sorted(n for n in result.shares if not weights[n]):
         return [f"{', '.join(drained)} answered, and has weight 0"]
     if word in HEAVIEST and (heaviest := max(weights.values())) > max(weights[n] for n in result.shares):
@@ -107,7 +109,7 @@ def shows_at_once(lab: LabNetwork, service: str, port: int) -> bool:
     HAProxy, with servers on which the lab can keep a connection busy, none of them limited."""
     settings = lab.profile.services[service]
     pool = lab.profile.pools[settings.main_pool]
-    weights = {s.weight for s in pool.servers.values()} - {0}
+    weights = {s.share for s in pool.servers.values()} - {0}
     return (
         settings.carried_by.balance[pool.balance] == "leastconn"
         and len(weights) > 1
@@ -163,7 +165,7 @@ def at_once_errors(profile: Profile, service: str, counts: Mapping[str, int]) ->
     total = sum(counts.values())
     wrong = []
     for server, facts in pool.servers.items():
-        wanted = total * facts.weight / pool.total_weight
+        wanted = total * facts.share / pool.total_weight
         if abs(counts.get(server, 0) - wanted) > AT_ONCE_TOLERANCE:
             wrong.append(f"{server} has {counts.get(server, 0)} of {total} connections at once, not {wanted:.0f}")
     if counts.get("nobody"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 
 from ndakit.core.addresses import authority
@@ -90,7 +91,7 @@ def check(lab: LabNetwork, name: str) -> Outcome:
     """Kill one server's program, watch it leave, ask for the others, start it again, watch it return."""
     pool = lab.profile.pools[name]
     ahead = service_port(lab.profile, name)
-    victim = next(n for n, s in pool.servers.items() if s.weight)
+    victim = next(n for n, s in pool.servers.items() if s.share)
     with lab.server_down(name, victim):
         left_s = lab.wait_server(name, victim, up=False, timeout_s=lab.profile.detection_s(name) + SLACK_S)
         without = lab.ask(ahead) if ahead else None
@@ -114,6 +115,28 @@ def check(lab: LabNetwork, name: str) -> Outcome:
 
 def _s(value_s: float | None) -> str:
     return "never" if value_s is None else f"{value_s:.1f} s"
+
+
+def backups(lab: LabNetwork, name: str) -> Outcome:
+    """All servers but the backups at once, who answers then, and who does when they are back."""
+    pool, profile, ahead = lab.profile.pools[name], lab.profile, service_port(lab.profile, name)
+    assert ahead is not None, "the claim is made for pools that can be asked only"
+    others = [server for server, facts in pool.servers.items() if not facts.backup]
+    with contextlib.ExitStack() as stack:
+        for server in others:
+            stack.enter_context(lab.server_down(name, server))
+        for server in others:
+            lab.wait_server(name, server, up=False, timeout_s=profile.detection_s(name) + SLACK_S)
+        alone = lab.ask(ahead, SORRY_REQUESTS)
+    for server in others:
+        lab.wait_server(name, server, up=True, timeout_s=profile.recovery_s(name) + SLACK_S)
+    again = lab.ask(ahead, SORRY_REQUESTS)
+    wrong = []
+    if alone.failures or not alone.shares or not set(alone.shares) <= set(pool.backups):
+        wrong.append(f"without the others: {share_text(alone.shares)}, {alone.failures} failures")
+    if again.failures or not again.shares or set(again.shares) & set(pool.backups):
+        wrong.append(f"with the others again: {share_text(again.shares)}, {again.failures} failures")
+    return Outcome(not wrong, f"without the others: {share_text(alone.shares)}", "; ".join(wrong))
 
 
 def sorry(lab: LabNetwork, name: str) -> Outcome:

@@ -37,7 +37,7 @@ def victims(profile: Profile) -> dict[str, str]:
     for name, pool in profile.pools.items():
         if not profile.services_of(name) or why_not(profile, name):
             continue
-        taking = {server: facts for server, facts in pool.servers.items() if facts.weight}
+        taking = {server: facts for server, facts in pool.servers.items() if facts.share}
         server = next((s for s, facts in taking.items() if lying & set(facts.address)), next(iter(taking)))
         lying |= set(taking[server].address)
         chosen[name] = server
