@@ -43,17 +43,18 @@ Source = Annotated[
 
 
 class Opening(Model):
-    """Some packets to the balancer: where they come in, what they speak, who sends them."""
+    """Some packets to the balancer: where they come in, their protocol, and who sends them."""
 
     network: Name
     """The network on which they come in."""
     protocol: Protocol
-    """`tcp`, `udp`, `gre`, `esp`, `ah`, `ospf`; `icmp`: pings (let in from everywhere anyway, up to 1000 a
-    second); `all`: every protocol (deny only)."""
+    """`tcp`, `udp`, `gre`, `esp`, `ah`, `ospf`; `icmp`: pings (without a rule they are accepted from everywhere, up to
+    1000 a second); `all`: every protocol (deny only)."""
     port: Ports | None = None
     """tcp, udp: the ports there: one, a range such as 10000-10100, or a list."""
     sources: Annotated[tuple[Source, ...], BeforeValidator(as_list)] = ()
-    """Who: names of `access.sources`, addresses or subnets; without it everybody. Their families are the rule's."""
+    """The senders: names of `access.sources`, addresses or subnets; without it everybody. The rule counts for their IP
+    families."""
 
     @model_validator(mode="after")
     def _port_of_protocol(self) -> Self:
@@ -72,10 +73,10 @@ class Opening(Model):
 
 
 class Firewall(Model):
-    """Firewall rules beyond those that follow from the rest. Everything is shut that nothing opens."""
+    """Firewall rules beside those that follow from the other keys. Everything that no rule opens is closed."""
 
     allow: dict[Name, Opening] = Field(default={})
-    """Further packets that are let in, by name of the rule."""
+    """Packets to accept besides, by name of the rule."""
     deny: dict[Name, Opening] = Field(default={})
-    """Packets that are dropped although a service or an allow rule would let them in, by name of the rule. SSH from
-    access.sources, IPv6's neighbour discovery and what the nodes tell each other cannot be shut."""
+    """Packets to drop although a service or an allow rule would accept them, by name of the rule. SSH from
+    access.sources, IPv6's neighbour discovery and the traffic between the nodes cannot be closed."""

@@ -39,9 +39,9 @@ class Image(Model):
     planned: ClassVar = {"console": "another serial console"}
 
     formats: Annotated[tuple[ImageFormat, ...], BeforeValidator(as_list), Field(min_length=1)] = ("img",)
-    """The files that are made, the one to start with first. `img`: a raw disk, gzipped, for real machines and for
-    updates. `qcow2`: KVM and Proxmox. `vmdk`: VMware, with an `.ovf` to import it by. `vdi`: VirtualBox. `vhdx`:
-    Hyper-V. `rootfs`: the root file system as a `.tar.gz`, beside one of the others."""
+    """The files that are made; `boot` and `verify` start the first disk. `img`: a raw disk, gzipped, for real machines
+    and for updates. `qcow2`: KVM and Proxmox. `vmdk`: VMware, with an `.ovf` to import it by. `vdi`: VirtualBox.
+    `vhdx`: Hyper-V. `rootfs`: the root file system as a `.tar.gz`, beside one of the others."""
     firmware: Literal["efi", "bios"] = "efi"
     """`efi` also boots on BIOS machines; `bios` has an MBR and boots there only."""
     filesystem: Literal["squashfs", "ext4"] = "squashfs"
@@ -49,7 +49,7 @@ class Image(Model):
     rootfs_mib: Annotated[Int, Between(64, 65536, "MiB")] = 256
     """Size of the root partition in MiB."""
     packages: dict[PackageName, Literal["add", "remove"]] = Field(default={})
-    """Packages beyond, or against, what the profile needs anyway: `tcpdump: add`, `ppp: remove`."""
+    """Packages to add to those that the profile needs, or to remove: `tcpdump: add`, `ppp: remove`."""
 
 
 class Ssh(Model):
@@ -66,8 +66,8 @@ class Access(Model):
     planned_values: ClassVar = {"luci": {"true": "the web interface"}}
 
     ssh_keys: Annotated[dict[Name, SshKey], Field(min_length=1)]
-    """SSH public keys of root by name of their owner; at least one, for passwords are refused. RSA keys have at least
-    2048 bits."""
+    """SSH public keys for root, by the name of their owner; at least one, because passwords are refused. RSA keys have
+    at least 2048 bits."""
     sources: Annotated[
         dict[
             Name,
@@ -80,9 +80,9 @@ class Access(Model):
         ],
         Field(min_length=1),
     ]
-    """Subnets from which SSH and the statistics page can be reached, by name; nobody else can. Somebody of each must be
-    able to get in: a warning tells of those of an IP version that the nodes do not have, everything else is an error.
-    """
+    """Subnets from which SSH and the statistics page can be reached, by name; nobody else can reach them. If no address
+    of a subnet could get in, that is an error; if it is only because the nodes have no address of its IP version, it is
+    a warning."""
     ssh: Ssh = Ssh()
     """Where the SSH server listens."""
     luci: Annotated[Bool, AfterValidator(lambda v: _no_luci(v))] = False
@@ -137,15 +137,15 @@ class Bond(Model):
     """Several network cards as one link."""
 
     mode: Literal["802.3ad", "active-backup"]
-    """`802.3ad`: LACP with the switch, a stack or an MLAG pair; of two switches that are none, one is used.
-    `active-backup`: one card works, the others wait, and the switches need to know nothing."""
+    """`802.3ad`: LACP with a switch, a stack or an MLAG pair; of two switches that are not a pair, only one is used.
+    `active-backup`: one card works, the others wait, and the switches need no setting."""
 
 
 class Bridge(Model):
     """Several network cards as one switch."""
 
     stp: Bool = False
-    """Spanning tree; needed where both nodes bridge the same segments, for that is a loop."""
+    """Spanning tree; needed if both nodes bridge the same segments, because that is a loop."""
 
 
 def _bridge(value: object) -> object:
@@ -194,22 +194,22 @@ class Network(Model):
     bridge: Annotated[Bridge | None, BeforeValidator(_bridge)] = None
     """The cards work as one switch: `true`, or `{stp: true}`."""
     vlan: Annotated[Int, Between(1, 4094)] | None = None
-    """The 802.1Q tag on top of the card, bond or bridge. Networks with the same `nics`, `bond` and `bridge` share them,
-    each with a tag of its own; one can be without."""
+    """The 802.1Q tag on top of the card, bond or bridge. Networks with the same `nics`, `bond` and `bridge` share them;
+    each has its own tag, and one can have none."""
     subnet: Subnets
     """The network's subnet, at most one per family."""
     gateway: Addresses | None = None
-    """The default gateway, at most one per family; only one network has one of a family."""
+    """The default gateway, at most one per family. Only one network may have a gateway of a family."""
     dns: Annotated[tuple[IpAddress, ...], BeforeValidator(as_list)] = ()
     """Name servers for the appliance itself."""
     routes: tuple[Route, ...] = ()
-    """Further routes. None may lie over a part of an own subnet where somebody is whom the profile names."""
+    """Further routes. A route may not cover an address of the profile that is in a subnet of the nodes' own."""
     egress: Name = "none"
     """The servers' way out: source NAT to the named VIP, to the node's address (`node`), or `none`."""
     role: Literal["heartbeat"] | None = None
-    """`heartbeat`: the nodes only hear each other here, over a cable between them or a switch of its own. As long as
-    they do, no second one becomes master, whatever else is cut. It carries no VIPs, servers or gateway, and its link
-    may go down: that of a direct cable does when the other node loses its power."""
+    """`heartbeat`: here the nodes only hear each other, over a cable between them or over a separate switch. As long as
+    they do, no second node becomes master, whatever else is cut. It carries no VIPs, servers or gateway. Nothing moves
+    if its link goes down, as that of a direct cable does when the other node loses its power."""
     vrid: Annotated[Int, Between(1, 255)] | None = None
     """Pins the VRRP router id of the group `main` here; by default computed from network and group."""
 
@@ -271,23 +271,23 @@ class Vrrp(Model):
     prefer: Name | None = None
     """The master when all nodes are well; default: the first node."""
     preempt: Bool = False
-    """Whether the preferred node takes the VIPs back when it returns; by default whoever is master stays."""
+    """Whether the preferred node takes the VIPs back when it returns; by default the other node stays master."""
     preempt_delay_s: Annotated[Int, Between(0, 1000, "s")] = 0
     """Seconds it waits before it takes them back."""
     advert_interval_s: Annotated[Number, Between(0.05, 40.95, "s")] = 1.0
     """Seconds between two adverts; a failover takes a little over three of them (RFC 5798, 6.1)."""
     unicast: Bool = True
-    """Adverts go to the other nodes' addresses; `false`: to the VRRP multicast group. Either way none that came through
-    a router is believed."""
+    """Adverts go to the other nodes' addresses; `false`: to the VRRP multicast group. In both cases a node refuses
+    adverts that came through a router."""
     connection_sync: Bool = False
-    """Whether the nodes tell each other what a new master has to know: connections that pass through (the servers' way
-    out; topology nat, dr and tun), so that those survive a failover, and which server a client keeps (persistence).
-    Connections that end in HAProxy cannot survive. It is told over the heartbeat if there is one, else over the
-    first network without a gateway in which all nodes are, unencrypted."""
+    """Whether the nodes tell each other what a new master has to know: the connections that pass through (the servers'
+    way out; topology nat, dr and tun), so that they survive a failover, and which server a client keeps (persistence).
+    Connections that end in HAProxy cannot survive. This traffic is not encrypted. It goes over the heartbeat if there
+    is one, else over the first network without a gateway in which all nodes have an address."""
     demote_on: tuple[Name, ...] = ()
     """Pools: a node that sees no server of one of them, while another node sees some, gives the VIPs away. Needs
-    `preempt`. One that no service uses (the uplink's router, pinged) is looked after by keepalived itself: its check is
-    `ping` or `script`."""
+    `preempt`. A pool that no service uses (such as the uplink's router) is checked by keepalived; its check is `ping`
+    or `script`."""
 
     @property
     def takeover_s(self) -> float:
@@ -308,4 +308,5 @@ class Monitoring(Model):
     planned: ClassVar = {"prometheus": "metrics", "collectd": "metrics", "syslog": "remote logs"}
 
     statistics: Statistics = Statistics()
-    """The statistics page; `{}` asks for it where HAProxy carries no service, and would not be in the image."""
+    """The statistics page. `{}` asks for it if HAProxy carries no service; otherwise HAProxy would not be in the
+    image."""

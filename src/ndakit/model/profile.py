@@ -133,8 +133,8 @@ class Profile(Model):
     name: Name
     """The profile's name, the same as its file's; names the overlay, the image and the hosts (`acme-shop-lb1`)."""
     customer: Text | None = None
-    """Whose it is, as free text: for the login banner and reports. `./inv check` compares private addresses and VRRP
-    router ids only between profiles of the same customer; profiles without one count as one customer's."""
+    """The customer, as free text: for the login banner and reports. `./inv check` compares private addresses and VRRP
+    router ids only between profiles of the same customer. All profiles without this key count as one customer."""
     description: Text | None = None
     """What it is for, as free text."""
     labels: dict[Name, Text] = Field(default={})
@@ -164,9 +164,9 @@ class Profile(Model):
     services: dict[Name, Service] = Field(default={})
     """What clients reach, by name."""
     sizing: Sizing = Sizing()
-    """The load that is expected; limits and kernel values are computed from it."""
+    """The expected load; limits and kernel values are computed from it."""
     tuning: Tuning = Tuning()
-    """Kernel values that an expert knows better."""
+    """Kernel values that you set yourself."""
     firewall: Firewall = Firewall()
     """Firewall rules beyond those that follow from the rest."""
     monitoring: Monitoring = Monitoring()

@@ -14,14 +14,14 @@ from ndakit.model.base import Between, Int, Model, Number, mistake
 
 
 class Sizing(Model):
-    """The machine and the load, from which limits and kernel values are computed; each can be left out."""
+    """The machine and the load. Limits and kernel values are computed from them; each key can be left out."""
 
     memory_mib: Annotated[Int, Between(64, 1_048_576, "MiB")] | None = None
     """Memory of each node in MiB; default 1024, on a Dockstar 128."""
     sessions_per_second: Annotated[Number, Between(0.1, 1_000_000)] | None = None
     """New connections of clients per second, over all services, at the busiest time; default 500, on a Dockstar 50."""
     session_duration_s: Annotated[Number, Between(0.001, 86_400, "s")] | None = None
-    """How long a client's connection lasts in the mean, idle time included, in seconds; default 10."""
+    """How long a client's connection lasts on average, idle time included, in seconds; default 10."""
 
 
 def _key(value: str) -> str:
@@ -43,12 +43,12 @@ def _value(value: str) -> str:
 
 
 class Tuning(Model):
-    """What an expert knows better."""
+    """Values that you set yourself instead of the computed ones."""
 
     sysctl: dict[
         Annotated[str, AfterValidator(_key)],
         Annotated[str, AfterValidator(_value), WithJsonSchema({"type": ["string", "number"]})],
     ] = Field(default={})
-    """Kernel values beyond, or against, the computed ones: `net.ipv4.tcp_fin_timeout: 20`. Values that shut an admin
-    out, such as `net.ipv4.conf.all.arp_ignore: 8`, are refused. Source ports are counted with the profile's own
-    `net.ipv4.ip_local_port_range`."""
+    """Kernel values beside, or instead of, the computed ones: `net.ipv4.tcp_fin_timeout: 20`. Values that would shut an
+    admin out, such as `net.ipv4.conf.all.arp_ignore: 8`, are refused. If you set `net.ipv4.ip_local_port_range`, ndakit
+    counts source ports with it."""

@@ -75,20 +75,24 @@ class Server(Model):
     planned: ClassVar = {"resolve": "servers found by DNS"}
 
     address: Addresses
-    """Where it is; the first one stated is used by services of topology proxy. The others, tproxy among them, use the
-    address of the client's family."""
+    """Where it is. Services of topology proxy use the first address; all other topologies use the address of the
+    client's family."""
     port: Port | None = None
-    """Its own port; default: the pool's, else the service's."""
+    """Its port; default: the pool's, else the service's."""
     weight: Annotated[Int, Between(0, 256)] = 1
+<<<<<<< HEAD
     """Its share compared with the others'; 0 takes no new connections."""
     backup: Bool = False
     """It gets requests only while no other server of the pool is left; several backups share them. Who got its cookie
     meanwhile stays there (`persistence`). Topology proxy and tproxy only."""
+=======
+    """Its share, compared with the other servers' weights; with 0 it gets no new connections."""
+>>>>>>> 9fe206f (model: the reference in plainer sentences)
     max_connections: Annotated[Int, Between(1, 1_000_000)] | None = None
-    """More connections than this wait in the balancer's queue; with topology nat, dr and tun there is no queue, and
-    they go to the other servers. There finished connections count as well for up to two minutes: state as much more."""
+    """Further connections wait in the balancer's queue. With topology nat, dr and tun there is no queue: they go to the
+    other servers, and finished connections count for up to two minutes more, so write a larger number."""
     resume_below: Annotated[Int, Between(1, 1_000_000)] | None = None
-    """A full server gets new connections again once it has fewer than this; default three quarters of
+    """A full server gets new connections again when it has fewer than this; default three quarters of
     `max_connections`. Services of topology nat, dr and tun only."""
 
     @property
@@ -119,28 +123,28 @@ class Pool(Model):
     }
 
     port: Port | None = None
-    """The servers' port where they do not state their own; default: the service's."""
+    """The servers' port, for servers without a `port`; default: the service's."""
     balance: Balance = "roundrobin"
     """How a server is chosen. By HAProxy (proxy, tproxy): `roundrobin`, `leastconn`, `source`, `first`, `uri`,
     `random`. By IPVS (nat, dr, tun): `roundrobin` (wrr), `leastconn` (wlc), `source` (sh), `destination` (dh),
     `locality` (lblc), `locality-replica` (lblcr), `shortest-delay` (sed), or IPVS's own names; what each does is in
     topologies.md."""
     check: AnyCheck = TcpCheck()
-    """How the servers are watched: a type, or a mapping."""
+    """How the servers are checked: a type, or a mapping."""
     sorry: Sorry | None = None
-    """What clients get when no server is left; without it HAProxy's plain 503, or (topology nat, dr, tun) nothing. IPVS
-    has room for one sorry server, which nobody checks."""
+    """What clients get when no server is left. Without it they get HAProxy's plain 503, or (topology nat, dr, tun)
+    nothing. With IPVS it is one sorry server, which is not checked."""
     quorum: Annotated[Int, Between(1, 100_000)] | None = None
     """Below this sum of weights the sorry server takes over. Services of topology nat, dr and tun only."""
     persistence: AnyPersistence | None = None
     """A client keeps its server; a service may say otherwise."""
     retries: Annotated[Int, Between(0, 100)] = RETRIES
-    """How often a connection to a server that is refused or times out is tried anew, each time with another server;
-    with 0 the client gets the error at once. Only connecting is repeated, no request that a server may have got.
+    """If a server refuses a connection, or does not accept it in time, HAProxy tries so many times more, each time with
+    another server. With 0 the client gets the error at once. A request that a server may have got is never repeated.
     Topology proxy and tproxy only: with nat, dr and tun the client itself connects."""
     slow_start_s: Annotated[Number, Between(1, 3600, "s")] | None = None
-    """Seconds over which a server that returns gets its full share again. Topology proxy and tproxy only: IPVS cannot
-    do that."""
+    """When a server returns, its share grows to the full one over so many seconds. Topology proxy and tproxy only: IPVS
+    cannot do that."""
     reply_route: Literal["default", "policy"] = "default"
     """The way of the servers' answers. `default`: their default route. `policy`: a rule of their own, for these answers
     only; so that nat and tproxy work beside another default gateway, and dr and tun beside one that is the balancer.
@@ -249,26 +253,27 @@ class Service(Model):
         "compression": "compressed answers",
     }
     vip: Annotated[tuple[Name, ...], BeforeValidator(as_list), Field(min_length=1), WithJsonSchema(_NAME_OR_LIST)]
-    """The VIP, or a list of them. Whom the firewall lets in follows from the VIP's network: one with a gateway is the
-    outside, and everybody may come; one without is inside, and only who comes in through it may."""
+    """The VIP, or a list of them. The VIP's network decides whom the firewall lets in: if it has a gateway, it is the
+    outside, and everybody may come; if it has none, it is inside, and only clients that come in through this network
+    may."""
     families: Annotated[tuple[FamilyName, ...], AfterValidator(_families)] | None = None
     """`ipv4`, `ipv6`; default: those of the VIP."""
     port: Ports
-    """The port on the VIP: one, a range such as 10000-10100, or a list. HAProxy (proxy, tproxy) takes at most 4096. For
-    the kernel (nat, dr, tun) any number is one service, such as RTP's 10000-20000; a client has one server for all of
-    them only with `persistence`, or if the pool balances by source. No connection helper is loaded: an FTP server must
-    name the VIP in its answers to PASV, and its data ports belong into the list. There are at most 255 services with
-    several ports there."""
+    """The port on the VIP: one, a range such as 10000-10100, or a list. HAProxy (proxy, tproxy) takes at most 4096
+    ports. For the kernel (nat, dr, tun) any number of ports is one service, such as RTP's 10000-20000; at most 255
+    services can have several ports. All ports lead a client to the same server only with `persistence`, or if the pool
+    balances by source. No connection helper is loaded: an FTP server must name the VIP in its answers to PASV, and its
+    data ports must be in the list."""
     topology: Literal["proxy", "tproxy", "nat", "dr", "tun"] = "proxy"
-    """How traffic reaches the servers. `proxy` ends connections in HAProxy and opens its own to the server. `tproxy`
-    does the same with the client's address as the source, so that servers see it; their answers must come back through
-    the balancer, the servers' gateway. The others are balanced by the kernel (IPVS), and servers see the clients'
-    addresses, too: `nat` rewrites the destination, and answers come back through the balancer as with tproxy; `dr`
-    hands packets on unchanged to servers in the same network, which have the VIP on their loopback and answer directly;
-    `tun` does that through an IP tunnel, so that servers can be anywhere. OpenWrt 18.06 has `proxy` and `tproxy`
-    only."""
+    """How traffic reaches the servers. `proxy`: HAProxy ends the connection and opens another one to the server.
+    `tproxy`: the same, but with the client's address as the source, so that servers see it; their answers must come
+    back through the balancer, the servers' gateway. With the other three the kernel balances (IPVS), and servers see
+    the clients' addresses, too. `nat`: the kernel changes the destination, and answers come back through the balancer
+    as with tproxy. `dr`: packets go unchanged to servers in the same network, which have the VIP on their loopback and
+    answer directly. `tun`: the same through an IP tunnel, so that servers can be anywhere. OpenWrt 18.06 has `proxy`
+    and `tproxy` only."""
     protocol: Literal["http", "tcp", "udp"]
-    """What is spoken; always stated. `http` needs topology proxy or tproxy, `udp` nat, dr or tun."""
+    """The protocol; there is no default. `http` needs topology proxy or tproxy, `udp` needs nat, dr or tun."""
     hostnames: tuple[ServiceName, ...] = ()
     """The names clients use; a wildcard such as `"*.shop.example"` stands for one whole label (write it in quotes). The
     first one without a wildcard is the default Host of the pool's http check. With `tls` the certificates have to cover

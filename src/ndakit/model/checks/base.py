@@ -90,20 +90,23 @@ class Check(Model):
     type: str = "tcp"
     """What is asked."""
     interval_s: Annotated[Number, Between(0.1, 3600, "s")] = 2.0
-    """Seconds between two checks of a server, by each node; the first ones are spread over this time."""
+    """Seconds between two checks of a server. Each node checks by itself; the first checks are spread over this
+    time."""
     timeout_s: Annotated[Number, Between(0.1, 600, "s")] = 2.0
-    """Seconds that a server has for its answer once it is connected. By HAProxy connecting may take as long as the
-    service's `timeouts.connect_s`, at most `interval_s`, and that is all there is to a plain tcp check; by keepalived
-    it may take as long again as `timeout_s`, and smtp has three answers. script: whole seconds, rounded up."""
+    """Seconds that a server has for its answer after the connection. HAProxy (proxy, tproxy): connecting may take as
+    long as the service's `timeouts.connect_s`, at most `interval_s`; a plain tcp check only connects. keepalived (nat,
+    dr, tun): connecting may take `timeout_s` as well, and so may each answer; smtp has three. script: whole seconds,
+    rounded up."""
     retry_delay_s: Annotated[Number, Between(0.1, 3600, "s")] | None = None
     """Seconds from a failed check to the next one while `fall` is not reached; default `interval_s`."""
     rise: Annotated[Int, Between(1, 100)] | None = None
-    """Good checks in a row after which a server is in the pool again, default 2. With topology nat, dr and tun the
-    default is 1, and nothing else can be had: keepalived takes a server back after the first."""
+    """After so many good checks in a row a server is in the pool again; default 2. With topology nat, dr and tun it is
+    always 1, because keepalived takes a server back after the first good check."""
     fall: Annotated[Int, Between(1, 100)] = 3
-    """Failed checks in a row after which a server is out of the pool. A dead one stays in until then: for up to `fall`
-    times `interval_s` and what an attempt takes. By default that is 12 s (tcp) or 18 s (http); at `interval_s: 30` it
-    is 105 s, with `retry_delay_s: 1` beside it 47 s (tcp, HAProxy). `check` says so above a minute."""
+    """After so many failed checks in a row a server is out of the pool. Until then clients are sent to a dead server:
+    for up to `fall` times `interval_s`, plus the time that the attempts take. By default that is 12 s (tcp) or 18 s
+    (http); with `interval_s: 30` it is 105 s, and with `retry_delay_s: 1` beside it 47 s (tcp, HAProxy). `check` warns
+    above a minute."""
 
     @model_serializer(mode="wrap")
     def _in_order(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:

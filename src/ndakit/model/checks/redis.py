@@ -16,8 +16,8 @@ LOADING = b"-LOADING Redis is loading the dataset in memory\r\n"
 
 
 class RedisCheck(PortCheck):
-    """The server answers PING with PONG: it runs, and has loaded its data. One that wants a password first is taken for
-    dead. For services of topology proxy: keepalived can only connect."""
+    """The server answers PING with PONG: it runs, and has loaded its data. A server that wants a password first counts
+    as dead. For services of topology proxy: keepalived can only connect."""
 
     carried: ClassVar[Mapping[str, Branch]] = {HAPROXY.name: OLDEST}
 

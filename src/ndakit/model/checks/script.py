@@ -18,7 +18,7 @@ SCRIPT_MAX = 64 * 1024
 
 
 class ScriptCheck(PortCheck):
-    """A program of your own says so. For services of topology nat, dr and tun, and for a pool that no service uses and
+    """Your own script decides. For services of topology nat, dr and tun, and for a pool that no service uses and
     `vrrp.demote_on` names."""
 
     carried: ClassVar[Mapping[str, Branch]] = {IPVS.name: OLDEST}

@@ -19,8 +19,8 @@ class UdpExpect(Model):
 
 
 class UdpCheck(ExchangeCheck):
-    """Nothing says that the port is closed (a Linux server says that to a node once a second, so ask no more often), or
-    the answer is as expected. For services of topology nat, dr and tun."""
+    """The server does not say that its port is closed, or its answer is as expected. A Linux server says at most once a
+    second that a port is closed, so do not ask more often. For services of topology nat, dr and tun."""
 
     carried: ClassVar[Mapping[str, Branch]] = {IPVS.name: (21, 2)}  # UDP_CHECK with payloads is new in keepalived 2.2.0
     never_wrong: ClassVar[str] = "its check takes any answer, and none, for good"
