@@ -80,14 +80,10 @@ class Server(Model):
     port: Port | None = None
     """Its port; default: the pool's, else the service's."""
     weight: Annotated[Int, Between(0, 256)] = 1
-<<<<<<< HEAD
-    """Its share compared with the others'; 0 takes no new connections."""
+    """Its share, compared with the other servers' weights; with 0 it gets no new connections."""
     backup: Bool = False
     """It gets requests only while no other server of the pool is left; several backups share them. Who got its cookie
     meanwhile stays there (`persistence`). Topology proxy and tproxy only."""
-=======
-    """Its share, compared with the other servers' weights; with 0 it gets no new connections."""
->>>>>>> 9fe206f (model: the reference in plainer sentences)
     max_connections: Annotated[Int, Between(1, 1_000_000)] | None = None
     """Further connections wait in the balancer's queue. With topology nat, dr and tun there is no queue: they go to the
     other servers, and finished connections count for up to two minutes more, so write a larger number."""
