@@ -62,6 +62,21 @@ def test_pound_says_what_it_does_not_take_and_what_it_only_warns_of(old: str, ne
 
 
 @pytest.mark.parametrize(
+    ("old", "new", "says", "line"),
+    [
+        ("renegotiation = no", "renegotiaton = no", "Specified option name is not valid here", 17),
+        ("private/shop.pem", "private/nowhere.pem", "No such file", 1),
+        ("protocol = proxy", "protocol = prxy", "Protocol not supported", 1),
+    ],
+)
+def test_stunnel_is_started_to_hear_what_it_does_not_take(old: str, new: str, says: str, line: int) -> None:
+    errors = checked(changed("/etc/stunnel/stunnel.conf", old, new, "stunnel"))
+    first = next(one for one in errors if says in one.what)
+    assert isinstance(first, DaemonRefuses) and first.program == "stunnel"
+    assert first.where in (f"/etc/stunnel/stunnel.conf:{line}:1", "/etc/stunnel/stunnel.conf")
+
+
+@pytest.mark.parametrize(
     "changes",
     [
         (

@@ -126,6 +126,7 @@ def running(order: dict[str, Any]) -> Iterator[dict[str, Server]]:
     argv = [*order["haproxy"], "-db", *order.get("haproxy_words", ())]
     process = subprocess.Popen([*argv, "-f", order["config"]], stderr=subprocess.PIPE)
     pound = subprocess.Popen([*order["pound"], "-F", "-f", order["pound_config"]]) if order.get("pound") else None
+    stunnel = subprocess.Popen([*order["stunnel"], order["stunnel_config"]]) if order.get("stunnel") else None
     try:
         end_s = time.monotonic() + 20
         while True:
@@ -135,11 +136,12 @@ def running(order: dict[str, Any]) -> Iterator[dict[str, Server]]:
             with contextlib.suppress(OSError), socket.create_connection(tuple(order["ready"]), 1):
                 break
             time.sleep(0.05)
-        if pound is not None:
-            wait_for(order["address"], order["port"], pound)
+        for front in (pound, stunnel):
+            if front is not None:
+                wait_for(order["address"], order["port"], front)
         yield servers
     finally:
-        for one in (process, pound):
+        for one in (process, pound, stunnel):
             if one is not None:
                 one.kill()
                 one.wait()
@@ -204,7 +206,7 @@ def requests(order: dict[str, Any], servers: dict[str, Server]) -> Any:
     sources = itertools.cycle(order.get("sources") or [order.get("source", "")])
     for text, source in zip(order["requests"], sources, strict=False):
         sock = say(order["address"], order["port"], text, tls_name=order.get("tls_name", ""), source=source)
-        answers.append(all_heard(sock) if order.get("tls_name") else heard(sock))
+        answers.append(all_heard(sock) if order.get("tls_name") and not order.get("once") else heard(sock))
         sock.close()
     return answers
 
@@ -266,6 +268,8 @@ def tls_client(one: dict[str, Any]) -> dict[str, Any]:
                 sock.sendall(one["request"].encode("latin-1"))
                 while more := sock.recv(65536):
                     answer += more.decode("latin-1")
+                    if one.get("once"):
+                        break
             certificate = hashlib.sha256(sock.getpeercert(binary_form=True) or b"").hexdigest()
             cipher = (sock.cipher() or ("",))[0]
             facts = {"version": sock.version(), "alpn": sock.selected_alpn_protocol(), "cipher": cipher}

@@ -17,7 +17,7 @@ import goldens
 from ndakit.core import process
 from ndakit.core.workspace import cache
 from ndakit.lint import real_daemons
-from ndakit.lint.config_text import POUND
+from ndakit.lint.config_text import POUND, STUNNEL
 from ndakit.load.secrets import Secret, Secrets
 from ndakit.model import Profile
 from ndakit.render.render import Tree, render
@@ -70,6 +70,12 @@ def pound_configuration(tree: Tree, folder: Path) -> str:
     return text.replace("/etc/ndakit/", f"{folder}/")
 
 
+def stunnel_configuration(tree: Tree, folder: Path) -> str:
+    """stunnel.conf as rendered, but for its account and folders; `configuration` writes its certificates."""
+    text = tree[STUNNEL].text.replace("setuid = nobody\nsetgid = nogroup\n", "")
+    return text.replace("foreground = quiet", "foreground = yes").replace("/etc/ndakit/", f"{folder}/")
+
+
 def _changed(text: str, changes: Sequence[tuple[str, str]]) -> str:
     for old, new in changes:
         assert old in text, f"the configuration does not hold {old!r}"
@@ -98,17 +104,20 @@ def attempt(
     *,
     changes: Sequence[tuple[str, str]] = (),
     pound_changes: Sequence[tuple[str, str]] = (),
+    stunnel_changes: Sequence[tuple[str, str]] = (),
     secrets: Mapping[str, bytes] = MappingProxyType({}),
     dead: bool = False,
     absent: Sequence[str] = (),
     second: Mapping[str, str] | None = None,
     certificates: Mapping[str, str] | None = None,
+    inside: str = "",
     **order: Any,
 ) -> Any:
     """Render a profile's first node, run its HAProxy, and try one of the driver's functions.
 
-    `changes` are made to the text of haproxy.cfg first, `pound_changes` to that of pound.cfg (to show what would happen
-    without something); `dead`: no server runs; `absent`: these do not; `second`: the next node's HAProxy can be started
+    `changes` are made to the text of haproxy.cfg first, `pound_changes` to that of pound.cfg, `stunnel_changes` to that
+    of stunnel.conf (to show what would happen without something); `inside`: what the servers speak, if not what their
+    service says; `dead`: no server runs; `absent`: these do not; `second`: the next node's HAProxy can be started
     beside the first one (step `second`), with these addresses instead of the VIPs; `certificates`: file of certificate
     and key, by pool, of servers that speak TLS.
     """
@@ -121,6 +130,10 @@ def attempt(
         pound = folder / "pound.cfg"
         pound.write_text(_changed(pound_configuration(tree, folder), pound_changes))
         order |= {"pound": program("pound"), "pound_config": str(pound)}
+    if STUNNEL in tree:
+        stunnel = folder / "stunnel.conf"
+        stunnel.write_text(_changed(stunnel_configuration(tree, folder), stunnel_changes))
+        order |= {"stunnel": program("stunnel4"), "stunnel_config": str(stunnel)}
     places = [*(a for v in profile.vips.values() for a in v.address)]
     places += [a for own in profile.nodes[node].addresses.values() for a in own]
     servers = []
@@ -130,7 +143,7 @@ def attempt(
             user = profile.services[profile.services_of(name)[0]]
             port = profile.server_port(name, server)
             tls = (certificates or {}).get(name)
-            protocol = "http" if user.passes_tls else user.protocol  # inside of their TLS
+            protocol = inside or ("http" if user.passes_tls else user.protocol)  # inside of their TLS
             facts = {"address": str(server.address[0]), "port": port, "protocol": protocol, "tls": tls}
             servers.append({"name": label, **facts})
     own = next(a for a in next(iter(profile.nodes[node].addresses.values())) if a.version == 4)

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 
 HAPROXY, KEEPALIVED = "/etc/haproxy.cfg", "/etc/keepalived/keepalived.conf"
 POUND = "/etc/pound/pound.cfg"
+STUNNEL = "/etc/stunnel/stunnel.conf"
 """Where the two lie on a node."""
 _HAPROXY_SECTIONS = {"global", "defaults", "frontend", "backend", "listen", "peers", "userlist", "resolvers", "cache"}
 

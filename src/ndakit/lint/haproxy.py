@@ -222,10 +222,13 @@ def _binds(subject: Subject, proxy: Proxy, bound: dict[str, int]) -> Iterator[Li
             what = f"'{socket}' names no address: it would listen on all of them"
             yield subject.finding("haproxy-bind", HAPROXY, line.number, what)
             continue
-        # Ours, for programs of the node: keepalived, and Pound.
-        behind_pound = {frontend_name(name) for name in subject.profile.pound_services}
-        if address.is_loopback and (proxy.name.startswith("_") or proxy.name in behind_pound):
+        # Ours, for programs of the node: keepalived, and who ends TLS in front of HAProxy.
+        behind = {frontend_name(name) for name in subject.profile.inner_ports}
+        if address.is_loopback and (proxy.name.startswith("_") or proxy.name in behind):
             continue
+        if "accept-proxy" in line.words:
+            what = f"whoever comes to {socket} is believed to be the client that it names (accept-proxy)"
+            yield subject.finding("haproxy-proxy-protocol", HAPROXY, line.number, what)
         if address not in own | vips:
             what = f"{address} is neither a VIP nor an address of this node"
             yield subject.finding("haproxy-bind", HAPROXY, line.number, what)

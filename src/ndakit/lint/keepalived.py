@@ -74,9 +74,10 @@ def _scripts(subject: Subject, root: Block) -> Iterator[LintFinding]:
 
 
 def _watching(subject: Subject) -> set[str]:
-    """The scripts that every instance must track: whether HAProxy runs, where it carries something, and Pound."""
+    """The scripts that every instance must track: whether HAProxy runs, where it carries something, and who
+    ends TLS in front of it."""
     programs = {"haproxy"} if subject.profile.haproxy_services else set()
-    return programs | ({"pound"} if subject.profile.pound_services else set())
+    return programs | {terminator.service for terminator in subject.profile.terminators}
 
 
 def _instances(subject: Subject, root: Block) -> Iterator[LintFinding]:

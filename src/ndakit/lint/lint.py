@@ -12,7 +12,20 @@ import re
 from collections.abc import Iterator
 
 from ndakit.core.errors import NdakitError
-from ndakit.lint import admin, firewall, haproxy, ipvs, keepalived, nftables, pair, pound, system, transparent, uci
+from ndakit.lint import (
+    admin,
+    firewall,
+    haproxy,
+    ipvs,
+    keepalived,
+    nftables,
+    pair,
+    pound,
+    stunnel,
+    system,
+    transparent,
+    uci,
+)
 from ndakit.lint.subject import LintFinding, Subject
 from ndakit.model import Profile
 from ndakit.render.render import READ_BY_SHELLS, Tree, mode_of, within
@@ -40,6 +53,7 @@ def lint(tree: Tree, profile: Profile, node: str) -> list[NdakitError]:
         haproxy.rules,
         keepalived.rules,
         pound.rules,
+        stunnel.rules,
         system.rules,
         pair.rules,
         ipvs.rules,

@@ -23,11 +23,22 @@ from ndakit.core.errors import BuildError, Location, MachineError, NdakitError
 from ndakit.core.locks import scratch_folder
 from ndakit.core.workspace import Workspace
 from ndakit.lint import config_text
-from ndakit.lint.config_text import HAPROXY, KEEPALIVED, POUND
+from ndakit.lint.config_text import HAPROXY, KEEPALIVED, POUND, STUNNEL
 from ndakit.lint.subject import mend
 from ndakit.render.render import Tree
 
-PACKAGES = ("haproxy", "keepalived", "nftables", "iproute2", "busybox", "shellcheck", "conntrackd", "netbase", "pound")
+PACKAGES = (
+    "haproxy",
+    "keepalived",
+    "nftables",
+    "iproute2",
+    "busybox",
+    "shellcheck",
+    "conntrackd",
+    "netbase",
+    "pound",
+    "stunnel4",
+)
 _HAPROXY_PACKAGES = ("haproxy", "busybox", "netbase")
 _NEWER, _NEWER_SUITES = "newer", "testing unstable"
 """Folder in the cache and Debian's suites for a HAProxy that Debian 13 does not have."""
@@ -44,6 +55,9 @@ _CONNTRACKD_MESSAGE = re.compile(
     r"\[(?:ERROR|warning)\] (?!can't connect: is conntrackd running)(?P<text>.*?(?:in line \((?P<line>\d+)\).*)?)$"
 )
 _POUND_MESSAGE = re.compile(r"pound: (?P<file>/[^:]*):(?P<line>\d+)\.[\d.-]+: (?P<text>.*)")
+_STUNNEL_MESSAGE = re.compile(r"^\[!\] (?:(?P<file>/[^:]*):(?P<line>\d+): )?(?P<text>.*)", re.MULTILINE)
+_STUNNEL_USUAL = ("No trusted certificates found", "Configuration failed", "error queue: ")
+"""What stunnel says of every server without certificates of clients, after each fault, and of OpenSSL's depths."""
 _KEEPALIVED_MESSAGE = re.compile(r"\((?P<file>/[^:]*): Line (?P<line>\d+)\) (?P<text>.*)")
 _SHELL_MESSAGE = re.compile(r"(?P<file>/[^:]*):(?: line )?(?P<line>\d+):(?P<text>.*)")
 _OLD_HTTPCHK = re.compile(rb"^(\s*option httpchk .* HTTP/1\.1)\\r\\nHost:.*$", re.MULTILINE)
@@ -139,7 +153,7 @@ def check(tree: Tree, cache: Path, *, lab: Path | None = None, haproxy: NewHapro
     base = daemons_root(cache, lab=lab)
     with _filled(tree, base, cache) as root:
         errors = [*_keepalived(tree, root), *_conntrackd(tree, root), *_nft(tree, root), *_shell(tree, root)]
-        errors += _pound(tree, root)
+        errors += [*_pound(tree, root), *_stunnel(tree, root)]
         if haproxy is None:
             return [*_haproxy(tree, root), *errors]
     with _filled(tree, haproxy.root, cache) as root:
@@ -153,6 +167,7 @@ def asked(tree: Tree) -> tuple[str, ...]:
         "keepalived": KEEPALIVED in tree,
         "conntrackd": CONNTRACKD in tree,
         "pound": POUND in tree,
+        "stunnel": STUNNEL in tree,
         "nft": any(p.endswith(".nft") for p in tree),
         "sh": True,
     }
@@ -276,6 +291,26 @@ def _pound(tree: Tree, root: Path) -> Iterator[DaemonRefuses]:
         match = _POUND_MESSAGE.search(line)
         path, number, text = (match["file"], int(match["line"]), match["text"]) if match else (POUND, 0, line)
         yield DaemonRefuses("pound", text.strip(), path, number, _source(tree, path))
+
+
+def _stunnel(tree: Tree, root: Path) -> Iterator[DaemonRefuses]:
+    """stunnel has no check: it is started, on addresses that need not be there, and ended. Its account is not known
+    here, so that it stays root."""
+    if STUNNEL not in tree:
+        return
+    start = (
+        "ip link set lo up; for f in /proc/sys/net/ipv?/ip_nonlocal_bind; do echo 1 >$f; done; busybox mkdir -p /tmp; "
+        f"busybox sed -e 's/^set[ug]id = .*/#/' -e 's/^foreground = quiet/foreground = yes/' {STUNNEL} "
+        ">/tmp/stunnel.conf; "
+        "stunnel4 /tmp/stunnel.conf & busybox sleep 1; kill $! 2>/dev/null && echo it runs; wait"
+    )
+    done = _run(root, start)
+    said = done.stdout + done.stderr
+    for match in _STUNNEL_MESSAGE.finditer(said):
+        if not match["text"].startswith(_STUNNEL_USUAL):
+            yield DaemonRefuses("stunnel", match["text"], STUNNEL, int(match["line"] or 0), _source(tree, STUNNEL))
+    if "it runs" not in said and not _STUNNEL_MESSAGE.search(said):
+        yield DaemonRefuses("stunnel", said.strip() or "it ends without a word", STUNNEL, 0, _source(tree, STUNNEL))
 
 
 def _links(names: list[str]) -> str:

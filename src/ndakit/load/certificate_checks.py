@@ -101,7 +101,7 @@ def _secret_faults(profile: Profile, secrets: Secrets, now: datetime) -> Iterato
                         (*at, "certificates"),
                         _not_covered(name, host, readable, "routes" if of_routes else "hostnames"),
                     )
-            hidden = order_fault(name, readable, service.client_names) if service.tls.by_pound else None
+            hidden = order_fault(name, readable, service.client_names) if service.tls.ended_by.order_counts else None
             if hidden is not None:
                 number = [one.secret for one in service.tls.certificates].index(hidden[0])
                 yield (*at, "certificates", number), hidden[1]

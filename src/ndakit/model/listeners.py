@@ -169,8 +169,10 @@ def own(profile: Profile) -> Iterator[OwnListener]:
     if profile.shares_tables:
         yield OwnListener("what the nodes' HAProxies tell each other", "tcp", PEERS_PORT,
                           ("the node's own addresses",), None)  # fmt: skip
-    for name, port in profile.pound_services.items():
-        yield OwnListener(f"HAProxy, behind Pound, for service {name}", "tcp", port, ("loopback",), None)
+    for terminator in profile.terminators:
+        for name in profile.terminated_services(terminator):
+            what = f"HAProxy, behind {terminator.title}, for service {name}"
+            yield OwnListener(what, "tcp", profile.inner_ports[name], ("loopback",), None)
     if profile.tracks_connections:
         yield OwnListener("conntrackd", "udp", SYNC_PORT, ("the node's own addresses",), None)
     if profile.syncs_ipvs:

@@ -14,6 +14,7 @@ from ndakit.core.mistakes import KeyPath
 from ndakit.core.release import Family
 from ndakit.model.engines import ENGINES, Engine
 from ndakit.model.profile import Profile
+from ndakit.model.terminators import IN_FRONT, Terminator
 
 Names = Mapping[Family, tuple[str, ...]]
 """Package names by family; a family that is missing needs none."""
@@ -48,6 +49,12 @@ def _needs_of(engine: Engine) -> Iterator[Need]:
         yield Need(everywhere(name), lambda profile: engine in profile.running_engines, why)
 
 
+def _needs_of_terminator(terminator: Terminator) -> Iterator[Need]:
+    """What a program in front of HAProxy needs where it runs."""
+    for name, why in terminator.packages:
+        yield Need(everywhere(name), lambda profile: terminator in profile.terminators, why)
+
+
 def _transparent(profile: Profile) -> bool:
     return any(service.transparent for service in profile.services.values())
 
@@ -80,7 +87,7 @@ NEEDS: tuple[Need, ...] = (
     Need(everywhere("conntrackd", "kmod-nf-conntrack-netlink"), lambda p: p.tracks_connections,
          "the nodes tell each other of the connections that pass through, so that they survive a failover"),
     Need(everywhere("conntrack"), lambda p: p.tracks_connections, "shows those connections"),
-    Need(everywhere("pound"), lambda p: bool(p.pound_services), "ends TLS in front of HAProxy"),
+    *(need for terminator in IN_FRONT for need in _needs_of_terminator(terminator)),
     Need(everywhere("ca-bundle"), _trusts_public_cas,
          "the CAs that browsers know: certificates of servers are compared with them (to_servers.verify: system)"),
     Need(by_firewall(fw3=("iptables-mod-tproxy",), fw4=("kmod-nft-socket",)), _transparent,
@@ -145,7 +152,8 @@ def needed(profile: Profile) -> dict[str, str]:
 
 def place_of(profile: Profile, package: str) -> KeyPath | None:
     """The key because of which a profile needs a package; None where no single one is the reason."""
-    services = profile.pound_services if package == "pound" else ()
+    needing = (row for row in profile.terminators if package in [name for name, _ in row.packages])
+    services = (name for row in needing for name in profile.terminated_services(row))
     return next((("services", name, "tls", "terminator") for name in services), None)
 
 

@@ -25,6 +25,7 @@ from ndakit.model.firewall import Firewall, Opening
 from ndakit.model.host import Access, Image, Monitoring, Network, Node, Platform, System, Vip, Vrrp
 from ndakit.model.persistence import Persistence
 from ndakit.model.sizing import Sizing, Tuning
+from ndakit.model.terminators import IN_FRONT, POUND, STUNNEL, Terminator
 from ndakit.model.traffic import Pool, Server, Service, Timeouts
 
 PRIORITY_TOP = 250
@@ -40,8 +41,8 @@ IPVS_SYNC_PORT, IPVS_SYNC_GROUP = 8848, "224.0.0.81"
 """UDP port and multicast group of IPVS's sync daemon (ipvsadm(8))."""
 MARKS_MAX = IPVS.marked_services_max or 0
 """Firewall marks for services."""
-POUND_PORT = 10443
-"""The first TCP port of the loopback on which HAProxy takes from Pound what Pound has decrypted."""
+INNER_PORT = 10443
+"""The first TCP port of the loopback on which HAProxy takes from Pound or stunnel what they have decrypted."""
 PEERS_PORT = 10000
 """TCP port on which the nodes' HAProxies tell each other which client belongs to which server."""
 
@@ -415,12 +416,33 @@ class Profile(Model):
         return self.carried_services(IPVS)
 
     @functools.cached_property
-    def pound_services(self) -> Mapping[str, int]:
-        """The services for which Pound ends TLS → the port of the loopback on which HAProxy takes them from it."""
-        names = [n for n in self.haproxy_services if (tls := self.services[n].tls) is not None and tls.by_pound]
+    def inner_ports(self) -> Mapping[str, int]:
+        """The services for which a program in front of HAProxy ends TLS → the port of the loopback on which HAProxy
+        takes them from it."""
+        names = [n for terminator in IN_FRONT for n in self.terminated_services(terminator)]
         taken = {self.monitoring.statistics.port, self.ssh_port}
-        free = (port for port in itertools.count(POUND_PORT) if port not in taken)
-        return dict(zip(names, free, strict=False))
+        free = (port for port in itertools.count(INNER_PORT) if port not in taken)
+        return dict(zip((n for n in self.services if n in names), free, strict=False))
+
+    @property
+    def terminators(self) -> tuple[Terminator, ...]:
+        """The programs in front of HAProxy that end TLS for a service."""
+        return tuple(terminator for terminator in IN_FRONT if self.terminated_services(terminator))
+
+    def terminated_services(self, terminator: Terminator) -> tuple[str, ...]:
+        """The services for which a program ends TLS."""
+        ending = ((n, s.tls) for n, s in self.services.items() if s.carried_by is HAPROXY)
+        return tuple(n for n, tls in ending if tls is not None and tls.ended_by is terminator)
+
+    @property
+    def pound_services(self) -> tuple[str, ...]:
+        """The services for which Pound ends TLS."""
+        return self.terminated_services(POUND)
+
+    @property
+    def stunnel_services(self) -> tuple[str, ...]:
+        """The services for which stunnel ends TLS."""
+        return self.terminated_services(STUNNEL)
 
     @property
     def statistics_wanted(self) -> bool:

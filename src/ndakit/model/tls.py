@@ -24,6 +24,7 @@ from pydantic import (
 
 from ndakit.core.names import HostName
 from ndakit.model.base import AttachedFile, Attachment, Between, Bool, Int, Model, SecretRef, attach, mistake
+from ndakit.model.terminators import TERMINATORS, Terminator
 
 TlsVersion = Literal["1.0", "1.1", "1.2", "1.3"]
 VERSIONS: tuple[TlsVersion, ...] = ("1.0", "1.1", "1.2", "1.3")
@@ -113,16 +114,16 @@ class ClientCertificates(Model):
 
 
 class Tls(Model):
-    """HAProxy ends TLS: clients get a certificate, the servers are asked as `to_servers` of their pool says."""
+    """TLS ends on the balancer: clients get a certificate, the servers are asked as `to_servers` of their pool says."""
 
     planned: ClassVar = {"acme": "certificates from a CA by ACME"}
-    planned_values: ClassVar = {"terminator": {"stunnel": "TLS by stunnel"}}
 
-    terminator: Literal["haproxy", "pound"] = "haproxy"
-    """The program that ends TLS: `haproxy`; or `pound`, in front of HAProxy on the same node, which adds
-    `X-SSL-Request: 1` to every request (http services only). No release of OpenWrt has Pound: its package is built once
-    in OpenWrt's SDK (docs/pound.md, where its limits are as well: no HTTP/2, no client certificates, fewer
-    connections)."""
+    terminator: Literal["haproxy", "pound", "stunnel"] = "haproxy"
+    """The program that ends TLS: `haproxy`; or, in front of HAProxy on the same node, `pound` or `stunnel`. Pound adds
+    `X-SSL-Request: 1` to every request (http services only). No release of OpenWrt has it: its package is built once in
+    OpenWrt's SDK (docs/pound.md). stunnel is OpenWrt's package, carries tcp as well, and tells HAProxy the client's
+    address by the PROXY protocol (docs/stunnel.md). Neither has HTTP/2, client certificates or `unknown_name: refuse`,
+    and both hold fewer connections."""
     certificates: Annotated[tuple[SecretRef, ...], Field(min_length=1)]
     """Secrets, each a PEM text: the certificate, its chain, its private key. Which one a client gets is decided by the
     name that it asks for; the first one is for other names."""
@@ -141,12 +142,12 @@ class Tls(Model):
     no way back before that: begin with 300, end with 31536000. 0 tells browsers to forget it."""
     alpn: Annotated[tuple[Literal["h2", "http/1.1"], ...], Field(min_length=1)] | None = None
     """The protocols that are offered to clients, the preferred one first (http services only). Default: `[h2,
-    http/1.1]`; Pound has http/1.1 only."""
+    http/1.1]`; Pound and stunnel have http/1.1 only."""
 
     @property
-    def by_pound(self) -> bool:
-        """True if Pound ends it, in front of HAProxy."""
-        return self.terminator == "pound"
+    def ended_by(self) -> Terminator:
+        """The program that ends it."""
+        return TERMINATORS[self.terminator]
 
     @property
     def protocols(self) -> tuple[str, ...]:

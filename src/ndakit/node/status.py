@@ -96,7 +96,7 @@ def _instances(profile: Profile) -> list[str]:
 def daemons_of(profile: Profile) -> tuple[str, ...]:
     """The daemons that must run on every node."""
     engines = [engine.service for engine in profile.running_engines]
-    engines += ["pound"] if profile.pound_services else []
+    engines += [terminator.service for terminator in profile.terminators]
     failover = ["keepalived"] if profile.instances else []
     told = ["conntrackd"] if profile.tracks_connections else []
     return tuple(dict.fromkeys(["dropbear", *engines, *failover, *told]))

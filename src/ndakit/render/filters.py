@@ -165,6 +165,14 @@ def pound(value: object) -> Ready:
     return Ready(line)
 
 
+def stunnel(value: object) -> Ready:
+    """The value of an option in stunnel.conf: the rest of its line, without quotes or escapes (stunnel(8))."""
+    line = _line(value)
+    if not line or line != line.strip():
+        raise ValueError("blanks at an end, or nothing, cannot be written in stunnel.conf")
+    return Ready(line)
+
+
 def words(value: object) -> Ready:
     """Several words of a syntax without quoting, a blank between two."""
     if isinstance(value, str | bytes | Mapping) or not isinstance(value, Iterable):
@@ -204,6 +212,7 @@ FILTERS: Mapping[str, Callable[[object], Ready]] = {
         words,
         quoted,
         pound,
+        stunnel,
         comment,
         markdown,
         xml,

@@ -353,7 +353,7 @@ class NodeView:
         """Ports on the node's own addresses and on its loopback."""
         ports = [self.profile.ssh_port]
         ports += [self.profile.monitoring.statistics.port] if self.profile.runs_haproxy else []
-        ports += self.profile.pound_services.values()
+        ports += self.profile.inner_ports.values()
         ports += [SYNC_PORT] if self.profile.tracks_connections else []
         ports += [PEERS_PORT] if self.profile.shares_tables else []
         return tuple(ports)

@@ -28,7 +28,7 @@ from ndakit.load import timezone
 from ndakit.load.secrets import NONE, HashKey, Secrets
 from ndakit.model import Profile, package_plan
 from ndakit.render import firewall, pair
-from ndakit.render.engines import haproxy, pound
+from ndakit.render.engines import haproxy, pound, stunnel
 from ndakit.render.engines import ipvs as engines_ipvs
 from ndakit.render.environment import NotHere, environment, stamped
 from ndakit.render.filters import is_word
@@ -179,6 +179,7 @@ def render(
         "pair": pair.pair(view),
         "ipvs": ipvs,
         "pound": pound.pound(view),
+        "stunnel": stunnel.stunnel(view, secrets),
         "packages": packages or package_plan.plan(profile, node),
         "firewall": firewall.firewall(view),
         "part": functools.partial(_part, tuple(Path(t) for t in templates)),

@@ -28,13 +28,13 @@ from ndakit.model.rules import (
     pair,
     passthrough,
     persistence,
-    pound,
     proxy,
     redirects,
     release,
     reply_paths,
     request_paths,
     routes,
+    terminators,
     tls,
     traffic,
     transparent,
@@ -49,7 +49,7 @@ RULES = (
     *firewall.RULES, *pair.RULES, *engines.RULES, *persistence.RULES, *ipvs.RULES, *request_paths.RULES,
     *reply_paths.RULES,
     *transparent.RULES, *listeners.RULES, *proxy.RULES, *limits.RULES, *http.RULES, *tls.RULES, *redirects.RULES,
-    *pound.RULES, *passthrough.RULES,
+    *terminators.RULES, *passthrough.RULES,
 )  # fmt: skip
 
 

@@ -55,13 +55,15 @@ def body(profile: Profile) -> Iterator[Finding]:
 
 
 def per_client(profile: Profile) -> Iterator[Finding]:
-    """Connections of one client where Pound takes all of them."""
-    for name in profile.pound_services:
+    """Connections of one client where another program takes all of them: HAProxy counts before it learns from that one
+    who the client is (configuration manual, 5.1, "accept-proxy")."""
+    for name, terminator in ((n, t) for t in profile.terminators for n in profile.terminated_services(t)):
         limits = profile.services[name].limits
         if limits is not None and limits.connections is not None and limits.connections.per_client is not None:
             yield error(
-                "per-client-behind-pound",
-                f"service {name} limits the connections of a client, and HAProxy sees only Pound's",
+                f"per-client-behind-{terminator.name}",
+                f"service {name} limits the connections of a client, and HAProxy sees only "
+                f"{terminator.title}'s",
                 ("services", name, "limits", "connections", "per_client"),
                 "write terminator: haproxy, or limits.requests, which counts by the client's own address",
                 other=("services", name, "tls", "terminator"),

@@ -21,6 +21,7 @@ from ndakit.model.capacity import (
 )
 from ndakit.model.checks import HttpCheck
 from ndakit.model.claimed_headers import CLAIMS, ClientClaims
+from ndakit.model.terminators import Terminator
 from ndakit.model.transparent import as_root
 from ndakit.render.engines import host_names, persistence
 from ndakit.render.engines.haproxy_limits import (
@@ -152,8 +153,8 @@ class Frontend:
     name: str
     protocol: str
     binds: tuple[Bind, ...]
-    behind_pound: bool
-    """Pound asks it, and nobody else."""
+    behind: Terminator | None
+    """Who ends TLS in front of it: nobody else comes to it."""
     backend: str | None
     fallback_rules: tuple[FallbackRule, ...]
     routes: tuple[HostRoute, ...]
@@ -288,7 +289,7 @@ def _frontend(node: NodeView, name: str, backends: _Backends, stand_ins: dict[st
         name=frontend_name(name),
         protocol=service.protocol,
         binds=_binds(profile, name),
-        behind_pound=name in profile.pound_services,
+        behind=service.tls.ended_by if service.tls is not None and service.tls.ended_by.in_front else None,
         backend=backend,
         fallback_rules=fallback_rules,
         routes=tuple(_route(node, name, number, backends, stand_ins) for number in range(len(service.routes))),
@@ -304,8 +305,8 @@ def _frontend(node: NodeView, name: str, backends: _Backends, stand_ins: dict[st
 
 
 def _binds(profile: Profile, name: str) -> tuple[Bind, ...]:
-    """Where a service's frontend listens: on its VIPs, or behind Pound."""
-    inner = profile.pound_services.get(name)
+    """Where a service's frontend listens: on its VIPs, or behind who ends TLS in front of it."""
+    inner = profile.inner_ports.get(name)
     if inner is not None:
         return (Bind(LOOPBACK, (inner, inner)),)
     return tuple(Bind(e.address, ports) for e in profile.endpoints(name) for ports in e.ports)

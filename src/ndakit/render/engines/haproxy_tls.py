@@ -118,7 +118,7 @@ def _listed(name: str, service: Service) -> str:
     """The file with the list of a service's certificates; empty where they are on the `bind` lines. No secret's file is
     there: the name of a secret begins with a letter or digit."""
     tls = service.tls
-    if tls is None or tls.by_pound or len(tls.certificates) <= CERTIFICATES_ON_LINE_MAX:
+    if tls is None or tls.ended_by.in_front or len(tls.certificates) <= CERTIFICATES_ON_LINE_MAX:
         return ""
     return f"{PRIVATE_FOLDER}/_certificates-of-{name}"
 
@@ -156,7 +156,7 @@ def frontend_tls(name: str, service: Service, release: Release) -> FrontendTls |
         return None
     shown = tuple(reference.secret for reference in tls.certificates)
     hsts = "" if tls.hsts_s is None else f"max-age={tls.hsts_s}"
-    if tls.by_pound:  # clients' TLS has ended before
+    if tls.ended_by.in_front:  # clients' TLS has ended before
         return FrontendTls((), shown, "", strict=False, client_headers=False, hsts=hsts)
     policy = tls.rules
     words = ["ssl"]

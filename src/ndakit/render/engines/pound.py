@@ -10,8 +10,8 @@ import math
 from dataclasses import dataclass
 
 from ndakit.model import Address, Profile, Service
-from ndakit.model.http import TARPIT_S
-from ndakit.model.pound import REPLY_SLACK_S, workers
+from ndakit.model.terminator_load import REPLY_SLACK_S, connections_max, patience_s
+from ndakit.model.terminators import POUND
 from ndakit.model.tls import Tls, TlsVersion
 from ndakit.render.engines.haproxy_tls import certificate_path, ciphers
 from ndakit.render.node import NodeView
@@ -61,7 +61,8 @@ def pound(node: NodeView) -> PoundView:
     listeners: list[Listener] = []
     if not profile.pound_services:
         return PoundView((), 0)
-    for name, inner_port in profile.pound_services.items():
+    for name in profile.pound_services:
+        inner_port = profile.inner_ports[name]
         service = profile.services[name]
         assert service.tls is not None, "it is one of Pound's services"
         number = 0
@@ -73,7 +74,7 @@ def pound(node: NodeView) -> PoundView:
                     listeners.append(
                         _listener(profile, service, service.tls, own, name, endpoint.address, port, inner_port)
                     )
-    return PoundView(tuple(listeners), workers(profile))
+    return PoundView(tuple(listeners), connections_max(profile, POUND))
 
 
 def _listener(
@@ -90,15 +91,6 @@ def _listener(
         client_s=math.ceil(service.timeouts.client_s),
         inner_port=inner_port,
         connect_s=math.ceil(service.timeouts.connect_s),
-        server_s=math.ceil(_patience_s(profile, service) + REPLY_SLACK_S),
+        server_s=math.ceil(patience_s(profile, name) + REPLY_SLACK_S),
         tunnel_s=math.ceil(service.timeouts.tunnel_s or service.timeouts.server_s),
     )
-
-
-def _patience_s(profile: Profile, service: Service) -> float:
-    """The longest time after which HAProxy has answered by itself: a tarpit, or the queue, every attempt to connect,
-    and the server's answer."""
-    waits = service.timeouts
-    retries = max(profile.pools[pool].retries for pool in service.pools)
-    answered_s = waits.queue_s + (retries + 1) * waits.connect_s + waits.server_s
-    return max(answered_s, TARPIT_S if service.unknown_hosts == "tarpit" else 0)

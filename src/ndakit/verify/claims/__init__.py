@@ -194,9 +194,10 @@ def _about_failover(profile: Profile) -> Iterator[Claim | LeftOut]:
     if profile.haproxy_services:
         text = "a master whose HAProxy stops hands the VIPs over"
         yield Claim("failover/haproxy-stopped", text, partial(failover.daemon_stopped, daemon="haproxy"))
-    if profile.pound_services:
-        text = "a master whose Pound stops hands the VIPs over"
-        yield Claim("failover/pound-stopped", text, partial(failover.daemon_stopped, daemon="pound"))
+    for terminator in profile.terminators:
+        text = f"a master whose {terminator.title} stops hands the VIPs over"
+        stopped = partial(failover.daemon_stopped, daemon=terminator.service)
+        yield Claim(f"failover/{terminator.service}-stopped", text, stopped)
     if told := connection_sync.handed_over(profile):
         text = f"{told.words}: handed over to the next master, and back"
         yield Claim("failover/connections", text, connection_sync.connections)

@@ -156,7 +156,7 @@ def killed(lab: LabNetwork, looks: int = LOOKS) -> Outcome:
 def _daemons(profile: Profile) -> list[str]:
     """The daemons that carry services, move the VIPs, and tell the other nodes of connections."""
     carrying = [engine.service for engine in profile.engines]
-    carrying += ["pound"] if profile.pound_services else []
+    carrying += [terminator.service for terminator in profile.terminators]
     moving = ["keepalived"] if profile.instances else []
     telling = ["conntrackd"] if profile.tracks_connections else []
     return list(dict.fromkeys([*carrying, *moving, *telling]))

@@ -101,8 +101,9 @@ def client_address(lab: LabNetwork, name: str) -> Outcome:
         if proto != ("http" if lab.profile.services[name].tls is None else "https"):
             wrong.append(f"X-Forwarded-Proto is '{proto}'")
         told = answer.seen_header("x-ssl-request")
-        if name in lab.profile.pound_services and told != "1":
-            wrong.append(f"X-SSL-Request is '{told}', and Pound adds 1")
+        ended = lab.profile.services[name].tls
+        if ended is not None and ended.ended_by.marks_requests and told != "1":
+            wrong.append(f"X-SSL-Request is '{told}', and {ended.ended_by.title} adds 1")
         wrong += _arrived(answer, FORGED)
         answer = lab.get(point, endpoint.address, port, headers=DISGUISED)
         refuses = not lab.profile.release.haproxy_header_patterns

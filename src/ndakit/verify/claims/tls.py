@@ -72,7 +72,7 @@ def tls(lab: LabNetwork, name: str) -> Outcome:
     spoken: tuple[TlsVersion, ...] = ()
     for place in _places(lab, name):
         told = [*_names(place, service.client_names), *_versions(place)]
-        told += _protocols(place) if service.protocol == "http" and not place.wanted.by_pound else ()
+        told += _protocols(place) if service.protocol == "http" and place.wanted.ended_by.carries("h2") else ()
         handshakes += len(told)
         spoken = _spoken(place)
         wrong += [f"{authority(place.address, place.port)}: {one}" for one in told if one]
