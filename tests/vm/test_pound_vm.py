@@ -39,8 +39,8 @@ pools:
     check: {type: https, interval_s: 1}
     to_servers: {tls: true, verify: none}
     servers: {in1: {address: 192.168.5.41, port: 443}}
-  own: {port: 8443, check: {type: tcp, interval_s: 1}, servers: {web1: 192.168.5.21}}
-  own-tests: {port: 8443, check: {type: tcp, interval_s: 1}, servers: {test1: 192.168.5.31}}
+  own: {port: 8443, check: {type: tcp, interval_s: 1}, servers: {own1: 192.168.5.51}}
+  own-tests: {port: 8443, check: {type: tcp, interval_s: 1}, servers: {own2: 192.168.5.61}}
 services:
   through:
     vip: www
