@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import hashlib
-import re
 from pathlib import Path
 from typing import Any
 
 import pytest
-from cryptography.hazmat.primitives import serialization
 
 import goldens
-from certificate_files import Party, issue
+from certificate_files import issue
+from front_live import digest, peer_of, seen, server_of
 from haproxy_live import attempt
 from ndakit.load.certificates import read
 from ndakit.load.pound_certificates import shown_for
@@ -42,32 +40,6 @@ def ask(shops: Profile, folder: Path, *heads: str, **options: Any) -> list[str]:
     requests = [f"{head}\r\nConnection: close\r\n\r\n" for head in heads]
     given: dict[str, Any] = {"secrets": SECRETS, "tls_name": "shop.example", "port": 443} | options
     return [str(answer) for answer in attempt(shops, folder, "requests", requests=requests, **given)]
-
-
-def seen(answer: str) -> dict[str, list[str]]:
-    """The request headers that a server saw."""
-    assert answer.startswith("HTTP/1.1 200"), answer[:300]
-    values_of: dict[str, list[str]] = {}
-    for line in answer.partition("\r\n\r\n")[2].splitlines()[1:]:
-        name, _, value = line.partition(": ")
-        if name:
-            values_of.setdefault(name.lower(), []).append(value)
-    return values_of
-
-
-def server_of(answer: str) -> str:
-    header = re.search(r"(?im)^x-server: (\S+)", answer.partition("\r\n\r\n")[0])
-    return header[1] if header else answer.split()[1]
-
-
-def peer_of(answer: str) -> str:
-    """Whom a server had its connection with."""
-    header = re.search(r"(?im)^x-peer: (\S+)", answer.partition("\r\n\r\n")[0])
-    return header[1] if header else ""
-
-
-def digest(party: Party) -> str:
-    return hashlib.sha256(party.certificate.public_bytes(serialization.Encoding.DER)).hexdigest()
 
 
 def test_servers_learn_who_asks_and_that_it_was_by_https_whatever_clients_claim(tmp_path: Path) -> None:

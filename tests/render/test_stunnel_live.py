@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import hashlib
-import re
 from pathlib import Path
 from typing import Any
 
 import pytest
-from cryptography.hazmat.primitives import serialization
 
 import goldens
-from certificate_files import Party, issue
+from certificate_files import issue
+from front_live import digest, peer_of, seen, server_of
 from haproxy_live import attempt
 from ndakit.model import Profile
 
@@ -44,32 +42,6 @@ def ask(settings: Profile, folder: Path, *heads: str, **options: Any) -> list[st
     requests = [f"{head}\r\nConnection: close\r\n\r\n" for head in heads]
     given: dict[str, Any] = {"secrets": SECRETS, "tls_name": "shop.example", "port": 443} | options
     return [str(answer) for answer in attempt(settings, folder, "requests", requests=requests, **given)]
-
-
-def seen(answer: str) -> dict[str, list[str]]:
-    """The request headers that a server saw."""
-    assert answer.startswith("HTTP/1.1 200"), answer[:300]
-    headers: dict[str, list[str]] = {}
-    for line in answer.partition("\r\n\r\n")[2].splitlines()[1:]:
-        name, _, value = line.partition(": ")
-        if name:
-            headers.setdefault(name.lower(), []).append(value)
-    return headers
-
-
-def server_of(answer: str) -> str:
-    name = re.search(r"(?im)^x-server: (\S+)", answer.partition("\r\n\r\n")[0])
-    return name[1] if name else answer.split()[1]
-
-
-def peer_of(answer: str) -> str:
-    """Whom a server had its connection with."""
-    peer = re.search(r"(?im)^x-peer: (\S+)", answer.partition("\r\n\r\n")[0])
-    return peer[1] if peer else ""
-
-
-def digest(party: Party) -> str:
-    return hashlib.sha256(party.certificate.public_bytes(serialization.Encoding.DER)).hexdigest()
 
 
 def shown(settings: Profile, folder: Path, *tried: list[Any], **options: Any) -> list[list[Any]]:
