@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import shlex
 import subprocess
 import threading
+from collections import Counter
 from dataclasses import replace
 from ipaddress import ip_address, ip_interface
 from pathlib import Path
@@ -256,10 +258,17 @@ def test_claims_that_only_look_are_tried_at_the_same_time_and_told_in_order() ->
     assert seen == ["a/1", "holds", "a/2", "holds", "a/3", "holds", "b/x", "holds"]
 
 
-def test_only_what_looks_at_nodes_is_tried_beside_something_else(pair: Profile) -> None:
+def test_only_what_looks_is_tried_beside_something_else(pair: Profile) -> None:
     together = {c.name.partition("/")[0] for c in all_claims(pair) if c.beside}
-    assert together == {"identity", "addresses", "daemons", "vrrp", "ssh", "statistics"}
+    assert together == {"identity", "addresses", "daemons", "vrrp", "ssh", "statistics", "firewall", "egress"}
     assert not [c for c in all_claims(pair) if c.beside and (c.needs or c.thorough)]
+
+
+def test_the_claims_that_only_look_at_two_nodes_are_all_tried_at_once(pair: Profile) -> None:
+    first = next(group for beside, group in itertools.groupby(all_claims(pair), lambda claim: claim.beside) if beside)
+    nodes = Counter(claim.name.rpartition("/")[2] for claim in first)
+    assert set(nodes) == {"lb1", "lb2"}
+    assert nodes.total() <= verify_run.AT_ONCE
 
 
 def test_a_claim_that_nobody_in_the_lab_can_try_is_not_tried_again() -> None:

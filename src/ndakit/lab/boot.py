@@ -17,6 +17,9 @@ from ndakit.machine.console import Console
 from ndakit.node.errors import CommandTimeout
 
 LOOK_S = 0.2
+LOOK_TIMEOUT_S = 1.0
+"""What a node that boots does not answer in this time is asked again: its firewall drops what comes too early, and who
+asked so would ask again only seconds later."""
 IDLE_S = 3.0
 """A node that has had nothing to do for so long has booted, or waits for something: the console will tell."""
 COMPLETE = "procd: - init complete -"

@@ -106,11 +106,13 @@ class LabPeople:
         self.path = path_asked(profile)
         """What is asked for over HTTP."""
 
-    def statistics(self, point: VantagePoint, address: Address) -> list[ServerState]:
-        """The statistics page of a node's address, as somebody gets it; empty if it does not answer."""
+    def statistics(
+        self, point: VantagePoint, address: Address, timeout_s: float = REQUEST_TIMEOUT_S
+    ) -> list[ServerState]:
+        """The statistics page of a node's address, as somebody gets it; empty if it does not answer in time."""
         port = self.profile.monitoring.statistics.port
         url = f"http://{authority(address, port)}/;csv"
-        answer = self._host(point).get(url, source=self._source(point, address), timeout_s=REQUEST_TIMEOUT_S)
+        answer = self._host(point).get(url, source=self._source(point, address), timeout_s=timeout_s)
         if answer.status != 200:
             return []
         try:

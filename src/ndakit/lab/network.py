@@ -12,13 +12,14 @@ import contextlib
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import TracebackType
 from typing import Literal, Self, TypeVar
 
 from ndakit.core.deadline import Deadline
 from ndakit.core.errors import VerifyError
-from ndakit.lab.boot import IDLE_S, enter
+from ndakit.lab.boot import IDLE_S, LOOK_TIMEOUT_S, enter
 from ndakit.lab.clients import OUTSIDE_PORT
 from ndakit.lab.host import Host, HostInterface, HostSpec, LabHosts, certificate
 from ndakit.lab.host.image import LabImage
@@ -128,8 +129,8 @@ class LabNetwork(LabNodes):
         self.tell(f"{count} balancer(s) and {len(machines)} machines of the lab boot ({self.accelerator.name})")
         for name, machine in machines.items():
             self._populate(name, machine)
-        for node in self._nodes:
-            self._enter(node)
+        with ThreadPoolExecutor(max_workers=max(1, count)) as pool:
+            list(pool.map(self._enter, self._nodes))
         self.settle()
         for node in self._nodes:
             self.boot_s[node] = time.monotonic() - started_s
@@ -251,7 +252,7 @@ class LabNetwork(LabNodes):
         deadline = Deadline(BOOT_TIMEOUT_S, f"{node}'s console", where=str(machine.console_log))
         enter(
             machine, deadline,
-            answers=lambda: self._proxies and bool(self.states(node)),
+            answers=lambda: self._proxies and bool(self.states(node, LOOK_TIMEOUT_S)),
             idle=lambda: self.pace.idle(node, IDLE_S),
         )  # fmt: skip
 
@@ -292,7 +293,9 @@ class LabNetwork(LabNodes):
         if self.profile.services:
             what = f"the statistics of {node}" if self._proxies else f"the virtual servers of {node}"
             Deadline(BOOT_TIMEOUT_S, what, where=str(machine.console_log)).wait_until(
-                lambda: bool(self.states(node) if self._proxies else self.facts(node).virtual_servers()),
+                lambda: bool(
+                    self.states(node, LOOK_TIMEOUT_S) if self._proxies else self.facts(node).virtual_servers()
+                ),
                 every_s=0.3,
             )
         elif self.profile.instances:

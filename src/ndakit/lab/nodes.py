@@ -14,7 +14,7 @@ from typing import TypeVar
 
 from ndakit.core.deadline import Deadline, DeadlineExceeded
 from ndakit.core.names import pool_of_backend
-from ndakit.lab.clients import LabNotReady, LabPeople
+from ndakit.lab.clients import REQUEST_TIMEOUT_S, LabNotReady, LabPeople
 from ndakit.lab.host import Watch
 from ndakit.lab.plan import LabPlan
 from ndakit.load.certificates import CertificateBundle
@@ -78,13 +78,13 @@ class LabNodes(LabPeople):
         """True if the node's machine runs."""
         return self._nodes[node].alive
 
-    def states(self, node: str) -> list[ServerState]:
-        """What a node's statistics say about the servers, asked by some admin; empty if it does not answer."""
+    def states(self, node: str, timeout_s: float = REQUEST_TIMEOUT_S) -> list[ServerState]:
+        """What a node's statistics say about the servers, asked by some admin; empty if it does not answer in time."""
         for point in self.plan.admins.values():
             network = self.plan.hosts[point.host].network
             for address in self.profile.nodes[node].addresses.get(network, ()):
                 if point.address(address.version) is not None:
-                    return self.statistics(point, address)
+                    return self.statistics(point, address, timeout_s)
         return []
 
     def ipvs_trouble(self, node: str) -> str:

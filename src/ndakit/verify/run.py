@@ -27,8 +27,9 @@ TRIES = 3
 AGAIN_S = 240.0
 """For so long, all claims of a run together, trying again may take; a machine that stays busy would make it endless."""
 BEFORE_S = 3.0
-AT_ONCE = 4
-"""So many claims that only look are tried at the same time: most of them wait for ports that keep silent."""
+AT_ONCE = 12
+"""So many claims that only look are tried at the same time: most of them wait for ports that keep silent, or for one of
+several consoles. With six claims about each node, those about two nodes are tried together."""
 CALM_TIMEOUT_S = 20.0
 """How long a quieter moment is waited for before a claim is tried again."""
 

@@ -114,14 +114,14 @@ def _about_networks(profile: Profile) -> Iterator[Claim | LeftOut]:
     for name, network in profile.networks.items():
         if name in lab.clients or name in lab.strangers:
             text = f"from {name} exactly what the profile opens can be reached"
-            yield Claim(f"firewall/{name}", text, partial(firewall.firewall, network=name))
+            yield Claim(f"firewall/{name}", text, partial(firewall.firewall, network=name), beside=True)
         else:
             yield LeftOut(f"firewall/{name}", "every address of its subnet is taken, so that nobody can ask from there")
         if bonding.speaks_lacp(profile, name):
             yield from _about_bond(profile, name)
         if network.egress != "none" and firewall.egress_ways(profile, name):
             text = f"servers in {name} get out, and are seen as the address the profile says"
-            yield Claim(f"egress/{name}", text, partial(firewall.egress, network=name))
+            yield Claim(f"egress/{name}", text, partial(firewall.egress, network=name), beside=True)
         elif network.egress != "none":
             yield LeftOut(f"egress/{name}", firewall.no_way(profile, name))
 
