@@ -41,7 +41,7 @@ def test_the_command_line_of_a_board_with_a_kernel_and_a_disk() -> None:
     argv = qemu_argv(spec, TCG, runtime(DiskFile(Path("/r/disk0.qcow2"), "qcow2", throw_away=True)))
     assert argv == [
         *("/usr/bin/qemu-system-arm", "-name", "box", "-nodefaults", "-no-user-config", "-display", "none"),
-        *("-machine", "virt,highmem=off", "-cpu", "cortex-a15", "-accel", "tcg,tb-size=64", "-m", "128", "-smp", "1"),
+        *("-machine", "virt,highmem=off", "-cpu", "cortex-a15", "-accel", "tcg,tb-size=128", "-m", "128", "-smp", "1"),
         *("-rtc", "base=utc", "-chardev", "socket,id=qmp,fd=7", "-mon", "chardev=qmp,mode=control"),
         *("-chardev", "socket,id=console,fd=8", "-serial", "chardev:console"),
         *("-object", "rng-random,id=rng,filename=/dev/urandom", "-device", "virtio-rng-pci,rng=rng"),

@@ -79,7 +79,7 @@ def test_the_command_line_of_a_balancer_from_its_disk() -> None:
     argv = qemu_argv(spec, TCG, runtime(DiskFile(Path("/r/lb1-disk0.qcow2"), "qcow2", throw_away=True)))
     assert argv == [
         *("/usr/bin/qemu-system-x86_64", "-name", "lb1", "-nodefaults", "-no-user-config", "-display", "none"),
-        *("-machine", "pc", "-accel", "tcg,tb-size=64", "-m", "256", "-smp", "1", "-rtc", "base=utc"),
+        *("-machine", "pc", "-accel", "tcg,tb-size=128", "-m", "256", "-smp", "1", "-rtc", "base=utc"),
         *("-chardev", "socket,id=qmp,fd=7", "-mon", "chardev=qmp,mode=control"),
         *("-chardev", "socket,id=console,fd=8", "-serial", "chardev:console"),
         *("-chardev", "file,id=firmware,path=/r/lb1.firmware.log"),
