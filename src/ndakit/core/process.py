@@ -173,21 +173,7 @@ def run(
     words = tuple(str(a) for a in argv)
     started_s = time.monotonic()
     merged = log is not None or on_line is not None
-    try:
-        child = subprocess.Popen(
-            words,
-            cwd=cwd,
-            env=environment(env),
-            stdin=subprocess.PIPE if stdin is not None else subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT if merged else subprocess.PIPE,
-            start_new_session=True,
-            umask=umask,
-        )
-    except FileNotFoundError as cause:
-        if cwd is not None and not cwd.is_dir():
-            raise
-        raise ToolMissing(words[0], package=Path(words[0]).name, reason="for this step") from cause
+    child = _started(words, env, given=stdin is not None, merged=merged, cwd=cwd, umask=umask)
     try:
         if merged:
             out, err = _follow(child, words, stdin, timeout_s, log, on_line), ""
@@ -203,6 +189,34 @@ def run(
     if check and done.returncode != 0:
         raise ProcessFailed(done, log=log, fix=fix)
     return done
+
+
+def _started(
+    words: tuple[str, ...],
+    env: Mapping[str, str] | None,
+    *,
+    given: bool,
+    merged: bool = False,
+    cwd: Path | None = None,
+    umask: int = -1,
+) -> subprocess.Popen[bytes]:
+    """A child in a process group of its own, with pipes from it, and one to it if it is `given` input; `merged`: both
+    its streams come through one pipe. Raises ToolMissing, and FileNotFoundError if `cwd` is not there."""
+    try:
+        return subprocess.Popen(
+            words,
+            cwd=cwd,
+            env=environment(env),
+            stdin=subprocess.PIPE if given else subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT if merged else subprocess.PIPE,
+            start_new_session=True,
+            umask=umask,
+        )
+    except FileNotFoundError as cause:
+        if cwd is not None and not cwd.is_dir():
+            raise
+        raise ToolMissing(words[0], package=Path(words[0]).name, reason="for this step") from cause
 
 
 def _follow(
@@ -297,17 +311,7 @@ def stream(
     go_on()
     words = tuple(str(a) for a in argv)
     end_s = time.monotonic() + timeout_s
-    try:
-        child = subprocess.Popen(
-            words,
-            env=environment(env),
-            stdin=subprocess.DEVNULL if source is None else subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            start_new_session=True,
-        )
-    except FileNotFoundError as cause:
-        raise ToolMissing(words[0], package=Path(words[0]).name, reason="for this step") from cause
+    child = _started(words, env, given=source is not None)
     pending = b""
     try:
         with selectors.DefaultSelector() as selector:
