@@ -1,12 +1,12 @@
 """The engines' rows: each says everything, and nobody else asks which engine a service has."""
 
-import ast
 from dataclasses import replace
 from typing import get_args
 
 import pytest
 
 import goldens
+from comparisons import compared_with
 from ndakit.core.mistakes import KeyPath
 from ndakit.core.release import OLDEST
 from ndakit.model import Profile, engines, rules
@@ -93,24 +93,7 @@ def told(profile: Profile) -> list[tuple[str, str, KeyPath]]:
 
 def asked(source: str) -> list[int]:
     """The lines of a module that compare something with an engine, or with the topology that only one has."""
-    tree = ast.parse(source)
-    words = {engine.name for engine in ENGINES} | {"proxy"}
-    imports = (n for n in ast.walk(tree) if isinstance(n, ast.ImportFrom) and n.module == engines.__name__)
-    rows = {alias.asname or alias.name for n in imports for alias in n.names}
-
-    def named(node: ast.expr) -> bool:
-        parts = node.elts if isinstance(node, ast.Tuple | ast.List | ast.Set) else [node]
-        return any(
-            (isinstance(part, ast.Constant) and part.value in words)
-            or (isinstance(part, ast.Name) and part.id in rows)
-            or ast.unparse(part) in {f"engines.{engine.name.upper()}" for engine in ENGINES}
-            for part in parts
-        )
-
-    compared = (n for n in ast.walk(tree) if isinstance(n, ast.Compare))
-    matched = (n for n in ast.walk(tree) if isinstance(n, ast.MatchValue) and named(n.value))
-    lines = [n.lineno for n in compared if any(named(side) for side in (n.left, *n.comparators))]
-    return sorted({*lines, *(n.lineno for n in matched)})
+    return compared_with(source, engines.__name__, [engine.name for engine in ENGINES], more=["proxy"])
 
 
 def test_a_question_for_an_engine_by_name_is_found() -> None:

@@ -16,6 +16,7 @@ from ndakit.lint.subject import LintFinding, Subject
 
 INIT = "/etc/init.d/stunnel"
 _QUIET = ("emerg", "alert", "crit", "err", "warning", "0", "1", "2", "3", "4")
+_PROXY_PROTOCOL = re.compile("proxy")
 _CIPHER = re.compile(r"@SECLEVEL=[0-5]|[A-Z0-9]+(-[A-Z0-9]+)+")
 
 
@@ -142,7 +143,7 @@ def _behind(subject: Subject, section: StunnelSection) -> Iterator[LintFinding]:
     if asked not in bound:
         what = f"nobody listens on {asked or 'what section ' + section.name + ' connects to'}: connections end at once"
         yield subject.finding("stunnel-backend", STUNNEL, section.line.number, what)
-    elif (section.value("protocol") == "proxy") != ("accept-proxy" in bound[asked]):
+    elif bool(_PROXY_PROTOCOL.fullmatch(section.value("protocol"))) != ("accept-proxy" in bound[asked]):
         what = (
             f"section {section.name} has protocol = proxy, or HAProxy's bind {asked} has accept-proxy, and not both: "
             "HAProxy would refuse every connection, or take stunnel for the client"
