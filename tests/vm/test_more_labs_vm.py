@@ -4,7 +4,7 @@ a VLAN."""
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import pytest
 
@@ -219,17 +219,17 @@ def test_a_standalone_node_of_the_fw3_family_keeps_what_it_claims(alone: Pair, n
     assert outcome.ok, f"{outcome.figure}: {outcome.detail}"
 
 
-def test_maintenance_and_limits_that_are_gone_are_found_out(alone: Pair) -> None:
-    lab, conf = alone.lab, "/etc/haproxy.cfg"
-    edits = ("/use_backend _sorry:site/d", "s/maxconn 8$/maxconn 9/", "/deny_status 429/d")
+def haproxy_edited(edits: Sequence[str]) -> tuple[str, str]:
+    """The commands that edit HAProxy's file and put it back; two seconds later its new worker serves."""
+    conf, anew = "/etc/haproxy.cfg", "/etc/init.d/haproxy reload; sleep 2"
     edit = " ".join(f"-e '{one}'" for one in edits)
-    try:
-        lab.order("only", f"cp {conf} /tmp/good.cfg; sed -i {edit} {conf}; /etc/init.d/haproxy reload")
-        time.sleep(2)
+    return f"cp {conf} /tmp/good.cfg; sed -i {edit} {conf}; {anew}", f"cp /tmp/good.cfg {conf}; {anew}"
+
+
+def test_maintenance_and_limits_that_are_gone_are_found_out(alone: Pair) -> None:
+    edits = ("/use_backend _sorry:site/d", "s/maxconn 8$/maxconn 9/", "/deny_status 429/d")
+    with planted.on_every_node(alone.lab, *haproxy_edited(edits)):
         outcomes = [alone.outcome(name) for name in ("maintenance/work", "connections/few/count", "requests/few")]
-    finally:
-        lab.order("only", f"cp /tmp/good.cfg {conf}; /etc/init.d/haproxy reload")
-        time.sleep(2)
     assert [outcome.ok for outcome in outcomes] == [False] * 3
     maintenance, connections, requests = (outcome.detail for outcome in outcomes)
     assert "status 200, another text" in maintenance
@@ -238,18 +238,9 @@ def test_maintenance_and_limits_that_are_gone_are_found_out(alone: Pair) -> None
 
 
 def test_a_limit_of_bodies_that_is_gone_is_found_out(dual: Pair) -> None:
-    lab, conf = dual.lab, "/etc/haproxy.cfg"
     edits = ("/deny_status 413/d", "/status 411/d", "s/sc1_conn_cur gt 70/sc1_conn_cur gt 71/")
-    edit = " ".join(f"-e '{one}'" for one in edits)
-    try:
-        for node in ("a", "b"):
-            lab.order(node, f"cp {conf} /tmp/good.cfg; sed -i {edit} {conf}; /etc/init.d/haproxy reload")
-        time.sleep(2)
+    with planted.on_every_node(dual.lab, *haproxy_edited(edits)):
         outcomes = [dual.outcome(name) for name in SLIM]
-    finally:
-        for node in ("a", "b"):
-            lab.run(node, f"cp /tmp/good.cfg {conf}; /etc/init.d/haproxy reload")
-        time.sleep(2)
     assert [outcome.ok for outcome in outcomes] == [False] * 3
     assert "of unknown size" in outcomes[1].detail and "4097 bytes" in outcomes[1].detail
     assert outcomes[2].detail == "connection 71 was answered, not closed"
