@@ -40,7 +40,11 @@ vips:
 vrrp: {{prefer: lb1, preempt: true, preempt_delay_s: 4, connection_sync: true, demote_on: [apache]}}
 pools:
   apache: {{port: 80, check: {{type: http, interval_s: 1, timeout_s: 3, fall: 2}}, servers: {{web1: 192.168.0.21}}}}
-  kept: {{port: 80, persistence: {{type: source}}, servers: {{keep1: 192.168.0.22, keep2: 192.168.0.23}}}}
+  kept:
+    port: 80
+    check: {{type: tcp, interval_s: 1, timeout_s: 1}}
+    persistence: {{type: source}}
+    servers: {{keep1: 192.168.0.22, keep2: 192.168.0.23}}
   images:
     port: 80
     check: {{type: tcp, interval_s: 1, timeout_s: 1}}
@@ -52,6 +56,12 @@ pools:
 services:
   www: {{vip: www, families: [ipv4], port: 80, protocol: http, pool: apache}}
   shop: {{vip: www, families: [ipv4], port: 81, protocol: http, pool: kept}}
+  tools:
+    {{vip: www, families: [ipv4], port: 82, protocol: http, pool: kept,
+     persistence: {{type: header, name: X-Session}}}}
+  basket:
+    {{vip: www, families: [ipv4], port: 83, protocol: http, pool: kept,
+     persistence: {{type: cookie, name: SRV, on_failure: refuse}}}}
   natted: {{vip: www, port: 8082, topology: nat, protocol: tcp, pool: images}}
   direct: {{vip: intern, port: 8083, topology: dr, protocol: tcp, pool: media}}
   tunnel: {{vip: intern, families: [ipv4], port: 8084, topology: tun, protocol: tcp, pool: far}}
@@ -74,13 +84,36 @@ def pair(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pair]:
         yield booted
 
 
-CLAIMS = ("daemons/lb1", "daemons/lb2", "firewall/wan", "firewall/lan", "failover/connections")
+CLAIMS = (
+    "daemons/lb1", "daemons/lb2", "persistence/tools", "persistence/basket", "firewall/wan",
+    "firewall/lan", "failover/connections",
+)  # fmt: skip
 
 
 @pytest.mark.parametrize("name", CLAIMS)
 def test_the_claim_holds(pair: Pair, name: str) -> None:
     outcome = pair.outcome(name)
     assert outcome.ok, f"{outcome.figure}: {outcome.detail}"
+
+
+def test_all_kept_clients_are_asked_on_the_next_master(pair: Pair) -> None:
+    assert connection_sync.handed_over(pair.lab.profile).kept == ("shop", "tools", "basket")
+
+
+def test_clients_that_are_not_kept_are_found(pair: Pair) -> None:
+    """The lines that keep them are gone from the running master."""
+    away = "/\\tcookie SRV /d; s/ cookie keep[12]//; /\\tstick on req.fhdr/d"
+    pair.lab.run("lb1", f"cp /etc/haproxy.cfg /tmp/kept.cfg; sed -i '{away}' /etc/haproxy.cfg; "
+                 "/etc/init.d/haproxy reload")  # fmt: skip
+    try:
+        pair.lab.settle()
+        header, cookie = pair.outcome("persistence/tools"), pair.outcome("persistence/basket")
+    finally:
+        pair.lab.run("lb1", "cp /tmp/kept.cfg /etc/haproxy.cfg; /etc/init.d/haproxy reload")
+        pair.lab.settle()
+    for outcome in (header, cookie):
+        assert not outcome.ok
+        assert "a client that had keep" in outcome.detail
 
 
 def test_a_rule_that_is_gone_is_found(pair: Pair) -> None:

@@ -157,6 +157,8 @@ def _tried(lab: LabNetwork, front: ServicePort) -> tuple[str, list[str]]:
     if not server:
         return "not tried", [f"no server answered: {said}"]
     wrong = _asked_again(lab, client, server, "")
+    if wrong:  # it says enough, and no server need die for it
+        return f"{REQUESTS} requests to several servers", wrong
     with lab.server_down(pool, server):
         limit_s = profile.detection_s(pool) + SLACK_S
         if lab.wait_server(pool, server, up=False, timeout_s=limit_s) is None:
