@@ -93,6 +93,43 @@ def drain(
 
 
 @task(
+    name="import",
+    positional=["source"],
+    help={
+        "source": "a backup (sysupgrade -b, or a folder of ./inv backup), a folder with etc/ in it, or a host; both "
+        "nodes of a pair with a comma between them",
+        "as": "the name of the new profile",
+        "node": "what the nodes are called, in the order of the sources (default: by their host names)",
+        "release": "the OpenWrt release, where the source does not tell it",
+        "json": "the account as JSON",
+        "identity": "your private SSH key, for a host (default: those of your agent and of ~/.ssh)",
+        "port": "the TCP port of the host's SSH server",
+        "jump": JUMP_HELP,
+        "accept-host-key": ACCEPT_HELP,
+    },
+)
+@shown
+def import_(
+    c: Context,
+    source: str,
+    as_: str | None = None,
+    node: str | None = None,
+    release: str | None = None,
+    json: bool = False,
+    identity: str | None = None,
+    port: int = 22,
+    jump: str | None = None,
+    accept_host_key: str | None = None,
+) -> None:
+    """Write a profile for a balancer that somebody else built, with an account of every line; changes nothing there."""
+    from ndakit.cli.import_profile import import_profile
+    from ndakit.core.workspace import Workspace
+
+    way = _way(identity, None, jump, accept_host_key)
+    raise Exit(code=import_profile(Workspace.at(), source, as_, node, release, way, port=port, as_json=json))
+
+
+@task(
     name="ssh",
     positional=["profile"],
     help={

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
@@ -23,6 +24,7 @@ from ndakit.load.load import Loaded
 
 if TYPE_CHECKING:
     from ndakit.load.secrets import Secrets
+    from ndakit.model import Profile
     from ndakit.render.render import Tree
 
 
@@ -127,21 +129,31 @@ def secrets_of(
     return values, doubts
 
 
-def check_profile(
-    workspace: Workspace, profile: str, *, as_json: bool, daemons: bool, without_secrets: bool = False
-) -> int:
-    """Check a profile, what is rendered from it, and how it sits beside the others; the exit code."""
-    errors: list[NdakitError] = []
-    warnings: list[ProfileWarning] = []
-    asked = ""
+@dataclass
+class Checked:
+    """What `check` finds."""
+
+    errors: list[NdakitError] = field(default_factory=list)
+    warnings: list[ProfileWarning] = field(default_factory=list)
+    asked: str = ""
+    """How asking the daemons went."""
+    profile: Profile | None = None
+    secrets_seen: bool = True
+
+
+def checked(workspace: Workspace, profile: str, *, daemons: bool = False, without_secrets: bool = False) -> Checked:
+    """Check a profile, what is rendered from it, and how it sits beside the others."""
+    result = Checked()
+    errors, warnings = result.errors, result.warnings
     try:
         loaded = load.load(workspace, profile)
         warnings += loaded.warnings
         warnings += _beside_the_others(workspace, loaded)
         errors += _package_errors(workspace, loaded)
         warnings += _packages_to_build(workspace, loaded)
-        checked = loaded.profile
+        result.profile = loaded.profile
         secrets, doubts = secrets_of(workspace, loaded, placeholders=without_secrets)
+        result.secrets_seen = secrets.real or not without_secrets
         warnings += doubts
         for node in loaded.profile.nodes:
             try:
@@ -150,13 +162,22 @@ def check_profile(
                 told = {e.text() for e in errors}  # a fault of a template is on every node
                 errors += [e for e in group.errors if e.text() not in told]
             else:
-                asked = _ask_daemons(tree, errors, checked.release, download=daemons)
+                result.asked = _ask_daemons(tree, errors, loaded.profile.release, download=daemons)
         for error in errors:
             secrets.mask(error)
     except ErrorGroup as group:
         errors += group.errors
     except NdakitError as error:
         errors.append(error)
+    return result
+
+
+def check_profile(
+    workspace: Workspace, profile: str, *, as_json: bool, daemons: bool, without_secrets: bool = False
+) -> int:
+    """Check a profile and show what was found; the exit code."""
+    result = checked(workspace, profile, daemons=daemons, without_secrets=without_secrets)
+    errors, warnings, asked, right = result.errors, result.warnings, result.asked, result.profile
     code = errors[0].exit_code if errors else 0
     if as_json:
         facts = {
@@ -169,13 +190,12 @@ def check_profile(
         return code
     for warning in warnings:
         terminal.note(warning.text())
-    if errors:
+    if errors or right is None:
         terminal.show_error(ErrorGroup(errors))
         return code
     terminal.say(
-        f"{checked.name}: right, {len(warnings)} warning(s). OpenWrt {checked.release} ({checked.release.family}), "
-        f"{', '.join(checked.nodes)}; {asked}"
-        + ("; its secrets were not looked at" if without_secrets and not secrets.real else "")
+        f"{right.name}: right, {len(warnings)} warning(s). OpenWrt {right.release} ({right.release.family}), "
+        f"{', '.join(right.nodes)}; {asked}" + ("" if result.secrets_seen else "; its secrets were not looked at")
     )
     return code
 

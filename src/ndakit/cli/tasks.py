@@ -14,7 +14,7 @@ from invoke.context import Context
 from invoke.exceptions import Exit
 from invoke.tasks import task
 
-from ndakit.cli.node_tasks import backup, backups, drain, session, status
+from ndakit.cli.node_tasks import backup, backups, drain, import_, session, status
 from ndakit.cli.task_body import NODE_HELP, PROFILE_HELP, shown
 from ndakit.core import terminal
 
@@ -424,7 +424,7 @@ GROUPS = (
     ("look", (list_profiles, show, check, package_list)),
     ("make", (certificate, render, fetch, build, lock, servers, disks, flash)),
     ("try", (boot, verify, demo)),
-    ("operate", (status, drain, session, backup, backups, rebuild, release_upgrade)),
+    ("operate", (status, drain, session, backup, backups, rebuild, release_upgrade, import_)),
     ("care", (test, bench, clean)),
 )
 

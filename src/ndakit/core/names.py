@@ -112,6 +112,11 @@ def is_name(text: str) -> bool:
     return len(text) <= 32 and re.fullmatch(r"[a-z][a-z0-9-]*", text) is not None
 
 
+def is_nic_name(text: str) -> bool:
+    """True for what the kernel can call a network card."""
+    return re.fullmatch(r"[a-z][a-z0-9]{1,14}", text) is not None
+
+
 def is_uci_name(text: str) -> bool:
     """True for what UCI takes as a section or option name."""
     return re.fullmatch(r"[A-Za-z0-9_]+", text) is not None

@@ -94,6 +94,73 @@ def read(text: str) -> list[Section]:
     return sections
 
 
+FAULTS_MAX = 200
+"""So many lines that UCI does not take, and no more, are left out of a file that somebody else wrote."""
+
+
+def read_leniently(text: str) -> tuple[list[Section], list[UciError]]:
+    """Read a whole file as uci itself takes it, and what is wrong with it beside that.
+
+    As in uci, the last of two options counts, a section that is stated twice is one, and an empty value is none; each
+    is told as a fault as well. A line that uci refuses (it would refuse the whole file) is left out and told. A file
+    with more than FAULTS_MAX of those has no sections.
+    """
+    lines = text.split("\n")
+    faults: list[UciError] = []
+    while True:
+        try:
+            statements = list(_statements("\n".join([*lines, ""])))
+        except UciError as cause:
+            faults.append(cause)
+            if len(faults) > FAULTS_MAX:
+                return [], faults
+            lines[min(cause.line, len(lines)) - 1] = ""
+            continue
+        break
+    sections: list[Section] = []
+    named: dict[str, Section] = {}
+    current: Section | None = None
+    for line, words in statements:
+        try:
+            current = _statement(line, words, sections, named, current)
+        except UciError as cause:
+            faults.append(cause)
+            if words[0] == "config":
+                current = None  # what follows belongs to no section that we know
+    return sections, sorted(faults, key=lambda fault: fault.line)
+
+
+def _statement(
+    line: int, words: list[str], sections: list[Section], named: dict[str, Section], current: Section | None
+) -> Section | None:
+    """One statement of a file that is read leniently; the section that the next ones belong to."""
+    keyword, arguments = words[0], words[1:]
+    if keyword == "config":
+        if not 1 <= len(arguments) <= 2:
+            raise UciError(line, "'config' takes a type and at most one name")
+        twice = named.get(arguments[1]) if len(arguments) == 2 else None
+        if twice is not None:
+            return twice
+        section = _section(line, arguments, named)
+        sections.append(section)
+        return section
+    if keyword not in ("option", "list"):
+        raise UciError(line, f"invalid command '{keyword}'")
+    if len(arguments) != 2:
+        raise UciError(line, f"'{keyword}' takes a name and one value")
+    if current is None:
+        raise UciError(line, f"'{keyword}' without a section")
+    option = Option(arguments[0], arguments[1], line, keyword == "list")
+    before = [o for o in current.options if o.name == option.name]
+    if before and not (option.is_list and all(o.is_list for o in before)):
+        current.options = [o for o in current.options if o.name != option.name]
+        if option.value and _WORD.fullmatch(option.name):
+            current.options.append(option)
+        raise UciError(before[-1].line, f"option '{option.name}' is stated again in line {line}, and that one counts")
+    _add(current, option, {})
+    return current
+
+
 def _section(line: int, arguments: list[str], named: dict[str, Section]) -> Section:
     kind, name = arguments[0], arguments[1] if len(arguments) == 2 else None
     if not _TYPE.fullmatch(kind):

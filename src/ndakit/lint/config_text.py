@@ -14,7 +14,10 @@ HAPROXY, KEEPALIVED = "/etc/haproxy.cfg", "/etc/keepalived/keepalived.conf"
 POUND = "/etc/pound/pound.cfg"
 STUNNEL = "/etc/stunnel/stunnel.conf"
 """Where the two lie on a node."""
-_HAPROXY_SECTIONS = {"global", "defaults", "frontend", "backend", "listen", "peers", "userlist", "resolvers", "cache"}
+_HAPROXY_SECTIONS = {
+    *("global", "defaults", "frontend", "backend", "listen", "peers", "userlist", "resolvers", "cache", "program"),
+    *("mailers", "ring", "http-errors", "fcgi-app", "log-forward", "log-profile", "traces", "crt-store", "acme"),
+}
 
 
 class TextError(ValueError):

@@ -1,0 +1,520 @@
+"""Backends of haproxy.cfg as pools: servers, balancing, checks, persistence, sorry pages, TLS to the servers."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field
+from typing import Any
+
+from ndakit.lint.config_text import Line
+from ndakit.load import foreign_words
+from ndakit.model import Address
+from ndakit.model.traffic import RETRIES
+from ndakit.operate.import_.draft import Draft, address, number, slug
+from ndakit.operate.import_.haproxy_reasons import LATER, reason
+from ndakit.operate.import_.haproxy_text import ProxyPart, plain, seconds
+from ndakit.operate.import_.sources import NodeFiles
+from ndakit.operate.import_.virtual_servers import escaped
+
+_BALANCE = {w: w for w in ("roundrobin", "leastconn", "source", "first", "uri", "random")} | {"static-rr": "roundrobin"}
+_WITH_VALUE = {
+    "port",
+    "inter",
+    "fastinter",
+    "downinter",
+    "rise",
+    "fall",
+    "weight",
+    "maxconn",
+    "minconn",
+    "slowstart",
+    "cookie",
+    "ca-file",
+    "crt",
+    "verify",
+    "verifyhost",
+    "sni",
+    "check-sni",
+    "track",
+    "resolvers",
+    "init-addr",
+    "on-marked-down",
+    "on-marked-up",
+    "on-error",
+    "observe",
+    "error-limit",
+    "source",
+    "ciphers",
+    "ciphersuites",
+    "ssl-min-ver",
+    "ssl-max-ver",
+    "alpn",
+    "check-alpn",
+    "namespace",
+    "pool-max-conn",
+    "pool-purge-delay",
+    "resolve-prefer",
+    "addr",
+    "agent-port",
+    "agent-addr",
+    "agent-inter",
+    "agent-send",
+    "maxqueue",
+    "proto",
+    "check-proto",
+    "id",
+    "redir",
+    "crl-file",
+    "tcp-ut",
+    "max-reuse",
+    "resolve-opts",
+    "resolve-net",
+    "curves",
+    "sigalgs",
+    "ws",
+    "log-proto",
+}
+
+
+@dataclass
+class ServerWords:
+    """The words of a `server` (or `default-server`) line: what is used, what is left."""
+
+    values: dict[str, str] = field(default_factory=dict)
+    flags: list[str] = field(default_factory=list)
+
+
+def parse(words: tuple[str, ...]) -> ServerWords:
+    """Take the words behind a server's address apart."""
+    result, at = ServerWords(), 0
+    while at < len(words):
+        word = words[at]
+        if word in _WITH_VALUE and at + 1 < len(words):
+            result.values[word] = words[at + 1]
+            at += 2
+            if word == "source" and at + 1 < len(words) and words[at] == "usesrc":
+                at += 2
+        else:
+            result.flags.append(word)
+            at += 1
+    return result
+
+
+def socket(text: str) -> tuple[Address | None, int | None]:
+    """`192.0.2.1:80`, `[2001:db8::1]:80`, `192.0.2.1`, `ipv4@192.0.2.1:80`."""
+    text = re.sub(r"^(ipv4|ipv6)@", "", text)
+    whole = address(text)
+    if whole is not None and not (":" in text and text.count(":") == 1):
+        return whole, None
+    host, _, port = text.rpartition(":")
+    return address(host), number(port, 1, 65535)
+
+
+@dataclass
+class PoolDraft:
+    """A backend, read: the pool's keys, and what belongs to the services that use it."""
+
+    part: ProxyPart
+    pool: str
+    keys: dict[str, Any] = field(default_factory=dict)
+    timeouts: dict[str, Any] = field(default_factory=dict)
+    transparent: bool = False
+    persistence: dict[str, Any] | None = None
+    host: str | None = None
+    """The Host of its http check."""
+    follows: str = ""
+    """The pool of which it is a second use."""
+
+
+def pools(draft: Draft, node: NodeFiles, parts: list[ProxyPart]) -> dict[str, PoolDraft]:
+    """Backend → pool. Backends that ndakit made for a second use of a pool are that pool."""
+    names = {p.name for p in parts if p.proxy.kind in ("backend", "listen") and p.own("server")}
+    result: dict[str, PoolDraft] = {}
+    for part in parts:
+        if part.proxy.kind == "frontend" or part.name not in names or part.name.startswith("_"):
+            continue
+        base = part.name.partition(".")[0]
+        second = base if "." in part.name and base in names else ""
+        pool = result[second].pool if second in result else slug(part.name, "pool", draft.pools)
+        one = PoolDraft(part, pool, follows=second)
+        result[part.name] = one
+        _backend(draft, node, one)
+        if second in result:
+            _second_use(draft, result[second], one)
+        else:
+            draft.pools[pool] = one.keys
+            draft.aliases["backend", part.name] = ("backend", pool)
+    return result
+
+
+def _second_use(draft: Draft, first: PoolDraft, one: PoolDraft) -> None:
+    """The same servers again, for another service, or at their address of the other family."""
+    servers, theirs = draft.pools[first.pool]["servers"], one.keys["servers"]
+    for name, facts in theirs.items():
+        if name in servers:
+            kept = servers[name]["address"]
+            kept += [a for a in facts["address"] if a not in kept]
+
+
+def _backend(draft: Draft, node: NodeFiles, one: PoolDraft) -> None:
+    part, keys = one.part, one.keys
+    at = f"pools.{one.pool}"
+    part.head(at)
+    line = part.find("mode")
+    if line is not None and part.mode in ("http", "tcp"):
+        part.key(line, "services.NAME.protocol")
+    line = part.find("balance")
+    if line is not None and len(line.words) > 1 and line.words[1] in _BALANCE:
+        keys["balance"] = _BALANCE[line.words[1]]
+        part.key(line, f"{at}.balance")
+        if len(line.words) > 2:
+            part.file.unsaid(line.number, f"balance has no options ({' '.join(line.words[2:])[:40]})")
+    elif line is not None:
+        part.file.unsaid(line.number, f"{at}.balance has no {' '.join(line.words[1:])[:40]}")
+    for key, words in (("connect_s", "connect"), ("server_s", "server"), ("queue_s", "queue"), ("tunnel_s", "tunnel")):
+        high = {"connect_s": 3600.0, "queue_s": 3600.0, "tunnel_s": 604800.0}.get(key, 86400.0)
+        value = part.seconds(f"services.NAME.timeouts.{key}", "timeout", words, high=high)
+        if value is not None:
+            one.timeouts[key] = plain(value)
+    line = part.find("retries")
+    times = number(line.words[1], 0, 100) if line is not None and len(line.words) > 1 else None
+    if line is not None and times is not None:
+        part.key(line, f"{at}.retries")
+        if times != RETRIES:
+            keys["retries"] = times
+    _persistence(one)
+    _sorry_page(draft, node, one)
+    keys["check"] = _check(part, one)
+    keys["servers"] = {}
+    _servers(draft, one)
+    for own in part.proxy.lines:
+        _why_not(part, own)
+
+
+def _persistence(one: PoolDraft) -> None:
+    part = one.part
+    table = next(iter(part.own("stick-table")), None)
+    by = next(iter(part.own("stick", "on")), None)
+    if table is None or by is None:
+        return
+    key = re.fullmatch(r"src(,ipmask\(([0-9]+)(?:,([0-9]+))?\))?", by.words[2] if len(by.words) == 3 else "")
+    words = dict(zip(table.words[1::2], table.words[2::2], strict=False))
+    expire = seconds(words.get("expire", ""))
+    if key is None or words.get("type") not in ("ip", "ipv6") or expire is None or "store" in words:
+        return
+    one.persistence = {"type": "source", "timeout_s": plain(expire)}
+    if key[2]:
+        one.persistence["netmask"] = int(key[2])
+    if key[3]:
+        one.persistence["netmask_ipv6"] = int(key[3])
+    if not one.follows:
+        one.keys["persistence"] = one.persistence
+    for line in (table, by):
+        part.key(line, f"pools.{one.pool}.persistence")
+    left = [w for w in words if w not in ("type", "size", "expire", "peers")]
+    if left:
+        part.file.unsaid(table.number, f"persistence has no {' '.join(left)}")
+
+
+def _sorry_page(draft: Draft, node: NodeFiles, one: PoolDraft) -> None:
+    part = one.part
+    line = part.find("errorfile", "503")
+    if line is None or len(line.words) < 3 or part.mode != "http":
+        return
+    content = node.files.get(line.words[2])
+    if content is None:
+        part.file.hint(
+            line.number, f"the file {line.words[2]} is not in what was read: write {{page: FILE}} to pools.NAME.sorry"
+        )
+        draft.missing(
+            f"pools: the page {line.words[2]} (errorfile 503) is not in what was read: put it beside the profile, and "
+            "write sorry: {page: FILE}"
+        )
+        return
+    body = re.split(rb"\r?\n\r?\n", content, maxsplit=1)
+    page = body[1] if len(body) == 2 and content.startswith(b"HTTP/") else content
+    if not page:
+        part.file.hint(line.number, f"the file {line.words[2]} has no page in it")
+        return
+    name = f"{draft.name}-sorry-{one.pool}.html"
+    same = next((n for n, other in draft.attachments.items() if other == page), None)
+    draft.attachments[same or name] = page
+    one.keys["sorry"] = {"page": same or name}
+    part.key(line, f"pools.{one.pool}.sorry.page")
+
+
+def _check(part: ProxyPart, one: PoolDraft) -> dict[str, Any]:
+    """The check of all servers, beside its pace."""
+    check: dict[str, Any] = {"type": "tcp"}
+    at = f"pools.{one.pool}.check"
+    timeout = part.seconds(f"{at}.timeout_s", "timeout", "check", high=600.0)
+    if timeout is not None:
+        check["timeout_s"] = plain(timeout)
+    for kind, words in (
+        ("smtp", ("option", "smtpchk")),
+        ("redis", ("option", "redis-check")),
+        ("tcp", ("option", "tcp-check")),
+    ):
+        line = part.find(*words)
+        if line is not None:
+            check["type"] = kind
+            part.key(line, at)
+            if kind == "smtp" and len(line.words) > 3 and re.fullmatch(r"[a-z0-9.-]+", line.words[3]):
+                check["helo"] = line.words[3]
+    line = part.find("option", "httpchk")
+    if line is not None:
+        _http_check(part, one, check, line, at)
+    if check["type"] == "tcp" and part.find("option", "tcp-check") is not None:
+        _exchange(part, check, at)
+    for word in ("mysql-check", "pgsql-check", "ldap-check", "ssl-hello-chk", "spop-check"):
+        other = part.find("option", word)
+        if other is not None:
+            part.file.hint(other.number, "there is no such check: write check: tcp, or one with send and expect")
+    return check
+
+
+def _http_check(part: ProxyPart, one: PoolDraft, check: dict[str, Any], line: Line, at: str) -> None:
+    check["type"] = "http"
+    part.key(line, at)
+    words = line.words[2:]
+    method, path, rest = "GET" if len(words) > 1 else "", "", ""
+    if len(words) == 1:
+        path = words[0]
+    elif len(words) > 1:
+        method, path, rest = words[0], words[1], " ".join(words[2:])
+    host = re.search(r"[Hh]ost:\\? ?([a-z0-9.:\[\]-]+)", rest.replace("\\", " "))
+    for send in part.own("http-check", "send") or _defaults(part, "http-check", "send"):
+        facts = list(send.words[2:])
+        method = facts[facts.index("meth") + 1] if "meth" in facts[:-1] else method
+        path = facts[facts.index("uri") + 1] if "uri" in facts[:-1] else path
+        for position, word in enumerate(facts[:-2]):
+            if word == "hdr" and facts[position + 1].lower() == "host":
+                host = re.fullmatch(r"([a-z0-9.:\[\]-]+)", facts[position + 2])
+            elif word == "hdr":
+                part.file.unsaid(send.number, f"a check sends no header {facts[position + 1][:40]}")
+        part.key(send, f"{at}.path")
+    if method != "GET":
+        asked = method[:20] or "OPTIONS (HAProxy's default)"
+        part.file.unsaid(line.number, f"checks ask with GET, and this one with {asked}")
+    if path.startswith("/"):
+        check["path"] = path
+    if host is not None:
+        one.host = host[1]
+    for expect in part.own("http-check", "expect") or _defaults(part, "http-check", "expect"):
+        status = (
+            number(expect.words[3], 100, 599) if expect.words[2:3] == ("status",) and len(expect.words) == 4 else None
+        )
+        if status is not None:
+            check["expect"] = {"status": status}
+            part.key(expect, f"{at}.expect.status")
+        elif expect.words[2:] in (("rstatus", "(2|3)[0-9][0-9]"), ("status", "200-399")):
+            part.key(expect, f"{at}.expect")
+        else:
+            part.file.hint(expect.number, "an http check expects one status, or any 2xx and 3xx")
+
+
+def _defaults(part: ProxyPart, *keyword: str) -> list[Line]:
+    return list(part.defaults.all(*keyword)) if part.defaults is not None else []
+
+
+def _exchange(part: ProxyPart, check: dict[str, Any], at: str) -> None:
+    """`tcp-check send`, `expect`: one of each, in this order."""
+    sent: list[tuple[Line, str | None]] = []
+    reply: list[tuple[Line, str | None]] = []
+    for line in part.own("tcp-check"):
+        kind, rest = line.words[1:2], line.words[2:]
+        if kind in (("send-binary",), ("send",)) and len(rest) == 1 and not reply and not sent:
+            sent.append((line, _talk(kind[0], rest[0])))
+        elif kind == ("expect",) and len(rest) == 2 and rest[0] in ("string", "binary") and not reply:
+            reply.append((line, _talk("send-binary" if rest[0] == "binary" else "send", rest[1])))
+        elif line.words == ("tcp-check", "connect"):
+            part.key(line, at)
+        else:
+            part.file.hint(line.number, "a tcp check sends one text and expects one that is contained in the answer")
+    if sent and sent[0][1] is not None:
+        check["send"] = sent[0][1]
+        part.key(sent[0][0], f"{at}.send")
+    if reply and reply[0][1] is not None:
+        check["expect"] = {"reply": reply[0][1]}
+        part.key(reply[0][0], f"{at}.expect")
+
+
+def _talk(kind: str, text: str) -> str | None:
+    if kind == "send":
+        return escaped(text.encode().replace(rb"\r", b"\r").replace(rb"\n", b"\n"))
+    try:
+        return escaped(bytes.fromhex(text))
+    except ValueError:
+        return None
+
+
+def _servers(draft: Draft, one: PoolDraft) -> None:
+    part, at = one.part, f"pools.{one.pool}"
+    shared = ServerWords()
+    bases = [*_defaults(part, "default-server"), *part.own("default-server")]
+    for line in bases:
+        words = parse(line.words[1:])
+        shared.values |= words.values
+        shared.flags += words.flags
+        part.key(line, f"{at}.check")
+        _left(part, line, words, at)
+    spare: dict[str, dict[str, Any]] = {}
+    seen: list[tuple[Line, ServerWords]] = []
+    for line in part.own("server"):
+        if len(line.words) < 3:
+            part.file.unsaid(line.number, "a server has a name and an address")
+            continue
+        words = parse(line.words[3:])
+        ip, port = socket(line.words[2])
+        if ip is None:
+            part.file.unsaid(
+                line.number,
+                "a server is an IP address: servers found by DNS are not carried yet (servers.NAME.resolve)",
+            )
+            continue
+        where = spare if "backup" in words.flags else one.keys["servers"]
+        name = slug(line.words[1], "srv", [*one.keys["servers"], *spare])
+        facts: dict[str, Any] = {"address": [ip], "port": port}
+        weight = number(words.values.get("weight", shared.values.get("weight")), 0, 256)
+        facts["weight"] = 1 if weight is None else weight
+        facts["max_connections"] = number(words.values.get("maxconn", shared.values.get("maxconn")), 1, 1_000_000)
+        where[name] = facts
+        part.key(line, f"{at}.servers.{name}")
+        seen.append((line, words))
+        _left(part, line, words, at)
+    _pace(part, one, shared, seen)
+    _tls(draft, one, shared, seen)
+    if spare:
+        _spare_pool(draft, one, spare)
+    if not one.keys["servers"]:
+        part.file.unsaid(part.proxy.number, "a pool has at least one server with an address")
+    source = next(iter(part.own("source")), None)
+    if source is not None and source.words[2:] == ("usesrc", "clientip"):
+        one.transparent = True
+        part.key(source, "services.NAME.topology")
+
+
+def _spare_pool(draft: Draft, one: PoolDraft, spare: dict[str, dict[str, Any]]) -> None:
+    """Servers with `backup` are a pool of their own that takes over when no other server is left. HAProxy uses the
+    first of them alone, unless `option allbackups` is there (configuration manual, 5.2)."""
+    if not one.keys["servers"]:
+        one.keys["servers"] = spare
+        return
+    if "sorry" in one.keys:
+        one.part.file.unsaid(one.part.proxy.number, "a pool has a sorry page or backup servers; the servers are used")
+    name = slug(f"{one.pool}-backup", "backup", draft.pools)
+    all_of_them = one.part.find("option", "allbackups")
+    draft.pools[name] = {
+        "check": dict(one.keys["check"]),
+        **({"balance": "first"} if len(spare) > 1 and all_of_them is None else {}),
+        "servers": spare,
+    }
+    if all_of_them is not None:
+        one.part.key(all_of_them, f"pools.{name}")
+    one.keys["sorry"] = {"pool": name}
+
+
+def _pace(part: ProxyPart, one: PoolDraft, shared: ServerWords, seen: list[tuple[Line, ServerWords]]) -> None:
+    """`inter`, `fastinter`, `rise`, `fall`, `slowstart`, `port`: of the whole pool."""
+    check, at = one.keys["check"], f"pools.{one.pool}.check"
+    checked = [
+        line for line, words in seen if "check" in words.flags or "check" in shared.flags or "track" in words.values
+    ]
+    for word, key in (
+        ("inter", "interval_s"),
+        ("fastinter", "retry_delay_s"),
+        ("rise", "rise"),
+        ("fall", "fall"),
+        ("port", "port"),
+        ("slowstart", "slow_start_s"),
+    ):
+        stated = [words.values.get(word, shared.values.get(word)) for _, words in seen]
+        if not stated or stated[0] is None:
+            continue
+        if word in ("rise", "fall", "port"):
+            value: Any = number(stated[0], 1, 65535 if word == "port" else 100)
+        else:
+            value = seconds(stated[0])
+            value = None if value is None else plain(value)
+        if value is None:
+            continue
+        (one.keys if key == "slow_start_s" else check)[key] = value
+        for (line, _), theirs in zip(seen, stated, strict=True):
+            if theirs != stated[0]:
+                part.file.unsaid(
+                    line.number, f"{at}.{key} is one for all servers of a pool: {stated[0]}, and {theirs} here"
+                )
+    if seen and not checked:
+        part.file.unsaid(seen[0][0].number, "no server is checked here: a pool's servers always are (check: tcp)")
+    elif seen and len(checked) < len(seen):
+        for line, _ in seen:
+            if line not in checked:
+                part.file.unsaid(line.number, "this server is not checked: all servers of a pool are")
+    for word, default in (("inter", 2), ("rise", 2), ("fall", 3)):
+        key = {"inter": "interval_s"}.get(word, word)
+        if check.get(key) == default:
+            del check[key]
+
+
+def _tls(draft: Draft, one: PoolDraft, shared: ServerWords, seen: list[tuple[Line, ServerWords]]) -> None:
+    """`ssl` on server lines: TLS to the servers; `check-ssl`: an https check."""
+    part = one.part
+    if not seen:
+        return
+    words = seen[0][1]
+    values, flags = shared.values | words.values, [*shared.flags, *words.flags]
+    check = one.keys["check"]
+    if "check-ssl" in flags and check["type"] == "http":
+        check["type"] = "https"
+    if "ssl" not in flags:
+        return
+    check_is_http = check["type"] == "http"
+    if check_is_http and "no-check-ssl" not in flags and "port" not in values:
+        check["type"] = "https"
+    tls: dict[str, Any] = {"tls": True}
+    name = re.sub(r"^str\((.*)\)$", r"\1", values.get("sni", "")) or values.get("verifyhost", "")
+    ca = values.get("ca-file", "")
+    if values.get("verify") == "none" or not ca:
+        tls["verify"] = "none"
+    elif ca in ("@system-ca", "/etc/ssl/certs/ca-certificates.crt", "/etc/ssl/cert.pem"):
+        tls["verify"] = "system"
+    else:
+        tls["verify"] = ca  # the file is put beside the profile later
+    if re.fullmatch(r"[a-z0-9][a-z0-9.-]*", name):
+        tls["name"] = name
+    elif name:
+        part.file.unsaid(seen[0][0].number, f"to_servers.name is one host name, and this is {name[:40]}")
+    one.keys["to_servers"] = tls
+
+
+_USED = {"check", "backup", "ssl", "check-ssl", "no-check-ssl", "track", "non-stick"}
+_USED_VALUES = {
+    "port",
+    "inter",
+    "fastinter",
+    "rise",
+    "fall",
+    "weight",
+    "maxconn",
+    "slowstart",
+    "track",
+    "verify",
+    "ca-file",
+    "verifyhost",
+    "sni",
+    "check-sni",
+}
+
+
+def _left(part: ProxyPart, line: Line, words: ServerWords, at: str) -> None:
+    """The words of a line that no key says."""
+    for word in (*words.flags, *words.values):
+        if word not in _USED and word not in _USED_VALUES:
+            part.file.unsaid(
+                line.number, f"{word}: {LATER.get(word) or foreign_words.key(word) or 'there is no such key'}"
+            )
+
+
+def _why_not(part: ProxyPart, line: Line) -> None:
+    """Why a line of a backend is not in the pool, if it is not."""
+    part.file.hint(line.number, reason(line.words))

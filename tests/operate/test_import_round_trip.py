@@ -1,0 +1,112 @@
+"""Profile, rendered for all its nodes, imported: the same profile again, and not a line that no key says."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from imported import boxes, load_again, meaning, settings, trees
+from ndakit.core.workspace import Workspace
+from ndakit.load import load
+from ndakit.model import Profile
+from ndakit.operate.import_ import importer
+from ndakit.operate.import_.refine import Imported
+from ndakit.render.render import Tree
+from places import DATA, ROOT
+
+PROFILES = {
+    f"{path.parent.name}/{path.stem}": path
+    for folder in (ROOT / "profiles", DATA / "profiles", DATA / "valid")
+    for path in sorted(folder.glob("*.yaml"))
+    if not path.name.startswith("_")
+}
+SIZED = "sizing: the kernel's and Pound's numbers are computed from it, and no file says from which numbers"
+LOST = {
+    "profiles/handover": SIZED,
+    "valid/pound-small": SIZED,
+    "valid/egress-node-nowhere": "egress: node, where nothing leads out, writes nothing but a kernel value",
+}
+"""Profiles of which the rendering loses something that `meaning` and the rendered files show, with the reason."""
+
+
+UNTOLD = {
+    "valid/egress-node-nowhere": (("networks", "lan", "egress"), "it leads nowhere: nothing is written for it"),
+    "valid/heartbeat-alone": (("networks", "hb", "role"), "a node that is alone has no adverts to hear"),
+    "valid/own-ports-range": (("vips",), "a gateway that is the node's own address is in no file"),
+    "valid/tproxy-warnings": (
+        ("services", "own", "pool", "reply_route"),
+        "no file shows it",
+    ),
+}
+"""Profiles of which one fact is in no file of a node: where it is in `meaning`, and why."""
+
+
+def of(name: str) -> tuple[Profile, dict[str, Tree], Imported]:
+    """A profile, what is rendered of it, and what is imported of that."""
+    profile = load.load(Workspace(DATA), str(PROFILES[name])).profile
+    rendered = trees(profile)
+    return profile, rendered, importer.convert(Workspace(ROOT), profile.name, boxes(profile, rendered))
+
+
+@pytest.mark.parametrize("name", PROFILES)
+def test_a_profile_that_was_rendered_and_imported_is_the_same_again(name: str, tmp_path: Path) -> None:
+    profile, before, result = of(name)
+    loaded = load_again(result, tmp_path)
+    # It means the same.
+    again, wanted = meaning(loaded), meaning(profile)
+    if profile.sizing.model_fields_set:  # what the size came to is an explicit limit now
+        for service in (*again["services"].values(), *wanted["services"].values()):
+            service.pop("limits", None)
+    if name in UNTOLD:
+        where, _ = UNTOLD[name]
+        assert _taken(wanted, where) != _taken(again, where)
+    assert again == wanted
+    # It is rendered to the same files.
+    after = trees(loaded)
+    assert list(before) == list(after)
+    for node, tree in before.items():
+        was, now = settings(tree), settings(after[node])
+        if name == "valid/access-warnings":  # one key under two names is two lines of authorized_keys
+            was["/etc/dropbear/authorized_keys"] = was["/etc/dropbear/authorized_keys"][:1]
+        differ = {path for path in {*was, *now} if was.get(path) != now.get(path)}
+        assert bool(differ) == (name in LOST), differ
+        assert differ <= {"/etc/sysctl.conf", "/etc/pound/pound.cfg"}
+    # No line is left over.
+    left = {one.path for one in result.unsaid}
+    assert bool(left) == (name in LOST), result.unsaid
+    assert left <= {"/etc/sysctl.conf", "/etc/pound/pound.cfg"}
+    if PROFILES[name].parent == ROOT / "profiles":
+        assert [loaded.customer, loaded.description] == [profile.customer, profile.description]
+        assert _roles(loaded) == _roles(profile)
+        assert loaded.access.ssh_keys == profile.access.ssh_keys
+        assert (loaded.device, loaded.platform) == (profile.device, profile.platform)
+        assert list(loaded.services) == list(profile.services)
+
+
+def _roles(profile: Profile) -> dict[str, str]:
+    return {name: vip.role for name, vip in profile.vips.items() if vip.role}
+
+
+def _taken(facts: dict[str, Any], where: tuple[str, ...]) -> object:
+    for key in where[:-1]:
+        facts = facts[key]
+    return facts.pop(where[-1])
+
+
+def test_the_exceptions_are_profiles() -> None:
+    assert PROFILES.keys() >= {*LOST, *UNTOLD}
+
+
+def test_a_node_that_was_changed_by_hand_is_seen() -> None:
+    profile, rendered, _ = of("profiles/apache-pair")
+    nodes = boxes(profile, rendered)
+    files = nodes[0].files
+    files["/etc/haproxy.cfg"] = files["/etc/haproxy.cfg"].replace(
+        b"\toption httplog\n\t# Time", b"\toption contstats\n\t# Time"
+    )
+    result = importer.convert(Workspace(ROOT), "apache-pair", nodes)
+    assert [(one.place, one.text) for one in result.unsaid if one.node == "lb1"] == [
+        ("lb1:/etc/haproxy.cfg:96", "option contstats")
+    ]
