@@ -123,7 +123,9 @@ def _service(profile: Profile, name: str) -> dict[str, Any]:
     facts: dict[str, Any] = {
         "endpoints": {(str(e.address), e.ports) for e in profile.endpoints(name)},
         **service.model_dump(
-            mode="json", include={"topology", "protocol", "redirect", "unknown_hosts", "limits"}, exclude_none=True
+            mode="json",
+            include={"topology", "protocol", "redirect", "unknown_hosts", "limits", "maintenance"},
+            exclude_none=True,
         ),
         "tls": None
         if service.tls is None
@@ -138,7 +140,9 @@ def _service(profile: Profile, name: str) -> dict[str, Any]:
         facts["hostnames"] = list(service.hostnames)
     if service.pool is not None:
         facts["pool"] = _pool(profile, service.pool, name)
-        facts["routes"] = [(route.host, route.host_regex, _pool(profile, route.pool, name)) for route in service.routes]
+        facts["routes"] = [
+            (route.host, route.host_regex, route.sni, _pool(profile, route.pool, name)) for route in service.routes
+        ]
     if service.carried_by.name == "haproxy":
         facts["timeouts"] = service.timeouts.model_dump(mode="json")
         if service.pool is None:

@@ -135,14 +135,15 @@ def pools(draft: Draft, node: NodeFiles, parts: list[ProxyPart]) -> dict[str, Po
             continue
         base = part.name.partition(".")[0]
         second = base if "." in part.name and base in names else ""
-        pool = result[second].pool if second in result else slug(part.name, "pool", draft.pools)
+        pool = result[second].pool if second and second in result else slug(part.name, "pool", draft.pools)
         one = PoolDraft(part, pool, follows=second)
         result[part.name] = one
         _backend(draft, node, one)
-        if second in result:
+        if second and second in result:
             _second_use(draft, result[second], one)
         else:
             draft.pools[pool] = one.keys
+            one.keys["_host"] = one.host
             draft.aliases["backend", part.name] = ("backend", pool)
     return result
 

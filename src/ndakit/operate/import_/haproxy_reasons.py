@@ -18,7 +18,7 @@ LATER = {
     "downinter": "leave it out: there is no such key",
     "observe": "leave it out: servers are judged by their checks",
     "agent-check": "leave it out: a server does not say itself what share it gets",
-    "maxqueue": "limits of the queue are not carried yet (limits.queue)",
+    "maxqueue": "the queue is limited for the whole service: services.NAME.limits.queue",
 }
 """A word of a `server` line → why no key says it."""
 _AS_NDAKIT = "ndakit writes what is needed of this itself"
@@ -53,8 +53,8 @@ _REASONS: dict[tuple[str, ...], str] = {
     (
         "http-request",
         "deny",
-    ): "who may use a service is not carried yet (services.NAME.sources), nor limits of requests",
-    ("http-request", "track-sc0"): "limits of requests are not carried yet (services.NAME.limits.requests)",
+    ): "who may use a service is not carried yet (services.NAME.sources)",
+    ("http-request", "track-sc0"): "requests are limited by client alone: services.NAME.limits.requests",
     ("http-request", "set-path"): "changing paths and hosts is not carried yet (services.NAME.rewrite)",
     ("http-request", "replace-path"): "changing paths and hosts is not carried yet (services.NAME.rewrite)",
     ("http-request", "set-uri"): "changing paths and hosts is not carried yet (services.NAME.rewrite)",
@@ -62,14 +62,18 @@ _REASONS: dict[tuple[str, ...], str] = {
     ("redirect",): "only a redirect of all requests is carried: services.NAME.redirect",
     ("http-request", "auth"): "the balancer logs nobody in",
     ("http-request", "return"): "answers of the balancer's own are not carried yet (routes.respond)",
-    ("tcp-request",): "who may use a service (services.NAME.sources), and limits of requests, are not carried yet",
+    (
+        "tcp-request",
+    ): "who may use a service is not carried yet (services.NAME.sources); limits are services.NAME.limits",
     ("stick-table",): "only persistence by the client's address is carried: pools.NAME.persistence",
     ("stick",): "only persistence by the client's address is carried: pools.NAME.persistence",
     ("compression",): "compressed answers are not carried yet (services.NAME.compression)",
-    ("errorfile",): "only 503 has a page: pools.NAME.sorry; the others are not carried yet (services.NAME.error_pages)",
+    (
+        "errorfile",
+    ): "a page for 503 is pools.NAME.sorry, and pages for what HAProxy itself answers are services.NAME.error_pages",
     (
         "http-error",
-    ): "only 503 has a page: pools.NAME.sorry; the others are not carried yet (services.NAME.error_pages)",
+    ): "a page for 503 is pools.NAME.sorry, and pages for what HAProxy itself answers are services.NAME.error_pages",
     ("option", "httpclose"): _AS_NDAKIT,
     ("option", "allbackups"): "it is about backup servers, and there are none",
     ("maxconn",): "the balancer's own limit is computed from sizing; a service's own is limits.connections",

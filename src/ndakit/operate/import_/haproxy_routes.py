@@ -22,6 +22,8 @@ _HOST_FETCHES = (
     "req.hdr(host),field(1,:),lower",
     "hdr(host),field(1,:),lower",
 )
+_SNI_FETCHES = ("req.ssl_sni", "req.ssl_sni,lower", "req_ssl_sni", "req_ssl_sni,lower")
+_NAME = re.compile(r"[a-z0-9]([a-z0-9.-]*[a-z0-9])?")
 _WILDCARD = re.compile(r"\^\[\^\.\]\+((?:\\\.[a-z0-9\\-]+)+)\$")
 
 
@@ -31,6 +33,8 @@ class HostCondition:
 
     host: list[str] = field(default_factory=list)
     host_regex: list[str] = field(default_factory=list)
+    sni: list[str] = field(default_factory=list)
+    """Names in the hello of TLS that passes through."""
     lines: list[Line] = field(default_factory=list)
     ours: bool = True
     """False if it asks for something else as well."""
@@ -58,8 +62,6 @@ def routes_and_pool(
             service["timeouts"] = {**one.timeouts, **service.get("timeouts", {})}
         if one.follows and one.persistence is not None and one.persistence != pools[one.follows].persistence:
             service["persistence"] = one.persistence
-        if one.host is not None and service["protocol"] == "http":
-            service["_host"] = one.host
     elif service.get("routes"):
         service["pool"] = service["routes"][0]["pool"]
         part.file.unsaid(
@@ -95,8 +97,10 @@ def _host_test(one: HostCondition, words: list[str]) -> bool:
         "req.hdr_reg(host)": "reg",
         "req.hdr_end(host)": "end",
     }.get(fetch, "str")
-    if method == "str" and fetch not in _HOST_FETCHES:
+    passed = fetch in _SNI_FETCHES
+    if method == "str" and fetch not in _HOST_FETCHES and not passed:
         return False
+    names = one.sni if passed else one.host
     values: list[str] = []
     while rest:
         word = rest.pop(0)
@@ -114,11 +118,13 @@ def _host_test(one: HostCondition, words: list[str]) -> bool:
     for value in values:
         wildcard = _WILDCARD.fullmatch(value)
         if method == "reg" and wildcard is not None and "lower" in fetch:
-            one.host.append("*" + wildcard[1].replace("\\", ""))
+            names.append("*" + wildcard[1].replace("\\", ""))
+        elif passed and (method != "str" or not _NAME.fullmatch(value.lower())):
+            return False
         elif method == "reg":
             one.host_regex.append(value)
-        elif method == "str" and re.fullmatch(r"[a-z0-9]([a-z0-9.-]*[a-z0-9])?", value.lower()):
-            one.host.append(value.lower())
+        elif method == "str" and _NAME.fullmatch(value.lower()):
+            names.append(value.lower())
         elif method == "end" and re.fullmatch(r"\.[a-z0-9]([a-z0-9.-]*[a-z0-9])?", value.lower()):
             one.host_regex.append(f"{re.escape(value.lower())}$".replace("\\-", "-"))
         elif method == "beg" and re.fullmatch(r"[a-z0-9.-]+", value.lower()):
@@ -163,7 +169,7 @@ def _use_backend(
             else at,
         )
         return
-    if words[2:3] != ("if",) or service["protocol"] != "http":
+    if words[2:3] != ("if",):
         return
     names = list(words[3:])
     either = HostCondition()
@@ -181,11 +187,15 @@ def _use_backend(
             for one in chosen:
                 either.host += one.host
                 either.host_regex += one.host_regex
+                either.sni += one.sni
                 either.lines += one.lines
                 either.ours = either.ours and one.ours
             if either.host and either.host_regex:
                 return
             chosen = [either]
+    passes = service["protocol"] == "tcp"
+    if any(bool(one.sni) != passes or (passes and (one.host or one.host_regex)) for one in chosen):
+        return  # of TLS that passes through only the name in its hello is seen, and of HTTP only the Host header
     if not all(one.ours for one in chosen) or (len(chosen) > 1 and not _joined(chosen)):
         return
     for one in chosen:
@@ -221,6 +231,8 @@ def _add_route(service: dict[str, Any], target: PoolDraft, condition: HostCondit
         route["host"] = list(dict.fromkeys(condition.host))
     if condition.host_regex:
         route["host_regex"] = list(dict.fromkeys(condition.host_regex))
+    if condition.sni:
+        route["sni"] = list(dict.fromkeys(condition.sni))
     route["pool"] = target.pool
     service.setdefault("routes", []).append(route)
 
@@ -244,3 +256,11 @@ def _unknown_hosts(part: ProxyPart, service: dict[str, Any], conditions: dict[st
             if known is not None:
                 service["hostnames"] = known.host
                 _told(part, known, f"{at}.hostnames")
+    by_name = conditions.get("known-name")
+    for line in part.own("tcp-request", "content", "reject", "unless", "known-name"):
+        if by_name is not None:
+            service["unknown_hosts"] = "refuse"
+            routed = {name for route in service.get("routes", []) for name in route.get("sni", [])}
+            service["hostnames"] = [name for name in by_name.sni if name not in routed]
+            part.key(line, f"{at}.unknown_hosts")
+            _told(part, by_name, f"{at}.hostnames")

@@ -9,6 +9,7 @@ from typing import Any
 
 from ndakit.lint.config_text import Line, Proxy
 from ndakit.model import Address
+from ndakit.operate.import_ import haproxy_limits
 from ndakit.operate.import_ import haproxy_routes as routes
 from ndakit.operate.import_.draft import PORT_NAMES, Draft, VipDraft, address, number, slug
 from ndakit.operate.import_.haproxy_pools import PoolDraft, socket
@@ -16,6 +17,7 @@ from ndakit.operate.import_.haproxy_reasons import reason
 from ndakit.operate.import_.haproxy_text import ProxyPart, plain
 from ndakit.operate.import_.haproxy_tls import BindTls, of_bind
 from ndakit.operate.import_.pound import PoundListener
+from ndakit.operate.import_.sources import NodeFiles
 
 STATISTICS = "_statistics"
 _PREFIX = "service:"
@@ -44,6 +46,7 @@ _SAME: tuple[tuple[str, str], ...] = (
 
 def services(
     draft: Draft,
+    node: NodeFiles,
     sections: list[Proxy],
     parts: list[ProxyPart],
     pools: dict[str, PoolDraft],
@@ -53,7 +56,7 @@ def services(
     """Put the services of haproxy.cfg into the draft. `tls_of` makes the keys of `tls` of a bind's words."""
     for part in parts:
         if part.proxy.kind in ("frontend", "listen"):
-            _frontend(draft, part, pools, tls_of, listeners)
+            _frontend(draft, node, part, pools, tls_of, listeners)
     for section in sections:
         if parts and section.kind == "peers":
             draft.vrrp["connection_sync"] = True
@@ -98,6 +101,7 @@ def _global(words: tuple[str, ...]) -> str:
 
 def _frontend(
     draft: Draft,
+    node: NodeFiles,
     part: ProxyPart,
     pools: dict[str, PoolDraft],
     tls_of: Callable[[BindTls, str], dict[str, Any] | None],
@@ -123,7 +127,7 @@ def _frontend(
             service = slug(wanted, "service", draft.services)
             draft.services[service] = {}
             made.append(service)
-            _service(draft, part, service, group, pools, tls_of, both=two)
+            _service(draft, node, part, service, group, pools, tls_of, both=two)
     if not two:
         draft.aliases[part.proxy.kind, part.name] = ("frontend", f"{_PREFIX}{made[0]}")
 
@@ -153,9 +157,9 @@ def _binds(draft: Draft, part: ProxyPart, listeners: Mapping[int, PoundListener]
             if behind is not None:
                 result += behind
                 continue
-            found = _listens(draft, part, line, text)
-            if found is not None:
-                result.append(BindDraft(*found, line, tls))
+            listens = _listens(draft, part, line, text)
+            if listens is not None:
+                result.append(BindDraft(*listens, line, tls))
     return result
 
 
@@ -217,13 +221,13 @@ def _single(draft: Draft) -> bool:
 def _everywhere(draft: Draft, host: str) -> list[Address]:
     """All VIPs that can be meant; the node's own addresses for a box that is alone and has none."""
     version = 4 if host == "0.0.0.0" else None  # what a file says, nothing that we bind to
-    found = [a for v in draft.vips for a in v.addresses if version in (None, a.version)]
-    if not found and _single(draft):
+    everywhere = [a for v in draft.vips for a in v.addresses if version in (None, a.version)]
+    if not everywhere and _single(draft):
         for net in draft.networks.values():
             for own in net.addresses.values():
                 draft.vips.append(VipDraft(net.name, list(own)))
-                found += own
-    return found
+                everywhere += own
+    return everywhere
 
 
 def _reached(draft: Draft, one: Address) -> bool:
@@ -272,6 +276,7 @@ def _statistics(draft: Draft, part: ProxyPart) -> bool:
 
 def _service(
     draft: Draft,
+    node: NodeFiles,
     part: ProxyPart,
     name: str,
     binds: list[BindDraft],
@@ -311,6 +316,7 @@ def _service(
             part.file.unsaid(encrypted.line.number, "tls has certificates: which ones is not said here")
         else:
             service["tls"] = tls
+    haproxy_limits.read(draft, node, part, name, service)
     redirect = _redirect(part, service, both=both)
     if redirect is not None:
         service["redirect"] = redirect

@@ -110,9 +110,9 @@ def keys(draft: Draft, node: NodeFiles, tls: BindTls, service: str) -> dict[str,
         paths += [line.split()[0] for line in listed.split("\n") if line.strip() and not line.lstrip().startswith("#")]
     secrets: list[str] = []
     for path in paths:
-        for found in _certificates(node, path):
-            name = secret_name(found)
-            draft.secrets.setdefault(name, node.files.get(found))
+        for certificate in _certificates(node, path):
+            name = secret_name(certificate)
+            draft.secrets.setdefault(name, node.files.get(certificate))
             if name not in secrets:
                 secrets.append(name)
     if not secrets:

@@ -188,7 +188,7 @@ class _Reader:
         def tls_of(bind: haproxy_tls.BindTls, service: str) -> dict[str, Any] | None:
             return haproxy_tls.keys(self.draft, node, bind, service)
 
-        haproxy_services.services(self.draft, sections, parts, pools, tls_of, listeners)
+        haproxy_services.services(self.draft, node, sections, parts, pools, tls_of, listeners)
         self.draft.pools = {n: p for n, p in self.draft.pools.items() if p.get("servers")}
         for line in (
             ln for p in parts for ln in p.own("http-after-response", "set-header", "Strict-Transport-Security")

@@ -184,17 +184,17 @@ def _take_addresses(draft: Draft, node: str, uci: UciFile, section: Section, net
 
 
 def _take_subnet(uci: UciFile, line: int, net: NetworkDraft, own: object) -> None:
-    found = subnet(str(own))
-    if found is None:
+    own_subnet = subnet(str(own))
+    if own_subnet is None:
         return
-    of_family = next((s for s in net.subnets if s.version == found.version), None)
+    of_family = next((s for s in net.subnets if s.version == own_subnet.version), None)
     if of_family is None:
-        net.subnets.append(found)
+        net.subnets.append(own_subnet)
         net.subnets.sort(key=lambda s: s.version)
-    if of_family in (None, found):
+    if of_family in (None, own_subnet):
         uci.file.key(line, f"networks.{net.name}.subnet")
     else:
-        uci.file.unsaid(line, f"networks.{net.name}.subnet is {of_family} on the node before, and {found} here")
+        uci.file.unsaid(line, f"networks.{net.name}.subnet is {of_family} on the node before, and {own_subnet} here")
 
 
 def _alias(draft: Draft, uci: UciFile, line: int, net: NetworkDraft, ip: Address) -> None:

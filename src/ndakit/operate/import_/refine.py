@@ -156,16 +156,18 @@ def _packages(file: SourceFile) -> None:
 
 
 def _names_of_hosts(draft: Draft) -> None:
-    """The Host of an http check is the service's name, unless it is the address that clients reach."""
-    for service in draft.services.values():
-        host = service.pop("_host", None)
-        if host is None or service.get("hostnames"):
-            continue
-        if re.fullmatch(r"[0-9.]+|\[?[0-9a-f:]+\]?", host) or "routes" in service or service.get("unknown_hosts"):
-            if not re.fullmatch(r"[0-9.]+|\[?[0-9a-f:]+\]?", host):
-                draft.pools[service["pool"]]["check"]["host"] = host
-            continue
-        service["hostnames"] = [host]
+    """The Host of an http check is the name of the first service with that pool, unless it is what clients would type
+    anyway, an address."""
+    hosts = {name: host for name, pool in draft.pools.items() if (host := pool.pop("_host", None)) is not None}
+    hosts = {name: host for name, host in hosts.items() if not re.fullmatch(r"[0-9.]+|\[?[0-9a-f:]+\]?", host)}
+    for name, host in hosts.items():
+        users = [s for s in draft.services.values() if s.get("pool") == name and s.get("protocol") == "http"]
+        first = users[0] if users else {}
+        if not users or first.get("routes") or first.get("unknown_hosts") or first.get("hostnames"):
+            if host not in first.get("hostnames", [])[:1]:
+                draft.pools[name]["check"]["host"] = host
+        else:
+            first["hostnames"] = [host]
 
 
 def _try(workspace: Workspace, result: Imported) -> tuple[Profile | None, str]:
@@ -264,7 +266,8 @@ def _limits(draft: Draft, ledger: Ledger, trees: dict[str, Tree]) -> None:
             continue
         service = draft.services.get(alias[1].removeprefix("service:"))
         if service is not None and 1 <= int(count[1]) <= 1_000_000:
-            service["limits"] = {"connections": {"count": int(count[1])}}
+            connections = service.setdefault("limits", {}).setdefault("connections", {})
+            connections["count"] = int(count[1])
             file.key(line, f"services.{alias[1].removeprefix('service:')}.limits.connections")
 
 

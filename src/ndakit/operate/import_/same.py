@@ -76,7 +76,7 @@ def forgive(file: SourceFile, rendered: str, aliases: Mapping[Place, Place], ren
 
 def _in_other_words(text: str, renamed: Mapping[str, str]) -> str:
     words = "|".join(re.escape(old) for old in sorted(renamed, key=len, reverse=True) if old)
-    return re.sub(rf"(?<![\w-])({words})(?![\w-])", lambda found: renamed[found[1]], text) if words else text
+    return re.sub(rf"(?<![\w-])({words})(?![\w-])", lambda match: renamed[match[1]], text) if words else text
 
 
 def follow(file: SourceFile, first: SourceFile) -> None:

@@ -413,13 +413,13 @@ def escaped(content: bytes) -> str:
 
 def join(
     draft: Draft,
-    found: list[VirtualDraft],
+    virtuals: list[VirtualDraft],
     ports: dict[int, tuple[list[tuple[int, int]], list[Address], str, str]],
     named: dict[tuple[str, str, str], str],
 ) -> None:
     """Services and pools of all virtual servers. `ports`: firewall mark → ports, addresses, protocol and service name
     of the rule that sets it; `named`: (address, protocol, ports) → the name that a firewall rule has for it."""
-    left = list(found)
+    left = list(virtuals)
     while left:
         one = left.pop(0)
         group = [one]

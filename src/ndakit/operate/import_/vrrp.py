@@ -161,8 +161,8 @@ def _instance(draft: Draft, node: str, file: SourceFile, block: Block) -> Instan
 
 
 def _vip(one: InstanceDraft, file: SourceFile, line: Line) -> None:
-    found = interface(line.words[0])
-    if found is None:
+    written = interface(line.words[0])
+    if written is None:
         file.unsaid(line.number, f"'{line.words[0][:60]}' is no address")
         return
     rest, device = list(line.words[1:]), one.device
@@ -172,16 +172,16 @@ def _vip(one: InstanceDraft, file: SourceFile, line: Line) -> None:
         del rest[at : at + 2]
     if rest[:1] in (["label"], ["scope"], ["brd"]) or rest:
         file.unsaid(line.number, f"VIPs have no {' '.join(rest)[:60]}: an address and its network are all there is")
-    one.vips.append((found.ip, line.number, device))
+    one.vips.append((written.ip, line.number, device))
 
 
-def join(draft: Draft, found: list[InstanceDraft], roots: dict[str, tuple[SourceFile, Block]]) -> None:
+def join(draft: Draft, of_all_nodes: list[InstanceDraft], roots: dict[str, tuple[SourceFile, Block]]) -> None:
     """VIPs, groups and settings of all nodes' instances together."""
-    groups = _groups(draft, found, roots)
+    groups = _groups(draft, of_all_nodes, roots)
     first = draft.node_names[0]
-    for one in found:
+    for one in of_all_nodes:
         one.network = _network(draft, one)
-    for one in found:
+    for one in of_all_nodes:
         if one.network is None:
             for line_number in _numbers(one.block):
                 one.file.hint(line_number, f"no network is known that its interface '{one.device[:20]}' has")
@@ -204,8 +204,8 @@ def join(draft: Draft, found: list[InstanceDraft], roots: dict[str, tuple[Source
                 _told(one, "virtual_router_id", f"{key}.vrid")
             else:
                 _hint(one, "virtual_router_id", f"{key}.vrid pins one router id, and it is {one.network.vrid}")
-    _settings(draft, found)
-    _preference(draft, found)
+    _settings(draft, of_all_nodes)
+    _preference(draft, of_all_nodes)
 
 
 def _told(one: InstanceDraft, word: str, key: str) -> None:
@@ -220,7 +220,9 @@ def _hint(one: InstanceDraft, word: str, why: str) -> None:
         one.file.unsaid(line.number, why)
 
 
-def _groups(draft: Draft, found: list[InstanceDraft], roots: dict[str, tuple[SourceFile, Block]]) -> dict[str, str]:
+def _groups(
+    draft: Draft, of_all_nodes: list[InstanceDraft], roots: dict[str, tuple[SourceFile, Block]]
+) -> dict[str, str]:
     """Instance → VIP group: those of one vrrp_sync_group move together, the first group being `main`."""
     members: dict[str, list[str]] = {}
     for node, (file, root) in roots.items():
@@ -243,10 +245,10 @@ def _groups(draft: Draft, found: list[InstanceDraft], roots: dict[str, tuple[Sou
                         file.hint(line_number, foreign_words.key(inner.words[0]) or "there is no such key")
             if node == draft.node_names[0] or block.name not in members:
                 members[block.name] = names
-    alone = [one.name for one in found if not any(one.name in names for names in members.values())]
+    alone = [one.name for one in of_all_nodes if not any(one.name in names for names in members.values())]
     sets = [*members.items(), *((name, [name]) for name in dict.fromkeys(alone))]
     result: dict[str, str] = {}
-    there = {one.name for one in found}
+    there = {one.name for one in of_all_nodes}
     sets = [(label, [n for n in names if n in there]) for label, names in sets]
     sets = sorted((s for s in sets if s[1]), key=lambda s: -len(s[1]))  # the largest one is `main`
     ours = all("-" in n for _, names in sets for n in names)
@@ -353,8 +355,8 @@ def versions_of(vip: VipDraft) -> set[int]:
     return {a.version for a in vip.addresses}
 
 
-def _settings(draft: Draft, found: list[InstanceDraft]) -> None:
-    for one in found:
+def _settings(draft: Draft, of_all_nodes: list[InstanceDraft]) -> None:
+    for one in of_all_nodes:
         if one.network is None:
             continue
         block = one.block
@@ -385,22 +387,22 @@ def _settings(draft: Draft, found: list[InstanceDraft]) -> None:
                 elif re.search(r"haproxy|pound", line.words[0]):
                     for told in (line.number, inner.number):
                         one.file.same(told, "a node without HAProxy gives its VIPs away without being told")
-    known = [one for one in found if one.network is not None]
+    known = [one for one in of_all_nodes if one.network is not None]
     if known:
         draft.vrrp["preempt"] = not any(one.block.first("nopreempt") is not None for one in known)
 
 
-def _preference(draft: Draft, found: list[InstanceDraft]) -> None:
+def _preference(draft: Draft, of_all_nodes: list[InstanceDraft]) -> None:
     """The node with the highest priority; instances that prefer different nodes are told."""
     best: Counter[str] = Counter()
     by_name: dict[str, list[InstanceDraft]] = {}
-    for one in found:
+    for one in of_all_nodes:
         by_name.setdefault(one.network.name if one.network else one.name, []).append(one)
     for instances in by_name.values():
         if len({one.node for one in instances}) > 1:
             best[max(instances, key=lambda one: one.priority).node] += 1
     if not best:
-        masters = [one.node for one in found if one.block.value("state") == "MASTER"]
+        masters = [one.node for one in of_all_nodes if one.block.value("state") == "MASTER"]
         if masters:
             draft.vrrp["prefer"] = masters[0]
         return

@@ -73,9 +73,9 @@ def _entry(text: str) -> Address | None:
         return None
 
 
-def _alone(draft: Draft, name: str, check: dict[str, Any], found: list[tuple[Address | None, int | None]]) -> None:
+def _alone(draft: Draft, name: str, check: dict[str, Any], targets: list[tuple[Address | None, int | None]]) -> None:
     servers: dict[str, dict[str, Any]] = {}
-    for ip, port in found:
+    for ip, port in targets:
         if ip is None:
             continue
         last = servers.get(f"srv{len(servers)}")

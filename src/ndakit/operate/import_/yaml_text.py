@@ -201,7 +201,7 @@ def _pool(draft: Draft, name: str, pool: Mapping[str, Any]) -> dict[str, Any]:
     facts["servers"] = {
         n: _server(
             s,
-            (common is None and len({x["port"] for x in servers.values()}) > 1)
+            (common is None and len({one["port"] for one in servers.values()}) > 1)
             or (common is None and s["port"] is not None),
         )
         for n, s in servers.items()
@@ -294,7 +294,9 @@ def _service(draft: Draft, service: Mapping[str, Any]) -> dict[str, Any]:
         "routes",
         "unknown_hosts",
         "timeouts",
+        "maintenance",
         "limits",
+        "error_pages",
         "persistence",
     ):
         value = _timeouts(service) if key == "timeouts" else service.get(key)
@@ -344,4 +346,4 @@ def _lines(facts: Mapping[str, Any], depth: int) -> Iterator[str]:
 def _nested(value: Mapping[str, Any]) -> bool:
     """True for what reads better in several lines: mappings of mappings of mappings."""
     inner = [v for v in value.values() if isinstance(v, dict)]
-    return any(isinstance(x, dict) for v in inner for x in v.values()) or len(inner) > 2
+    return any(isinstance(deeper, dict) for v in inner for deeper in v.values()) or len(inner) > 2
