@@ -167,7 +167,7 @@ def _pool(profile: Profile, name: str, service: str = "", depth: int = 0) -> dic
         "paces": (pool.check.retry_s if profile.services_of(name) else 0, 1 if kernel else pool.check.good_in_a_row),
         "to_servers": pool.to_servers.tls if pool.to_servers is not None else None,
         "servers": [
-            (sorted(map(str, s.address)), _port(profile, name, service, s), s.weight, s.max_connections, s.resume_below)
+            (sorted(map(str, s.address)), _port(profile, name, service, s), s.weight, s.max_connections, s.resume_below, s.backup)
             for s in pool.servers.values()
         ],
     }  # fmt: skip
@@ -175,7 +175,7 @@ def _pool(profile: Profile, name: str, service: str = "", depth: int = 0) -> dic
         facts |= {"name": name, "names": list(pool.servers), "retries": pool.retries, "slow_start_s": pool.slow_start_s}
     if service:
         persistence = profile.persistence(service, name if name in profile.services[service].pools else None)
-        facts["persistence"] = None if persistence is None else persistence.timeout_s
+        facts["persistence"] = None if persistence is None else persistence.model_dump(mode="json", exclude_none=True)
     if pool.sorry is not None and depth < 3:
         page = pool.sorry.page
         http = not service or profile.services[service].protocol == "http"

@@ -10,6 +10,7 @@ from ndakit.lint.config_text import Line
 from ndakit.load import foreign_words
 from ndakit.model import Address
 from ndakit.model.traffic import RETRIES
+from ndakit.operate.import_ import haproxy_persistence
 from ndakit.operate.import_.draft import Draft, address, number, slug
 from ndakit.operate.import_.haproxy_reasons import LATER, reason
 from ndakit.operate.import_.haproxy_text import ProxyPart, plain, seconds
@@ -183,38 +184,15 @@ def _backend(draft: Draft, node: NodeFiles, one: PoolDraft) -> None:
         part.key(line, f"{at}.retries")
         if times != RETRIES:
             keys["retries"] = times
-    _persistence(one)
+    one.persistence = haproxy_persistence.read(part, f"{at}.persistence")
+    if one.persistence is not None and not one.follows:
+        keys["persistence"] = one.persistence
     _sorry_page(draft, node, one)
     keys["check"] = _check(part, one)
     keys["servers"] = {}
     _servers(draft, one)
     for own in part.proxy.lines:
         _why_not(part, own)
-
-
-def _persistence(one: PoolDraft) -> None:
-    part = one.part
-    table = next(iter(part.own("stick-table")), None)
-    by = next(iter(part.own("stick", "on")), None)
-    if table is None or by is None:
-        return
-    key = re.fullmatch(r"src(,ipmask\(([0-9]+)(?:,([0-9]+))?\))?", by.words[2] if len(by.words) == 3 else "")
-    words = dict(zip(table.words[1::2], table.words[2::2], strict=False))
-    expire = seconds(words.get("expire", ""))
-    if key is None or words.get("type") not in ("ip", "ipv6") or expire is None or "store" in words:
-        return
-    one.persistence = {"type": "source", "timeout_s": plain(expire)}
-    if key[2]:
-        one.persistence["netmask"] = int(key[2])
-    if key[3]:
-        one.persistence["netmask_ipv6"] = int(key[3])
-    if not one.follows:
-        one.keys["persistence"] = one.persistence
-    for line in (table, by):
-        part.key(line, f"pools.{one.pool}.persistence")
-    left = [w for w in words if w not in ("type", "size", "expire", "peers")]
-    if left:
-        part.file.unsaid(table.number, f"persistence has no {' '.join(left)}")
 
 
 def _sorry_page(draft: Draft, node: NodeFiles, one: PoolDraft) -> None:
@@ -359,7 +337,6 @@ def _servers(draft: Draft, one: PoolDraft) -> None:
         shared.flags += words.flags
         part.key(line, f"{at}.check")
         _left(part, line, words, at)
-    spare: dict[str, dict[str, Any]] = {}
     seen: list[tuple[Line, ServerWords]] = []
     for line in part.own("server"):
         if len(line.words) < 3:
@@ -373,46 +350,37 @@ def _servers(draft: Draft, one: PoolDraft) -> None:
                 "a server is an IP address: servers found by DNS are not carried yet (servers.NAME.resolve)",
             )
             continue
-        where = spare if "backup" in words.flags else one.keys["servers"]
-        name = slug(line.words[1], "srv", [*one.keys["servers"], *spare])
+        name = slug(line.words[1], "srv", one.keys["servers"])
         facts: dict[str, Any] = {"address": [ip], "port": port}
         weight = number(words.values.get("weight", shared.values.get("weight")), 0, 256)
         facts["weight"] = 1 if weight is None else weight
         facts["max_connections"] = number(words.values.get("maxconn", shared.values.get("maxconn")), 1, 1_000_000)
-        where[name] = facts
+        if "backup" in words.flags:
+            facts["backup"] = True
+        one.keys["servers"][name] = facts
         part.key(line, f"{at}.servers.{name}")
         seen.append((line, words))
         _left(part, line, words, at)
     _pace(part, one, shared, seen)
     _tls(draft, one, shared, seen)
-    if spare:
-        _spare_pool(draft, one, spare)
+    if all(facts.get("backup") for facts in one.keys["servers"].values()):
+        for facts in one.keys["servers"].values():
+            del facts["backup"]  # there are no others for which they would stand in
+    backups = [line for line, words in seen if "backup" in words.flags]
+    everyone = part.find("option", "allbackups")
+    if everyone is not None and backups:
+        part.key(everyone, f"{at}.servers")
+    elif len(backups) > 1:
+        for line in backups[1:]:
+            part.file.unsaid(
+                line.number, "backups share what comes while no other server is left; here only the first does"
+            )
     if not one.keys["servers"]:
         part.file.unsaid(part.proxy.number, "a pool has at least one server with an address")
     source = next(iter(part.own("source")), None)
     if source is not None and source.words[2:] == ("usesrc", "clientip"):
         one.transparent = True
         part.key(source, "services.NAME.topology")
-
-
-def _spare_pool(draft: Draft, one: PoolDraft, spare: dict[str, dict[str, Any]]) -> None:
-    """Servers with `backup` are a pool of their own that takes over when no other server is left. HAProxy uses the
-    first of them alone, unless `option allbackups` is there (configuration manual, 5.2)."""
-    if not one.keys["servers"]:
-        one.keys["servers"] = spare
-        return
-    if "sorry" in one.keys:
-        one.part.file.unsaid(one.part.proxy.number, "a pool has a sorry page or backup servers; the servers are used")
-    name = slug(f"{one.pool}-backup", "backup", draft.pools)
-    all_of_them = one.part.find("option", "allbackups")
-    draft.pools[name] = {
-        "check": dict(one.keys["check"]),
-        **({"balance": "first"} if len(spare) > 1 and all_of_them is None else {}),
-        "servers": spare,
-    }
-    if all_of_them is not None:
-        one.part.key(all_of_them, f"pools.{name}")
-    one.keys["sorry"] = {"pool": name}
 
 
 def _pace(part: ProxyPart, one: PoolDraft, shared: ServerWords, seen: list[tuple[Line, ServerWords]]) -> None:
@@ -490,6 +458,8 @@ def _tls(draft: Draft, one: PoolDraft, shared: ServerWords, seen: list[tuple[Lin
 
 _USED = {"check", "backup", "ssl", "check-ssl", "no-check-ssl", "track", "non-stick"}
 _USED_VALUES = {
+    "cookie",
+    "id",
     "port",
     "inter",
     "fastinter",

@@ -5,8 +5,6 @@ from __future__ import annotations
 from ndakit.load import foreign_words
 
 LATER = {
-    "backup": "",
-    "cookie": "persistence by cookie is not carried yet (persistence.type: cookie)",
     "send-proxy": "the PROXY protocol towards servers is not carried yet (to_servers.proxy_protocol)",
     "send-proxy-v2": "the PROXY protocol towards servers is not carried yet (to_servers.proxy_protocol)",
     "resolvers": "servers found by DNS are not carried yet (servers.NAME.resolve)",
@@ -37,8 +35,8 @@ def reason(words: tuple[str, ...]) -> str:
 _HEADERS = "changing headers is not carried yet (services.NAME.headers)"
 _ACLS = "only names of hosts choose a pool so far: services.NAME.routes with host or host_regex"
 _REASONS: dict[tuple[str, ...], str] = {
-    ("cookie",): "persistence by cookie is not carried yet (persistence.type: cookie)",
-    ("appsession",): "persistence by cookie is not carried yet (persistence.type: cookie)",
+    ("cookie",): "a cookie keeps a client's server with insert, prefix, or in a table: pools.NAME.persistence",
+    ("appsession",): "a cookie keeps a client's server with insert, prefix, or in a table: pools.NAME.persistence",
     ("mode",): "each service says its protocol itself",
     ("acl",): _ACLS,
     ("use_backend",): _ACLS,
@@ -65,8 +63,12 @@ _REASONS: dict[tuple[str, ...], str] = {
     (
         "tcp-request",
     ): "who may use a service is not carried yet (services.NAME.sources); limits are services.NAME.limits",
-    ("stick-table",): "only persistence by the client's address is carried: pools.NAME.persistence",
-    ("stick",): "only persistence by the client's address is carried: pools.NAME.persistence",
+    (
+        "stick-table",
+    ): "what a table can keep a client by is in pools.NAME.persistence, and what it can count in services.NAME.limits",
+    (
+        "stick",
+    ): "what a table can keep a client by is in pools.NAME.persistence, and what it can count in services.NAME.limits",
     ("compression",): "compressed answers are not carried yet (services.NAME.compression)",
     (
         "errorfile",

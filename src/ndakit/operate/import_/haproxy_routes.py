@@ -60,7 +60,11 @@ def routes_and_pool(
             service["topology"] = "tproxy"
         if one.timeouts:
             service["timeouts"] = {**one.timeouts, **service.get("timeouts", {})}
-        if one.follows and one.persistence is not None and one.persistence != pools[one.follows].persistence:
+        if (
+            one.follows
+            and one.persistence is not None
+            and _without_tls(one.persistence) != _without_tls(pools[one.follows].persistence)
+        ):
             service["persistence"] = one.persistence
     elif service.get("routes"):
         service["pool"] = service["routes"][0]["pool"]
@@ -72,6 +76,11 @@ def routes_and_pool(
     elif default is not None:
         part.file.unsaid(default.number, f"there is no pool of a backend '{target[:40]}'")
     _unknown_hosts(part, service, conditions, at)
+
+
+def _without_tls(persistence: dict[str, Any] | None) -> dict[str, Any]:
+    """A cookie is for TLS only where the service has it, without being told."""
+    return {key: value for key, value in (persistence or {}).items() if key != "_secure"}
 
 
 def _conditions(part: ProxyPart) -> dict[str, HostCondition]:

@@ -69,6 +69,7 @@ def refine(workspace: Workspace, result: Imported, nodes: Sequence[NodeFiles]) -
     for net in draft.networks.values():
         net.vrid = None
     _names_of_hosts(draft)
+    _secure_cookies(draft)
     on_flash = DEVICES.get(draft.device or "x86-64", ("", ""))[0].partition("/")[0] in FLASH_TARGETS
     if draft.release and not Release.parse(draft.release).efi_images and not on_flash:
         draft.firmware = "bios"
@@ -153,6 +154,16 @@ def _packages(file: SourceFile) -> None:
             )
         else:
             file.same(line, "the image has the packages that the profile needs (./inv packages tells them)")
+
+
+def _secure_cookies(draft: Draft) -> None:
+    """`secure` of a cookie is stated only where no service has the TLS that makes it so."""
+    for name, pool in draft.pools.items():
+        users = [s for s in draft.services.values() if s.get("pool") == name]
+        for owner in (pool, *users):
+            persistence = owner.get("persistence") or {}
+            if persistence.pop("_secure", False) and not any(s.get("tls") for s in users):
+                persistence["secure"] = True
 
 
 def _names_of_hosts(draft: Draft) -> None:

@@ -269,6 +269,8 @@ def _server(server: Mapping[str, Any], own_port: bool) -> Any:
         facts["port"] = server["port"]
     if server.get("weight", 1) != 1:
         facts["weight"] = server["weight"]
+    if server.get("backup"):
+        facts["backup"] = True
     for key in ("max_connections", "resume_below"):
         if server.get(key) is not None:
             facts[key] = server[key]
