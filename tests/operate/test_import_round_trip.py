@@ -23,15 +23,27 @@ PROFILES = {
     if not path.name.startswith("_")
 }
 SIZED = "sizing: the kernel's and Pound's numbers are computed from it, and no file says from which numbers"
+UNCHOSEN = "stunnel.conf does not name a certificate that no name leads to; here all certificates are for all names"
 LOST = {
     "profiles/handover": SIZED,
     "valid/pound-small": SIZED,
+    "valid/stunnel-small": SIZED,
+    **dict.fromkeys(("profiles/stunnel", "profiles/stunnel-1907", "profiles/stunnel-2512"), UNCHOSEN),
     "valid/egress-node-nowhere": "egress: node, where nothing leads out, writes nothing but a kernel value",
 }
 """Profiles of which the rendering loses something that `meaning` and the rendered files show, with the reason."""
 
 
+CHANGED = {
+    *("/etc/sysctl.conf", "/etc/pound/pound.cfg", "/etc/stunnel/stunnel.conf", "/etc/init.d/stunnel"),
+    "/etc/sysupgrade.conf",
+}
+"""The files in which it shows."""
 UNTOLD = {
+    **dict.fromkeys(
+        ("profiles/stunnel", "profiles/stunnel-1907", "profiles/stunnel-2512"),
+        (("services", "shop", "tls", "certificates"), UNCHOSEN),
+    ),
     "valid/egress-node-nowhere": (("networks", "lan", "egress"), "it leads nowhere: nothing is written for it"),
     "valid/heartbeat-alone": (("networks", "hb", "role"), "a node that is alone has no adverts to hear"),
     "valid/own-ports-range": (("vips",), "a gateway that is the node's own address is in no file"),
@@ -72,11 +84,11 @@ def test_a_profile_that_was_rendered_and_imported_is_the_same_again(name: str, t
             was["/etc/dropbear/authorized_keys"] = was["/etc/dropbear/authorized_keys"][:1]
         differ = {path for path in {*was, *now} if was.get(path) != now.get(path)}
         assert bool(differ) == (name in LOST), differ
-        assert differ <= {"/etc/sysctl.conf", "/etc/pound/pound.cfg"}
+        assert differ <= CHANGED
     # No line is left over.
     left = {one.path for one in result.unsaid}
     assert bool(left) == (name in LOST), result.unsaid
-    assert left <= {"/etc/sysctl.conf", "/etc/pound/pound.cfg"}
+    assert left <= CHANGED | {"/etc/ndakit/private/tests/certificate.pem"}
     if PROFILES[name].parent == ROOT / "profiles":
         assert [loaded.customer, loaded.description] == [profile.customer, profile.description]
         assert _roles(loaded) == _roles(profile)

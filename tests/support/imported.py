@@ -167,7 +167,7 @@ def _pool(profile: Profile, name: str, service: str = "", depth: int = 0) -> dic
         "paces": (pool.check.retry_s if profile.services_of(name) else 0, 1 if kernel else pool.check.good_in_a_row),
         "to_servers": pool.to_servers.tls if pool.to_servers is not None else None,
         "servers": [
-            (sorted(map(str, s.address)), _port(profile, name, service, s), s.weight, s.max_connections, s.resume_below, s.backup)
+            (sorted(map(str, s.address)), _port(profile, name, service, s), s.model_dump(exclude={"address", "port"}))
             for s in pool.servers.values()
         ],
     }  # fmt: skip

@@ -150,23 +150,23 @@ def _binds(draft: Draft, part: ProxyPart, listeners: Mapping[int, PoundListener]
         lines = [Line(part.proxy.number, ("bind", head[2])), *lines]
     for line in lines:
         tls, left = of_bind(line.words[2:])
+        behind = [_behind_terminator(part, line, text, listeners) for text in line.words[1:2]]
+        if behind and behind[0] is not None:
+            result += behind[0]
+            continue
         for word in left:
             part.file.unsaid(line.number, f"bind: {word[:40]}: {reason((word,))}")
         for text in line.words[1].split(",") if len(line.words) > 1 else []:
-            behind = _behind_pound(part, line, text, listeners)
-            if behind is not None:
-                result += behind
-                continue
             listens = _listens(draft, part, line, text)
             if listens is not None:
                 result.append(BindDraft(*listens, line, tls))
     return result
 
 
-def _behind_pound(
+def _behind_terminator(
     part: ProxyPart, line: Line, text: str, listeners: Mapping[int, PoundListener]
 ) -> list[BindDraft] | None:
-    """Where Pound listens for a port of the loopback; None if it is none of Pound's."""
+    """Where Pound or stunnel listens for a port of the loopback; None if it is none of theirs."""
     ip, port = socket(text)
     if ip is None or port is None or not ip.is_loopback or port not in listeners:
         return None
@@ -316,6 +316,8 @@ def _service(
             part.file.unsaid(encrypted.line.number, "tls has certificates: which ones is not said here")
         else:
             service["tls"] = tls
+        if encrypted.tls.names:
+            service["hostnames"] = sorted(encrypted.tls.names, key=lambda one: one.startswith("*"))
     haproxy_limits.read(draft, node, part, name, service)
     redirect = _redirect(part, service, both=both)
     if redirect is not None:

@@ -76,6 +76,8 @@ class BindTls:
     crt_list: str = ""
     values: dict[str, str] = field(default_factory=dict)
     flags: list[str] = field(default_factory=list)
+    names: list[str] = field(default_factory=list)
+    """The names that clients ask for, where it says them."""
 
 
 def of_bind(words: tuple[str, ...]) -> tuple[BindTls | None, list[str]]:
@@ -117,8 +119,12 @@ def keys(draft: Draft, node: NodeFiles, tls: BindTls, service: str) -> dict[str,
                 secrets.append(name)
     if not secrets:
         return None
-    by_pound = {"terminator": "pound"} if "by-pound" in tls.flags else {}
-    result: dict[str, Any] = {**by_pound, "certificates": [{"secret": name} for name in secrets]}
+    programs = {"by-pound": "pound", "by-stunnel": "stunnel"}
+    before = [programs[flag] for flag in tls.flags if flag in programs]
+    result: dict[str, Any] = {
+        **({"terminator": before[0]} if before else {}),
+        "certificates": [{"secret": name} for name in secrets],
+    }
     lowest = tls.values.get("ssl-min-ver", "").removeprefix("TLSv")
     if lowest == "1.3":
         result["policy"] = "modern"

@@ -27,6 +27,7 @@ from ndakit.operate.import_ import (
     pound,
     refine,
     same,
+    stunnel,
     system,
     uci_files,
     uci_keepalived,
@@ -181,9 +182,10 @@ class _Reader:
         pools = haproxy_pools.pools(self.draft, node, parts)
         listeners: dict[int, pound.PoundListener] = {}
         for name in self.nodes:
-            if (config := self.ledger.file(name, pound.PATH)) is not None:
-                theirs = pound.read(config)
-                listeners = theirs if name == source else listeners
+            for program in (pound, stunnel):
+                if (config := self.ledger.file(name, program.PATH)) is not None:
+                    theirs = program.read(config)
+                    listeners |= theirs if name == source else {}
 
         def tls_of(bind: haproxy_tls.BindTls, service: str) -> dict[str, Any] | None:
             return haproxy_tls.keys(self.draft, node, bind, service)

@@ -42,7 +42,7 @@ from ndakit.render.render import Tree, render
 _SYSCTL = "/etc/sysctl.conf"
 _OURS = re.compile(
     r"/etc/ndakit/.*|/usr/libexec/ndakit/.*|/etc/init\.d/.*|/etc/(banner|sysupgrade\.conf|firewall\.user)|"
-    r"/etc/(conntrackd|pound|modules\.d|nftables\.d)/.*"
+    r"/etc/(conntrackd|pound|stunnel|modules\.d|nftables\.d)/.*"
 )
 
 

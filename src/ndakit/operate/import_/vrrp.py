@@ -129,7 +129,7 @@ def _script(draft: Draft, file: SourceFile, block: Block) -> None:
             file.key(line_number, "vrrp.demote_on")
         return
     for line_number in _numbers(block):
-        if re.search(r"haproxy|pound", script):
+        if re.search(r"haproxy|pound|stunnel", script):
             file.same(line_number, "a node without HAProxy (or Pound) gives its VIPs away without being told")
         else:
             file.hint(line_number, foreign_words.KEYS["track_script"])
@@ -384,7 +384,7 @@ def _settings(draft: Draft, of_all_nodes: list[InstanceDraft]) -> None:
                 if line.words[0].startswith("pool-"):
                     one.file.key(line.number, "vrrp.demote_on")
                     one.file.key(inner.number, "vrrp.demote_on")
-                elif re.search(r"haproxy|pound", line.words[0]):
+                elif re.search(r"haproxy|pound|stunnel", line.words[0]):
                     for told in (line.number, inner.number):
                         one.file.same(told, "a node without HAProxy gives its VIPs away without being told")
     known = [one for one in of_all_nodes if one.network is not None]
