@@ -182,10 +182,11 @@ def test_what_cannot_be_tried_says_why() -> None:
 def test_what_clients_are_known_by_is_said() -> None:
     said = {kind: next(c.text for c in all_claims(profile(kind)) if c.name == "persistence/web") for kind in KINDS}
     assert said["cookie"] == (
-        "a client of web, known by its cookie SRV, keeps its server, and gets another one and keeps that when that dies"
+        "a client of web, known by its cookie SRV, keeps its server; when that dies, the client gets another one and "
+        "keeps it"
     )
     refuse = next(c.text for c in all_claims(profile("source", "refuse")) if c.name == "persistence/web")
-    assert refuse.endswith("known by its address, keeps its server, and is turned away until it is back when that dies")
+    assert refuse.endswith("when that dies, the client is turned away until the server is back")
 
 
 def test_which_clients_a_failover_must_not_move() -> None:

@@ -37,8 +37,8 @@ def about_service(profile: Profile, name: str) -> Iterator[Claim | LeftOut]:
     if why := why_not(profile, name, kept):
         yield LeftOut(f"persistence/{name}", why)
         return
-    then = "is turned away until it is back" if kept.refuses else "gets another one and keeps that"
-    text = f"a client of {name}, known by {known_by(kept)}, keeps its server, and {then} when that dies"
+    then = "is turned away until the server is back" if kept.refuses else "gets another one and keeps it"
+    text = f"a client of {name}, known by {known_by(kept)}, keeps its server; when that dies, the client {then}"
     yield Claim(f"persistence/{name}", text, partial(persistence, name=name))
 
 
