@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 import goldens
-from certificate_files import issue
+from certificate_files import ec_key, issue
 from front_live import digest, peer_of, seen, server_of
 from haproxy_live import attempt
+from ndakit.lint.config_text import STUNNEL
+from ndakit.lint.stunnel import sections
+from ndakit.load.secrets import Secret, Secrets
 from ndakit.model import Profile
+from ndakit.render.render import render
 
 HEAD = goldens.PROFILES["bakery"].read_text().partition("pools:")[0]
 POOL = "  web1: {port: 80, check: tcp, servers: {a: 192.168.0.21}}\n"
@@ -143,3 +150,24 @@ def test_without_the_proxy_protocol_nobody_is_answered(tmp_path: Path) -> None:
     silent = [("protocol = proxy\n", "")]
     (answer,) = ask(profile(names=(SHOP,)), tmp_path, "GET / HTTP/1.1\r\nHost: shop.example", stunnel_changes=silent)
     assert answer == ""
+
+
+KEY = ec_key()
+HOSTILE = st.text(st.characters(min_codepoint=1, max_codepoint=126), min_size=1, max_size=30)
+
+
+@settings(deadline=None, max_examples=60)
+@given(st.lists(HOSTILE, max_size=3))
+def test_names_of_certificates_stay_in_their_place(names: list[str]) -> None:
+    """Whatever a CA wrote into one: a section for a name that clients can ask for, or none."""
+    party = issue("shop", names=["good.example", *names], key=KEY)
+    given_secrets = Secrets({name: Secret(party.bundle(), "a test") for name in (SHOP, OTHER)})
+    text = render(profile(names=(SHOP, OTHER)), "lb1", goldens.TEMPLATES, secrets=given_secrets)[STUNNEL].text
+    others = sections(text)[1:]
+    assert {line.words[0] for section in others for line in section.lines} <= {
+        "accept", "sni", "cert", "sslVersionMin", "ciphers", "connect", "protocol", "TIMEOUTconnect", "TIMEOUTidle",
+    }  # fmt: skip
+    asked = [section.value("sni").partition(":")[2] for section in others if section.all("sni")]
+    assert "good.example" in asked
+    assert {name.lower() for name in asked} <= {name.lower() for name in ("good.example", *names)}
+    assert not any(re.search(r"[^a-z0-9*._-]", name) for name in asked)
