@@ -211,6 +211,9 @@ def test_options_that_do_not_fit_are_refused(place: Workspace) -> None:
         (("backup", "192.0.2.1", "--as", "x", "--address", "192.0.2.1"), "an address twice"),
         (("backup", "192.0.2.1", "--as", "x", "--release", "new"), "an exact OpenWrt release is needed"),
         (("backup", "shop", "--encrypt", "nobody"), "is no recipient"),
+        (("rebuild",), "it is not said which backup"),
+        (("rebuild", "--from", "shop/lb1"), "there is no whole backup of shop/lb1"),
+        (("rebuild", "--from", "./nothing"), "there is no backup.json in it"),
     ):
         done = ndakit(place, *words)
         assert (done.returncode, told in done.stderr) == (2, True), done.stderr

@@ -16,6 +16,7 @@ from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
+import pyrage
 import pytest
 
 import fake_box
@@ -272,6 +273,17 @@ def test_an_encrypted_backup_opens_for_its_recipients_only(
     assert made_of is not None
     assert made_of.id == done.record.image_id
     assert other
+
+
+def test_age_keys_work_as_ssh_keys_do(box: Box, shop: Loaded, place: Workspace, tmp_path: Path) -> None:
+    key = pyrage.x25519.Identity.generate()
+    (tmp_path / "age.txt").write_text(f"# public key: {key.to_public()}\n{key}\n")
+    (tmp_path / "age.txt").chmod(0o600)
+    (tmp_path / "recipients").write_text(f"# the admins\n{key.to_public()}\n")
+    done = take(box, shop, place, recipients=encryption.recipients((str(tmp_path / "recipients"),)))
+    assert done.record.recipients == (str(key.to_public()),)
+    with backup_files.opened(done, "packages.txt", encryption.identities([tmp_path / "age.txt"])) as plain:
+        assert plain.read().startswith(b"base-files 1\n")
 
 
 def test_a_damaged_encrypted_file_is_found_out(tmp_path: Path) -> None:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import io
 import json
+import re
 import shutil
 import stat
+import subprocess
 import tarfile
 from collections.abc import Iterator
 from dataclasses import replace
@@ -72,7 +74,10 @@ $(eval $(call BuildPackage,motd-lb))
 
 def workspace(root: Path, *, release: str = "24.10.8", more: str = "") -> Workspace:
     (root / "profiles").mkdir(parents=True)
-    (root / "profiles/shop.yaml").write_text(PROFILE.format(release=release, more=more))
+    text = PROFILE.format(release=release, more=more)
+    if release.startswith("18."):  # takes RSA keys only
+        text = re.sub(r"ssh-ed25519 \S+ me", keygen(root.parent / "rsa", "rsa"), text)
+    (root / "profiles/shop.yaml").write_text(text)
     certificate.make(Workspace(root), "shop", 90)
     return Workspace(root)
 
@@ -237,7 +242,9 @@ def test_packages_that_were_added_are_in_the_rebuilt_image(
 
 
 @pytest.mark.images
-def test_packages_from_no_feed_are_in_the_backup_and_give_the_same_bytes(fresh: Workspace, tmp_path: Path) -> None:
+def test_packages_from_no_feed_are_in_the_backup_and_give_the_same_bytes(
+    fresh: Workspace, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     mine = Origin(tmp_path / "origin", more=", packages: {motd-lb: add}")
     assert "motd-lb" in mine.record.packages
     one = mine.back_up(mine.box(tmp_path / "box"), tmp_path / "backups")
@@ -248,8 +255,10 @@ def test_packages_from_no_feed_are_in_the_backup_and_give_the_same_bytes(fresh: 
     assert changed.record.notes == (
         "package motd-lb of packages/ is not here as it was, so that it is not in the backup",
     )
-    with pytest.raises(PackageFileUnusable, match="had package motd-lb"):
+    with pytest.raises(PackageFileUnusable, match=r"(?s)had package motd-lb 1\.2\S* from .*--without-local-packages"):
         made(fresh, changed.folder)
+    assert "motd-lb" not in made(fresh, changed.folder, with_local=False).record.packages
+    assert "packages removed: motd-lb" in capsys.readouterr().out
 
 
 @pytest.mark.images
@@ -316,6 +325,42 @@ def test_an_imagebuilder_of_another_release_is_refused(
         cli_rebuild.rebuild_image(
             fresh, str(one.folder), "openwrt", BuildOptions(imagebuilder=folder), RebuildOptions()
         )
+
+
+@pytest.mark.images
+@pytest.mark.parametrize(("release", "listed"), [("18.06.9", False), ("25.12.0", True)])
+def test_a_backup_of_a_whole_root_of_the_lab_has_no_differences_by_its_own_sysupgrade(
+    tmp_path: Path, release: str, listed: bool
+) -> None:
+    place = workspace(tmp_path / "work", release=release, more=", formats: [img, rootfs], firmware: bios")
+    loaded = load.load(place, "shop")
+    pipeline.build(place, loaded, ("lb1",), sources.choose("lab", None, place, loaded.profile))
+    (archive,) = (place.images / "shop/lb1").glob("*rootfs.tar.gz")
+    root = tmp_path / "root"
+    root.mkdir()
+    subprocess.run(["tar", "-xpzf", archive, "-C", root], check=True)
+    shutil.rmtree(root / "rom", ignore_errors=True)
+    shutil.copytree(root, tmp_path / "rom", symlinks=True)
+    (tmp_path / "rom").rename(root / "rom")
+    for name in ("overlay/upper", "proc", "dev"):
+        (root / name).mkdir(parents=True, exist_ok=True)
+    mounts = [("--bind", "/dev", root / "dev"), ("-t", "proc", "proc", root / "proc")]
+    try:
+        for words in mounts:
+            subprocess.run(["mount", *words], check=True)
+        wanted = Wanted("shop", "lb1", "the box", "192.0.2.11", ())
+        shell = TreeShell(Box(root, rom=True))
+        one = backup.take(shell, wanted, tmp_path / "backups", known=backup.at_hand(place, loaded, "lb1"))
+    finally:
+        for words in mounts:
+            subprocess.run(["umount", str(words[-1])], check=True)
+    assert not one.record.differences.by_hand, one.record.differences
+    assert (one.record.original, one.record.notes) == ("whole", ())
+    record = Artifact.load(place.images / "shop/lb1").record
+    lines = (one.folder / "packages.txt").read_text().splitlines()
+    assert dict(line.split(" ") for line in lines) == record.packages
+    with tarfile.open(one.folder / "config.tar.gz") as tar:
+        assert ("etc/backup/installed_packages.txt" in tar.getnames()) is listed
 
 
 # -- flash -------------------------------------------------------------------------------------------------------------

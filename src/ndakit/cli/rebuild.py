@@ -49,11 +49,11 @@ def rebuild_image(
         place.writing(record.profile, on_wait=terminal.note),
         locks.scratch_folder(place.state / "scratch", "backup") as scratch,
     ):
-        prepared = rebuild.prepare(backup, keys, scratch, as_built=options.as_built)
+        prepared = rebuild.prepare(backup, keys, scratch, as_built=options.as_built, with_local=options.with_local)
         kind = builder or prepared.made_of.asked.builder
         facts = from_recipe.facts_of(prepared.made_of)
         source = sources.choose(kind, how.imagebuilder, place, facts, how.fetch, steps)
-        done = rebuild.build(place, backup, prepared, source, folder, steps, with_local=options.with_local)
+        done = rebuild.build(place, backup, prepared, source, folder, steps)
     if options.as_json:
         terminal.show_json(_facts(backup, done))
         return

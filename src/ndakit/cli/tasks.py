@@ -366,7 +366,7 @@ def bench(c: Context, what: str, runs: int = 20, json: str | None = None, plot: 
         "mirror": MIRROR_HELP,
         "checksum": CHECKSUM_HELP,
         "identity": "a private key that opens an encrypted backup (age's or SSH's); may be repeated",
-        "without-local-packages": "packages that came from packages/ are not taken from the backup",
+        "without-local-packages": "make the image without the packages that came from packages/",
         "out": "where the image goes (default: rebuilt/PROFILE/NODE)",
         "json": "the same as JSON",
     },

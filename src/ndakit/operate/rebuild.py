@@ -91,8 +91,9 @@ class Rebuilt:
     """Packages in another version than on the box, in words."""
 
 
-def prepare(backup: Backup, keys: Sequence[Any], scratch: Path, *, as_built: bool) -> Prepared:
-    """Take out of a backup what an image is made of. `scratch` is a private folder.
+def prepare(backup: Backup, keys: Sequence[Any], scratch: Path, *, as_built: bool, with_local: bool = True) -> Prepared:
+    """Take out of a backup what an image is made of. `scratch` is a private folder. Without `with_local` the image
+    lacks the packages that came from no feed.
 
     Raises NotDecrypted, ArchiveRefused, RecipeBroken, NotAsBuilt, BoxUnknown, BackupBroken.
     """
@@ -125,13 +126,15 @@ def prepare(backup: Backup, keys: Sequence[Any], scratch: Path, *, as_built: boo
             else "take another backup: ./inv backups lists them",
         )
     added = {} if as_built else _config_files(backup, keys, files, set(differ.added) - made_of.files.keys())
+    removed = () if as_built else differ.packages_removed
+    without = () if with_local else made_of.asked.local_packages
     own = {path: entry for path, entry in laid.items() if made_of.files.get(path) != entry}
     changes = Changes(
         changed=tuple(sorted(own)),
         added=tuple(sorted(added)),
         removed=missing,
         packages_added=() if as_built else differ.packages_added,
-        packages_removed=() if as_built else differ.packages_removed,
+        packages_removed=tuple(sorted({*removed, *without})),
         left_out=() if as_built else _left_out(differ.changed, differ.added, differ.not_saved, {**laid, **added}, own),
     )
     return Prepared(_with(made_of, changes, {**laid, **added}), files, packages, changes, versions)
@@ -158,17 +161,14 @@ def build(
     builder: Builder,
     folder: Path,
     events: Events,
-    *,
-    with_local: bool = True,
 ) -> Rebuilt:
-    """Make the image of what `prepare` laid out into `folder`. Without `with_local`, packages that came from no feed
-    are taken from where there are some now. Raises what `from_recipe.build` raises, PackageFileUnusable."""
+    """Make the image of what `prepare` laid out into `folder`. Raises what `from_recipe.build` raises, and
+    PackageFileUnusable for a package from no feed that the backup lacks."""
     made_of = prepared.made_of
     asked = made_of.asked
     fingerprint = builder.fingerprint(from_recipe.facts_of(made_of))
     other_builder = bool(asked.fingerprint) and (builder.kind, fingerprint) != (asked.builder, asked.fingerprint)
     now = replace(asked, builder=builder.kind, fingerprint=fingerprint)
-    now = now if with_local else replace(now, local_packages={})
     if now != asked:  # what it says of itself has to be true
         made_of = _identified(replace(made_of, asked=now))
     local = feed.read_saved(prepared.packages, Release.parse(asked.release), now.local_packages)
@@ -281,7 +281,8 @@ def _with(made_of: ImageRecipe, changes: Changes, files: Mapping[str, str]) -> I
     add = {word for word in words if not word.startswith("-")} | set(changes.packages_added)
     remove = {word[1:] for word in words if word.startswith("-")} | set(changes.packages_removed)
     packages = " ".join([*sorted(add - remove), *(f"-{name}" for name in sorted(remove))])
-    asked = replace(made_of.asked, packages=packages)
+    kept = {name: facts_of for name, facts_of in made_of.asked.local_packages.items() if name not in remove}
+    asked = replace(made_of.asked, packages=packages, local_packages=kept)
     by_hand = changes.changed or changes.added
     secrets = tuple(dict.fromkeys((*made_of.secrets, *((BY_HAND,) if by_hand else ()))))
     return _identified(replace(made_of, asked=asked, files=dict(sorted(files.items())), secrets=secrets))

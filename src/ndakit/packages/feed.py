@@ -294,10 +294,10 @@ def read_saved(folder: Path, release: Release, wanted: Mapping[str, str]) -> tup
             chosen.append(one)
     for name in sorted(wanted.keys() - {one.name for one in chosen}):
         raise PackageFileUnusable(
-            f"the image had package {name} {wanted[name].partition(' ')[0]} from packages/, and it is not there as it "
-            "was",
+            f"the image had package {name} {wanted[name].partition(' ')[0]} from packages/, and the backup lacks it",
             where=f"packages/{name}",
-            fix="put it there as it was; or rebuild with what there is now: --without-local-packages",
+            fix="take a backup on the machine that has this package as it was; or make the image without it: "
+            "--without-local-packages",
         )
     return tuple(chosen)
 
