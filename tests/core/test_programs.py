@@ -15,9 +15,11 @@ from ndakit.imagebuilder import failures, prerequisites
 from places import ROOT
 
 # What every Debian has: packages marked as essential.
-ESSENTIAL = {"sh", "dash", "bash", "cat", "cp", "echo", "false", "gzip", "sha256sum", "sleep", "true"}
-# Inside a lab host, words of XML and task names, and a name that nothing has.
-ELSEWHERE = {"busybox", "img", "os", "inv", "no-such-program"}
+ESSENTIAL = {
+    *("sh", "dash", "bash", "cat", "cp", "df", "echo", "false", "gzip", "ldd", "sha256sum", "sleep", "test", "true"),
+}
+# Inside a lab host or on a balancer, words of XML and task names, and a name that nothing has.
+ELSEWHERE = {"busybox", "sysupgrade", "img", "os", "inv", "no-such-program"}
 STARTERS = {
     "run",
     "Popen",
@@ -41,6 +43,9 @@ def _started(path: Path) -> Iterator[tuple[str, int]]:
         function = node.func.attr if isinstance(node.func, ast.Attribute) else getattr(node.func, "id", "")
         if function not in STARTERS:
             continue
+        owner = ast.unparse(node.func.value) if isinstance(node.func, ast.Attribute) else "process"
+        if function in ("find", "require") and owner != "process":
+            continue  # a text, or a part of a file, is looked into
         first = node.args[0]
         if isinstance(first, ast.List | ast.Tuple) and first.elts:
             first = first.elts[0]
