@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from ndakit.cli import nodes as cli_nodes
-from ndakit.cli.nodes import NOT_WELL, Connections, SshOptions
+from ndakit.cli.nodes import NOT_WELL, Connections, SshOptions, stranger
 from ndakit.cli.profiles import nodes_of, read
 from ndakit.core import locks, terminal, workspace
 from ndakit.core.errors import InputError, NdakitError
@@ -20,10 +20,7 @@ from ndakit.core.release import Release
 from ndakit.core.workspace import Workspace
 from ndakit.load import load
 from ndakit.load.loaded import Loaded
-from ndakit.node import keys, ssh
-from ndakit.node.host_keys import Pins
 from ndakit.node.ssh import Ssh
-from ndakit.node.ssh_options import Target
 from ndakit.operate import backup, backup_files, backups, encryption
 from ndakit.operate.backup import AtHand, Look, Wanted
 from ndakit.operate.backups import Backup, ListedBackup
@@ -135,22 +132,12 @@ def _connected(
 ) -> Iterator[Ssh]:
     """A shell on a box without a profile."""
     try:
-        old = Release.parse(release).ssh_sha1_only if release else False
+        Release.parse(release or "24.10.0")
     except ValueError as cause:
         raise BackupOptionsWrong(str(cause), where=f"--release {release}", fix="such as --release 19.07.10") from None
-    given = [*way.words, *(("--port", str(port)) if port != 22 else ()), *(("--release", release) if release else ())]
-    target = Target(
-        name, node, host, port=port, jump=way.jump or "", sha1=old, release=release or "", given=tuple(given),
-        task=("backup", host, "--as", name if node == ALONE else f"{name}/{node}"),
-    )  # fmt: skip
-    pins = Pins(place.known_hosts / name / node, target.alias)
-    with locks.scratch_folder(workspace.runtime(), "keys") as folder:
-        mine = keys.given(way.identity, {}) if way.identity is not None else keys.anybodys(folder)
-        if way.accept_host_key is not None:
-            key = ssh.accept(target, pins, way.accept_host_key)
-            terminal.note(f"pinned {key.kind} {key.fingerprint} for {target.name} in {pins.path}")
-        with Ssh(target, pins, mine) as shell:
-            yield shell
+    task = ("backup", host, "--as", name if node == ALONE else f"{name}/{node}")
+    with stranger(place, host, name, node, way, port, release, task) as shell:
+        yield shell
 
 
 def _fingerprints(shell: Ssh) -> tuple[str, ...]:

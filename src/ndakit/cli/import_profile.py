@@ -3,22 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from ndakit.cli.nodes import SshOptions
+from ndakit.cli.nodes import SshOptions, stranger
 from ndakit.cli.profiles import checked
-from ndakit.core import locks, terminal, workspace
+from ndakit.core import terminal
 from ndakit.core.errors import ErrorGroup, InputError
 from ndakit.core.names import is_name
 from ndakit.core.release import Release
 from ndakit.core.workspace import Workspace
-from ndakit.node import keys, ssh
-from ndakit.node.host_keys import Pins
-from ndakit.node.ssh import Ssh
-from ndakit.node.ssh_options import Target
 from ndakit.operate.import_ import importer, sources, writing
 from ndakit.operate.import_.refine import Imported
 from ndakit.operate.import_.sources import NodeFiles
@@ -63,7 +58,8 @@ def import_profile(
             read.append(sources.read(origin))
             continue
         node = names[position - 1] if names else f"lb{position}"
-        with _connected(place, origin, name, node, way, port, release) as shell:
+        task = ("import", given, "--as", name)
+        with stranger(place, origin, name, node, way, port, release, task) as shell:
             terminal.note(f"{origin}: reading")
             files = sources.over_shell(shell, origin)
             files.record.setdefault("node", node)
@@ -102,27 +98,6 @@ def _node_names(nodes: str | None, count: int) -> list[str]:
 def _is_here(origin: str) -> bool:
     """True for a file or folder; a word without a slash that is no file is a host."""
     return Path(origin).exists() or "/" in origin or origin.endswith((".gz", ".tgz", ".tar"))
-
-
-@contextmanager
-def _connected(
-    place: Workspace, host: str, name: str, node: str, way: SshOptions, port: int, release: str | None
-) -> Iterator[Ssh]:
-    """A shell on a box without a profile. Its host key is pinned as that of this node of the new profile."""
-    old = Release.parse(release).ssh_sha1_only if release else False
-    given = [*way.words, *(("--port", str(port)) if port != 22 else ()), *(("--release", release) if release else ())]
-    target = Target(
-        name, node, host, port=port, jump=way.jump or "", sha1=old, release=release or "", given=tuple(given),
-        task=("import", host, "--as", name),
-    )  # fmt: skip
-    pins = Pins(place.known_hosts / name / node, target.alias)
-    with locks.scratch_folder(workspace.runtime(), "keys") as folder:
-        mine = keys.given(way.identity, {}) if way.identity is not None else keys.anybodys(folder)
-        if way.accept_host_key is not None:
-            key = ssh.accept(target, pins, way.accept_host_key)
-            terminal.note(f"pinned {key.kind} {key.fingerprint} for {target.name} in {pins.path}")
-        with Ssh(target, pins, mine) as shell:
-            yield shell
 
 
 def _tell(place: Workspace, result: Imported, written: Sequence[Path], path: Path) -> None:

@@ -15,6 +15,7 @@ from typing import TypeVar
 from ndakit.cli.profiles import nodes_of, read
 from ndakit.core import locks, process, terminal, workspace
 from ndakit.core.errors import InputError, NdakitError
+from ndakit.core.release import Release
 from ndakit.core.workspace import Workspace
 from ndakit.image import artifacts
 from ndakit.load import secrets
@@ -125,6 +126,34 @@ class Connections:
                 raise
             ssh.accept(self.target(node), self.pins(node), unknown.fingerprint)
             return self.open(node)
+
+
+@contextlib.contextmanager
+def stranger(
+    place: Workspace,
+    host: str,
+    name: str,
+    node: str,
+    way: SshOptions,
+    port: int,
+    release: str | None,
+    task: tuple[str, ...],
+) -> Iterator[Ssh]:
+    """A shell on a box without a profile; its host key is pinned as that of a node of `name`. `task`: what the user
+    typed, for errors. Raises ValueError for a release that is none, and what Ssh.open raises."""
+    old = Release.parse(release).ssh_sha1_only if release else False
+    given = [*way.words, *(("--port", str(port)) if port != 22 else ()), *(("--release", release) if release else ())]
+    target = Target(
+        name, node, host, port=port, jump=way.jump or "", sha1=old, release=release or "", given=tuple(given), task=task
+    )
+    pins = Pins(place.known_hosts / name / node, target.alias)
+    with locks.scratch_folder(workspace.runtime(), "keys") as folder:
+        mine = keys.given(way.identity, {}) if way.identity is not None else keys.anybodys(folder)
+        if way.accept_host_key is not None:
+            key = ssh.accept(target, pins, way.accept_host_key)
+            terminal.note(f"pinned {key.kind} {key.fingerprint} for {target.name} in {pins.path}")
+        with Ssh(target, pins, mine) as shell:
+            yield shell
 
 
 def answering(addresses: list[str], port: int) -> str:
