@@ -10,7 +10,7 @@ import shlex
 from ndakit.model import Address
 from ndakit.operate.import_.draft import address, number
 from ndakit.operate.import_.ledger import SourceFile
-from ndakit.operate.import_.virtual_servers import _BALANCE, RealServerDraft, VirtualDraft
+from ndakit.operate.import_.virtual_servers import BALANCE, RealServerDraft, VirtualDraft
 
 _METHODS = {"-m": "nat", "--masquerading": "nat", "-g": "dr", "--gatewaying": "dr", "-i": "tun", "--ipip": "tun"}
 _SERVICES = {"-t": "tcp", "--tcp-service": "tcp", "-u": "udp", "--udp-service": "udp"}
@@ -98,8 +98,8 @@ def _place(options: list[str]) -> tuple[str, VirtualDraft] | None:
 def _settings(file: SourceFile, line: int, options: list[str], one: VirtualDraft) -> None:
     file.key(line, "services")
     scheduler = _after(options, "-s") or "wlc"
-    if scheduler in _BALANCE:
-        one.pool["balance"] = _BALANCE[scheduler]
+    if scheduler in BALANCE:
+        one.pool["balance"] = BALANCE[scheduler]
     else:
         file.unsaid(line, f"pools.NAME.balance has no {scheduler[:20]}")
     if "-p" in options:

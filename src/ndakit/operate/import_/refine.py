@@ -187,11 +187,6 @@ def _try(workspace: Workspace, result: Imported) -> tuple[Profile | None, str]:
     draft = result.draft
     with _stood_in(draft):
         text = yaml_text.write(draft, result.sources, ())
-    if not draft.sources:
-        inside = next((str(s) for n in draft.networks.values() for s in n.subnets if not n.heartbeat), "192.0.2.0/24")
-        text = text.replace("\n  sources: {}\n", f'\n  sources: {{x: "{inside}"}}\n')
-    if not draft.ssh_keys:
-        text = text.replace("\n  ssh_keys: {}\n", f"\n  ssh_keys: {{x: {_NOBODY}}}\n")
     with scratch_folder(runtime(), "import") as folder:
         path = folder / f"{draft.name}.yaml"
         path.write_text(text)
@@ -210,8 +205,12 @@ def _try(workspace: Workspace, result: Imported) -> tuple[Profile | None, str]:
 
 @contextlib.contextmanager
 def _stood_in(draft: Draft) -> Iterator[None]:
-    """Addresses for nodes of which none is known, while the draft is tried."""
+    """Addresses for nodes of which none is known, somebody who administers, and a key, while the draft is tried."""
     kept = {name: dict(net.addresses) for name, net in draft.networks.items()}
+    sources, ssh_keys = draft.sources, draft.ssh_keys
+    inside = [str(s) for n in draft.networks.values() for s in n.subnets if not n.heartbeat]
+    draft.sources = sources or {"somebody": inside[:1] or ["192.0.2.0/24"]}
+    draft.ssh_keys = ssh_keys or {"nobody": _NOBODY}
     served = {a for v in draft.vips for a in v.addresses}
     for net in draft.networks.values():
         for node in draft.node_names:
@@ -222,6 +221,7 @@ def _stood_in(draft: Draft) -> Iterator[None]:
     try:
         yield
     finally:
+        draft.sources, draft.ssh_keys = sources, ssh_keys
         for name, addresses in kept.items():
             draft.networks[name].addresses = addresses
 

@@ -7,18 +7,19 @@ differs.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from ndakit.lint.config_text import Block, Line
+from ndakit.lint.config_text import Block
 from ndakit.load import foreign_words
 from ndakit.model import Address
+from ndakit.operate.import_ import keepalived_checks
 from ndakit.operate.import_.draft import PORT_NAMES, Draft, address, number, slug
+from ndakit.operate.import_.keepalived_checks import numbers, told
 from ndakit.operate.import_.ledger import SourceFile
 
 _KINDS = {"NAT": "nat", "DR": "dr", "TUN": "tun", "MASQ": "nat", "GATE": "dr", "IPIP": "tun"}
-_BALANCE = {
+BALANCE = {
     "wrr": "roundrobin",
     "wlc": "leastconn",
     "sh": "source",
@@ -33,21 +34,6 @@ _BALANCE = {
     "ovf": "ovf",
     "mh": "mh",
 }
-_CHECKS = {
-    "TCP_CHECK": "tcp",
-    "HTTP_GET": "http",
-    "SSL_GET": "https",
-    "SMTP_CHECK": "smtp",
-    "DNS_CHECK": "dns",
-    "UDP_CHECK": "udp",
-    "PING_CHECK": "ping",
-    "MISC_CHECK": "script",
-}
-_RETRIES = {"http": 3, "https": 3, "smtp": 3, "dns": 3, "tcp": 1, "udp": 1, "ping": 1, "script": 1}
-_TIMEOUT_S = 5
-"""keepalived's own retry and connect_timeout where a file states none (keepalived.conf(5))."""
-_SCRIPT = re.compile(r"/usr/libexec/ndakit/check-script ([a-z][a-z0-9-]*) ")
-_BINDING = re.compile(r"[0-9]{1,10}(\.[0-9]{1,6})?")
 
 
 @dataclass
@@ -122,10 +108,10 @@ def read(node: str, file: SourceFile, root: Block) -> list[VirtualDraft]:
             result.append(one)
             continue
         why = next((f.what for f in file.fates.get(block.number, []) if f.kind == "unsaid"), "")
-        for line_number in _numbers(block):
+        for line_number in numbers(block):
             file.hint(line_number, why)
     for block in root.inner("virtual_server_group"):
-        for line_number in _numbers(block):
+        for line_number in numbers(block):
             file.unsaid(
                 line_number, "write a service for each address and port: there are no groups of virtual servers"
             )
@@ -143,7 +129,7 @@ def _virtual(file: SourceFile, block: Block) -> VirtualDraft | None:
     family6 = block.value("ip_family") == "inet6"
     one = VirtualDraft(ip, port, mark, ip.version if ip is not None else (6 if family6 else 4), file, block.number)
     if mark is not None and family6:
-        _key(file, block.first("ip_family"), "services")
+        told(file, block.first("ip_family"), "services")
     kind = (block.value("lb_kind") or block.value("lvs_method") or "NAT").upper()
     if kind not in _KINDS:
         file.unsaid(block.number, f"topologies are nat, dr and tun, and this one is {kind[:20]}")
@@ -155,17 +141,17 @@ def _virtual(file: SourceFile, block: Block) -> VirtualDraft | None:
         return None
     file.key(block.number, "services")
     scheduler = block.value("lb_algo") or block.value("lvs_sched") or "wlc"
-    if scheduler in _BALANCE:
-        one.pool["balance"] = _BALANCE[scheduler]
+    if scheduler in BALANCE:
+        one.pool["balance"] = BALANCE[scheduler]
     for keyword, key in (
         ("lb_kind", "services.NAME.topology"),
         ("lvs_method", "services.NAME.topology"),
         ("protocol", "services.NAME.protocol"),
     ):
-        _key(file, block.first(keyword), key)
-    if scheduler in _BALANCE:
+        told(file, block.first(keyword), key)
+    if scheduler in BALANCE:
         for keyword in ("lb_algo", "lvs_sched"):
-            _key(file, block.first(keyword), "pools.NAME.balance")
+            told(file, block.first(keyword), "pools.NAME.balance")
     _persistence(file, block, one)
     sorry = block.first("sorry_server")
     if sorry is not None and len(sorry.words) > 1 and (theirs := address(sorry.words[1])) is not None:
@@ -176,15 +162,15 @@ def _virtual(file: SourceFile, block: Block) -> VirtualDraft | None:
         if quorum > 1 and one.sorry is None:
             file.unsaid(stated.number, "a quorum is for a sorry server, and there is none")
         else:
-            _key(file, stated, "pools.NAME.quorum")
+            told(file, stated, "pools.NAME.quorum")
         if quorum > 1 and one.sorry is not None:
             one.pool["quorum"] = quorum
     interval = block.value("delay_loop")
-    _key(file, block.first("delay_loop"), "pools.NAME.check.interval_s")
+    told(file, block.first("delay_loop"), "pools.NAME.check.interval_s")
     host = block.value("virtualhost")
     if host is not None:
         one.host = host
-        _key(file, block.first("virtualhost"), "services.NAME.hostnames")
+        told(file, block.first("virtualhost"), "services.NAME.hostnames")
     for line in block.lines:
         file.hint(line.number, foreign_words.key(line.words[0]) or "there is no such key")
     checks: list[dict[str, Any]] = []
@@ -196,21 +182,18 @@ def _virtual(file: SourceFile, block: Block) -> VirtualDraft | None:
         if server is None:
             continue
         one.servers.append(server)
-        checks.append(_check(file, inner, one, interval))
+        check, host = keepalived_checks.read(file, inner, one.protocol, interval)
+        one.host = host or one.host
+        checks.append(check)
     if checks:
         one.pool["check"] = checks[0]
         for inner, check in zip([b for b in block.blocks if b.words[0] == "real_server"][1:], checks[1:], strict=False):
             if check != checks[0]:
                 for other in inner.blocks:
-                    for line_number in _numbers(other):
+                    for line_number in numbers(other):
                         file.fates.pop(line_number, None)
                         file.unsaid(line_number, "the servers of a pool have one check; the first one's is used")
     return one
-
-
-def _key(file: SourceFile, line: Line | None, key: str) -> None:
-    if line is not None:
-        file.key(line.number, key)
 
 
 def _persistence(file: SourceFile, block: Block, one: VirtualDraft) -> None:
@@ -229,7 +212,7 @@ def _persistence(file: SourceFile, block: Block, one: VirtualDraft) -> None:
         bits = bits if f"{int(parsed):032b}" == "1" * bits + "0" * (32 - bits) and bits >= 8 else None
     if bits is not None:
         one.pool["persistence"]["netmask" if one.version == 4 else "netmask_ipv6"] = bits
-        _key(file, block.first("persistence_granularity"), "pools.NAME.persistence.netmask")
+        told(file, block.first("persistence_granularity"), "pools.NAME.persistence.netmask")
 
 
 def _real(file: SourceFile, block: Block) -> RealServerDraft | None:
@@ -243,13 +226,13 @@ def _real(file: SourceFile, block: Block) -> RealServerDraft | None:
     weight = number(block.value("weight"), 0, 256)
     if weight is not None:
         server.weight = weight
-        _key(file, block.first("weight"), "pools.NAME.servers.NAME.weight")
+        told(file, block.first("weight"), "pools.NAME.servers.NAME.weight")
     server.upper = number(block.value("uthreshold"), 1, 1_000_000)
     server.lower = number(block.value("lthreshold"), 1, 1_000_000)
     if server.upper is not None:
-        _key(file, block.first("uthreshold"), "pools.NAME.servers.NAME.max_connections")
+        told(file, block.first("uthreshold"), "pools.NAME.servers.NAME.max_connections")
     if server.lower is not None and server.lower <= (server.upper or 0):
-        _key(file, block.first("lthreshold"), "pools.NAME.servers.NAME.resume_below")
+        told(file, block.first("lthreshold"), "pools.NAME.servers.NAME.resume_below")
     else:
         server.lower = None
     for line in block.lines:
@@ -259,156 +242,6 @@ def _real(file: SourceFile, block: Block) -> RealServerDraft | None:
             foreign_words.NOTIFY if word.startswith("notify") else foreign_words.key(word) or "there is no such key",
         )
     return server
-
-
-def _check(file: SourceFile, server: Block, one: VirtualDraft, interval: str | None) -> dict[str, Any]:
-    """The check of a server as keys; `type` alone if there is nothing else."""
-    blocks = [b for b in server.blocks if b.words[0] in _CHECKS]
-    for other in server.blocks:
-        if other not in blocks[:1]:
-            for line_number in _numbers(other):
-                file.hint(line_number, "a pool has one check, of type tcp, http, https, smtp, dns, udp, ping or script")
-    if not blocks:
-        return {"type": "ping"} if one.protocol == "udp" else {"type": "tcp"}
-    block = blocks[0]
-    kind = _CHECKS[block.words[0]]
-    check: dict[str, Any] = {"type": kind}
-    file.key(block.number, "pools.NAME.check")
-
-    def take(word: str, key: str, change: Callable[[str], Any] = lambda value: value) -> None:
-        line = block.first(word)
-        if line is None or len(line.words) < 2:
-            return
-        value = change(line.words[1])
-        if value is None:
-            return
-        check[key] = value
-        file.key(line.number, f"pools.NAME.check.{key}")
-
-    if kind == "script":
-        return _script(file, block, check, interval)
-    if interval is not None and _BINDING.fullmatch(interval):
-        check["interval_s"] = interval
-    take("connect_port", "port", lambda v: number(v, 1, 65535))
-    take("connect_timeout", "timeout_s", _seconds)
-    take("delay_before_retry", "retry_delay_s", _seconds)
-    retry = block.first("retry") or block.first("nb_get_retry")
-    if retry is not None and len(retry.words) > 1 and (times := number(retry.words[1], 0, 99)) is not None:
-        check["fall"] = times + 1
-        file.key(retry.number, "pools.NAME.check.fall")
-    else:
-        check["fall"] = 1 + _RETRIES[kind]
-    if "timeout_s" not in check:
-        check["timeout_s"] = _TIMEOUT_S
-    if kind == "smtp":
-        take("helo_name", "helo", _host)
-    if kind == "dns":
-        take("name", "query")
-        take("type", "record", lambda v: v.upper())
-    if kind == "udp":
-        take("payload", "send", _bytes)
-        reply = block.first("require_reply")
-        if reply is not None and len(reply.words) > 1 and (wanted := _bytes(reply.words[1])) is not None:
-            check["expect"] = {"reply": wanted}
-            file.key(reply.number, "pools.NAME.check.expect")
-    if kind in ("http", "https"):
-        _url(file, block, check, one)
-    for line in block.lines:
-        file.hint(line.number, foreign_words.key(line.words[0]) or "there is no such key")
-    return check
-
-
-def _numbers(block: Block) -> list[int]:
-    return [block.number, *(line.number for line in block.lines), *(n for b in block.blocks for n in _numbers(b))]
-
-
-def _script(file: SourceFile, block: Block, check: dict[str, Any], interval: str | None) -> dict[str, Any]:
-    path = block.value("misc_path") or ""
-    ours = _SCRIPT.match(path)
-    if ours is None:
-        for line_number in _numbers(block):
-            file.fates.pop(line_number, None)
-            file.hint(
-                line_number,
-                foreign_words.SCRIPT + "; it gets address, port and `arguments`, and this one is called otherwise",
-            )
-        return {"type": "ping"}
-    check["script"] = ours[1]  # the pool; the file itself is looked for later
-    if interval is not None and _BINDING.fullmatch(interval):
-        check["interval_s"] = interval
-    for word, key, change in (
-        ("misc_timeout", "timeout_s", _seconds),
-        ("delay_before_retry", "retry_delay_s", _seconds),
-        ("user", "run_as", str),
-    ):
-        value = block.value(word)
-        if value is not None and change(value) is not None:
-            check[key] = change(value)
-            _key(file, block.first(word), f"pools.NAME.check.{key}")
-    times = number(block.value("retry"), 0, 99)
-    if times is not None:
-        check["fall"] = times + 1
-        _key(file, block.first("retry"), "pools.NAME.check.fall")
-    _key(file, block.first("misc_path"), "pools.NAME.check.script")
-    return check
-
-
-def _url(file: SourceFile, block: Block, check: dict[str, Any], one: VirtualDraft) -> None:
-    urls = block.inner("url")
-    for other in urls[1:]:
-        for line_number in _numbers(other):
-            file.unsaid(line_number, "a check asks for one path; make a pool of its own for another one")
-    if not urls:
-        return
-    url = urls[0]
-    file.key(url.number, "pools.NAME.check.path")
-    path = url.value("path")
-    if path is not None and path.startswith("/"):
-        check["path"] = path
-        _key(file, url.first("path"), "pools.NAME.check.path")
-    host = url.value("virtualhost")
-    if host is not None and _host(host) is not None:
-        one.host = host
-        _key(file, url.first("virtualhost"), "services.NAME.hostnames")
-    expect: dict[str, Any] = {}
-    digest = url.value("digest")
-    if digest is not None and re.fullmatch(r"[0-9a-fA-F]{32}", digest):
-        expect["digest"] = digest.lower()
-        _key(file, url.first("digest"), "pools.NAME.check.expect.digest")
-    status = url.value("status_code")
-    if status is not None and number(status, 100, 599) is not None:
-        expect["status"] = int(status)
-    if status is not None and (status in ("200-399", "200-302") or "status" in expect):
-        _key(file, url.first("status_code"), "pools.NAME.check.expect.status")
-    if expect:
-        check["expect"] = expect
-    for line in url.lines:
-        file.hint(line.number, foreign_words.key(line.words[0]) or "there is no such key")
-
-
-def _seconds(text: str) -> str | None:
-    if not _BINDING.fullmatch(text) or not 0.1 <= float(text) <= 600:
-        return None
-    return f"{float(text):.10g}"
-
-
-def _host(text: str) -> str | None:
-    return text if re.fullmatch(r"[a-z0-9]([a-z0-9.-]{0,250}[a-z0-9])?", text) else None
-
-
-def _bytes(text: str) -> str | None:
-    r"""Hexadecimal as text of the profile, with its escapes (`\n`, `\x00`)."""
-    try:
-        content = bytes.fromhex(text)
-    except ValueError:
-        return None
-    return escaped(content)
-
-
-def escaped(content: bytes) -> str:
-    r"""Bytes as text of the profile: `\r`, `\n`, `\t`, `\\`, `\x00`."""
-    marks = {13: r"\r", 10: r"\n", 9: r"\t", 92: r"\\"}
-    return "".join(marks.get(b) or (chr(b) if 32 <= b < 127 else f"\\x{b:02x}") for b in content)
 
 
 def join(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from ndakit.core.mistakes import clean
@@ -66,10 +67,21 @@ def write(draft: Draft, sources: Sequence[str], unsaid: Sequence[Unsaid]) -> str
             "# What no key of this version says, and ndakit does not do anyway. What of it is needed: see",
             "# docs/operations.md.",
         ]
-        for one in unsaid:
-            lines += _paragraph(f"{one.place}: {one.text}", "#   ")
+        for nodes, one in _alike(unsaid):
+            lines += _paragraph(f"{', '.join(nodes)}{one.place.removeprefix(one.node)}: {one.text}", "#   ")
             lines += _paragraph(one.why, "#       ")
     return "\n".join(lines) + "\n"
+
+
+def _alike(unsaid: Sequence[Unsaid]) -> Iterator[tuple[list[str], Unsaid]]:
+    """What is the same on several nodes is told once."""
+    nodes: dict[Unsaid, list[str]] = {}
+    for one in unsaid:
+        nodes.setdefault(replace(one, node=""), []).append(one.node)
+    for one in unsaid:
+        names = nodes.pop(replace(one, node=""), None)
+        if names is not None:
+            yield names, one
 
 
 def _proxied(draft: Draft) -> bool:
