@@ -150,8 +150,8 @@ class BoxFiles:
         """Who the box is. Raises what `Shell.run` raises, OutputNotUnderstood, RecipeBroken."""
         facts = facts_of(self._shell)
         release = facts.release()
-        rom = self._run(["test", "-f", f"/rom{RECIPE}"], check=False).rc == 0
-        there = self._run(["cat", f"/rom{RECIPE}" if rom else RECIPE], check=False)
+        rom = self._asked(["test", "-f", f"/rom{RECIPE}"], check=False).rc == 0
+        there = self._asked(["cat", f"/rom{RECIPE}" if rom else RECIPE], check=False)
         made_of = recipe.parse(there.stdout_bytes, f"{self._where}, {RECIPE}") if there.rc == 0 else None
         return Identity(
             hostname=facts.hostname(),
@@ -168,7 +168,7 @@ class BoxFiles:
     def packages(self) -> dict[str, str]:
         """The installed packages with their versions; empty if the box has neither opkg's nor apk's list."""
         for path, parse in (("/usr/lib/opkg/status", parse_opkg), ("/lib/apk/db/installed", parse_apk)):
-            told = self._run(["cat", path], check=False)
+            told = self._asked(["cat", path], check=False)
             if told.rc == 0:
                 return parse(told.stdout)
         return {}
@@ -179,13 +179,13 @@ class BoxFiles:
             't=$(mktemp /tmp/.ndakit.XXXXXX) || exit 1; dd if=/dev/zero of="$t" bs=1024 count="$1"; r=$?; rm -f "$t"; '
             "exit $r"
         )
-        tried = self._run(["sh", "-c", script, "room", str(_SPACE_KIB)], check=False)
+        tried = self._asked(["sh", "-c", script, "room", str(_SPACE_KIB)], check=False)
         if tried.rc != 0:
-            raise BoxFull(self._where, self._run(["df", "-h", "/tmp"], check=False).stdout or tried.stderr)
+            raise BoxFull(self._where, self._asked(["df", "-h", "/tmp"], check=False).stdout or tried.stderr)
 
     def kept(self) -> set[str]:
         """The files that an upgrade keeps, as the box's sysupgrade lists them."""
-        told = self._run(["sysupgrade", "-l"], timeout_s=120)
+        told = self._asked(["sysupgrade", "-l"], timeout_s=120)
         return {line for line in told.stdout.splitlines() if line.startswith("/")}
 
     @contextmanager
@@ -233,7 +233,7 @@ class BoxFiles:
             "for l in usr/lib/opkg/info/*.list lib/apk/packages/*.list; do "
             '[ -f "$l" ] && sed -e "s,^/*,P /," "$l"; done; true'
         )
-        lines = self._run(["sh", "-c", script], timeout_s=120).stdout.splitlines()
+        lines = self._asked(["sh", "-c", script], timeout_s=120).stdout.splitlines()
         packaged = {line[2:] for line in lines if line.startswith("P ")}
         written = [line[1:] for line in lines if line.startswith("./")]
         return sorted(
@@ -242,7 +242,7 @@ class BoxFiles:
 
     # -- how -----------------------------------------------------------------------------------------------------------
 
-    def _run(self, command: Command, *, check: bool = True, timeout_s: float = RUN_TIMEOUT_S) -> Ran:
+    def _asked(self, command: Command, *, check: bool = True, timeout_s: float = RUN_TIMEOUT_S) -> Ran:
         ran = self._shell.run(command, timeout_s)
         if check and ran.rc != 0:
             raise BackupFailedThere(self._where, ran.rc, ran.stderr)
