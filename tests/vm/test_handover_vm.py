@@ -101,16 +101,12 @@ def test_all_kept_clients_are_asked_on_the_next_master(pair: Pair) -> None:
 
 
 def test_clients_that_are_not_kept_are_found(pair: Pair) -> None:
-    """The lines that keep them are gone from the running master."""
+    """The lines that keep them are gone from the running nodes."""
+    conf, anew = "/etc/haproxy.cfg", "/etc/init.d/haproxy reload"
     away = "/\\tcookie SRV /d; s/ cookie keep[12]//; /\\tstick on req.fhdr/d"
-    pair.lab.run("lb1", f"cp /etc/haproxy.cfg /tmp/kept.cfg; sed -i '{away}' /etc/haproxy.cfg; "
-                 "/etc/init.d/haproxy reload")  # fmt: skip
-    try:
-        pair.lab.settle()
+    breaking = f"cp {conf} /tmp/kept.cfg; sed -i '{away}' {conf}; {anew}"
+    with planted.on_every_node(pair.lab, breaking, f"cp /tmp/kept.cfg {conf}; {anew}"):
         header, cookie = pair.outcome("persistence/tools"), pair.outcome("persistence/basket")
-    finally:
-        pair.lab.run("lb1", "cp /tmp/kept.cfg /etc/haproxy.cfg; /etc/init.d/haproxy reload")
-        pair.lab.settle()
     for outcome in (header, cookie):
         assert not outcome.ok
         assert "a client that had keep" in outcome.detail
