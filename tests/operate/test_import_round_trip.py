@@ -122,3 +122,27 @@ def test_a_node_that_was_changed_by_hand_is_seen() -> None:
     assert [(one.place, one.text) for one in result.unsaid if one.node == "lb1"] == [
         ("lb1:/etc/haproxy.cfg:96", "option contstats")
     ]
+
+
+def test_a_line_that_only_the_other_node_has_is_told() -> None:
+    profile, rendered, _ = of("profiles/apache-pair")
+    nodes = boxes(profile, rendered)
+    nodes[1].files["/etc/haproxy.cfg"] = nodes[1].files["/etc/haproxy.cfg"].replace(b"retries 3", b"retries 5")
+    nodes[1].files["/etc/config/system"] = nodes[1].files["/etc/config/system"].replace(b"Europe/Berlin", b"Asia/Tokyo")
+    result = importer.convert(Workspace(ROOT), "apache-pair", nodes)
+    assert [(one.node, one.text, one.why) for one in result.unsaid] == [
+        ("lb2", "option zonename 'Asia/Tokyo'", "the nodes of a profile have one time zone"),
+        ("lb2", "retries 5", "lb1 has another line here: the nodes of a profile are alike"),
+    ]
+
+
+def test_kernel_values_come_from_sysctl_d_too_and_openwrts_own_do_not() -> None:
+    profile, rendered, _ = of("profiles/bakery")
+    nodes = boxes(profile, rendered)
+    for node in nodes:
+        node.files["/etc/sysctl.d/99-own.conf"] = b"net.ipv4.tcp_fin_timeout = 20\nnet.ipv4.conf.all.arp_ignore=8\n"
+        node.files["/etc/sysctl.d/10-default.conf"] = b"kernel.panic=3\n"
+        node.files["/etc/rc.local"] = b"# Put your commands here\n\nexit 0\n"
+    result = importer.convert(Workspace(ROOT), "bakery", nodes)
+    assert result.draft.sysctl == {"net.ipv4.tcp_fin_timeout": "20"}
+    assert [(one.path, one.first) for one in result.unsaid if one.node == "lb1"] == [("/etc/sysctl.d/99-own.conf", 2)]

@@ -46,6 +46,8 @@ _OURS = re.compile(
 )
 
 
+_SYSCTLS = re.compile(r"/etc/sysctl\.d/[^/]*\.conf")
+_OPENWRTS = re.compile(r"/etc/sysctl\.d/1[0-2]-(default|nf-conntrack|br-netfilter|tcp-bbr)\.conf")
 _READ = (*RELEASE_FILES, BOARD, vrrp.PATH, haproxy_text.PATH, system.KEYS, _SYSCTL, IPVS_RULES)
 
 
@@ -88,9 +90,10 @@ def refine(workspace: Workspace, result: Imported, nodes: Sequence[NodeFiles]) -
         _answers(draft, ledger, trees)
         _image(draft, profile, nodes)
         for node in draft.node_names:
-            file = ledger.file(node, _SYSCTL)
-            if file is not None and node in trees:
-                sysctls.read(draft, file, _content(trees[node], _SYSCTL))
+            for file in ledger.files:
+                wanted = file.path == _SYSCTL or (_SYSCTLS.fullmatch(file.path) and not _OPENWRTS.fullmatch(file.path))
+                if wanted and file.node == node:
+                    sysctls.read(draft, file, _content(trees[node], _SYSCTL))
         trees = _trees(workspace, _settled(workspace, result), draft) or trees
     for file in ledger.files:
         tree = trees.get(file.node)
@@ -100,12 +103,28 @@ def refine(workspace: Workspace, result: Imported, nodes: Sequence[NodeFiles]) -
             _packages(file)
         elif file.path.startswith("/etc/config/"):
             _not_ours(file)
+        elif _OPENWRTS.fullmatch(file.path) or _stock_rc_local(file):
+            _own_of_openwrt(file)
         elif file.secret:
             _hint_all(file, "a password or a key of the old box, which no profile takes over")
         elif file.path in ("/etc/firewall.user", "/etc/rc.local"):
             _hint_all(file, "scripts of one's own are not a profile's: what they are for may have a key")
         elif not _OURS.fullmatch(file.path) and file.path not in _READ:
             _hint_all(file, "nothing in a profile is about this file; what has to be kept goes to templates/rootfs/")
+    first = draft.node_names[0]
+    for file in ledger.files:
+        if file.node != first and (of_first := ledger.file(first, file.path)) is not None:
+            same.follow_reasons(file, of_first)
+
+
+def _stock_rc_local(file: SourceFile) -> bool:
+    return file.path == "/etc/rc.local" and [t for t in file.lines if t.strip() and t[0] != "#"] == ["exit 0"]
+
+
+def _own_of_openwrt(file: SourceFile) -> None:
+    for line in range(1, len(file.lines) + 1):
+        if not file.is_comment(line):
+            file.same(line, "OpenWrt's own file, which every image has")
 
 
 def _hint_all(file: SourceFile, why: str) -> None:

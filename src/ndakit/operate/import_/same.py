@@ -81,19 +81,25 @@ def _in_other_words(text: str, renamed: Mapping[str, str]) -> str:
 
 def follow(file: SourceFile, first: SourceFile) -> None:
     """Tell the lines of another node's file as those of the first node that stand at the same place."""
+    for line, other in _places_shared(file, first).items():
+        if line not in file.fates:
+            for fate in first.fates.get(other, []):
+                file.tell(line, fate.kind, fate.what)
+
+
+def follow_reasons(file: SourceFile, first: SourceFile) -> None:
+    """The reasons for what nothing says, after the first node's are all there; a line that it has not says so."""
+    shared = _places_shared(file, first)
+    for line, (_, words) in placed(file).items():
+        if line in shared:
+            file.hints.update({line: first.hints[shared[line]]} if shared[line] in first.hints else {})
+        elif line not in file.hints and words:
+            file.hint(line, f"{first.node} has another line here: the nodes of a profile are alike")
+
+
+def _places_shared(file: SourceFile, first: SourceFile) -> dict[int, int]:
+    """Line of one file → the line of the other one with the same words at the same place."""
     known: dict[tuple[Place, str], int] = {}
     for line, at in placed(first).items():
         known.setdefault(at, line)
-    for line, at in placed(file).items():
-        other = known.get(at)
-        if other is None or line in file.fates:
-            continue
-        for fate in first.fates.get(other, []):
-            file.tell(line, fate.kind, fate.what)
-        if other not in first.fates:
-            file.hint(line, first.hints.get(other, ""))
-            if not file.hints[line]:
-                del file.hints[line]
-    for line, (_, words) in placed(file).items():
-        if line not in file.fates and line not in file.hints and words:
-            file.hint(line, f"{first.node} has another line here: the nodes of a profile are alike")
+    return {line: known[at] for line, at in placed(file).items() if at in known}

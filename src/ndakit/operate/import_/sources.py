@@ -52,10 +52,11 @@ _LOOSE = {
 """A file that lies alone in a folder → where it lies on a balancer."""
 
 _ASKED = (
-    "etc/config etc/haproxy.cfg etc/haproxy etc/keepalived etc/pound etc/conntrackd etc/sysctl.conf etc/sysctl.d "
-    "etc/dropbear/authorized_keys etc/firewall.user etc/nftables.d etc/rc.local etc/banner etc/sysupgrade.conf "
-    "etc/openwrt_release etc/board.json etc/ndakit etc/modules.d/ndakit-ipvs usr/libexec/ndakit etc/init.d/ndakit-vips "
-    "etc/init.d/haproxy etc/init.d/conntrackd etc/init.d/qemu-ga etc/init.d/vmtoolsd etc/ipvsadm.rules"
+    "etc/config etc/haproxy.cfg etc/haproxy etc/keepalived/*.conf etc/keepalived/*.sh etc/pound etc/stunnel "
+    "etc/conntrackd etc/sysctl.conf etc/sysctl.d etc/dropbear/authorized_keys etc/firewall.user etc/nftables.d "
+    "etc/rc.local etc/banner etc/sysupgrade.conf etc/openwrt_release etc/board.json etc/ndakit "
+    "etc/modules.d/ndakit-ipvs usr/libexec/ndakit etc/init.d/ndakit-vips etc/init.d/conntrackd etc/init.d/stunnel "
+    "etc/init.d/qemu-ga etc/init.d/vmtoolsd etc/ipvsadm.rules"
 )
 """What is read of a running balancer: no password, no host key, no private key (their folder is left out)."""
 _TAR = (

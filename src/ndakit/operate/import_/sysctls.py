@@ -13,6 +13,7 @@ def read(draft: Draft, file: SourceFile, rendered: str) -> None:
     computed = dict(_values(rendered.split("\n")).values())
     for line, (key, value) in _values(file.lines).items():
         if computed.get(key) == value:
+            file.same(line, "ndakit writes this value itself")
             continue
         if not re.fullmatch(r"[a-z0-9_]+(\.[A-Za-z0-9_-]+)+", key) or not re.fullmatch(r"[ -~]{1,200}", value):
             file.unsaid(line, "it is no kernel value that tuning.sysctl takes")

@@ -72,6 +72,8 @@ def read(draft: Draft, node: str, file: SourceFile, root: Block) -> list[Instanc
     ):
         for block in root.inner(kind):
             file.hint(block.number, why)
+    for line in root.lines:
+        file.hint(line.number, "what it includes is not read: put its text in the place of this line, and import again")
     for block in root.inner("global_defs"):
         for line in block.lines:
             word = line.words[0]
