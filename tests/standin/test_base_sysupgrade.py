@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import gzip
+import struct
 import tarfile
 from pathlib import Path
 
 import pytest
+from standin import disk
 
 from labrig import PROCD, MakeRoot
 
@@ -99,3 +102,61 @@ def test_what_a_release_does_not_know_is_refused(make_root: MakeRoot, release: s
     said = make_root(release=release).run(f"sysupgrade {options}; echo $?; ls /tmp/x")
     assert said.out.splitlines()[-1] == "1"
     assert says in said.err
+
+
+# -- images ------------------------------------------------------------------------------------------------------------
+
+
+def _disk(gpt: bool, root_mib: int) -> bytes:
+    """The beginning of a disk as the lab's images have it."""
+    where, who, code = disk.layout(16, root_mib), disk.identity("x"), b"\xeb\x63" + bytes(438)
+    head = disk.gpt(code, who, where)[0] if gpt else disk.mbr(code, who, where)
+    return head + bytes(40000 - len(head))
+
+
+@pytest.mark.parametrize("gpt", [False, True], ids=["mbr", "gpt"])
+def test_partition_tables_are_read_and_compared(make_root: MakeRoot, gpt: bool) -> None:
+    """Packed or not, whatever follows the gzip stream; a disk may have more partitions than the image."""
+    root = make_root()
+    (root.path / "disk").write_bytes(_disk(gpt, 104))
+    more = bytearray(_disk(gpt, 104))
+    if not gpt:
+        more[446 + 32 : 446 + 48] = struct.pack("<8xII", 400000, 2048)
+    (root.path / "more").write_bytes(more)
+    for name, mib in (("same", 104), ("larger", 112)):
+        (root.path / name).write_bytes(_disk(gpt, mib))
+        (root.path / f"{name}.gz").write_bytes(gzip.compress(_disk(gpt, mib)) + b"OpenWrt's own data behind it")
+    said = root.run(
+        ". /lib/upgrade/platform.sh\npartitions /larger\n"
+        "for image in same same.gz larger larger.gz; do same_layout /$image /disk; echo $image $?; done\n"
+        "same_layout /same /more; echo more $?; same_layout /more /same; echo fewer $?\n"
+    )
+    bios = ["128 34 478"] if gpt else []
+    assert said.out.splitlines() == [
+        "1 512 32768", "2 33280 229376", *bios, "same 0", "same.gz 0", "larger 1", "larger.gz 1", "more 0",
+        f"fewer {0 if gpt else 1}",
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("options", "code", "says"),
+    [
+        ("-T /tmp/none", 1, "Image file '/tmp/none' not found."),
+        ("-T /tmp/text", 1, "Invalid image type"),
+        ("/tmp/text", 1, "Image check failed."),
+        ("-T -f /tmp/text /tmp/image", 1, "Unable to determine upgrade device"),
+        ("https://example.com/image", 1, "the lab's stand-in does not know an address as an image"),
+    ],
+)
+def test_images_that_cannot_be_written_are_refused(make_root: MakeRoot, options: str, code: int, says: str) -> None:
+    root = make_root()
+    made = "echo text >/tmp/text; { printf '\\353\\143'; head -c 40000 /dev/zero; } >/tmp/image"
+    said = root.run(f"{made}; sysupgrade {options}; echo $?")
+    assert said.out.splitlines()[-1] == str(code)
+    assert says in said.err
+
+
+def test_what_was_kept_is_found_on_the_boot_partition_by_its_short_name(make_root: MakeRoot) -> None:
+    """At every boot somebody looks: without a disk of its own a system just goes on."""
+    said = make_root().run(". /lib/upgrade/platform.sh; restore_config; echo $?")
+    assert (said.out, said.err) == ("0\n", "")
