@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -32,8 +32,29 @@ class ImageOutdated(InputError):
     """The image is not what the profile says now."""
 
 
+class FlashOptionsWrong(InputError):
+    """Options of `flash` that do not go together."""
+
+
 class NotConfirmed(InputError):
     """Nobody said that what is there may be overwritten."""
+
+
+def refuse_mixed(*, upgrade: bool, to: str | None, only_with_upgrade: Mapping[str, object]) -> None:
+    """Raises FlashOptionsWrong for options of one way to a box with those of the other."""
+    if upgrade and to is not None:
+        raise FlashOptionsWrong(
+            "a disk and a running box at once",
+            where="--to, --upgrade",
+            fix="leave one out: --to writes a disk of this machine, --upgrade the one that the node runs from",
+        )
+    given = [option for option, value in only_with_upgrade.items() if value]
+    if not upgrade and given:
+        raise FlashOptionsWrong(
+            f"{', '.join(given)} {'belongs' if len(given) == 1 else 'belong'} to --upgrade",
+            where=given[0],
+            fix="add --upgrade for the running node, or leave it out for a disk",
+        )
 
 
 def show_disks(*, as_json: bool) -> None:
@@ -73,16 +94,8 @@ def flash_node(
         _write(artifact, _target(to, f"./inv flash {name}"), yes, as_json=as_json)
         return
     loaded = load.load(workspace, name)  # its warnings were told when it was built
-    node = _one_node(loaded, node)
-    artifact = images_of(workspace, loaded, [node])[node]
-    image = flash.image_for_disk(artifact)
-    if not as_built and (reasons := plan.outdated(workspace, loaded, node, artifact.record)):
-        raise ImageOutdated(
-            f"the image of {node} is not what the profile says now: {'; '.join(reasons)}",
-            where=str(artifact.folder / image.name),
-            fix=f"build it first: ./inv build {loaded.called} --node {node} --builder {artifact.record.builder}; "
-            "if the older image is the right one: --as-built",
-        )
+    node = one_node(loaded, node)
+    artifact = current_build(workspace, loaded, node, as_built=as_built)
     _write(artifact, _target(to, f"./inv flash {loaded.called} --node {node}"), yes, as_json=as_json)
 
 
@@ -112,15 +125,30 @@ def _write(artifact: Artifact, target: TargetDisk | Path, yes: str | None, *, as
     _tell(done, artifact, isinstance(target, TargetDisk), as_json=as_json)
 
 
-def _one_node(loaded: Loaded, node: str | None) -> str:
+def one_node(loaded: Loaded, node: str | None) -> str:
+    """The node that is meant. Raises NodeNotNamed if there are several and none is named."""
     nodes = nodes_of(loaded, node)
     if len(nodes) != 1:
         raise NodeNotNamed(
             f"{loaded.profile.name} has the nodes {', '.join(nodes)}, and each has an image of its own",
             where="--node",
-            fix=f"name the one whose disk this is: --node {nodes[0]}",
+            fix=f"name the one that is to be overwritten: --node {nodes[0]}",
         )
     return nodes[0]
+
+
+def current_build(workspace: Workspace, loaded: Loaded, node: str, *, as_built: bool) -> Artifact:
+    """A node's build, which is what its profile says now, unless it is wanted as it is. Raises ImageOutdated, and what
+    rendering and reading the image raise."""
+    artifact = images_of(workspace, loaded, [node])[node]
+    if not as_built and (reasons := plan.outdated(workspace, loaded, node, artifact.record)):
+        raise ImageOutdated(
+            f"the image of {node} is not what the profile says now: {'; '.join(reasons)}",
+            where=str(artifact.folder),
+            fix=f"build it first: ./inv build {loaded.called} --node {node} --builder {artifact.record.builder}; "
+            "if the older image is the right one: --as-built",
+        )
+    return artifact
 
 
 def _target(to: str | None, command: str) -> TargetDisk | Path:
@@ -152,15 +180,15 @@ def _confirm_disk(disk: TargetDisk, yes: str | None) -> None:
     if not disk.parts:
         terminal.note(f"        {disk.filesystem or 'no partitions'}")
     what = "serial number" if disk.serial else "name"
-    _confirm(disk.called, yes, f"Everything on it will be lost. Type its {what} to overwrite it: ", str(disk))
+    confirm(disk.called, yes, f"Everything on it will be lost. Type its {what} to overwrite it: ", str(disk))
 
 
 def _confirm_file(path: Path, yes: str | None) -> None:
     if os.path.lexists(path):
-        _confirm(path.name, yes, f"{path} is there already. Type {path.name} to overwrite it: ", str(path))
+        confirm(path.name, yes, f"{path} is there already. Type {path.name} to overwrite it: ", str(path))
 
 
-def _confirm(called: str, yes: str | None, question: str, where: str) -> None:
+def confirm(called: str, yes: str | None, question: str, where: str, look: str = "./inv disks") -> None:
     """Raises NotConfirmed unless `yes`, or what a person types, is what the target is called."""
     if yes is None and sys.stdin is not None and sys.stdin.isatty():
         yes = terminal.ask(question).strip()
@@ -169,7 +197,7 @@ def _confirm(called: str, yes: str | None, question: str, where: str) -> None:
         raise NotConfirmed(what, where=where, fix=f"if it may: --yes {called}")
     if yes != called:
         what = f"it was not confirmed: '{yes}' is not '{called}'; nothing was written"
-        raise NotConfirmed(what, where=where, fix="look which disk this is (./inv disks), and run it again")
+        raise NotConfirmed(what, where=where, fix=f"look which one this is ({look}), and run it again")
 
 
 def _state(disk: TargetDisk) -> str:

@@ -14,13 +14,14 @@ from ndakit.cli.task_body import NODE_HELP, PROFILE_HELP, shown
 if TYPE_CHECKING:
     from ndakit.cli.nodes import SshOptions
 
-IDENTITY_HELP = "your private SSH key (default: a key from the profile that is in your agent or in ~/.ssh)"
-ADDRESS_HELP = "the node's address, if it is not the one in the profile"
-JUMP_HELP = "USER@HOST[:PORT]: connect through this machine"
-ACCEPT_HELP = "SHA256:…: trust the node's host key if it has this fingerprint, and pin it"
+IDENTITY_HELP = "your private SSH key (default: a key of the profile that your agent or ~/.ssh has)"
+ADDRESS_HELP = "the node's address, where it is another one than the profile's"
+JUMP_HELP = "USER@HOST[:PORT]: go through this machine"
+ACCEPT_HELP = "SHA256:…: pin the node's host key if it has this fingerprint"
 
 
-def _way(identity: str | None, address: str | None, jump: str | None, accept_host_key: str | None) -> SshOptions:
+def ssh_way(identity: str | None, address: str | None, jump: str | None, accept_host_key: str | None) -> SshOptions:
+    """How the user wants to get to the nodes, as the options say."""
     from ndakit.cli.nodes import SshOptions
 
     return SshOptions(Path(identity) if identity else None, address, jump, accept_host_key)
@@ -53,7 +54,7 @@ def status(
     from ndakit.cli.nodes import show_status
     from ndakit.core.workspace import Workspace
 
-    way = _way(identity, address, jump, accept_host_key)
+    way = ssh_way(identity, address, jump, accept_host_key)
     raise Exit(code=show_status(Workspace.at(), profile, node, way, as_json=json))
 
 
@@ -88,7 +89,7 @@ def drain(
     from ndakit.cli.nodes import drain_server
     from ndakit.core.workspace import Workspace
 
-    way = _way(identity, address, jump, accept_host_key)
+    way = ssh_way(identity, address, jump, accept_host_key)
     raise Exit(code=drain_server(Workspace.at(), profile, node, server, way, undo=undo, as_json=json))
 
 
@@ -125,7 +126,7 @@ def import_(
     from ndakit.cli.import_profile import import_profile
     from ndakit.core.workspace import Workspace
 
-    way = _way(identity, None, jump, accept_host_key)
+    way = ssh_way(identity, None, jump, accept_host_key)
     raise Exit(code=import_profile(Workspace.at(), source, as_, node, release, way, port=port, as_json=json))
 
 
@@ -134,7 +135,7 @@ def import_(
     positional=["profile"],
     help={
         "profile": PROFILE_HELP,
-        "node": "the node (may be left out if there is only one)",
+        "node": NODE_HELP,
         "identity": IDENTITY_HELP,
         "address": ADDRESS_HELP,
         "jump": JUMP_HELP,
@@ -151,11 +152,11 @@ def session(
     jump: str | None = None,
     accept_host_key: str | None = None,
 ) -> None:
-    """Log in to a running balancer; the first time, its host key is pinned."""
+    """Log in to a running balancer; its host key is pinned at the first time."""
     from ndakit.cli.nodes import open_session
     from ndakit.core.workspace import Workspace
 
-    open_session(Workspace.at(), profile, node, _way(identity, address, jump, accept_host_key))
+    open_session(Workspace.at(), profile, node, ssh_way(identity, address, jump, accept_host_key))
 
 
 @task(
@@ -202,7 +203,7 @@ def backup(
     from ndakit.cli.backup import BackupOptions, BackupOptionsWrong, back_up, back_up_host
     from ndakit.core.workspace import Workspace
 
-    way = _way(identity, address, jump, accept_host_key)
+    way = ssh_way(identity, address, jump, accept_host_key)
     options = BackupOptions(Path(to) if to else None, tuple(encrypt or ()), keep, timeout_s, dry_run, json)
     if as_ is None:
         if port != 22 or release is not None:

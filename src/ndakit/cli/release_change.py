@@ -30,8 +30,9 @@ def show(place: Workspace, profile: str, release: str, *, diff: bool, as_json: b
         terminal.show_error(ErrorGroup(change.errors))
         return REFUSED
     terminal.say(
-        f"\nNothing was edited. Write release: {change.after} into the profile, then build, verify, and flash one "
-        f"node after the other:\n  ./inv build {profile} --builder openwrt"
+        f"\nNothing was edited. Write release: {change.after} into the profile, then build, verify, and upgrade one "
+        f"node after the other:\n  ./inv build {profile} --builder openwrt\n"
+        f"  ./inv flash {profile} --node NODE --upgrade"
     )
     return 0
 

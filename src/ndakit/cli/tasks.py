@@ -14,15 +14,25 @@ from invoke.context import Context
 from invoke.exceptions import Exit
 from invoke.tasks import task
 
-from ndakit.cli.node_tasks import backup, backups, drain, import_, session, status
+from ndakit.cli.node_tasks import (
+    ACCEPT_HELP,
+    ADDRESS_HELP,
+    IDENTITY_HELP,
+    JUMP_HELP,
+    backup,
+    backups,
+    drain,
+    import_,
+    session,
+    ssh_way,
+    status,
+)
 from ndakit.cli.task_body import NODE_HELP, PROFILE_HELP, shown
 from ndakit.core import terminal
 
 OFFLINE_HELP = "openwrt: no network; the ImageBuilder and the packages come from the cache"
-MIRROR_HELP = (
-    "openwrt: download from this address instead of OpenWrt's (separate several by commas; or set NDAKIT_MIRROR)"
-)
-CHECKSUM_HELP = "openwrt: trust the ImageBuilder's archive with this SHA-256, without a signature"
+MIRROR_HELP = "openwrt: download address instead of OpenWrt's own (several: comma; also NDAKIT_MIRROR)"
+CHECKSUM_HELP = "openwrt: the ImageBuilder archive's SHA-256, instead of a signature"
 
 
 @task(name="list")
@@ -38,7 +48,7 @@ def list_profiles(c: Context) -> None:
 @task(positional=["profile"], help={"profile": PROFILE_HELP, "origin": "with the file and line of every value"})
 @shown
 def show(c: Context, profile: str, origin: bool = False) -> None:
-    """Show a profile with all values that `extends` and the defaults add."""
+    """Show a profile as it is after `extends` and defaults."""
     from ndakit.cli.profiles import show_text
     from ndakit.core.workspace import Workspace
 
@@ -51,7 +61,7 @@ def show(c: Context, profile: str, origin: bool = False) -> None:
         "profile": PROFILE_HELP,
         "json": "errors and warnings as JSON",
         "daemons": "also ask the daemons (haproxy, keepalived …); downloads them if they are not in the cache",
-        "without-secrets": "take placeholders for the secrets, if you do not have them here",
+        "without-secrets": "secrets are not at hand: placeholders stand for them",
     },
 )
 @shown
@@ -66,11 +76,11 @@ def check(c: Context, profile: str, json: bool = False, daemons: bool = False, w
 
 @task(
     positional=["profile"],
-    help={"profile": PROFILE_HELP, "days": "for how many days the certificates are valid (default: 90)"},
+    help={"profile": PROFILE_HELP, "days": "how long the certificates are good"},
 )
 @shown
 def certificate(c: Context, profile: str, days: int = 90) -> None:
-    """Make self-signed certificates for services that have none yet."""
+    """Make certificates to begin with (they sign themselves) for services that have none yet."""
     from ndakit.cli import certificate as certificates
     from ndakit.core.workspace import Workspace
 
@@ -80,7 +90,7 @@ def certificate(c: Context, profile: str, days: int = 90) -> None:
 @task(name="packages", positional=["profile"], help={"profile": PROFILE_HELP, "json": "the same as JSON"})
 @shown
 def package_list(c: Context, profile: str, json: bool = False) -> None:
-    """Show which packages an image gets or loses, where they come from, and why."""
+    """Show which packages an image gets or loses, from where and why."""
     from ndakit.cli.packages import show as show_packages
     from ndakit.cli.profiles import read
     from ndakit.core.workspace import Workspace
@@ -105,13 +115,13 @@ def render(c: Context, profile: str, node: str | None = None, out: str | None = 
 @task(
     positional=["profile"],
     help={
-        "profile": "profile's name or path to its file; separate several names by commas; leave it out with --all",
+        "profile": "profile's name or path to its file (several names: comma); none with --all",
         "node": NODE_HELP,
         "builder": "lab (a stand-in, for testing) or openwrt (images to flash)",
-        "imagebuilder": "openwrt: folder of an unpacked ImageBuilder (default: fetch the one of the release)",
-        "jobs": "how many profiles at a time (default: as many as there are processors)",
+        "imagebuilder": "openwrt: folder of an unpacked ImageBuilder (default: the release's is fetched)",
+        "jobs": "so many profiles at a time (default: as many as there are processors)",
         "all": "every profile of this workspace",
-        "why": "only show what would be built, and why",
+        "why": "only say what would be built, and because of what",
         "locked": "build exactly what the lock file pins, or nothing",
         "offline": OFFLINE_HELP,
         "mirror": MIRROR_HELP,
@@ -188,7 +198,7 @@ def fetch(
     checksum: str | None = None,
     json: bool = False,
 ) -> None:
-    """Download OpenWrt's ImageBuilder into the cache and verify it; a build does this by itself."""
+    """Download and verify OpenWrt's ImageBuilder into the cache; builds do it by themselves."""
     from ndakit.cli.fetch import fetch_imagebuilder
     from ndakit.core.workspace import Workspace
     from ndakit.imagebuilder.sources import FetchOptions
@@ -208,7 +218,7 @@ def fetch(
 )
 @shown
 def servers(c: Context, profile: str, server: str | None = None, out: str | None = None, json: bool = False) -> None:
-    """Write a script for each server that sets up what it needs (gateway, VIP, tunnel), or undoes it."""
+    """Write what each server must have (gateway, VIP, tunnel) as scripts with an undo."""
     from ndakit.cli.servers import write_scripts
     from ndakit.core.workspace import Workspace
 
@@ -221,9 +231,16 @@ def servers(c: Context, profile: str, server: str | None = None, out: str | None
         "profile": f"{PROFILE_HELP}; or the folder of one image, such as rebuilt/PROFILE/NODE",
         "node": "the node whose image is written (may be left out if there is only one)",
         "to": "the disk, by path (/dev/sdX, /dev/disk/by-id/…) or serial number; or a file (./NAME.img)",
-        "yes": "do not ask; give the disk's serial number (its name if it has none), or the file's name",
-        "as-built": "also write an image that does not fit the profile as it is now",
+        "upgrade": "over the system of the running node, by SSH",
+        "keep": "upgrade: the box's configuration survives, and wins over the image's",
+        "again": "upgrade: also if the node runs this image already",
+        "yes": "do not ask: the disk's serial number (its name if it has none), the file's name, or the node's",
+        "as-built": "also an image that is not what the profile says now",
         "json": "the outcome as JSON",
+        "identity": IDENTITY_HELP,
+        "address": ADDRESS_HELP,
+        "jump": JUMP_HELP,
+        "accept-host-key": ACCEPT_HELP,
     },
 )
 @shown
@@ -232,14 +249,28 @@ def flash(
     profile: str,
     node: str | None = None,
     to: str | None = None,
+    upgrade: bool = False,
+    keep: bool = False,
+    again: bool = False,
     yes: str | None = None,
     as_built: bool = False,
     json: bool = False,
+    identity: str | None = None,
+    address: str | None = None,
+    jump: str | None = None,
+    accept_host_key: str | None = None,
 ) -> None:
-    """Write a node's image to a disk, a stick or a file, and read it back."""
-    from ndakit.cli.flash import flash_node
+    """Write a node's image to a disk, a stick or a file, or over its running system."""
+    from ndakit.cli.flash import flash_node, refuse_mixed
+    from ndakit.cli.upgrade import UpgradeOptions, flash_running
     from ndakit.core.workspace import Workspace
 
+    ssh = {"--identity": identity, "--address": address, "--jump": jump, "--accept-host-key": accept_host_key}
+    refuse_mixed(upgrade=upgrade, to=to, only_with_upgrade={"--keep": keep, "--again": again, **ssh})
+    if upgrade:
+        way = ssh_way(identity, address, jump, accept_host_key)
+        options = UpgradeOptions(yes, keep, again, as_built, json)
+        raise Exit(code=flash_running(Workspace.at(), profile, node, way, options))
     flash_node(Workspace.at(), profile, node, to, yes, as_built=as_built, as_json=json)
 
 
@@ -286,10 +317,10 @@ def boot(c: Context, profile: str, node: str | None = None) -> None:
     iterable=["page"],
     help={
         "profile": PROFILE_HELP,
-        "only": "claims with this name, or whose name begins with it (several: comma); a run shows the names",
+        "only": "only claims whose name is or begins with this (several: comma); see the table a run prints",
         "json": "FILE: also write the result there",
-        "identity": "an admin's private SSH key, to prove that the login works, too",
-        "page": "FILE: a page that a check knows by its digest (expect.digest); may be repeated",
+        "identity": "private SSH key of an admin of the profile, to prove the login as well",
+        "page": "FILE: a page that a check knows by its digest (expect.digest); may be given several times",
     },
 )
 @shown
@@ -324,7 +355,7 @@ def demo(c: Context) -> None:
 
 @task(
     help={
-        "quick": "leave out virtual machines and image builds (about three minutes on two cores)",
+        "quick": "leave out virtual machines and image builds (under a minute)",
         "only": "pytest's -k: only tests whose name matches",
     }
 )
@@ -339,10 +370,10 @@ def test(c: Context, quick: bool = False, only: str | None = None) -> None:
 @task(
     positional=["what"],
     help={
-        "what": "topologies: compare nat, dr and tun with a plain router (default: everything else)",
-        "runs": "how many failovers for each advert interval",
+        "what": "topologies: what nat, dr and tun carry, against a plain router (default: everything else)",
+        "runs": "failovers per advert interval",
         "json": "FILE: where to write the figures (default: images/bench.json, images/bench-topologies.json)",
-        "plot": "topologies: FILE: also draw the figures as SVG",
+        "plot": "topologies: also draw them, an SVG file",
     },
 )
 @shown
@@ -408,7 +439,7 @@ def rebuild(
 @task(
     help={
         "cache": "also the per-user cache with downloads (all workspaces share it)",
-        "gone": "only overlays and images whose profile or node is no longer there",
+        "gone": "only overlays and images of profiles and nodes that are no longer there",
     }
 )
 @shown
