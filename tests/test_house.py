@@ -16,6 +16,7 @@ from pathlib import Path, PurePosixPath
 import pytest
 
 import effort
+import planted
 
 ROOT = Path(__file__).resolve().parents[1]
 SOURCE = ROOT / "src" / "ndakit"
@@ -428,3 +429,8 @@ def test_facts_that_docstrings_cite_are_in_the_repository() -> None:
     assert wrong_citations("as seen (docs/facts.md,\n    Firewall)", headings) == []
     wrong = {path.name: wrong_citations(path.read_text(), headings) for path in SOURCE.rglob("*.py")}
     assert {name: words for name, words in wrong.items() if words} == {}
+
+
+def test_faults_for_claims_are_planted_as_support_planted_says() -> None:
+    files = sorted((ROOT / "tests/vm").glob("*.py"))
+    assert {path.name: names for path in files if (names := planted.by_hand(path.read_text()))} == {}

@@ -3,7 +3,6 @@ that it did not."""
 
 from __future__ import annotations
 
-import ast
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from types import SimpleNamespace
@@ -14,7 +13,6 @@ import pytest
 import planted
 from ndakit.lab.clients import LabNotReady
 from ndakit.lab.network import LabNetwork
-from places import ROOT
 
 
 class TwoNodes:
@@ -104,31 +102,6 @@ def test_a_node_that_has_not_the_part_that_a_test_needs_fails_it(plant: Planting
     assert not nodes.broken
 
 
-CLAIMED = {"outcome", "assert_fails", "_claim", "killed"}
-"""What a test calls to try a claim."""
-
-
-def planted_by_hand(text: str) -> list[str]:
-    """Functions that type commands on a balancer in `finally`, after they have tried a claim: their faults are not
-    planted as they should be."""
-    names = []
-    for function in (n for n in ast.walk(ast.parse(text)) if isinstance(n, ast.FunctionDef)):
-        tries = [n for n in ast.walk(function) if isinstance(n, ast.Try)]
-        if any(_calls(t.body) & CLAIMED and _calls(t.finalbody) & {"order", "run"} for t in tries):
-            names.append(function.name)
-    return names
-
-
-def _calls(body: list[ast.stmt]) -> set[str]:
-    calls = [n.func for s in body for n in ast.walk(s) if isinstance(n, ast.Call)]
-    return {f.attr if isinstance(f, ast.Attribute) else f.id for f in calls if isinstance(f, ast.Attribute | ast.Name)}
-
-
-def test_faults_for_claims_are_planted_here() -> None:
-    files = sorted((ROOT / "tests/vm").glob("*.py"))
-    assert {path.name: names for path in files if (names := planted_by_hand(path.read_text()))} == {}
-
-
 def test_a_fault_planted_by_hand_is_seen() -> None:
     text = """
 def test_one(pair):
@@ -138,4 +111,4 @@ def test_one(pair):
     finally:
         pair.lab.order("lb1", "mend")
 """
-    assert planted_by_hand(text) == ["test_one"]
+    assert planted.by_hand(text) == ["test_one"]
