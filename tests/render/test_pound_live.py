@@ -175,3 +175,11 @@ def test_behind_pound_each_client_has_its_own_limit_of_requests(tmp_path: Path) 
     folder.mkdir()
     early = ask(shops, folder, *requests, sources=clients, more=[f"{c}/32" for c in clients], changes=everybody)
     assert [answer.split()[1] for answer in early] == [*["200"] * 2, *["429"] * 4]
+
+
+def test_behind_pound_only_access_sources_are_spared_from_maintenance(tmp_path: Path) -> None:
+    shops = profile(more=", maintenance: true")
+    clients = ["203.0.113.7", "192.168.0.99"]
+    requests = ["GET / HTTP/1.1\r\nHost: shop.example"] * 2
+    answers = ask(shops, tmp_path, *requests, sources=clients, more=[f"{client}/32" for client in clients])
+    assert [answer.split()[1] for answer in answers] == ["503", "200"]
