@@ -76,13 +76,19 @@ vips: {{www: {{network: lan, address: 192.168.5.10}}, own: {{network: lan, addre
 pools:
   web:
     check: {{type: tcp, port: 8000, interval_s: 0.5, timeout_s: 1, rise: 2, fall: 2}}
-    servers: {{web1: 192.168.5.21, web2: 192.168.5.22}}
+    servers: {{web1: 192.168.5.21, web2: 192.168.5.22, web3: {{address: 192.168.5.23, backup: true}}}}
+  full:
+    port: 8000
+    check: tcp
+    sorry: {{pool: site}}
+    servers: {{web2: {{address: 192.168.5.22, max_connections: 4}}}}
   site: {{port: 8000, check: tcp, sorry: {{page: sorry.html}}, servers: {{web1: 192.168.5.21}}}}
 services:
   web: {{vip: www, port: 8000-8002, protocol: http, pool: web}}
   shell: {{vip: www, port: 22, protocol: tcp, pool: web}}
   box: {{vip: own, port: 8081, protocol: http, pool: web}}
   work: {{vip: www, port: 8090, protocol: http, pool: site, maintenance: true}}
+  full: {{vip: www, port: 8092, protocol: http, pool: full, limits: {{queue: {{length: 2}}}}}}
   few:
     vip: www
     port: 8091
@@ -208,8 +214,9 @@ def test_requests_over_ipv6_reach_the_servers(dual: Pair) -> None:
 ALONE_CLAIMS = (
     *("identity/only", "addresses/only", "daemons/only", "ssh/only", "statistics/only", "vips/one-holder"),
     *("service/web", "client-address/web", "service/shell", "service/box", "client-address/box"),
-    *("maintenance/work", "connections/few/count", "requests/few"),
-    *("firewall/lan", "check/web", "quiet/only"),
+    *("maintenance/work", "queue/full", "service/full", "client-address/full", "sorry/full"),
+    *("connections/few/count", "requests/few"),
+    *("firewall/lan", "check/web", "backup/web", "quiet/only"),
 )
 
 
@@ -227,14 +234,16 @@ def haproxy_edited(edits: Sequence[str]) -> tuple[str, str]:
 
 
 def test_maintenance_and_limits_that_are_gone_are_found_out(alone: Pair) -> None:
-    edits = ("/use_backend _sorry:site/d", "s/maxconn 8$/maxconn 9/", "/deny_status 429/d")
+    edits = ("/use_backend _sorry:site/d", "s/maxconn 8$/maxconn 9/", "/deny_status 429/d", "/queue(full) ge 2/d")
+    tried = ("maintenance/work", "connections/few/count", "requests/few", "queue/full")
     with planted.on_every_node(alone.lab, *haproxy_edited(edits)):
-        outcomes = [alone.outcome(name) for name in ("maintenance/work", "connections/few/count", "requests/few")]
-    assert [outcome.ok for outcome in outcomes] == [False] * 3
-    maintenance, connections, requests = (outcome.detail for outcome in outcomes)
+        outcomes = [alone.outcome(name) for name in tried]
+    assert [outcome.ok for outcome in outcomes] == [False] * 4
+    maintenance, connections, requests, queue = (outcome.detail for outcome in outcomes)
     assert "status 200, another text" in maintenance
     assert connections == "connection 9 did not wait"
     assert requests == "33 requests in a row were answered as if there were no limit"
+    assert queue.startswith("with 2 waiting the next one gets ")
 
 
 def test_a_limit_of_bodies_that_is_gone_is_found_out(dual: Pair) -> None:
