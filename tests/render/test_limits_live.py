@@ -112,6 +112,13 @@ def test_while_the_queue_has_room_clients_wait(tmp_path: Path) -> None:
         ask(profile("limits: {queue: {length: 3}}"), tmp_path, get(), **held(4))
 
 
+def test_clients_that_have_gone_away_leave_no_full_queue_behind(tmp_path: Path) -> None:
+    limited = profile("limits: {queue: {length: 1}}")
+    assert ask(limited, tmp_path, get(), gone=True, **held(3)) in (["web1"], ["web2"])
+    without = [("\toption abortonclose\n", "")]
+    assert ask(limited, tmp_path, get(), gone=True, changes=without, **held(3)) == ["sorry"]
+
+
 def test_a_full_queue_leads_to_the_sorry_pool_and_beyond(tmp_path: Path) -> None:
     limited = profile("limits: {queue: {length: 1}}", pool="sorry: {pool: spare}", more=SPARE)
     assert ask(limited, tmp_path, get(), **held(3)) == ["spare1"]

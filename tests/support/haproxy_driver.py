@@ -481,6 +481,10 @@ def overload(order: dict[str, Any], servers: dict[str, Server]) -> Any:
         while counted(order, order["frontend"], "FRONTEND") < number and time.monotonic() < end_s:
             time.sleep(0.01)
     time.sleep(0.2)
+    if order.get("gone"):
+        for sock in held:
+            sock.close()
+        time.sleep(0.5)
     return requests(order, servers)
 
 

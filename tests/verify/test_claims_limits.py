@@ -238,3 +238,11 @@ def test_time_is_not_really_waited_for() -> None:
     started_s = time.monotonic()
     assert tried("requests/web", LIMIT % "", answer=after(20, (429, ""))).ok
     assert time.monotonic() - started_s < 10
+
+
+def test_servers_that_stay_full_when_all_clients_have_gone_are_found_out() -> None:
+    lab = Lab("limits: {queue: {length: 2}}", admin=LoadResult(1, {"spare1": 1}, 0))
+    endpoint = lab.profile.endpoints("web")[0]
+    assert limits._emptied(cast(LabNetwork, lab), "web", endpoint) is None
+    lab.changed["admin"] = LoadResult(1, {"web1": 1}, 0)
+    assert limits._emptied(cast(LabNetwork, lab), "web", endpoint) == 0

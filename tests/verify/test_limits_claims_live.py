@@ -78,7 +78,7 @@ class Page(http.server.BaseHTTPRequestHandler):
             self.wfile.write(b"HTTP/1.1 200 OK\r\nConnection: close\r\n\r\n")
             while True:
                 self.wfile.write(b"more\n")
-                time.sleep(0.05)
+                time.sleep(0.5)
         self.send_response(200)
         self.send_header("Content-Length", str(len(name)))
         self.end_headers()

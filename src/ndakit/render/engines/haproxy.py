@@ -121,6 +121,9 @@ class Backend:
     """What TLS to the servers adds to their lines."""
     transparent: bool = False
     """True if servers are connected to from the client's address (tproxy)."""
+    forgets_gone: bool = False
+    """True if a client that closes its connection gives its place up, because the queue is limited. Only for http: a
+    client of tcp may have said all it has to say."""
 
 
 @dataclass(frozen=True)
@@ -417,8 +420,15 @@ def _backend(node: NodeView, service: str, pool: str, backends: _Backends, versi
         sorry_file=sorry_file(pool) if page else None,
         tls_words=server_words(profile, pool),
         transparent=version is not None,
+        forgets_gone=user.protocol == "http" and _queue_limited(profile, pool),
     )
     return backends[key]
+
+
+def _queue_limited(profile: Profile, pool: str) -> bool:
+    """True if a service that uses a pool limits the queue."""
+    limits = (profile.services[name].limits for name in profile.haproxy_services_of(pool))
+    return any(one is not None and one.queue is not None for one in limits)
 
 
 def _role(server: PoolServer, kept: persistence.KeptClients | None) -> tuple[str, ...]:

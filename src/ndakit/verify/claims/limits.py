@@ -30,9 +30,12 @@ ANSWER_S, SILENCE_S = 5.0, 1.5
 """Within the first a held connection is answered; for the second one that has to wait is not."""
 SILENCE_MS = 4000.0
 """A tarpit says nothing for so long, and then the lab's patience ends."""
+EMPTY_S = 15.0
+"""Within this time HAProxy has noticed that the clients of a full pool are gone."""
 ADMIN_REQUESTS = 4
-STREAM = "/lab-stream?5000"
-"""What the lab's web servers answer without an end."""
+STREAM = "/lab-stream?500"
+"""What the lab's web servers answer without an end, a line every 500 ms: with the next one HAProxy notices that the
+client has gone."""
 TOO_LARGE, NO_LENGTH, MISDIRECTED, TOO_MANY, UNAVAILABLE = 413, 411, 421, 429, 503
 UNKNOWN_NAME = "unknown.invalid"
 PROVOKED = {TOO_LARGE: "a body that is too large", MISDIRECTED: "an unknown name", TOO_MANY: "too many requests"}
@@ -340,7 +343,23 @@ def queue(lab: LabNetwork, name: str) -> Outcome:
     finally:
         for call in held:
             call.close(reset=True)
+    left_s = _emptied(lab, name, endpoint)
+    if left_s is None and not wrong:
+        wrong = f"the servers were still full {EMPTY_S:g} s after all clients had gone"
     return Outcome(not wrong, f"{room} at once, {length} wait, the next one: {figure or 'not asked'}", wrong)
+
+
+def _emptied(lab: LabNetwork, name: str, endpoint: Endpoint) -> float | None:
+    """How long it takes until a service's own servers answer again, in seconds; None if they do not."""
+    started_s = time.monotonic()
+    pool, service = lab.profile.services[name].main_pool, lab.profile.services[name]
+    while (passed_s := time.monotonic() - started_s) < EMPTY_S:
+        point, port = lab.client_for(endpoint, name), endpoint.ports[0][0]
+        result = lab.load(point, endpoint.address, port, pool, 1, service.transport)
+        if not result.failures and set(result.shares) <= set(lab.profile.pools[pool].servers):
+            return passed_s
+        time.sleep(0.2)
+    return None
 
 
 def _beyond(lab: LabNetwork, service: Service, name: str, endpoint: Endpoint, point: VantagePoint) -> tuple[bool, str]:
