@@ -1,5 +1,5 @@
-"""A pair that ends TLS by Pound in front of HAProxy, and by HAProxy itself: as clients and servers see it, and while
-Pound is gone."""
+"""A pair that ends TLS by Pound and by stunnel in front of HAProxy, by HAProxy itself, and that lets TLS pass through:
+as clients and servers see it, and while Pound or stunnel is gone."""
 
 from __future__ import annotations
 
@@ -39,6 +39,8 @@ pools:
     check: {type: https, interval_s: 1}
     to_servers: {tls: true, verify: none}
     servers: {in1: {address: 192.168.5.41, port: 443}}
+  own: {port: 8443, check: {type: tcp, interval_s: 1}, servers: {own1: 192.168.5.51}}
+  own-tests: {port: 8443, check: {type: tcp, interval_s: 1}, servers: {own2: 192.168.5.61}}
 services:
   plain: {vip: www, port: 80, protocol: http, pool: shops}
   old: {vip: www, port: 8080, protocol: http, hostnames: [anna.shops.example], redirect: https}
@@ -66,6 +68,29 @@ services:
     tls: {terminator: pound, certificates: [{secret: staging.pem}, {secret: shops.pem}]}
     routes: [{host: "*.staging.shops.example", pool: tests}, {host_regex: "^test[0-9]*-", pool: tests}]
     pool: shops
+  through:
+    vip: www
+    port: 9444
+    protocol: tcp
+    hostnames: [api.example]
+    unknown_hosts: refuse
+    routes: [{sni: "*.staging.shops.example", pool: own-tests}]
+    pool: own
+  sealed:
+    vip: www
+    port: 9443
+    protocol: http
+    hostnames: ["*.shops.example", "*.staging.shops.example", api.example]
+    tls: {terminator: stunnel, certificates: [{secret: shops.pem}, {secret: staging.pem}, {secret: api.pem}]}
+    pool: shops
+  sealed-mail:
+    vip: www
+    families: [ipv4]
+    port: 995
+    protocol: tcp
+    hostnames: [api.example]
+    tls: {terminator: stunnel, certificates: [{secret: api.pem}], policy: modern}
+    pool: tests
 vrrp: {preempt: true}
 """
 PARTIES = {
@@ -224,16 +249,61 @@ def test_the_claim_about_https_holds(shops: Pair, name: str) -> None:
         ("pound", "s#private/shops.pem#private/staging.pem#", "tls/shops", "gets another certificate"),
         ("pound", '/SetHeader "X-SSL-Request/d', "client-address/shops", "X-SSL-Request is"),
         ("haproxy", "/use_backend tests /d", "names/shops", "expected tests"),
+        ("stunnel", "s#private/staging.pem#private/shops.pem#", "tls/sealed", "gets another certificate"),
+        ("haproxy", "/use_backend own-tests /d", "names/through", "expected own-tests"),
+        ("haproxy", "/reject unless known-name/d", "names/through", "gets a connection, and should get none"),
     ],
 )
 def test_the_claim_about_https_finds_the_fault(shops: Pair, daemon: str, edit: str, claim: str, told: str) -> None:
-    kept = {"pound": "/etc/pound/pound.cfg", "haproxy": "/etc/haproxy.cfg"}[daemon]
+    files = {"pound": "/etc/pound/pound.cfg", "haproxy": "/etc/haproxy.cfg", "stunnel": "/etc/stunnel/stunnel.conf"}
+    kept = files[daemon]
     anew = f"/etc/init.d/{daemon} restart"
     breaking = f"cp {kept} /tmp/kept; sed -i '{edit}' {kept}; ! cmp -s {kept} /tmp/kept && {anew}"
     with planted.on_every_node(shops.lab, breaking, f"cp /tmp/kept {kept}; {anew}"):
         outcome = shops.outcome(claim)
     assert not outcome.ok
     assert told in outcome.detail
+
+
+# -- stunnel, and TLS that passes through ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["tls/sealed", "service/sealed", "client-address/sealed", "tls/sealed-mail", "service/sealed-mail",
+     "names/through", "service/through"],
+)  # fmt: skip
+def test_the_claim_about_stunnel_and_passed_tls_holds(shops: Pair, name: str) -> None:
+    outcome = shops.outcome(name)
+    assert outcome.ok, f"{outcome.figure}: {outcome.detail}"
+
+
+def test_stunnel_is_not_root_and_nobody_outside_reaches_haproxy_behind_it(shops: Pair) -> None:
+    for node in ("lb1", "lb2"):
+        uids = set(shops.lab.run(node, "grep ^Uid /proc/$(pidof stunnel)/status").split()[1:])
+        assert len(uids) == 1 and uids != {"0"}
+    inner = shops.lab.profile.inner_ports["sealed"]
+    for address in ("192.168.5.10", "192.168.5.11"):
+        assert ask(shops, "anna.shops.example", port=inner, address=address)["error"]
+
+
+def test_a_new_certificate_is_served_by_stunnel_after_a_reload(shops: Pair) -> None:
+    """What docs/stunnel.md says to do on a running node; a reload without a change leaves it alone."""
+    path = "/etc/ndakit/private/api.pem"
+    master = shops.lab.one_master()
+    before = shops.lab.run(master, "pidof stunnel")
+    assert shops.lab.run(master, "/etc/init.d/stunnel reload; sleep 1; pidof stunnel") == before
+    again = "/etc/init.d/stunnel reload; sleep 2"
+    shops.lab.order(master, f"cp {path} /tmp/good.pem; cat /etc/ndakit/private/staging.pem > {path}; {again}")
+    try:
+        served = ask(shops, "api.example", port=9443)["sha256"]
+        after = shops.lab.run(master, "pidof stunnel")
+    finally:
+        shops.lab.order(master, f"cat /tmp/good.pem > {path}; rm /tmp/good.pem; {again}")
+        shops.lab.settle()
+    assert served == digest("staging.pem")
+    assert after not in ("", before)
+    assert ask(shops, "api.example", port=9443)["sha256"] == digest("api.pem")
 
 
 # -- HAProxy itself ----------------------------------------------------------------------------------------------------
