@@ -21,9 +21,12 @@ _CHECKS = {
     "PING_CHECK": "ping",
     "MISC_CHECK": "script",
 }
-_RETRIES = {"http": 3, "https": 3, "smtp": 3, "dns": 3, "tcp": 1, "udp": 1, "ping": 1, "script": 1}
-_TIMEOUT_S = 5
-"""keepalived's own retry and connect_timeout where a file states none (keepalived.conf(5))."""
+_RETRIES = {"dns": 3, "script": 0}
+_RETRY, _TIMEOUT_S, _INTERVAL_S = 1, "5", "60"
+_DELAYS_S = {"http": "3", "https": "3"}
+_DELAY_S = "1"
+"""keepalived's own values where a file states none (keepalived.conf(5), 2.2.7: retry, connect_timeout, delay_loop,
+delay_before_retry; the last one is delay_loop for DNS_CHECK)."""
 _SCRIPT = re.compile(r"/usr/libexec/ndakit/check-script ([a-z][a-z0-9-]*) ")
 _BINDING = re.compile(r"[0-9]{1,10}(\.[0-9]{1,6})?")
 
@@ -34,8 +37,9 @@ def told(file: SourceFile, line: Line | None, key: str) -> None:
         file.key(line.number, key)
 
 
-def read(file: SourceFile, server: Block, protocol: str, interval: str | None) -> tuple[dict[str, Any], str | None]:
-    """The check of a server as keys; `type` alone if there is nothing else."""
+def read(file: SourceFile, server: Block, virtual: Block, protocol: str) -> tuple[dict[str, Any], str | None]:
+    """The check of a server as keys, and the host that it asks for. What the check does not state itself, its server or
+    its virtual server may state for it."""
     blocks = [b for b in server.blocks if b.words[0] in _CHECKS]
     for other in server.blocks:
         if other not in blocks[:1]:
@@ -49,31 +53,40 @@ def read(file: SourceFile, server: Block, protocol: str, interval: str | None) -
     check: dict[str, Any] = {"type": kind}
     file.key(block.number, "pools.NAME.check")
 
+    def stated(*words: str) -> Line | None:
+        lines = (place.first(word) for place in (block, server, virtual) for word in words)
+        return next((line for line in lines if line is not None and len(line.words) > 1), None)
+
     def take(word: str, key: str, change: Callable[[str], Any] = lambda value: value) -> None:
-        line = block.first(word)
-        if line is None or len(line.words) < 2:
+        line = stated(word)
+        if line is None:
             return
+        if len(line.words) > 2:
+            rest = " ".join(line.words[2:])[:60]
+            file.unsaid(line.number, f"keepalived takes one word after {word}, and there follows: {rest}")
         value = change(line.words[1])
         if value is None:
             return
         check[key] = value
         file.key(line.number, f"pools.NAME.check.{key}")
 
+    pace = stated("delay_loop")
+    interval = pace.words[1] if pace is not None and _BINDING.fullmatch(pace.words[1]) else _INTERVAL_S
+    check["interval_s"] = interval
+    told(file, pace, "pools.NAME.check.interval_s")
     if kind == "script":
-        return _script(file, block, check, interval), None
-    if interval is not None and _BINDING.fullmatch(interval):
-        check["interval_s"] = interval
+        return _script(file, block, check), None
     take("connect_port", "port", lambda v: number(v, 1, 65535))
     take("connect_timeout", "timeout_s", _seconds)
     take("delay_before_retry", "retry_delay_s", _seconds)
-    retry = block.first("retry") or block.first("nb_get_retry")
-    if retry is not None and len(retry.words) > 1 and (times := number(retry.words[1], 0, 99)) is not None:
+    retry = stated("retry", "nb_get_retry")
+    if retry is not None and (times := number(retry.words[1], 0, 99)) is not None:
         check["fall"] = times + 1
         file.key(retry.number, "pools.NAME.check.fall")
     else:
-        check["fall"] = 1 + _RETRIES[kind]
-    if "timeout_s" not in check:
-        check["timeout_s"] = _TIMEOUT_S
+        check["fall"] = 1 + _RETRIES.get(kind, _RETRY)
+    check.setdefault("timeout_s", _TIMEOUT_S)
+    check.setdefault("retry_delay_s", interval if kind == "dns" else _DELAYS_S.get(kind, _DELAY_S))
     if kind == "smtp":
         take("helo_name", "helo", _host)
     if kind == "dns":
@@ -97,7 +110,7 @@ def numbers(block: Block) -> list[int]:
     return [block.number, *(line.number for line in block.lines), *(n for b in block.blocks for n in numbers(b))]
 
 
-def _script(file: SourceFile, block: Block, check: dict[str, Any], interval: str | None) -> dict[str, Any]:
+def _script(file: SourceFile, block: Block, check: dict[str, Any]) -> dict[str, Any]:
     path = block.value("misc_path") or ""
     ours = _SCRIPT.match(path)
     if ours is None:
@@ -109,8 +122,6 @@ def _script(file: SourceFile, block: Block, check: dict[str, Any], interval: str
             )
         return {"type": "ping"}
     check["script"] = ours[1]  # the pool; the file itself is looked for later
-    if interval is not None and _BINDING.fullmatch(interval):
-        check["interval_s"] = interval
     for word, key, change in (
         ("misc_timeout", "timeout_s", _seconds),
         ("delay_before_retry", "retry_delay_s", _seconds),

@@ -165,8 +165,6 @@ def _virtual(file: SourceFile, block: Block) -> VirtualDraft | None:
             told(file, stated, "pools.NAME.quorum")
         if quorum > 1 and one.sorry is not None:
             one.pool["quorum"] = quorum
-    interval = block.value("delay_loop")
-    told(file, block.first("delay_loop"), "pools.NAME.check.interval_s")
     host = block.value("virtualhost")
     if host is not None:
         one.host = host
@@ -182,7 +180,7 @@ def _virtual(file: SourceFile, block: Block) -> VirtualDraft | None:
         if server is None:
             continue
         one.servers.append(server)
-        check, host = keepalived_checks.read(file, inner, one.protocol, interval)
+        check, host = keepalived_checks.read(file, inner, block, one.protocol)
         one.host = host or one.host
         checks.append(check)
     if checks:
