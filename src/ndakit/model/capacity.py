@@ -257,6 +257,8 @@ def kept_tables(profile: Profile) -> int:
     tables: set[object] = set()
     for name in profile.haproxy_services:
         service = profile.services[name]
+        if not all(vip in profile.vips for vip in service.vip):
+            continue  # a mistake of its own
         families = sorted({e.address.version for e in profile.endpoints(name)}) if service.transparent else [0]
         for pool in service.pools:
             kept = profile.persistence(name, pool)

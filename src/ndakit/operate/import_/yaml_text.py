@@ -8,8 +8,13 @@ from typing import Any
 
 from ndakit.core.mistakes import clean
 from ndakit.load.dump import flow, scalar
+from ndakit.model import Service
+from ndakit.model.engines import HAPROXY
 from ndakit.operate.import_.draft import FILL_IN, Draft, NetworkDraft
 from ndakit.operate.import_.ledger import Unsaid
+
+_TOPOLOGY: str = Service.model_fields["topology"].default
+"""The topology of a service that states none."""
 
 WIDTH = 120
 _SCHEMA = "# yaml-language-server: $schema=../docs/profile.schema.json"
@@ -85,7 +90,7 @@ def _alike(unsaid: Sequence[Unsaid]) -> Iterator[tuple[list[str], Unsaid]]:
 
 
 def _proxied(draft: Draft) -> bool:
-    return any(s.get("topology", "proxy") in ("proxy", "tproxy") for s in draft.services.values())
+    return any(s.get("topology", _TOPOLOGY) in HAPROXY.topologies for s in draft.services.values())
 
 
 def _paragraph(text: str, begin: str = "# ") -> list[str]:
@@ -314,7 +319,7 @@ def _service(draft: Draft, service: Mapping[str, Any]) -> dict[str, Any]:
         "persistence",
     ):
         value = _timeouts(service) if key == "timeouts" else service.get(key)
-        if value not in (None, [], {}) and (key, value) != ("topology", "proxy"):
+        if value not in (None, [], {}) and (key, value) != ("topology", _TOPOLOGY):
             facts[key] = value
     return facts
 
