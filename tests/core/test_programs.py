@@ -16,7 +16,23 @@ from places import ROOT
 
 # What every Debian has: packages marked as essential.
 ESSENTIAL = {
-    *("sh", "dash", "bash", "cat", "cp", "df", "echo", "false", "gzip", "ldd", "sha256sum", "sleep", "test", "true"),
+    *(
+        "sh",
+        "dash",
+        "bash",
+        "cat",
+        "cp",
+        "df",
+        "echo",
+        "false",
+        "gzip",
+        "ldd",
+        "rm",
+        "sha256sum",
+        "sleep",
+        "test",
+        "true",
+    ),
 }
 # Inside a lab host or on a balancer, words of XML and task names, and a name that nothing has.
 ELSEWHERE = {"busybox", "sysupgrade", "img", "os", "inv", "no-such-program"}
