@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
@@ -9,26 +10,39 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
+from typing import Self
 
 import pytest
 
+from fake_pair import FakePair
 from labrig import OVERLAYS
-from ndakit.core.deadline import Deadline
-from ndakit.core.workspace import cache
+from ndakit.core.deadline import Deadline, DeadlineExceeded
+from ndakit.core.errors import VerifyError
+from ndakit.core.files import file_sha256
+from ndakit.core.workspace import Workspace, cache
+from ndakit.image.artifacts import Artifact
 from ndakit.lab.boot import wait_complete
+from ndakit.load import load
 from ndakit.machine.accelerator import TCG
 from ndakit.machine.spec import Disk, Nic, VmSpec
 from ndakit.machine.vm import Vm, launch
-from places import LAB
+from ndakit.node import status
+from ndakit.node.errors import ConnectionLost, NodeSilent
+from ndakit.node.shell import Command, Ran
+from ndakit.operate.upgrade import Order, Upgrade, Ways
+from places import DATA, LAB
+from records import record
 
 PACKAGES = "keepalived ip-full -dnsmasq -odhcpd-ipv6only -odhcp6c -ppp -ppp-mod-pppoe"
 BOOT_S = 180.0
+CHANGED_BY_HAND = "echo mine >/etc/rc.local; echo mine >/root/mine; uci set system.@system[0].hostname=mine; uci commit"
 
 
 @pytest.fixture(scope="module")
 def images(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """Images for BIOS of one box: the old one, a new one, and a new one with a larger root partition."""
+    """Images for BIOS of one box: the old one, a new one, and a new one with a smaller root partition."""
     top = tmp_path_factory.mktemp("images")
     folder = top / "ib"
     words: list[str | Path] = [sys.executable, "-B", LAB / "imagebuilder/instantiate.py", "--release", "24.10.8"]
@@ -37,12 +51,15 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     config = re.sub(r"CONFIG_(TARGET_ROOTFS_(EXT4FS|TARGZ)|GRUB_EFI_IMAGES)=y\n", "", (folder / ".config").read_text())
     (folder / ".config").write_text(config.replace('TIMEOUT="1"', 'TIMEOUT="0"'))
     made = {}
-    for name, mib in (("old", 104), ("new", 104), ("larger", 112)):
+    for name, mib in (("old", 104), ("new", 104), ("smaller", 96)):
         files, out = top / f"files-{name}", top / name
         shutil.copytree(OVERLAYS / "fw4-lb1", files, symlinks=True)
         (files / "etc/config/system").write_text(f"config system\n\toption hostname '{name}'\n")
         (files / "usr/share/marker").parent.mkdir(parents=True, exist_ok=True)
         (files / "usr/share/marker").write_text(f"{name}\n")
+        (files / "usr/share/ndakit").mkdir()
+        facts = {"id": name, "profile": "standalone", "node": "lb"}
+        (files / "usr/share/ndakit/image.json").write_text(json.dumps(facts))
         subprocess.run(
             ["make", "-C", str(folder), "image", f"PACKAGES={PACKAGES}", f"FILES={files}", f"BIN_DIR={out}",
              f"ROOTFS_PARTSIZE={mib}"],
@@ -57,7 +74,7 @@ def box(images: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> It
     """A running box with the old image; the packed new ones are its further disks."""
     top = tmp_path_factory.mktemp("vm")
     disks = [Disk(images["old"])]
-    for name in ("new", "larger"):
+    for name in ("new", "smaller"):
         whole = top / f"{name}.bin"
         # Behind an empty sector: what begins like gzip would be unpacked for the machine, which would start from it.
         data = bytes(512) + images[name].read_bytes()
@@ -100,40 +117,89 @@ def test_what_is_no_image_is_refused(box: Vm) -> None:
 
 
 def test_a_changed_table_is_told_beforehand(box: Vm) -> None:
-    box.console.run("tail -c +513 /dev/vdb >/tmp/new.img.gz; tail -c +513 /dev/vdc >/tmp/larger.img.gz")
+    box.console.run("tail -c +513 /dev/vdb >/tmp/new.img.gz; tail -c +513 /dev/vdc >/tmp/smaller.img.gz")
     same = box.console.run("sysupgrade -T /tmp/new.img.gz")
     assert (same.rc, same.stderr) == (0, "")
-    other = box.console.run("sysupgrade -T /tmp/larger.img.gz; rm /tmp/larger.img.gz")
+    other = box.console.run("sysupgrade -T /tmp/smaller.img.gz; rm /tmp/smaller.img.gz")
     assert other.rc == 0
     assert "Partition layout has changed. Full image will be written." in other.stderr
 
 
-def test_without_the_configuration_the_new_image_is_all_there_is(box: Vm) -> None:
-    box.console.run(
-        "echo mine >/etc/rc.local; echo mine >/root/mine; uci set system.@system[0].hostname=mine; uci commit"
+class ByConsole:
+    """A shell on the box (node.shell.Shell, as far as an upgrade uses it); an image comes from the box's own disk."""
+
+    name = "standalone lb"
+
+    def __init__(self, vm: Vm, disk: str) -> None:
+        self.vm = vm
+        self.disk = disk
+
+    def __enter__(self) -> Self:
+        try:
+            self.vm.console.activate(Deadline(15.0, "the root shell"))
+        except (DeadlineExceeded, VerifyError) as cause:
+            raise NodeSilent(self.name, str(cause), 15.0) from cause
+        return self
+
+    def __exit__(self, *details: object) -> None:
+        """The console stays."""
+
+    def run(self, command: Command, timeout_s: float = 30.0, *, output_max_bytes: int = 1 << 20) -> Ran:
+        try:
+            return self.vm.console.run(command, timeout_s, output_max_bytes=output_max_bytes)
+        except VerifyError as cause:
+            self.vm.console.forget()
+            raise ConnectionLost(self.name, command, begun=True, look="") from cause
+
+    def put_file(self, source: Path, path: str, **more: object) -> None:
+        size, digest = source.stat().st_size, file_sha256(source)
+        told = self.run(f"tail -c +513 {self.disk} | head -c {size} >{path}; sha256sum {path}", 120.0)
+        assert told.stdout.startswith(digest)
+
+
+def test_without_the_configuration_the_new_image_is_all_there_is_but_host_keys(
+    box: Vm, images: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As `./inv flash --upgrade` does it."""
+    profile = load.load(Workspace(DATA), "standalone").profile
+    key = "dropbearkey -y -f /etc/dropbear/dropbear_ed25519_host_key | grep Fingerprint"
+    before = _told(box, key)
+    assert before.startswith("Fingerprint: SHA256:")
+    box.console.run(CHANGED_BY_HAND)
+    packed = images["new"]
+    file = replace(record(packed).images[0], disk_bytes=1 << 27)
+    made = record(
+        packed, images=(file,), id="new", profile="standalone", node="lb", hostname="old", revision="r0-ndakit-lab"
     )
-    said = _upgraded(box, "-n", "/dev/vdb")
-    for words in ("Commencing upgrade", "Writing image to /dev/vda1", "Writing image to /dev/vda2", "Writing new UUID"):
-        assert words in said
-    assert (
-        _told(box, "cat /usr/share/marker /proc/sys/kernel/hostname; cat /root/mine; grep mine /etc/rc.local")
-        == "new\nnew"
-    )
+    well = FakePair(profile).boxes["lb"].status()
+    monkeypatch.setattr(status, "ask", lambda shell, profile, node, address: well)
+    said: list[str] = []
+    ways = Ways(
+        lambda node: ByConsole(box, "/dev/vdb"),  # type: ignore[arg-type,return-value]  # as much of a shell as is used
+        save=lambda shell: "none", confirm=lambda ready: None, tell=said.append,
+    )  # fmt: skip
+    done = Upgrade(Order(profile, "lb", Artifact(packed.parent, made)), ways).run()
+    assert (done.was, done.now, done.notes) == ("old", "new", ())
+    wait_complete(box.console, Deadline(BOOT_S, "the end of the boot"))
+    log = box.console.text.rpartition("Commencing upgrade")[2]
+    for words in ("Writing image to /dev/vda1", "Writing image to /dev/vda2", "Writing new UUID"):
+        assert words in log
+    told = _told(box, "cat /usr/share/marker /proc/sys/kernel/hostname; cat /root/mine; grep mine /etc/rc.local")
+    assert told == "new\nnew"
+    assert _told(box, key) == before
 
 
 def test_kept_configuration_wins_over_the_new_image(box: Vm) -> None:
     """The trap: what was kept is unpacked over what the new image brings."""
-    box.console.run(
-        "echo mine >/etc/rc.local; echo mine >/root/mine; uci set system.@system[0].hostname=mine; uci commit"
-    )
+    box.console.run(CHANGED_BY_HAND)
     said = _upgraded(box, "", "/dev/vdc")
     assert "Writing image to" not in said
     assert "- config restore -" in _told(box, "dmesg")
     assert (
         _told(box, "cat /usr/share/marker /proc/sys/kernel/hostname; cat /etc/rc.local /root/mine")
-        == "larger\nmine\nmine"
+        == "smaller\nmine\nmine"
     )
-    assert _told(box, "cat /proc/partitions | awk '$4 == \"vda2\" { print $3 / 1024 }'") == "112"
+    assert _told(box, "cat /proc/partitions | awk '$4 == \"vda2\" { print $3 / 1024 }'") == "96"
 
 
 def test_a_restored_configuration_is_restored_once(box: Vm) -> None:
@@ -159,7 +225,7 @@ def test_a_power_cut_while_it_is_written_leaves_no_half(box: Vm) -> None:
     )
     if ended[0].startswith("Please"):
         _ready(box)
-        assert _told(box, "cat /usr/share/marker") in ("larger", "new")
+        assert _told(box, "cat /usr/share/marker") in ("smaller", "new")
         assert box.console.run("find /rom -type f -exec cat {} + >/dev/null", 120).stderr == ""
     else:  # the way back: its disk is written at another machine
         box.power_off()
