@@ -33,14 +33,14 @@ _WITHOUT_LIST = ("17.", "18.")
 _SPACE_KIB = 512
 """sysupgrade writes lists to /tmp, and says nothing if they are cut off there."""
 MADE_BY_SYSTEM = re.compile(
-    r"/etc/dropbear/dropbear_\w+_host_key"
+    r"/etc/dropbear/dropbear_\w+_host_key(\.new)?(\.pub)?"
     r"|/etc/backup/installed_packages\.txt"
     r"|/etc/uci-defaults/10_disable_services"
     r"|/etc/urandom\.seed"
     r"|/etc/uhttpd\.(crt|key)"
 )
-"""Kept files that OpenWrt makes itself: dropbear's and uhttpd's keys at the first start, random numbers, and what
-`sysupgrade -b -k` puts into the archive."""
+"""Kept files that OpenWrt makes itself: dropbear's keys (newer ones with public halves) and uhttpd's at the first
+start, random numbers, and what `sysupgrade -b -k` puts into the archive."""
 _STATE = re.compile(
     r"/(usr/lib/opkg|lib/apk|etc/apk|tmp|var|usr/share/ndakit)/|/\.|/work/|/etc/board\.json$|/root/\.ash_history$"
     r"|/etc/(passwd|group|shadow|resolv\.conf|mtab|TZ|localtime|fw_env\.config)-?$"
