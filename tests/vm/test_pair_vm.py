@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 import planted
+from imported import load_again, meaning
 from lab_relay import relay
 from ndakit.cli.nodes import status_text
 from ndakit.core.deadline import Deadline
@@ -20,6 +21,7 @@ from ndakit.node.facts import facts_of
 from ndakit.node.host_keys import Pins
 from ndakit.node.ssh import Ssh, accept, host_key
 from ndakit.node.ssh_options import Target
+from ndakit.operate.import_ import importer, sources
 from ndakit.verify.claims.base import first_service_port, reachable_addresses
 from pairs import Pair, new_key, running
 
@@ -145,6 +147,20 @@ def test_a_node_tells_the_same_over_ssh_as_on_its_console(
     assert pair.lab.run(node, "ls -l /tmp/there").startswith("-rw-------")
     assert over_ssh[node].get("/tmp/there") == content
     over_ssh[node].run("rm /tmp/there")
+
+
+def test_importing_the_running_pair_gives_its_profile_again(
+    over_ssh: dict[str, Ssh], pair: Pair, tmp_path: Path
+) -> None:
+    read: list[sources.NodeFiles] = []
+    for node, shell in over_ssh.items():
+        before = shell.run("find /etc /usr/libexec -type f | xargs sha256sum").stdout
+        read.append(sources.over_shell(shell, node))
+        assert shell.run("find /etc /usr/libexec -type f | xargs sha256sum").stdout == before
+    result = importer.convert(pair.workspace, "pair", read)
+    assert [(one.place, one.text, one.why) for one in result.unsaid] == []
+    assert result.draft.fill_in == []
+    assert meaning(load_again(result, tmp_path)) == meaning(pair.lab.profile)
 
 
 def test_the_status_of_a_pair_that_is_well_says_so_and_who_is_master(over_ssh: dict[str, Ssh], pair: Pair) -> None:
