@@ -141,6 +141,9 @@ REFUSALS: dict[str, tuple[Callable[[FakePair], None], str]] = {
     "another kind of machine": (_box(target="armsr/armv8"), "image is for x86/64, device generic; the box is armsr"),
     "no room in /tmp": (_box(tmp_kib=900), "the image needs 2 MiB in /tmp on the box while it is written, and 1 MiB"),
     "no memory": (_box(memory_kib=9000), "the image needs 17 MiB of memory"),
+    "a disk that is too small": (
+        _box(disk_sectors="262143"), "the image is a disk of 128 MiB, and the box's disk has 127 MiB"
+    ),
     "the other is not back": (_other(silent_until_s=1e9), "lb2 could not take over from lb1: it does not answer"),
     "the other does not balance": (_other(keepalived=False), "keepalived does not run there"),
     "the other is in FAULT": (_other(state="FAULT"), "its VRRP instance wan-main is FAULT"),
@@ -171,6 +174,14 @@ def test_everything_that_speaks_against_it_is_told_at_once(
         pair.upgrade(order(profile, artifact)).run()
     assert len(caught.value.errors) == 3
     assert {type(one).__name__ for one in caught.value.errors} == {"WrongTarget", "NoRoomForImage", "OtherNodeNotReady"}
+
+
+@pytest.mark.parametrize("sectors", ["262144", "", "cat: can't open"])
+def test_a_disk_that_is_large_enough_or_that_nobody_can_measure_does_not_speak_against_it(
+    pair: FakePair, profile: Profile, artifact: Artifact, sectors: str
+) -> None:
+    _box(disk_sectors=sectors)(pair)
+    assert pair.upgrade(order(profile, artifact)).run().now == NEW
 
 
 def test_an_image_of_the_lab_is_not_for_a_real_box(pair: FakePair, profile: Profile, artifact: Artifact) -> None:

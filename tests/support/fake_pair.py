@@ -52,6 +52,7 @@ class FakeBox:
     target: str = "x86/64"
     tmp_kib: int = 900_000
     memory_kib: int = 900_000
+    disk_sectors: str = "2097152"
     mounts: str = ""
     boot_kib: int = 0
     state: str = "BACKUP"
@@ -93,6 +94,7 @@ class FakeBox:
             r"cat /proc/sys/kernel/hostname": self.hostname or self.profile.hostname(self.node),
             r"df -k /tmp": f"{self.tmp_kib}\n",
             r"grep -q ' /boot '": f"{self.boot_kib}\n" if self.boot_kib else "",
+            r"part=": f"{self.disk_sectors}\n",
             r"cat /proc/meminfo": f"MemTotal:  1 kB\nMemAvailable:  {self.memory_kib} kB\n",
             r"cat /proc/uptime": f"{self.world.clock_s - self.started_s:.2f} 1.0\n",
             r"ubus call service list": json.dumps(instances),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import os
 import re
@@ -31,6 +32,7 @@ from ndakit.machine.vm import Vm, launch
 from ndakit.node import status
 from ndakit.node.errors import ConnectionLost, NodeSilent
 from ndakit.node.shell import Command, Ran
+from ndakit.operate import upgrade_checks
 from ndakit.operate.upgrade import Order, Upgrade, Ways
 from places import DATA, LAB
 from records import record
@@ -157,6 +159,15 @@ class ByConsole:
         assert told.stdout.startswith(digest)
 
 
+def test_the_disk_that_it_started_from_is_measured(box: Vm, images: dict[str, Path]) -> None:
+    """Of three disks; what does not fit onto it is refused."""
+    with gzip.open(images["old"]) as unpacked:
+        disk_bytes = unpacked.seek(0, os.SEEK_END)
+    measured = upgrade_checks.facts(ByConsole(box, "/dev/vdb")).disk_bytes  # type: ignore[arg-type]
+    assert measured is not None
+    assert disk_bytes <= measured < disk_bytes + (1 << 20)
+
+
 def test_without_the_configuration_the_new_image_is_all_there_is_but_host_keys(
     box: Vm, images: dict[str, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -167,7 +178,9 @@ def test_without_the_configuration_the_new_image_is_all_there_is_but_host_keys(
     assert before.startswith("Fingerprint: SHA256:")
     box.console.run(CHANGED_BY_HAND)
     packed = images["new"]
-    file = replace(record(packed).images[0], disk_bytes=1 << 27)
+    with gzip.open(packed) as unpacked:
+        disk_bytes = unpacked.seek(0, os.SEEK_END)
+    file = replace(record(packed).images[0], disk_bytes=disk_bytes)
     made = record(
         packed, images=(file,), id="new", profile="standalone", node="lb", hostname="old", revision="r0-ndakit-lab"
     )

@@ -63,7 +63,17 @@ class BoxFacts:
     memory_available_bytes: int
     boot_free_bytes: int | None
     """On the boot partition, through which kept files go; None where it is not mounted (releases up to 19.07)."""
+    disk_bytes: int | None
+    """Of the disk that it started from; None where its root is on no partition of a disk (flash)."""
     uptime_s: float
+
+
+_DISK_SECTORS = (
+    # The partition of the root file system: /rom with squashfs, / with ext4. Its disk is the folder above it in sysfs.
+    'part=$(awk \'$5 == "/rom" { rom = $3 } $5 == "/" { root = $3 } END { print rom ? rom : root }\' '
+    "/proc/self/mountinfo); disk=$(readlink -f /sys/dev/block/$part) && cat ${disk%/*}/size"
+)
+"""Prints the size of the disk in sectors of 512 bytes (proc_pid_mountinfo(5); Documentation/ABI/stable/sysfs-block)."""
 
 
 def facts(shell: Shell) -> BoxFacts:
@@ -73,6 +83,7 @@ def facts(shell: Shell) -> BoxFacts:
     # A long name of a device makes BusyBox's df break the line: the fields are counted from the end.
     free = "df -k {} | awk 'END {{ print $(NF - 2) }}'"
     temporary = shell.run(free.format("/tmp")).stdout.strip()
+    sectors = shell.run(_DISK_SECTORS).stdout.strip()
     boot = shell.run("grep -q ' /boot ' /proc/mounts && " + free.format("/boot")).stdout.strip()
     return BoxFacts(
         image_id=image.get("id", ""),
@@ -85,6 +96,7 @@ def facts(shell: Shell) -> BoxFacts:
         temporary_free_bytes=int(temporary) << 10 if temporary.isdigit() else 0,
         memory_available_bytes=node.memory_kib()[0] << 10,
         boot_free_bytes=int(boot) << 10 if boot.isdigit() else None,
+        disk_bytes=int(sectors) * 512 if sectors.isdigit() else None,
         uptime_s=node.uptime_s(),
     )
 
@@ -127,7 +139,7 @@ def refusals(
         )
     if record.warning and box.revision != record.revision:
         errors.append(NotForDisks(artifact, record.warning))
-    errors += _room(image_for_box(artifact), box, where)
+    errors += _room(image_for_box(artifact), box, where) + _fits_disk(image_for_box(artifact), box, where)
     if not again and box.image_id == artifact.id:
         errors.append(
             RunsAlready(
@@ -166,6 +178,19 @@ def _room(image: ImageFile, box: BoxFacts, where: str) -> list[NdakitError]:
                 )
             ]
     return []
+
+
+def _fits_disk(image: ImageFile, box: BoxFacts, where: str) -> list[NdakitError]:
+    """sysupgrade itself does not look: it cuts off what does not fit, without a word."""
+    if image.disk_bytes is None or box.disk_bytes is None or image.disk_bytes <= box.disk_bytes:
+        return []
+    return [
+        NoRoomForImage(
+            f"the image is a disk of {_mib(image.disk_bytes)}, and the box's disk has {box.disk_bytes >> 20} MiB",
+            where=where,
+            fix="write a smaller image.rootfs_mib into the profile and build again, or give the box a larger disk",
+        )
+    ]
 
 
 def _mib(size_bytes: int) -> str:
