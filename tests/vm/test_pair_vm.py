@@ -12,15 +12,23 @@ import pytest
 import planted
 from imported import load_again, meaning
 from lab_relay import relay
+from ndakit.cli import rebuild as cli_rebuild
+from ndakit.cli.build import BuildOptions
 from ndakit.cli.nodes import status_text
+from ndakit.cli.rebuild import RebuildOptions
 from ndakit.core.deadline import Deadline
-from ndakit.image.artifacts import images_of
+from ndakit.core.files import file_sha256
+from ndakit.core.workspace import Workspace
+from ndakit.image.artifacts import Artifact, images_of
 from ndakit.load import load
 from ndakit.node import control, keys, status
 from ndakit.node.facts import facts_of
 from ndakit.node.host_keys import Pins
 from ndakit.node.ssh import Ssh, accept, host_key
 from ndakit.node.ssh_options import Target
+from ndakit.operate import backup
+from ndakit.operate.backup import Wanted
+from ndakit.operate.backups import Backup, Differences
 from ndakit.operate.import_ import importer, sources
 from ndakit.verify.claims.base import first_service_port, reachable_addresses
 from pairs import Pair, new_key, running
@@ -204,6 +212,54 @@ def test_a_server_drained_over_ssh_gets_no_new_clients_until_it_is_brought_back(
         for shell in over_ssh.values():
             assert {line.weight for line in control.bring_back(shell, lab.profile, "apache", "web1")} == {2}
     assert shares() == {"web1", "web2"}
+
+
+OF_THE_LAB = ("/root/.ssh/authorized_keys",)
+"""Written by the stand-in at each start: Debian's dropbear reads keys there."""
+
+
+def backed_up(pair: Pair, shell: Ssh, node: str, root: Path) -> Backup:
+    loaded = load.load(pair.workspace, "pair")
+    keys_of_box = tuple(f"{key.kind} {key.fingerprint}" for key in shell.pins.read())
+    wanted = Wanted(
+        "pair", node, shell.target.where, shell.target.address, keys_of_box, loaded.profile.hostname(node),
+        str(loaded.profile.release),
+    )  # fmt: skip
+    return backup.take(shell, wanted, root, known=backup.at_hand(pair.workspace, loaded, node))
+
+
+@pytest.mark.parametrize("node", ["lb1", "lb2"])
+def test_a_backup_of_a_running_node_gives_its_image_again_on_an_empty_machine(
+    over_ssh: dict[str, Ssh], pair: Pair, node: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    one = backed_up(pair, over_ssh[node], node, tmp_path / "backups")
+    assert one.record.differences == Differences(not_saved=OF_THE_LAB), "nobody changed anything"
+    assert one.record.original == "whole"
+    assert "haproxy" in (one.folder / "packages.txt").read_text()
+    (tmp_path / "empty/profiles").mkdir(parents=True)
+    empty = Workspace(tmp_path / "empty")
+    cli_rebuild.rebuild_image(empty, str(one.folder), None, BuildOptions(), RebuildOptions())
+    assert "the same bytes as the image that the box ran" in capsys.readouterr().out
+    images = pair.workspace.images / "pair" / node
+    rebuilt = Artifact.load(empty.rebuilt / "pair" / node)
+    for image in rebuilt.record.images:
+        assert file_sha256(rebuilt.folder / image.name) == file_sha256(images / image.name)
+
+
+def test_a_backup_tells_what_was_changed_on_a_running_node(
+    over_ssh: dict[str, Ssh], pair: Pair, tmp_path: Path
+) -> None:
+    breaking = (
+        "cp -p /etc/haproxy.cfg /tmp/was.cfg; echo '# by hand' >>/etc/haproxy.cfg; "
+        "echo x >/etc/config/mine; mkdir -p /root; echo x >/root/notes"
+    )
+    with broken(pair, "lb2", breaking, "cp -p /tmp/was.cfg /etc/haproxy.cfg; rm /etc/config/mine /root/notes"):
+        told = backed_up(pair, over_ssh["lb2"], "lb2", tmp_path / "backups").record.differences
+    assert told == Differences(
+        changed=("/etc/haproxy.cfg",), added=("/etc/config/mine",), not_saved=(*OF_THE_LAB, "/root/notes")
+    )
+    again = backed_up(pair, over_ssh["lb2"], "lb2", tmp_path / "backups").record.differences
+    assert again == Differences(not_saved=OF_THE_LAB), "the same content, whenever it was written"
 
 
 # -- each verifier fails when its fact is broken -----------------------------------------------------------------------
