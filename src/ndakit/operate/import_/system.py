@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import re
 
 from pydantic import TypeAdapter, ValidationError
 
+from ndakit.core import json_text
 from ndakit.core.release import Release
 from ndakit.model.base import SshKey
 from ndakit.model.profile import DEVICES
@@ -156,9 +156,8 @@ def release_and_device(draft: Draft, node: NodeFiles) -> None:
 
 def _board(node: NodeFiles) -> str:
     try:
-        facts = json.loads(node.text(BOARD) or "{}")
-        return str(facts.get("model", {}).get("id", "")) if isinstance(facts, dict) else ""
-    except (ValueError, AttributeError, RecursionError):
+        return str(json_text.mapping(node.text(BOARD) or "{}").get("model", {}).get("id", ""))
+    except (ValueError, AttributeError):
         return ""
 
 
