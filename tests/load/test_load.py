@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import re
 import shutil
 import time
@@ -10,7 +11,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 import goldens
@@ -524,6 +525,51 @@ def check_any(workspace: Workspace) -> None:
         assert "pydantic" not in text
         assert "Input should" not in text
         assert all(c.isprintable() or c == "\n" for c in text)
+
+
+LIKE_NAMES = st.one_of(
+    st.text("aZ0-_:. /", min_size=1, max_size=40),
+    st.text(st.characters(min_codepoint=33, max_codepoint=0x17F), min_size=1, max_size=40),
+)
+IS_NO_NAME = re.compile("'.*' is not a name$")
+
+
+@settings(max_examples=100, deadline=None)
+@given(LIKE_NAMES, st.sampled_from(["web", "a", "a-a", "A_a"]))
+@example("_sorry:a", "web")
+@example("Web_Shop", "web-shop")
+@example("Web_Shop", "WEB_shop")
+def test_a_name_that_a_fix_proposes_is_taken_when_it_is_written(
+    tmp_path_factory: pytest.TempPathFactory, key: str, other: str
+) -> None:
+    workspace = Workspace(tmp_path_factory.getbasetemp() / "names")
+    workspace.profiles.mkdir(parents=True, exist_ok=True)
+    data = yaml.load(BAKERY, Loader=yaml.BaseLoader) | {"name": "names"}
+    pool = data["pools"].pop("web")
+    data["pools"] = {key: pool} | {other: pool}
+
+    def mistaken() -> list[NdakitError]:
+        write(workspace, "names", json.dumps(data))
+        try:
+            load.load(workspace, "names")
+        except ErrorGroup as errors:
+            return list(errors.errors)
+        except NdakitError as error:
+            return [error]
+        return []
+
+    fixes = [e.fix for e in mistaken() if IS_NO_NAME.match(e.what) and e.what.startswith(f"'{key}'")]
+    for proposed in (m[1] for fix in fixes if (m := re.match(r"write (.*): use lower-case", fix))):
+        assert proposed not in data["pools"]
+        data["pools"][proposed] = data["pools"].pop(key)
+        assert not [e for e in mistaken() if e.location is not None and e.location.key == f"pools.{proposed}"]
+
+
+def test_what_is_proposed_is_what_was_probably_meant() -> None:
+    meant = {"Web_Shop": "web-shop", "_sorry:a": "sorry-a", "www.example.com": "www-example-com", "7up": "up"}
+    assert {wrong: messages.better_name(wrong) for wrong in meant} == meant
+    hopeless = ["Größe", "123", "_____", "A" * 33]
+    assert [messages.better_name(wrong) for wrong in hopeless] == hopeless
 
 
 WORDS = ["true", "yes", "80", "0", "192.168.0.1", "::1", "lan", "web", "www", "http", "", "~", "10.0.0.0/8", "-1", "ü"]

@@ -66,6 +66,19 @@ def test_no_name_of_a_network_meets_those_of_its_rules_and_routes(name: str) -> 
     assert lint(render(profile, "lb1", goldens.TEMPLATES), profile, "lb1") == []
 
 
+@pytest.mark.parametrize("sorry", ["{page: sorry.html}", "{pool: spare}"])
+@pytest.mark.parametrize(
+    "shed", ["maintenance: true", "limits: {queue: {length: 5}}", "limits: {requests: {count: 9, on_excess: sorry}}"]
+)
+def test_the_backend_that_says_sorry_connects_to_nobody_and_needs_no_source(shed: str, sorry: str) -> None:
+    text = goldens.PROFILES["iis-tproxy"].read_text().replace("sorry: {page: sorry.html}", f"sorry: {sorry}")
+    spare = '\n  spare: {port: 80, servers: {spare1: [192.168.5.29, "fd00:0:0:5::29"]}}\n\nservices:'
+    profile = goldens.parse(text.replace("\nservices:", spare).replace("pool: iis,", f"pool: iis, {shed},"))
+    made = render(profile, "lb1", goldens.TEMPLATES)
+    assert ("backend _sorry:iis\n" in made[HAPROXY].text) == ("page" in sorry)
+    assert lint(made, profile, "lb1") == []
+
+
 def test_a_family_that_no_such_service_has_gets_no_rule() -> None:
     network = goldens.tree("rtmp-tproxy")["/etc/config/network"].text
     assert "config rule\n" in network

@@ -13,9 +13,12 @@ import pytest
 import yaml
 
 import goldens
+from ndakit.core.names import is_name, pool_of_backend
 from ndakit.lab.clients import LabLacks
 from ndakit.lab.network import LabNetwork
 from ndakit.lab.plan import plan
+from ndakit.lint.config_text import haproxy as haproxy_sections
+from ndakit.lint.lint import lint
 from ndakit.model import Profile
 from ndakit.model import rules as model_rules
 from ndakit.render.firewall import firewall
@@ -144,10 +147,23 @@ def test_haproxies_tell_each_other_under_their_host_names() -> None:
     for node in ("lb1", "lb2"):
         config = text(profile(), "/etc/haproxy.cfg", node)
         assert "\tpeer handover-lb1 192.168.0.11:10000\n\tpeer handover-lb2 192.168.0.12:10000\n" in config
-        assert " peers nodes\n\tstick on src\n" in config
+        assert " peers _nodes\n\tstick on src\n" in config
     rules = {r.name: r for r in firewall(NodeView(profile(), "lb2")).rules}
     assert rules["sync-tables"].source_addresses == ("192.168.0.11",)
     assert rules["sync-tables"].destination_addresses == ("192.168.0.12",)
+
+
+def test_a_pool_may_have_any_name() -> None:
+    """No section of haproxy.cfg that ndakit names itself has a name that a profile can write."""
+    for name, node in goldens.cases():
+        tree, example = goldens.tree(name, node), goldens.profile(name)
+        for section in haproxy_sections(tree["/etc/haproxy.cfg"].text if "/etc/haproxy.cfg" in tree else ""):
+            ours = pool_of_backend(section.name) not in example.pools
+            assert not (ours and is_name(section.name)), f"{name}: {section.kind} {section.name}"
+    kinds = {section.kind for section in haproxy_sections(text(profile(), "/etc/haproxy.cfg"))}
+    assert {"peers", "frontend", "backend"} <= kinds
+    nodes = profile(("apache: {", "nodes: {"), ("pool: apache}", "pool: nodes}"), ("[apache,", "[nodes,"))
+    assert lint(render(nodes, "lb1", goldens.TEMPLATES), nodes, "lb1") == []
 
 
 def test_without_persistence_there_are_no_peers() -> None:

@@ -339,7 +339,10 @@ def test_nodes_that_tell_nothing_know_nobody(tmp_path: Path) -> None:
     stranger = ("ask", ask()[1], {"address": OTHER_VIP})
     steps = (("second",), user, ("pause", 2), stranger, there)
     assert walk(made, tmp_path, *steps, second={VIP: OTHER_VIP})[2] == "web1"
-    assert walk(made, tmp_path, *steps, second={VIP: OTHER_VIP}, changes=[(" peers nodes", "")])[2] == "web2"
+    assert walk(made, tmp_path, *steps, second={VIP: OTHER_VIP}, changes=[(" peers _nodes", "")])[2] == "web2"
+    # Images of different ages may call the section differently: tables go by the backend's name, nodes by their own.
+    older = [("peers _nodes", "peers nodes")]
+    assert walk(made, tmp_path, *steps, second={VIP: OTHER_VIP}, changes=older)[2] == "web1"
 
 
 # -- names -------------------------------------------------------------------------------------------------------------

@@ -36,13 +36,15 @@ CLIENT = "192.168.0.10"
 
 
 def profile(
-    tls: str = "", more: str = "", protocol: str = "http", names: tuple[str, ...] = (SHOP, OTHER, NARROW)
-) -> Profile:
+    tls: str = "", more: str = "", protocol: str = "http", names: tuple[str, ...] = (SHOP, OTHER, NARROW),
+    release: str = "24.10.8",
+) -> Profile:  # fmt: skip
     pools = "pools:\n" + POOL + (MORE if "web2" in more else "")
     listed = ", ".join(f"{{secret: {name}}}" for name in names)
     ended = f"{{terminator: stunnel, certificates: [{listed}]{tls}}}"
     service = f"services: {{shops: {{vip: www, port: 443, protocol: {protocol}, pool: web1, tls: {ended}{more}}}}}\n"
-    return goldens.parse(f"{HEAD}{pools}{service}system: {{ntp: []}}\n{SIZING}\n")
+    head = HEAD.replace("release: 24.10.8", f"release: {release}")
+    return goldens.parse(f"{head}{pools}{service}system: {{ntp: []}}\n{SIZING}\n")
 
 
 def ask(settings: Profile, folder: Path, *heads: str, **options: Any) -> list[str]:
@@ -143,6 +145,25 @@ def test_with_tproxy_the_server_sees_the_client_itself(tmp_path: Path, protocol:
     (answer,) = ask(settings, tmp_path, "GET /client HTTP/1.1\r\nHost: shop.example", source="203.0.113.50",
                     more=["203.0.113.50/32"], inside="http", once=True)  # fmt: skip
     assert peer_of(answer) == "203.0.113.50"
+
+
+@pytest.mark.parametrize("release", ["19.07.10", "25.12.5"])
+@pytest.mark.parametrize("protocol", ["http", "tcp"])
+def test_one_client_has_no_more_connections_than_it_may_and_others_have_theirs(
+    tmp_path: Path, protocol: str, release: str
+) -> None:
+    """HAProxy counts clients, and not stunnel, whose connections all come from 127.0.0.1."""
+    more = ", limits: {connections: {per_client: 2}}"
+    limited = profile(more=more, protocol=protocol, names=(SHOP,), release=release)
+    one, two = "203.0.113.50", "203.0.113.51"
+    options: dict[str, Any] = {
+        "secrets": SECRETS, "port": 443, "tls_name": "shop.example", "more": [f"{one}/32", f"{two}/32"],
+        "request": "GET / HTTP/1.1\r\nHost: shop.example\r\n\r\n", "sources": [one, one, one, two, two, two],
+    }  # fmt: skip
+    answered = attempt(limited, tmp_path, "side_by_side", **options)
+    assert answered == [True, True, False, True, True, False]
+    early = [("tcp-request session track-sc1", "tcp-request connection track-sc1")]  # before it knows who asks
+    assert attempt(limited, tmp_path, "side_by_side", changes=early, **options)[3:] != [True, True, False]
 
 
 def test_without_the_proxy_protocol_nobody_is_answered(tmp_path: Path) -> None:

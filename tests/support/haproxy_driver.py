@@ -532,6 +532,20 @@ def slow(order: dict[str, Any], servers: dict[str, Server]) -> Any:
     return page(order["address"], order["port"], "/", 20) | {"refused": refused}
 
 
+def side_by_side(order: dict[str, Any], servers: dict[str, Server]) -> Any:
+    """Connections that stay open, from each of `sources` in turn, with `request` said over TLS: whether each one was
+    answered."""
+    held, answered = [], []
+    for source in order["sources"]:
+        try:
+            sock = say(order["address"], order["port"], order["request"], tls_name=order["tls_name"], source=source)
+            answered.append(heard(sock) != "")
+            held.append(sock)
+        except OSError:
+            answered.append(False)
+    return answered
+
+
 def waits(order: dict[str, Any], servers: dict[str, Server]) -> Any:
     """Connections that are held with one answer each, one more that asks, and the same after one has gone."""
     ask = "GET / HTTP/1.1\r\nHost: a\r\n\r\n"
@@ -659,6 +673,7 @@ TRIES: dict[str, Callable[[dict[str, Any], dict[str, Server]], Any]] = {
         silent,
         overload,
         slow,
+        side_by_side,
         waits,
         paced,
         steps,

@@ -52,6 +52,8 @@ def sources(subject: Subject, proxies: list[Proxy]) -> Iterator[LintFinding]:
         used = [line.words[1] for k in ("use_backend", "default_backend") for line in frontend.all(k)]
         for name in dict.fromkeys(used):
             backend = backends.get(name)
+            if backend is not None and backend.first("server") is None:
+                continue  # says what `sorry` says, and connects to nobody
             line = backend.first("source") if backend is not None else None
             if backend is not None and transparent != (line is not None and line.words[2:4] == ("usesrc", "clientip")):
                 what = f"backend {name} of {frontend.name} connects from the client's address, and that is not tproxy"

@@ -109,7 +109,7 @@ def mistake(path: KeyPath, facts: Facts, tree: MapNode, at: Location) -> Profile
     if isinstance(node, MapNode) and expected is not None and not field_types.is_mapping(expected):
         return _wrong_kind(path, facts, node, at)
     if facts["loc"] and facts["loc"][-1] == "[key]" and kind.startswith("string_"):
-        return _bad_key(path, facts, at)
+        return _bad_key(path, facts, node_at(tree, path[:-1]), at)
     if kind == "address" and isinstance(node, str) and (socket := _socket(node)) is not None:
         return _with_port(path, node, socket, at)
     make = PYDANTIC_TYPES.get(kind)
@@ -314,19 +314,22 @@ def _too_many(path: KeyPath, facts: Facts, node: Node | None, at: Location) -> P
 
 
 def better_name(key: str) -> str:
-    """A key as the name that was probably meant."""
-    return key.lower().replace("_", "-")
+    """A key as the name that was probably meant; as it is if no name can be made of it."""
+    meant = re.sub(r"^[^a-z]+|-+$", "", re.sub(r"[_.:/ ]", "-", key.lower()))
+    return meant if names.is_name(meant) else key
 
 
-def _bad_key(path: KeyPath, facts: Facts, at: Location) -> ProfileMistake:
+def _bad_key(path: KeyPath, facts: Facts, around: Node | None, at: Location) -> ProfileMistake:
     key = str(path[-1]) if path else ""
     pattern = str((facts.get("ctx") or {}).get("pattern", ""))
     kind, what, fix = _BY_PATTERN.get(pattern, _PATTERNS["Name"])
     if facts["type"] == "string_too_long":
         what = f"has more than {facts['ctx']['max_length']} characters"
         fix = "shorten it"
-    elif key != key.lower() or "_" in key:
-        fix = f"write {show(better_name(key))}: {fix}"
+    elif kind == "name" and (better := better_name(key)) != key:
+        others = [k for k in around if k != key] if isinstance(around, MapNode) else []
+        if better not in map(better_name, map(str, others)):  # else one more of that name would be refused
+            fix = f"write {better}: {fix}"
     return ProfileMistake(kind, f"'{show(key)}' {what}", at=at, fix=fix)
 
 

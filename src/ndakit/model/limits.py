@@ -41,7 +41,8 @@ class ConnectionLimit(Model):
     """So many new ones in a second, those of all clients together. Further clients wait until the next second."""
     per_client: Annotated[Int, Between(1, 1_000_000)] | None = None
     """So many at once from one address (IPv6: from one /64; OpenWrt 18.06: from one address). Further ones are closed
-    at once. Clients behind one NAT are one address. Not behind Pound."""
+    at once. Clients behind one NAT are one address. With `terminator: stunnel` they are closed after the handshake of
+    TLS. Not with `terminator: pound`."""
 
     @model_validator(mode="after")
     def _something(self) -> Self:

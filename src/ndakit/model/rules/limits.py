@@ -10,6 +10,7 @@ from ndakit.model.limits import ERROR_STATUSES
 from ndakit.model.profile import Profile
 from ndakit.model.rules.findings import Finding, error, warning
 from ndakit.model.sorry_pages import fault as page_fault
+from ndakit.model.terminators import TERMINATORS
 from ndakit.model.traffic import Service
 
 BODY_SINCE = (22, 3)
@@ -55,17 +56,21 @@ def body(profile: Profile) -> Iterator[Finding]:
 
 
 def per_client(profile: Profile) -> Iterator[Finding]:
-    """Connections of one client where another program takes all of them: HAProxy counts before it learns from that one
-    who the client is (configuration manual, 5.1, "accept-proxy")."""
-    for name, terminator in ((n, t) for t in profile.terminators for n in profile.terminated_services(t)):
+    """Connections of one client where another program takes all of them, and tells HAProxy who the client is with each
+    request only. Where it tells by the PROXY protocol, HAProxy counts when it has read that (configuration manual,
+    4.2, "tcp-request session")."""
+    behind = [t for t in profile.terminators if t.tells_client == "header"]
+    able = " or ".join(t.name for t in TERMINATORS.values() if t.tells_client != "header")
+    for name, terminator in ((n, t) for t in behind for n in profile.terminated_services(t)):
         limits = profile.services[name].limits
         if limits is not None and limits.connections is not None and limits.connections.per_client is not None:
+            other = ", or limits.requests, which counts by the client's own address"
             yield error(
                 f"per-client-behind-{terminator.name}",
                 f"service {name} limits the connections of a client, and HAProxy sees only "
                 f"{terminator.title}'s",
                 ("services", name, "limits", "connections", "per_client"),
-                "write terminator: haproxy, or limits.requests, which counts by the client's own address",
+                f"write terminator: {able}{other if profile.services[name].protocol == 'http' else ''}",
                 other=("services", name, "tls", "terminator"),
             )  # fmt: skip
 

@@ -26,7 +26,7 @@ def read(draft: Draft, node: NodeFiles, part: ProxyPart, name: str, service: dic
     if rate is not None and len(rate.words) == 3 and number(rate.words[2], 1, 1_000_000) is not None:
         connections["per_s"] = int(rate.words[2])
         part.key(rate, f"{at}.connections.per_s")
-    for line in part.own("tcp-request", "connection", "reject"):
+    for line in (*part.own("tcp-request", "connection", "reject"), *part.own("tcp-request", "session", "reject")):
         most = _CONNECTIONS.fullmatch(" ".join(line.words[3:]))
         if most is not None:
             connections["per_client"] = int(most[2]) - (most[1] == "ge")
@@ -56,10 +56,11 @@ def read(draft: Draft, node: NodeFiles, part: ProxyPart, name: str, service: dic
 
 def _tracked(part: ProxyPart, key: str) -> None:
     """The table and the line that fills it go with what is asked of it."""
-    for line in (*part.own("stick-table"), *part.own("tcp-request", "connection", "track-sc1"),
-                 *part.own("http-request", "track-sc0"), *part.own("http-request", "track-sc1"),
-                 *part.own("tcp-request", "connection", "track-sc0")):  # fmt: skip
+    for line in part.own("stick-table"):
         part.key(line, key)
+    for stage in (("tcp-request", "connection"), ("tcp-request", "session"), ("http-request",)):
+        for line in (*part.own(*stage, "track-sc0"), *part.own(*stage, "track-sc1")):
+            part.key(line, key)
 
 
 def _requests(part: ProxyPart, at: str) -> dict[str, Any] | None:

@@ -30,8 +30,9 @@ class ClientTable:
     expire_s: int
     stores: tuple[str, ...]
     key: str
-    early: bool
-    """True if connections are counted, so that a client is known as soon as it connects."""
+    early: str
+    """Where connections are counted, so that a client is known before it asks: `connection`, as soon as it connects,
+    or `session`, as soon as the program in front has told who it is; empty where they are not counted."""
 
 
 @dataclass(frozen=True)
@@ -121,7 +122,10 @@ def _clients(profile: Profile, name: str, rate: float, connections_max: int) -> 
     size = clients_counted(profile, name, rate, connections_max)
     if limits is None or not size:
         return None
-    early = limits.connections is not None and limits.connections.per_client is not None
+    counted = limits.connections is not None and limits.connections.per_client is not None
+    tls = profile.services[name].tls
+    behind = tls is not None and tls.ended_by.tells_client == "proxy-protocol"
+    early = "" if not counted else "session" if behind else "connection"
     requests = limits.requests
     stores = (*(("conn_cur",) if early else ()), *(() if requests is None else (f"http_req_rate({requests.per_s}s)",)))
     ipv6 = any(e.address.version == 6 for e in profile.endpoints(name))
