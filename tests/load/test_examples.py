@@ -79,3 +79,18 @@ def test_a_wrong_one_would_be_found(tmp_path: Path) -> None:
 def test_the_pages_have_profiles_and_parts() -> None:
     assert len(WHOLE) >= 5
     assert len(BLOCKS) - len(WHOLE) >= 3
+
+
+FOR_THE_LAB = (
+    "To try such a profile without the device: `./inv build PROFILE`",
+    "--locked builds exactly this or nothing",
+)
+"""Lines that mean either builder, or the lab's."""
+
+
+def test_who_is_told_to_build_is_told_the_builder() -> None:
+    """Without `--builder` the lab's images are made, which nobody may flash."""
+    files = [*(goldens.ROOT / "docs").glob("*.md"), goldens.ROOT / "README.md", *(goldens.ROOT / "src").rglob("*.py")]
+    told = [line for file in files for line in file.read_text().splitlines() if re.search(r"\./inv build [\w{]", line)]
+    assert len(told) > 20
+    assert [line for line in told if "--builder" not in line and not any(known in line for known in FOR_THE_LAB)] == []

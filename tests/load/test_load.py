@@ -639,4 +639,6 @@ def test_a_profile_knows_how_it_was_called(workspace: Workspace) -> None:
     assert load.load(workspace, path).called == path
     with pytest.raises(ImageNotBuilt) as caught:
         images_of(workspace, load.load(workspace, path), ("lb1",))
-    assert caught.value.fix == f"build it: ./inv build {path}"
+    assert (
+        caught.value.fix == f"build it: ./inv build {path} --builder openwrt (or without --builder, for the lab only)"
+    )

@@ -69,7 +69,7 @@ class LockMixed(BuildError):
         super().__init__(
             f"the images of {profile}'s nodes {', '.join(nodes)} were not built by the same ImageBuilder",
             where=f"images/{profile}",
-            fix=f"build all nodes, then pin them: ./inv build {called or profile}",
+            fix=f"build all nodes, then pin them: ./inv build {called or profile} --builder openwrt (or lab)",
         )
 
 

@@ -31,7 +31,7 @@ def show(place: Workspace, profile: str, release: str, *, diff: bool, as_json: b
         return REFUSED
     terminal.say(
         f"\nNothing was edited. Write release: {change.after} into the profile, then build, verify, and upgrade one "
-        f"node after the other:\n  ./inv build {profile} --builder openwrt\n"
+        f"node after the other:\n  ./inv build {profile} --builder openwrt\n  ./inv verify {profile}\n"
         f"  ./inv flash {profile} --node NODE --upgrade"
     )
     return 0

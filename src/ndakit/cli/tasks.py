@@ -107,7 +107,7 @@ def render(c: Context, profile: str, node: str | None = None, out: str | None = 
     help={
         "profile": "profile's name or path to its file (several names: comma); none with --all",
         "node": NODE_HELP,
-        "builder": "lab (a stand-in, for testing) or openwrt (images to flash)",
+        "builder": "lab (the default: a stand-in, for testing) or openwrt (images to flash)",
         "imagebuilder": "openwrt: folder of an unpacked ImageBuilder (default: the release's is fetched)",
         "jobs": "so many profiles at a time (default: as many as there are processors)",
         "all": "every profile of this workspace",

@@ -38,7 +38,7 @@ class ImageNotBuilt(BuildError):
         super().__init__(
             f"there is no image of {profile}'s node {node} yet",
             where=str(folder),
-            fix=f"build it: ./inv build {called}",
+            fix=f"build it: ./inv build {called} --builder openwrt (or without --builder, for the lab only)",
         )
 
 
@@ -60,7 +60,7 @@ class ImageChanged(BuildError):
         super().__init__(
             f"{path.name} is not the file that was built: {detail}",
             where=str(path),
-            fix="do not flash it; build it again (./inv build finds out by itself that it has to)",
+            fix="do not flash it; build it again with the same --builder (./inv build sees by itself that it has to)",
         )
 
 

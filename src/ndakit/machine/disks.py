@@ -37,11 +37,14 @@ _EFI: Mapping[Architecture, tuple[str, Sequence[tuple[str, str]]]] = {
 """Debian's package, and where its files are."""
 
 
+_AGAIN = "build it: ./inv build PROFILE --builder openwrt (or without --builder, for the lab only)"
+
+
 class ImageMissing(BuildError):
     """The image to boot is not there."""
 
     def __init__(self, path: Path) -> None:
-        super().__init__("the image to boot does not exist", where=str(path), fix="build it: ./inv build PROFILE")
+        super().__init__("the image to boot does not exist", where=str(path), fix=_AGAIN)
 
 
 class ImageDamaged(BuildError):
@@ -51,7 +54,7 @@ class ImageDamaged(BuildError):
         super().__init__(
             f"the packed image is damaged: {why}",
             where=str(path),
-            fix="delete it and build it again: ./inv build PROFILE",
+            fix=f"delete it and {_AGAIN}",
         )
 
 

@@ -78,7 +78,8 @@ def image_for_disk(artifact: Artifact) -> ImageFile:
         if image.disk_bytes is not None and image.format == "img":
             return image
     if any(image.disk_bytes is not None for image in artifact.record.images):
-        fix = f"write img into image.formats of the profile, and ./inv build {artifact.record.profile}"
+        build = f"./inv build {artifact.record.profile} --builder {artifact.record.builder}"
+        fix = f"write img into image.formats of the profile, and {build}"
         raise NothingToFlash("there is no raw disk image (format img)", where=str(artifact.folder), fix=fix)
     raise NothingToFlash(
         f"a {artifact.record.device} has no disk: its image goes into its flash memory",
