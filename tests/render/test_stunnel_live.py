@@ -95,6 +95,18 @@ def test_each_name_gets_its_certificate_in_whatever_order_the_profile_has_them(t
         assert [one[0] for one in answers] == [*wanted.values(), names[0]]
 
 
+def test_services_whose_names_look_like_a_section_of_another_keep_their_certificates(tmp_path: Path) -> None:
+    """A section for a name refers to the one that listens: no two have one name."""
+    tls = f"tls: {{terminator: stunnel, certificates: [{{secret: {SHOP}}}, {{secret: {OTHER}}}]}}"
+    service = "{{vip: www, port: {}, protocol: http, pool: web1, {}}}"
+    named = {"a": 443, "a-1": 444, "a-1-1": 445}
+    services = "".join(f"  {name}: {service.format(port, tls)}\n" for name, port in named.items())
+    settings = goldens.parse(f"{HEAD}pools:\n{POOL}services:\n{services}system: {{ntp: []}}\n{SIZING}\n")
+    for port in named.values():
+        answers = shown(settings, tmp_path, ["other.example"], ["shop.example"], port=port)
+        assert [one[0] for one in answers] == [OTHER, SHOP]
+
+
 def test_of_two_names_in_one_section_only_the_second_would_count(tmp_path: Path) -> None:
     """Why each name has a section of its own."""
     joined = [("sni = shops-1:*.test.shop.example", "sni = shops-1:*.test.shop.example\nsni = shops-1:x.invalid")]

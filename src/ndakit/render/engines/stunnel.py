@@ -101,7 +101,7 @@ def _sections(profile: Profile, name: str, secrets: Secrets) -> Iterator[TlsSect
                 yield _section(profile, name, service, tls, listening, first, accept=accept)
                 for nth, (pattern, secret) in enumerate(names, 1):
                     sni = f"{listening}:{pattern}"
-                    yield _section(profile, name, service, tls, f"{listening}-{nth}", secret, sni=sni)
+                    yield _section(profile, name, service, tls, f"{listening}.{nth}", secret, sni=sni)
 
 
 def _names(tls: Tls, secrets: Secrets) -> list[tuple[str, str]]:
