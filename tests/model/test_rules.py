@@ -184,7 +184,7 @@ def test_a_router_that_returns_at_once_has_not_heard_of_the_connections(vrrp: st
     ("release", "known"),
     [
         ("19.07.10", True), ("19.07.99", False), ("18.06.9", True), ("20.02.1", False), ("24.10.0-rc2", True),
-        ("24.10.99", True), ("26.10.1", True), ("23.05.7", False),
+        ("24.10.99", True), ("26.10.1", True), ("23.05.7", False), ("99.99.1", False), ("26.00.1", False),
     ],
 )  # fmt: skip
 def test_a_release_that_was_never_made_is_told(release: str, known: bool) -> None:

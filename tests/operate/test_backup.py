@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import os
 import random
 import signal
@@ -451,6 +452,12 @@ BROKEN = {
     "another-file": "no file of a backup",
     "another-place": "incomplete, or has something foreign",
     "linked": "is not there",
+    "no-files": "does not name config.tar.gz, packages.txt, image.tar.gz",
+    "half-of-the-files": "does not name image.tar.gz",
+    "a-file-twice": "names config.tar.gz twice",
+    "no-such-day": "incomplete, or has something foreign",
+    "folder": "it is no file",
+    "pipe": "it is no file",
 }
 
 
@@ -470,6 +477,15 @@ def test_a_broken_backup_is_shown_as_what_it_is(box: Box, shop: Loaded, place: W
     elif how == "linked":
         config.rename(folder.parent / "elsewhere")
         config.symlink_to("../elsewhere")
+    elif how in ("folder", "pipe"):
+        record.unlink()
+        (os.mkfifo if how == "pipe" else os.mkdir)(record)
+    elif how in ("no-files", "half-of-the-files", "a-file-twice", "no-such-day"):
+        told = json.loads(text)
+        kept = {"no-files": [], "half-of-the-files": told["files"][:2], "a-file-twice": [*told["files"]] * 2}
+        told["files"] = kept.get(how, told["files"])
+        told["taken_at"] = "0001-01-01T00:00:00+14:00" if how == "no-such-day" else told["taken_at"]
+        record.write_text(json.dumps(told))
     elif how == "record-gone":
         record.unlink()
     else:
@@ -602,6 +618,13 @@ HOSTILE = {
     "escape": (info("etc/\x1b[2Jx"), "file of the name"),
     "line end": (info("etc/a\nb"), "file of the name"),
     "long": (info("e" * 1001), "file of the name"),
+    "long path": (info("e/" * 500 + "e"), "file of the name"),
+    "long name": (info("etc/" + "e" * 256), "file of the name"),
+    "long in bytes": (info("etc/" + "\u00e4" * 128), "file of the name"),
+    "file under a file": (info("etc/hosts/x"), "is a file and a folder"),
+    "file deep under a file": (info("etc/hosts/x/y/z"), "is a file and a folder"),
+    "folder of a file's name": (info("etc/hosts", tarfile.DIRTYPE), "is a file and a folder"),
+    "file of a folder's name": (info("etc"), "is a file and a folder"),
 }
 
 

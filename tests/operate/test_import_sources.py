@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import gzip
+import hashlib
 import io
-import json
 import os
+import shlex
 import subprocess
 import tarfile
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from ndakit.node.shell import Command, Ran, command_line
+from ndakit.operate import backups
+from ndakit.operate.backups import BackupBroken, BackupFile, BackupRecord, Differences
 from ndakit.operate.import_ import sources
 from ndakit.operate.import_.sources import ImportArchiveBroken, ImportArchiveUnsafe, ImportSourceUnusable
 
@@ -138,31 +142,63 @@ def test_loose_files_are_known_by_their_names(tmp_path: Path) -> None:
     assert list(sources.read(str(tmp_path / "haproxy.cfg")).files) == ["/etc/haproxy.cfg"]
 
 
+def saved(folder: Path, hostname: bytes, **record: object) -> Path:
+    """A backup as `./inv backup` leaves it."""
+    folder.mkdir(parents=True)
+    suffix = ".age" if record.get("recipients") else ""
+    (folder / f"config.tar.gz{suffix}").write_bytes(packed(("etc/hostname", hostname)))
+    (folder / f"packages.txt{suffix}").write_text("base-files\n")
+    files = tuple(
+        BackupFile(path.name, path.stat().st_size, hashlib.sha256(path.read_bytes()).hexdigest())
+        for path in sorted(folder.iterdir())
+    )
+    told = BackupRecord(
+        profile="shop", node="lb1", taken_at="2026-11-30T01:00:00+00:00", ndakit="1", address="", hostname="",
+        release="24.10.8", target="x86/64", board="", description="", host_keys=(), image_id="", image_of="",
+        builder="", fingerprint="", images={}, original="none", not_original=(), differences=Differences(),
+        recipients=(), files=files,
+    )  # fmt: skip
+    (folder / "backup.json").write_text(replace(told, **record).text())  # type: ignore[arg-type]
+    return folder
+
+
 def test_a_backup_of_ndakit_is_read_with_its_packages_and_record(tmp_path: Path) -> None:
     for moment in ("20261130T010000Z", "20261130T020000Z"):
-        folder = tmp_path / "lb1" / moment
-        folder.mkdir(parents=True)
-        (folder / "config.tar.gz").write_bytes(packed(("etc/hostname", moment.encode())))
-        (folder / "packages.txt").write_text("base-files\n")
-        (folder / "backup.json").write_text(json.dumps({"node": "lb1", "release": "24.10.8", "files": []}))
+        saved(tmp_path / "lb1" / moment, moment.encode())
     for place in (tmp_path / "lb1" / "20261130T020000Z", tmp_path / "lb1"):  # of several the newest
         files = sources.read(str(place))
         assert files.text("/etc/hostname") == "20261130T020000Z"
         assert files.text(sources.PACKAGES) == "base-files\n"
-        assert files.record == {"node": "lb1", "release": "24.10.8"}
+        assert (files.record["node"], files.record["release"]) == ("lb1", "24.10.8")
 
 
-def test_a_record_that_is_damaged_does_no_harm(tmp_path: Path) -> None:
-    (tmp_path / "config.tar.gz").write_bytes(packed(("etc/hostname", b"x")))
-    for text in ("{", "[]", '{"a": [[[', "[" * 100_000):
-        (tmp_path / "backup.json").write_text(text)
-        assert sources.read(str(tmp_path)).record == {}
+def test_a_damaged_backup_is_refused_as_backups_and_rebuild_refuse_it(tmp_path: Path) -> None:
+    """The one that is whole is taken, and the archive alone by who names it."""
+    node = tmp_path / "lb 1"
+    for name, harm in {
+        "20261130T010000Z": lambda f: (f / "config.tar.gz").write_bytes(packed(("etc/hostname", b"other"))),
+        "20261130T020000Z": lambda f: (f / "backup.json").unlink(),
+        "20261130T030000Z": lambda f: (f / "backup.json").write_text("["),
+        "20261130T040000Z": lambda f: (f / "packages.txt").unlink(),
+    }.items():
+        harm(saved(node / name, b"damaged"))  # type: ignore[no-untyped-call]
+        with pytest.raises(BackupBroken) as loaded:
+            backups.load(node / name)
+        with pytest.raises(BackupBroken) as refused:
+            sources.read(str(node / name))
+        assert refused.value.what == loaded.value.what
+        (alone,) = shlex.split(refused.value.fix.partition("its archive alone: ")[2])
+        assert sources.read(alone).text("/etc/hostname") in ("damaged", "other")
+    with pytest.raises(ImportSourceUnusable, match="no whole backup in this folder"):
+        sources.read(str(node))
+    saved(node / "20261129T010000Z", b"whole")
+    assert sources.read(str(node)).text("/etc/hostname") == "whole"
 
 
 def test_an_encrypted_backup_says_how_to_read_it(tmp_path: Path) -> None:
-    (tmp_path / "config.tar.gz.age").write_bytes(b"age-encryption.org/v1\n")
+    saved(tmp_path / "lb1", b"x", recipients=("age1x",))
     with pytest.raises(ImportSourceUnusable, match="encrypted"):
-        sources.read(str(tmp_path))
+        sources.read(str(tmp_path / "lb1"))
 
 
 def test_nothing_there_says_so(tmp_path: Path) -> None:

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import inspect
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 import goldens
 from ndakit.cli import release_change as cli
+from ndakit.cli.tasks import namespace
+from ndakit.core import terminal
 from ndakit.core.workspace import Workspace
+from ndakit.load import load
 from ndakit.operate.release_change import ReleaseUnknown, compare
 
 SHIPPED = ("apache-pair", "bakery", "far-tun", "iis-tproxy", "mirror-dr", "rtmp-tproxy", "shop-nat")
@@ -94,6 +100,46 @@ def test_what_is_no_release_is_refused(place: Workspace, release: str) -> None:
 def test_a_release_that_there_is_not_is_doubted_by_the_profile(place: Workspace) -> None:
     change = compare(place, "mirror-dr", "22.03.9")
     assert any("22.03.7" in warning.text() for warning in change.warnings)
+
+
+@pytest.mark.parametrize("release", ["99.99.1", "26.05.0", "22.03.9"])
+def test_an_unknown_release_is_said_first_as_a_profile_with_it_is_told(
+    tmp_path: Path, release: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place = _workspace(tmp_path, "24.10.8", "")
+    said: list[str] = []
+    monkeypatch.setattr(terminal, "note", said.append)
+    monkeypatch.setattr(terminal, "say", said.append)
+    cli.show(place, "shop", release, diff=False, as_json=False)
+    profile = tmp_path / "profiles/shop.yaml"
+    profile.write_text(profile.read_text().replace("24.10.8", release))
+    (warning,) = [one for one in load.load(place, "shop").warnings if one.code == "release-unknown"]
+    assert warning.what in said[0]
+    assert warning.fix in said[0]
+    assert sum(warning.what in one for one in said) == 1
+    assert not any(f"Write release: {release}" in one for one in said)
+
+
+@pytest.mark.parametrize("release", ["24.10.8", "24.10.99", "25.12.5"])
+def test_a_known_release_is_not_doubted(place: Workspace, release: str) -> None:
+    assert not [one for one in compare(place, "mirror-dr", release).warnings if one.code == "release-unknown"]
+
+
+@pytest.mark.parametrize("words", [("upgrade", "shop-nat"), ("drain", "shop-nat")])
+def test_an_option_that_a_task_cannot_do_without_is_asked_for(words: tuple[str, ...]) -> None:
+    argv = [sys.executable, "-m", "ndakit", *words]
+    done = subprocess.run(argv, cwd=goldens.ROOT, text=True, capture_output=True, timeout=60, check=False)
+    assert done.returncode == 2, done.stderr
+    assert "error: it is not said which " in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_every_task_can_be_called_without_its_options() -> None:
+    """Invoke hands None to an option without a default, whatever its type is."""
+    for one in namespace.tasks.values():
+        parameters = list(inspect.signature(one.body).parameters.values())[1:]
+        needed = {p.name for p in parameters if p.default is inspect.Parameter.empty}
+        assert needed <= set(one.positional or ()), one.name
 
 
 def test_no_secret_is_read(tmp_path: Path) -> None:

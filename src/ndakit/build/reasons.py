@@ -26,17 +26,17 @@ def changes(record: Record, inputs: Mapping[str, Any], sources: Mapping[str, str
     if before.get("recipe") != inputs["recipe"]:
         reasons.append("images say what they are made of now, in another form or for the first time")
     for prefix, key in (("image.", "image"), ("", "settings")):
-        old, new = before.get(key, {}), inputs[key]
+        old, new = _mapping(before.get(key)), inputs[key]
         differ = [k for k in sorted(old.keys() | new.keys()) if old.get(k) != new.get(k)]
         if differ and (
             key == "image" or before.get("image") == inputs["image"]
         ):  # the settings follow from the image's
             reasons += [f"{prefix}{k}: {old.get(k)} → {new.get(k)}" for k in differ]
-    was, now = set(before.get("packages", "").split()), set(inputs["packages"].split())
+    was, now = set(str(before.get("packages", "")).split()), set(inputs["packages"].split())
     if was != now:
         words_now = [*(f"+{p}" for p in sorted(now - was)), *(f"no longer {p}" for p in sorted(was - now))]
         reasons.append(f"packages: {', '.join(words_now)}")
-    old, new = before.get("local_packages", {}), inputs.get("local_packages", {})
+    old, new = _mapping(before.get("local_packages")), inputs.get("local_packages", {})
     reasons += [
         f"package {name} of packages/ changed" for name in sorted(old.keys() & new.keys()) if old[name] != new[name]
     ]
@@ -45,9 +45,14 @@ def changes(record: Record, inputs: Mapping[str, Any], sources: Mapping[str, str
     return reasons + _file_changes(record, inputs, sources)
 
 
+def _mapping(value: Any) -> Mapping[str, Any]:
+    """The value; an empty one in the place of what is none, for a record comes from a file that anybody can write."""
+    return value if isinstance(value, Mapping) else {}
+
+
 def _file_changes(record: Record, inputs: Mapping[str, Any], sources: Mapping[str, str]) -> list[str]:
     """Changed files of the overlay, by what changed them: their template, the profile, or neither of them."""
-    old, new = record.inputs.get("files", {}), inputs["files"]
+    old, new = _mapping(record.inputs.get("files")), inputs["files"]
     changed = [path for path in sorted(old.keys() | new.keys()) if old.get(path) != new.get(path)]
     touched = [name for name in sorted(sources) if sources[name] != record.sources.get(name)]
     gone = sorted(record.sources.keys() - sources.keys())

@@ -10,9 +10,9 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any, Literal, cast
 
 from pydantic import ConfigDict, TypeAdapter, ValidationError
@@ -23,9 +23,12 @@ from ndakit.core.mistakes import clean
 from ndakit.core.release import Release
 from ndakit.imagebuilder.request import ImageRequest
 from ndakit.load.loaded import Loaded
+from ndakit.model.host import ImageFormat
+from ndakit.node import facts as node_facts
 from ndakit.render.render import Tree
 
 FORMAT = 1
+NAME_MAX_BYTES = 255
 MAX_BYTES = 4 << 20
 
 
@@ -38,6 +41,7 @@ class RecipeBroken(InputError):
             where=where,
             fix="make the backup anew, with this version of ndakit; without it, build the image from its profile",
         )
+        self.why = why
 
 
 @dataclass(frozen=True)
@@ -56,7 +60,7 @@ class Asked:
     filesystem: Literal["squashfs", "ext4"]
     firmware: Literal["efi", "bios"]
     rootfs_mib: int
-    formats: tuple[str, ...]
+    formats: tuple[ImageFormat, ...]
     local_packages: Mapping[str, str]
     """Packages that did not come from OpenWrt's feeds: name → version and digest."""
 
@@ -176,14 +180,27 @@ def _refuse_strange(recipe: ImageRecipe, where: str) -> None:
     for path, facts in recipe.files.items():
         if not re.fullmatch(r"0[0-7]{3} [0-9a-f]{64}", facts) or not good_path(path):
             raise RecipeBroken(where, f"it names the file {path[:80]!r}")
+    if not asked.formats:
+        raise RecipeBroken(where, "it names no format of an image")
+    if path := clash(recipe.files):
+        raise RecipeBroken(where, f"in it {path[:80]!r} is a file and a folder")
 
 
 def good_path(path: str) -> bool:
-    """True for an absolute path of a file without anything that leads elsewhere."""
+    """True for an absolute path of a file without anything that leads elsewhere, and of names that a file system takes
+    (Linux: 255 bytes each, limits.h)."""
     parts = path.split("/")
     return (
         path.startswith("/")
-        and len(path) < 1024
-        and all(part not in ("", ".", "..") for part in parts[1:])
         and path.isprintable()
+        and len(path.encode()) < 1024
+        and all(part not in ("", ".", "..") and len(part.encode()) <= NAME_MAX_BYTES for part in parts[1:])
     )
+
+
+def clash(paths: Iterable[str]) -> str:
+    """A path that is a file and a folder at once, or is a folder where what an image says of itself is a file, or the
+    other way round; empty if there is none."""
+    files = {*paths, node_facts.IMAGE, node_facts.RECIPE}
+    folders = {str(folder) for path in files for folder in PurePosixPath(path).parents}
+    return min(files & folders, default="")

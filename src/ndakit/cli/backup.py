@@ -16,6 +16,7 @@ from ndakit.cli.nodes import NOT_WELL, Connections, SshOptions, stranger
 from ndakit.cli.profiles import nodes_of, read
 from ndakit.core import locks, terminal, workspace
 from ndakit.core.errors import InputError, NdakitError
+from ndakit.core.mistakes import clean
 from ndakit.core.release import Release
 from ndakit.core.workspace import Workspace
 from ndakit.load import load
@@ -230,9 +231,11 @@ def _lines(node: str, done: Backup | Look, folder: Path) -> list[str]:
 
 def contents(record: backups.BackupRecord) -> list[str]:
     """What is in a backup, and how the box differs from its image, in words."""
-    image = f"image {record.image_id[:12]}" if record.image_id else "an image that does not say which it is"
+    image = f"image {clean(record.image_id[:12])}" if record.image_id else "an image that does not say which it is"
     differ = record.differences
-    lines = [f"{image}, OpenWrt {record.release or '?'}" + ("" if differ.by_hand else ", nothing changed by hand")]
+    lines = [
+        f"{image}, OpenWrt {clean(record.release) or '?'}" + ("" if differ.by_hand else ", nothing changed by hand")
+    ]
     for word, names in (
         ("changed", differ.changed), ("gone", differ.missing), ("added", differ.added),
         ("packages added", differ.packages_added), ("packages removed", differ.packages_removed),
@@ -252,7 +255,7 @@ def contents(record: backups.BackupRecord) -> list[str]:
 
 
 def _some(names: Sequence[str]) -> str:
-    return ", ".join(names[:6]) + (f" and {len(names) - 6} more" if len(names) > 6 else "")
+    return clean(", ".join(names[:6])) + (f" and {len(names) - 6} more" if len(names) > 6 else "")
 
 
 def _size(size_bytes: int) -> str:
@@ -356,7 +359,7 @@ def _listed_row(
         whole.time.astimezone(UTC).strftime("%Y-%m-%d %H:%M:%S"),
         cli_nodes.span(max(age_s, 0)),
         _size(whole.size_bytes),
-        record.image_id[:12] or "does not say",
+        clean(record.image_id[:12]) or "does not say",
         ", ".join(holds),
         words,
     )

@@ -70,7 +70,9 @@ def flash(
     },
 )
 @shown
-def release_upgrade(c: Context, profile: str, release: str, diff: bool = False, json: bool = False) -> None:
+def release_upgrade(
+    c: Context, profile: str, release: str | None = None, diff: bool = False, json: bool = False
+) -> None:
     """Show what another release of OpenWrt would change for a profile; edits nothing."""
     from ndakit.cli.release_change import show as show_change
     from ndakit.core.workspace import Workspace

@@ -76,7 +76,7 @@ def status(
 def drain(
     c: Context,
     profile: str,
-    server: str,
+    server: str | None = None,
     undo: bool = False,
     node: str | None = None,
     json: bool = False,

@@ -37,6 +37,10 @@ _PROBE_S = 3.0
 _Answer = TypeVar("_Answer")
 
 
+class ServerNotNamed(InputError):
+    """It was not said which server is meant."""
+
+
 class NodeNeeded(InputError):
     """An option that belongs to one node was given for all."""
 
@@ -328,9 +332,15 @@ def server_words(line: ServerLine) -> str:
 
 
 def drain_server(
-    place: Workspace, profile: str, node: str | None, server: str, way: SshOptions, *, undo: bool, as_json: bool
+    place: Workspace, profile: str, node: str | None, server: str | None, way: SshOptions, *, undo: bool, as_json: bool
 ) -> int:
-    """Take a server out on the nodes, or bring it back; 0 if every node did it, else NOT_WELL."""
+    """Take a server out on the nodes, or bring it back; 0 if every node did it, else NOT_WELL. Raises
+    ServerNotNamed."""
+    if not server:
+        raise ServerNotNamed(
+            "it is not said which server", where="--server",
+            fix=f"name one as POOL/SERVER; ./inv status {profile} lists them",
+        )  # fmt: skip
     with _all(place, profile, node, way) as (loaded, nodes, connections):
         pool, name = control.named(loaded.profile, server)
         act = control.bring_back if undo else control.drain

@@ -12,6 +12,7 @@ from ndakit.cli.build import BuildOptions
 from ndakit.cli.build_progress import Steps
 from ndakit.core import locks, terminal
 from ndakit.core.errors import InputError
+from ndakit.core.mistakes import clean
 from ndakit.core.workspace import Workspace
 from ndakit.imagebuilder import sources
 from ndakit.operate import backups, encryption, rebuild
@@ -128,7 +129,9 @@ def _lines(backup: Backup, done: Rebuilt) -> list[str]:
         lines.append("made of the same things as the image that the box ran")
         lines.append(words if unknown else "but other bytes came of it: packages or the ImageBuilder are others now")
     else:
-        lines.append(f"another image than the box ran ({backup.record.image_id[:12] or 'which does not say its id'}):")
+        lines.append(
+            f"another image than the box ran ({clean(backup.record.image_id[:12]) or 'which does not say its id'}):"
+        )
         lines += [f"  {line}" for line in _differences(done.changes, done.other_builder)]
     if done.version_changes:
         lines.append(f"packages in other versions than on the box: {len(done.version_changes)}")

@@ -8,13 +8,14 @@ from typing import Any
 from ndakit.core import terminal
 from ndakit.core.errors import ErrorGroup
 from ndakit.core.workspace import Workspace
+from ndakit.model.rules.release import UNKNOWN
 from ndakit.operate import release_change
 from ndakit.operate.release_change import FileChange, ReleaseChange
 
 REFUSED = 2
 
 
-def show(place: Workspace, profile: str, release: str, *, diff: bool, as_json: bool) -> int:
+def show(place: Workspace, profile: str, release: str | None, *, diff: bool, as_json: bool) -> int:
     """Say what changes; 0 if the profile can be built for the release as it is, else REFUSED. Edits nothing.
 
     Raises ReleaseUnknown, and what the profile as it is raises.
@@ -23,12 +24,19 @@ def show(place: Workspace, profile: str, release: str, *, diff: bool, as_json: b
     if as_json:
         terminal.show_json(_json(change, diff=diff))
         return REFUSED if change.errors else 0
+    doubts = [warning for warning in change.warnings if warning.code == UNKNOWN]
+    for doubt in doubts:  # what is said of the release afterwards is a guess
+        terminal.note(doubt.text())
     terminal.say(_text(change, diff=diff))
     for warning in change.warnings:
-        terminal.note(warning.text())
+        if warning not in doubts:
+            terminal.note(warning.text())
     if change.errors:
         terminal.show_error(ErrorGroup(change.errors))
         return REFUSED
+    if doubts:
+        terminal.say("\nNothing was edited.")
+        return 0
     terminal.say(
         f"\nNothing was edited. Write release: {change.after} into the profile, then build, verify, and upgrade one "
         f"node after the other:\n  ./inv build {profile} --builder openwrt\n  ./inv verify {profile}\n"

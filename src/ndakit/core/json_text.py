@@ -12,11 +12,19 @@ from typing import Any
 
 
 def parse(text: str | bytes) -> Any:
-    """The value. Raises ValueError for whatever is no JSON (RFC 8259), or nested deeper than Python reads."""
+    """The value. Raises ValueError for whatever is no JSON (RFC 8259), or nested deeper than Python reads.
+
+    Half of a character (an escape such as \\ud800 alone, RFC 8259 8.2) is refused too: no file or terminal takes it.
+    """
     try:
-        return json.loads(text, parse_constant=_no_constant)
+        value = json.loads(text, parse_constant=_no_constant)
+        if _may_have_halves(text):
+            json.dumps(value, ensure_ascii=False).encode()
     except RecursionError:
         raise ValueError("it is nested too deep") from None
+    except UnicodeEncodeError:
+        raise ValueError("it has half of a character in it") from None
+    return value
 
 
 def mapping(text: str | bytes) -> dict[str, Any]:
@@ -30,6 +38,14 @@ def mapping(text: str | bytes) -> dict[str, Any]:
 def read(path: Path) -> dict[str, Any]:
     """The object in a file. Raises OSError, and ValueError for a file that holds none."""
     return mapping(path.read_bytes())
+
+
+def _may_have_halves(text: str | bytes) -> bool:
+    """False for plain ASCII without such escapes, which nearly every text is. Bytes with zeros are no UTF-8, and are
+    read all the same."""
+    if isinstance(text, bytes):
+        return not text.isascii() or b"\\ud" in text.lower() or b"\0" in text
+    return not text.isascii() or "\\ud" in text.lower()
 
 
 def _no_constant(word: str) -> Any:

@@ -52,7 +52,7 @@ class Release:
     @classmethod
     def parse(cls, text: str) -> Release:
         """Read `24.10.8`. Raises ValueError with a message for people."""
-        match = re.fullmatch(r"(\d{2})\.(\d{2})\.(\d{1,2})(?:-rc(\d{1,2}))?", text)
+        match = re.fullmatch(r"(\d{2})\.(\d{2})\.(\d{1,2})(?:-rc(\d{1,2}))?", text, re.ASCII)
         if not match:
             raise ValueError("an exact OpenWrt release is needed, such as 24.10.8 or 25.12.0-rc2")
         year, month, point, candidate = match.groups()
@@ -72,9 +72,15 @@ class Release:
         known = newest(self.branch)
         if known is None:
             branches = ", ".join(f"{year:02}.{month:02}" for year, month in NEWEST_POINTS)
-            return f"its branches are {branches}" if self.branch < max(NEWEST_POINTS) else ""
+            later = self.branch > max(NEWEST_POINTS) and 1 <= self.month <= 12  # a branch is named by year and month
+            return "" if later else f"its branches are {branches}"
         over = self.branch <= ENDED and self.point > NEWEST_POINTS[self.branch]
         return f"the last one of its branch is {known}" if over else ""
+
+    @property
+    def unfamiliar(self) -> bool:
+        """True for a branch that is newer than all that are known: it is taken for one like the newest of these."""
+        return not self.missing and self.branch > max(NEWEST_POINTS)
 
     @property
     def family(self) -> Family:

@@ -19,6 +19,7 @@ from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from shlex import quote
+from typing import Literal
 
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
@@ -37,6 +38,7 @@ PARTIAL = ".partial"
 _TIME = "%Y%m%dT%H%M%SZ"
 _NAME = re.compile(r"\d{8}T\d{6}Z")
 _WORD = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
+_RECORD_MAX_BYTES = 8 << 20
 
 
 class BackupsExposed(InputError):
@@ -49,9 +51,11 @@ class BackupsExposed(InputError):
 class BackupBroken(InputError):
     """A folder that is no whole backup."""
 
-    def __init__(self, folder: Path, why: str) -> None:
+    def __init__(self, folder: Path, why: str, fix: str = "") -> None:
         super().__init__(
-            f"this is no whole backup: {why}", where=str(folder), fix="take another one: ./inv backups lists them"
+            f"this is no whole backup: {why}",
+            where=str(folder),
+            fix=fix or "take another one: ./inv backups lists them",
         )
         self.why = why
 
@@ -111,12 +115,12 @@ class BackupRecord:
     """Empty if the box does not say which image it runs."""
     image_of: str
     """`profile/node` of that image."""
-    builder: str
+    builder: Literal["", "lab", "openwrt"]
     """What made that image, `lab` or `openwrt`; empty if the image does not say."""
     fingerprint: str
     images: dict[str, str]
     """The image's files with their SHA-256, if they lay in images/ when the backup was taken."""
-    original: str
+    original: Literal["whole", "partly", "none"]
     """Whether the image's own files are in the backup: `whole`, `partly`, or `none` (an image without a recipe)."""
     not_original: tuple[str, ...]
     """Files whose content in the image could not be had any more."""
@@ -143,8 +147,8 @@ class Backup:
 
     @property
     def time(self) -> datetime:
-        """When it was taken."""
-        return datetime.fromisoformat(self.record.taken_at)
+        """When it was taken, in UTC."""
+        return datetime.fromisoformat(self.record.taken_at).astimezone(UTC)
 
     @property
     def size_bytes(self) -> int:
@@ -243,13 +247,27 @@ def free_time(folder: Path, now: datetime) -> datetime:
 # -- reading -----------------------------------------------------------------------------------------------------------
 
 
-def load(folder: Path, *, contents: bool = True) -> Backup:
-    """Read a backup, and with `contents` compare every file with its hash. Raises BackupBroken."""
+def load(folder: Path) -> Backup:
+    """Read a backup, and compare every file with its hash: whoever wants something of a backup opens it by this.
+
+    Raises BackupBroken, whatever is wrong with it.
+    """
+    try:
+        return _load(folder)
+    except OSError as cause:
+        name = Path(str(cause.filename or RECORD)).name
+        raise BackupBroken(folder, f"{clean(name)[:40]} cannot be read ({cause.strerror or cause})") from None
+
+
+def _load(folder: Path) -> Backup:
+    if not os.path.lexists(folder / RECORD):
+        raise BackupBroken(folder, f"there is no {RECORD} in it")
+    shape = (folder / RECORD).lstat()
+    if not stat.S_ISREG(shape.st_mode) or shape.st_size > _RECORD_MAX_BYTES:  # a pipe would never end
+        raise BackupBroken(folder, f"{RECORD} cannot be read (it is no file, or much too large)")
     try:
         facts = json_text.read(folder / RECORD)
-    except FileNotFoundError:
-        raise BackupBroken(folder, f"there is no {RECORD} in it") from None
-    except (OSError, ValueError) as cause:
+    except ValueError as cause:
         raise BackupBroken(folder, f"{RECORD} cannot be read ({clean(str(cause))[:120]})") from None
     if facts.get("format") != FORMAT:
         words = f"it has format {facts.get('format')!r:.20}, and this version of ndakit reads {FORMAT}"
@@ -259,18 +277,25 @@ def load(folder: Path, *, contents: bool = True) -> Backup:
         time = datetime.fromisoformat(record.taken_at)
         if time.tzinfo is None or not (_WORD.fullmatch(record.profile) and _WORD.fullmatch(record.node)):
             raise ValueError("no time with its zone, or no name")
-    except (ValidationError, ValueError):
+        time.astimezone(UTC)  # the first and the last day that there is may lie in no year of UTC
+    except (ValidationError, ValueError, OverflowError):
         raise BackupBroken(folder, f"{RECORD} is incomplete, or has something foreign in it") from None
-    for file in record.files:
-        if file.name.removesuffix(SUFFIX) not in (CONFIG, IMAGE, PACKAGES):
+    names = [file.name.removesuffix(SUFFIX) for file in record.files]
+    for number, file in enumerate(record.files):
+        if names[number] not in (CONFIG, IMAGE, PACKAGES):
             raise BackupBroken(folder, f"{RECORD} names {file.name[:40]!r}, which is no file of a backup")
+        if names[number] in names[:number]:
+            raise BackupBroken(folder, f"{RECORD} names {names[number]} twice")
         path = folder / file.name
         if path.is_symlink() or not path.is_file():
             raise BackupBroken(folder, f"{file.name} is not there")
         if path.stat().st_size != file.size_bytes:
             raise BackupBroken(folder, f"{file.name} has {path.stat().st_size} bytes instead of {file.size_bytes}")
-        if contents and file_sha256(path) != file.sha256:
+        if file_sha256(path) != file.sha256:
             raise BackupBroken(folder, f"{file.name} was changed, or is damaged (SHA-256)")
+    needed = (CONFIG, PACKAGES) if record.original == "none" else (CONFIG, PACKAGES, IMAGE)
+    if lacking := [name for name in needed if name not in names]:
+        raise BackupBroken(folder, f"{RECORD} does not name {', '.join(lacking)}")
     return Backup(folder, record)
 
 
@@ -278,7 +303,7 @@ def listed(folder: Path) -> list[ListedBackup]:
     """What stands in a node's folder, oldest first: backups, broken ones, and what is being written or was cut off."""
     entries: list[ListedBackup] = []
     for entry in sorted(folder.iterdir()) if folder.is_dir() else ():
-        if entry.name == PARTIAL:
+        if entry.name == PARTIAL and entry.is_dir():
             entries += [ListedBackup(half, None, _half_words(half)) for half in sorted(entry.iterdir())]
         elif _NAME.fullmatch(entry.name):
             try:

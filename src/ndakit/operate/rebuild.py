@@ -9,14 +9,14 @@ image with the same release, packages and configuration, as close as can be. Hos
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
 from ndakit.build import from_recipe
 from ndakit.build import recipe as recipes
-from ndakit.build.recipe import Asked, ImageRecipe
+from ndakit.build.recipe import Asked, ImageRecipe, RecipeBroken
 from ndakit.core.errors import InputError
 from ndakit.core.events import Events
 from ndakit.core.release import Release
@@ -27,7 +27,7 @@ from ndakit.imagebuilder.sources import Builder
 from ndakit.node import facts
 from ndakit.operate import tar_files
 from ndakit.operate.backup_files import LOCAL, NOW, ORIGINAL, opened, recipe_of
-from ndakit.operate.backups import CONFIG, IMAGE, PACKAGES, Backup
+from ndakit.operate.backups import CONFIG, IMAGE, PACKAGES, Backup, BackupBroken, Differences
 from ndakit.operate.box_files import MADE_BY_SYSTEM
 from ndakit.packages import feed
 
@@ -36,6 +36,8 @@ BY_HAND = "configuration of the box"
 _FILE_MAX_BYTES = 64 << 20
 _PRESENT_ANYWAY = re.compile(r"kernel|libc|lib.*")
 """Packages that no image lacks, and libraries, which come with what needs them."""
+_MODE_BITS = 0o777
+"""What an image keeps of a file's mode."""
 _ROOTFS_MIB = 256
 _EFI_SINCE = (21, 2)
 
@@ -115,7 +117,8 @@ def prepare(backup: Backup, keys: Sequence[Any], scratch: Path, *, as_built: boo
     # What the record says is checked against the archives: it lies in a folder that others may have given us.
     missing = () if as_built else tuple(path for path in differ.missing if path in made_of.files)
     now = () if as_built else tuple(path for path in differ.changed if path in made_of.files)
-    laid = _own_files(backup, keys, made_of, files, packages, set(now), set(missing))
+    odd: dict[str, int] = {}
+    laid = _own_files(backup, keys, made_of, files, packages, set(now), set(missing), odd)
     lacking = sorted(made_of.files.keys() - laid.keys() - set(missing))
     if lacking:
         raise NotAsBuilt(
@@ -125,7 +128,8 @@ def prepare(backup: Backup, keys: Sequence[Any], scratch: Path, *, as_built: boo
             if as_built
             else "take another backup: ./inv backups lists them",
         )
-    added = {} if as_built else _config_files(backup, keys, files, set(differ.added) - made_of.files.keys())
+    wanted = set() if as_built else set(differ.added) - made_of.files.keys()
+    added = _config_files(backup, keys, files, wanted, laid, odd)
     removed = () if as_built else differ.packages_removed
     without = () if with_local else made_of.asked.local_packages
     own = {path: entry for path, entry in laid.items() if made_of.files.get(path) != entry}
@@ -135,23 +139,27 @@ def prepare(backup: Backup, keys: Sequence[Any], scratch: Path, *, as_built: boo
         removed=missing,
         packages_added=() if as_built else differ.packages_added,
         packages_removed=tuple(sorted({*removed, *without})),
-        left_out=() if as_built else _left_out(differ.changed, differ.added, differ.not_saved, {**laid, **added}, own),
+        left_out=() if as_built else _left_out(differ, {**laid, **added}, own, odd),
     )
-    return Prepared(_with(made_of, changes, {**laid, **added}), files, packages, changes, versions)
+    return Prepared(_with(made_of, changes, {**laid, **added}, backup), files, packages, changes, versions)
 
 
 def _left_out(
-    changed: Sequence[str],
-    added: Sequence[str],
-    not_saved: Sequence[str],
-    there: Mapping[str, str],
-    own: Mapping[str, str],
+    differ: Differences, there: Mapping[str, str], own: Mapping[str, str], odd: Mapping[str, int]
 ) -> tuple[str, ...]:
     """What was changed on the box and does not get into the image."""
     inside = (facts.IMAGE, facts.RECIPE)
-    words = [f"{path}: a link took its place" for path in changed if path not in own and path not in inside]
-    words += [f"{path}: no plain file" for path in added if path not in there]
-    return (*words, *(f"{path}: not in the backup" for path in not_saved))
+    told = {*own, *odd, *inside}
+    words = [f"{path}: a link took its place" for path in differ.changed if path not in told]
+    words += [f"{path}: no plain file" for path in differ.added if path not in there]
+    return (*words, *_odd_modes(odd), *(f"{path}: not in the backup" for path in differ.not_saved))
+
+
+def _odd_modes(odd: Mapping[str, int]) -> tuple[str, ...]:
+    """Files whose mode has set-user-ID, set-group-ID or the sticky bit, which no file of an image of ours has."""
+    return tuple(
+        f"{path}: of its mode {mode:04o} the image gets {mode & _MODE_BITS:04o}" for path, mode in sorted(odd.items())
+    )
 
 
 def build(
@@ -170,7 +178,7 @@ def build(
     other_builder = bool(asked.fingerprint) and (builder.kind, fingerprint) != (asked.builder, asked.fingerprint)
     now = replace(asked, builder=builder.kind, fingerprint=fingerprint)
     if now != asked:  # what it says of itself has to be true
-        made_of = _identified(replace(made_of, asked=now))
+        made_of = _identified(replace(made_of, asked=now), backup)
     local = feed.read_saved(prepared.packages, Release.parse(asked.release), now.local_packages)
     artifact = from_recipe.build(workspace, made_of, prepared.files, local, builder, folder, events)
     was = backup.record.images
@@ -206,9 +214,10 @@ def _own_files(
     packages: Path,
     now: set[str],
     missing: set[str],
+    odd: dict[str, int],
 ) -> dict[str, str]:
     """Lay out the image's own files: as they are on the box for those in `now`, as the image has them for the others.
-    What they are now, as recipes say it."""
+    What they are now, as recipes say it. `odd` gets the modes that they do not keep."""
     laid: dict[str, str] = {}
     where = str(backup.file(IMAGE))
     with opened(backup, IMAGE, keys) as source, tar_files.reading(cast(BinaryIO, source), where) as archive:
@@ -226,27 +235,48 @@ def _own_files(
             if path not in made_of.files or path in missing or (folder == NOW and path not in now):
                 continue
             data = tar_files.content(content, entry, where, _FILE_MAX_BYTES)
-            told = recipes.entry(entry.mode, data)
-            if folder == ORIGINAL and told != made_of.files[path]:
+            if folder == ORIGINAL and recipes.entry(entry.mode, data) != made_of.files[path]:
                 raise tar_files.ArchiveRefused(where, f"{path} is not what the image was made of")
             if folder == ORIGINAL and path in laid:  # as it is now
                 continue
-            _write(files, path, entry.mode, data)
-            laid[path] = told
+            laid[path] = _lay(files, path, entry.mode, data, odd)
     return laid
 
 
-def _config_files(backup: Backup, keys: Sequence[Any], files: Path, wanted: set[str]) -> dict[str, str]:
-    """Lay out these files of the box's configuration; links and what is not there are passed over."""
+def _config_files(
+    backup: Backup,
+    keys: Sequence[Any],
+    files: Path,
+    wanted: Set[str],
+    there: Mapping[str, str],
+    odd: dict[str, int],
+) -> dict[str, str]:
+    """Lay out these files of the box's configuration; links and what is not there are passed over. `there`: the files
+    that are laid out already; `odd` gets the modes that they do not keep. Raises ArchiveRefused, also for a file in
+    the place of a folder."""
+    if not wanted:
+        return {}
     laid: dict[str, str] = {}
+    ours = {*there, facts.IMAGE, facts.RECIPE}
+    folders = {folder for path in ours for folder in tar_files.parents(path)}
     where = str(backup.file(CONFIG))
     with opened(backup, CONFIG, keys) as source, tar_files.reading(cast(BinaryIO, source), where) as archive:
         for entry, content in archive.walk():
-            if content is not None and entry.path in wanted and not MADE_BY_SYSTEM.fullmatch(entry.path):
+            path = entry.path
+            if content is not None and path in wanted and path not in ours and not MADE_BY_SYSTEM.fullmatch(path):
+                if path in folders or ours.intersection(tar_files.parents(path)):
+                    raise tar_files.ArchiveRefused(where, f"{path} is in it where the image has a folder, or a file")
                 data = tar_files.content(content, entry, where, _FILE_MAX_BYTES)
-                _write(files, entry.path, entry.mode, data)
-                laid[entry.path] = recipes.entry(entry.mode, data)
+                laid[path] = _lay(files, path, entry.mode, data, odd)
     return laid
+
+
+def _lay(files: Path, path: str, mode: int, data: bytes, odd: dict[str, int]) -> str:
+    """Write a file as an image gets it; what it is now, as recipes say it."""
+    if mode & ~_MODE_BITS:
+        odd[path] = mode
+    _write(files, path, mode, data)
+    return recipes.entry(mode & _MODE_BITS, data)
 
 
 def _write(root: Path, path: str, mode: int, content: bytes) -> None:
@@ -258,7 +288,7 @@ def _write(root: Path, path: str, mode: int, content: bytes) -> None:
     target.unlink(missing_ok=True)
     target.touch(mode=0o600)
     target.write_bytes(content)
-    target.chmod(mode & 0o777)
+    target.chmod(mode & _MODE_BITS)
 
 
 def _versions(backup: Backup, keys: Sequence[Any]) -> dict[str, str]:
@@ -273,8 +303,8 @@ def _versions(backup: Backup, keys: Sequence[Any]) -> dict[str, str]:
 # -- recipes -----------------------------------------------------------------------------------------------------------
 
 
-def _with(made_of: ImageRecipe, changes: Changes, files: Mapping[str, str]) -> ImageRecipe:
-    """The recipe of the image with what was changed by hand; the same one if that was nothing."""
+def _with(made_of: ImageRecipe, changes: Changes, files: Mapping[str, str], backup: Backup) -> ImageRecipe:
+    """The recipe of the image with what was changed by hand; the same one if that was nothing. Raises BackupBroken."""
     if not changes.any:
         return made_of
     words = made_of.asked.packages.split()
@@ -285,15 +315,19 @@ def _with(made_of: ImageRecipe, changes: Changes, files: Mapping[str, str]) -> I
     asked = replace(made_of.asked, packages=packages, local_packages=kept)
     by_hand = changes.changed or changes.added
     secrets = tuple(dict.fromkeys((*made_of.secrets, *((BY_HAND,) if by_hand else ()))))
-    return _identified(replace(made_of, asked=asked, files=dict(sorted(files.items())), secrets=secrets))
+    return _identified(replace(made_of, asked=asked, files=dict(sorted(files.items())), secrets=secrets), backup)
 
 
-def _identified(made_of: ImageRecipe) -> ImageRecipe:
+def _identified(made_of: ImageRecipe, backup: Backup) -> ImageRecipe:
     """The same with an id of its own. The hash is over hashes of secrets, so that it says nothing about them to
-    anybody who does not have the image."""
+    anybody who does not have the image. Raises BackupBroken for what no image can be made of."""
     inputs = {"rebuilt": 1, "asked": asdict(made_of.asked), "files": dict(made_of.files)}
     checked = replace(made_of, id=artifacts.identity(inputs))
-    return recipes.parse(checked.text().encode(), "the rebuilt image")
+    try:
+        return recipes.parse(checked.text().encode(), str(backup.folder))
+    except RecipeBroken as broken:
+        words = f"no image can be made of what it says of the box: {broken.why}"
+        raise BackupBroken(backup.folder, words) from None
 
 
 def _plain(backup: Backup, keys: Sequence[Any], files: Path, packages: Path, versions: Mapping[str, str]) -> Prepared:
@@ -318,7 +352,8 @@ def _plain(backup: Backup, keys: Sequence[Any], files: Path, packages: Path, ver
     everything: set[str] = set()
     with opened(backup, CONFIG, keys) as source, tar_files.reading(cast(BinaryIO, source), CONFIG) as archive:
         everything |= {entry.path for entry, content in archive.walk() if content is not None}
-    laid = _config_files(backup, keys, files, everything)
+    odd: dict[str, int] = {}
+    laid = _config_files(backup, keys, files, everything, {}, odd)
     efi = board != "x86" or release.branch >= _EFI_SINCE
     asked = Asked(
         release=record.release,
@@ -335,6 +370,6 @@ def _plain(backup: Backup, keys: Sequence[Any], files: Path, packages: Path, ver
         local_packages={},
     )
     made_of = ImageRecipe("0" * 64, record.profile, record.node, asked, dict(sorted(laid.items())), (BY_HAND,))
-    left_out = tuple(f"{path}: not in the backup" for path in record.differences.not_saved)
+    left_out = (*_odd_modes(odd), *(f"{path}: not in the backup" for path in record.differences.not_saved))
     changes = Changes(added=tuple(sorted(laid)), left_out=left_out)
-    return Prepared(_identified(made_of), files, packages, changes, versions)
+    return Prepared(_identified(made_of, backup), files, packages, changes, versions)

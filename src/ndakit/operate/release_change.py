@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 
-from ndakit.core.errors import ErrorGroup, InputError, NdakitError
+from ndakit.core.errors import ErrorGroup, InputError, Location, NdakitError
 from ndakit.core.mistakes import KeyPath, ProfileWarning
 from ndakit.core.release import Release
 from ndakit.core.workspace import Workspace
@@ -18,6 +18,7 @@ from ndakit.lint.lint import lint
 from ndakit.load import certificates, load, secrets
 from ndakit.load.loaded import Loaded
 from ndakit.model import package_plan
+from ndakit.model.rules import release as rules
 from ndakit.packages import feed
 from ndakit.render.render import Tree, render
 
@@ -53,29 +54,27 @@ class ReleaseChange:
     errors: tuple[NdakitError, ...]
     """Why the profile as it is cannot be built for it."""
     warnings: tuple[ProfileWarning, ...]
-    """Those that it has not got now."""
+    """Those that it has not got now; first that there is no such release, or that nothing is known of it."""
     files: Mapping[str, tuple[FileChange, ...]] = field(default_factory=dict)
     """Node → files; empty where errors keep it from being rendered."""
 
 
-def compare(workspace: Workspace, what: str, release: str) -> ReleaseChange:
+def compare(workspace: Workspace, what: str, release: str | None) -> ReleaseChange:
     """Look at a profile with another release. Raises ReleaseUnknown, and what loading and rendering the profile as it
     is raise."""
-    try:
-        after = Release.parse(release)
-    except ValueError as cause:
-        raise ReleaseUnknown(str(cause), where=f"--release {release[:40]}", fix="such as --release 25.12.5") from None
+    after, doubt = _named(release)
     now = load.load(workspace, what)
     made: dict[str, bytes] = {}
     trees_now = _trees(workspace, now, made)
     before = now.profile.release
     errors: list[NdakitError] = []
-    warnings: tuple[ProfileWarning, ...] = ()
+    warnings = doubt
     files: dict[str, tuple[FileChange, ...]] = {}
     plan_now, plan_then = _plan(now), None
     try:
         then = load.load(workspace, what, release=str(after))
-        warnings = tuple(w for w in then.warnings if w.text() not in {known.text() for known in now.warnings})
+        told = {known.text() for known in now.warnings}
+        warnings += tuple(w for w in then.warnings if w.text() not in told and w.code not in {d.code for d in doubt})
         plan_then = _plan(then)
         errors += _package_errors(workspace, then)
         trees_then = _trees(workspace, then, made)
@@ -86,8 +85,34 @@ def compare(workspace: Workspace, what: str, release: str) -> ReleaseChange:
         errors.append(error)
     added, removed = _package_changes(plan_now, plan_then, after)
     return ReleaseChange(
-        now.profile.name, before, after, tuple(_facts(before, after)), added, removed, tuple(errors), warnings, files
+        now.profile.name,
+        before,
+        after,
+        tuple(_facts(before, after)),
+        added,
+        removed,
+        tuple(errors),
+        warnings,
+        files,
     )
+
+
+def _named(release: str | None) -> tuple[Release, tuple[ProfileWarning, ...]]:
+    """The release that is meant, and what is doubtful about it, as a profile with it is told."""
+    if not release:
+        raise ReleaseUnknown(
+            "it is not said which release", where="--release", fix="name one, such as --release 25.12.5"
+        )
+    where = f"--release {release[:40]}"
+    try:
+        after = Release.parse(release)
+    except ValueError as cause:
+        raise ReleaseUnknown(str(cause), where=where, fix="such as --release 25.12.5") from None
+    words = rules.doubt(after)
+    if words is None:
+        return after, ()
+    what, instead = words
+    return after, (ProfileWarning(rules.UNKNOWN, what, Location(where), f"write {instead}"),)
 
 
 def _trees(workspace: Workspace, loaded: Loaded, made: dict[str, bytes]) -> dict[str, Tree]:

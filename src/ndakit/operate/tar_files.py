@@ -14,7 +14,7 @@ import gzip
 import hashlib
 import tarfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Set
 from dataclasses import dataclass
 from typing import IO, BinaryIO, cast
 
@@ -24,6 +24,8 @@ from ndakit.core.mistakes import clean
 MAX_BYTES = 512 << 20
 """Unpacked. A balancer's configuration is some 100 KiB; its flash is rarely larger than this."""
 MAX_ENTRIES = 50_000
+_PATH_MAX_BYTES, _NAME_MAX_BYTES = 1000, 255
+"""Linux takes names of 255 bytes (limits.h); no path on a balancer is anywhere near the first."""
 _MAX_READ = 8 << 20
 _PIECE = 1 << 16
 
@@ -90,6 +92,8 @@ class Archive:
         """Each file with its content to be read (before the next one is asked for), each link without. Folders are
         passed over. Raises ArchiveRefused."""
         seen: set[str] = set()
+        plain: set[str] = set()
+        folders: set[str] = set()
         total = 0
         with _refusing(self._where):
             for count, member in enumerate(self._tar, 1):
@@ -98,11 +102,23 @@ class Archive:
                 if count > MAX_ENTRIES or total > self._max_bytes:
                     raise _TooLarge(f"it has more than {MAX_ENTRIES} entries, or {self._max_bytes >> 20} MiB")
                 if entry is None:
+                    folder = f"/{member.name.removeprefix('./').rstrip('/')}"
+                    self._refuse_both({folder, *parents(folder)} & plain)
+                    folders |= {folder, *parents(folder)}
                     continue
                 if entry.path in seen:
                     raise ArchiveRefused(self._where, f"it holds {entry.path} twice")
                 seen.add(entry.path)
+                self._refuse_both({*parents(entry.path)} & plain)
+                folders |= {*parents(entry.path)}
+                if not entry.target:  # nothing goes through a link, whatever is said to lie in it
+                    self._refuse_both({entry.path} & folders)
+                    plain.add(entry.path)
                 yield entry, self._tar.extractfile(member) if not entry.target else None
+
+    def _refuse_both(self, paths: Set[str]) -> None:
+        for path in paths:
+            raise ArchiveRefused(self._where, f"in it {path[:100]} is a file and a folder")
 
     def _entry(self, member: tarfile.TarInfo) -> Entry | None:
         name = member.name.removeprefix("./").rstrip("/") if member.isdir() else member.name.removeprefix("./")
@@ -110,7 +126,8 @@ class Archive:
             return None
         if member.name.startswith("/") or any(part in ("", ".", "..") for part in name.split("/")):
             raise ArchiveRefused(self._where, f"the name {member.name[:100]!r} leads out of the box's root")
-        if not name.isprintable() or len(name) > 1000:
+        sizes = [len(part.encode(errors="surrogatepass")) for part in name.split("/")]
+        if not name.isprintable() or max(sizes) > _NAME_MAX_BYTES or sum(sizes) + len(sizes) > _PATH_MAX_BYTES:
             raise ArchiveRefused(self._where, f"it holds a file of the name {member.name[:100]!r}")
         if member.islnk():
             raise ArchiveRefused(self._where, f"{name} is a hard link, to {member.linkname[:100]!r}")
@@ -121,6 +138,13 @@ class Archive:
         if not member.isreg():
             raise ArchiveRefused(self._where, f"{name} is a device, a pipe or something else that is no file")
         return Entry(f"/{name}", member.mode & 0o7777, int(member.mtime), member.size)
+
+
+def parents(path: str) -> Iterator[str]:
+    """The folders in which a file lies, but for the root."""
+    while (end := path.rfind("/")) > 0:
+        path = path[:end]
+        yield path
 
 
 @contextlib.contextmanager

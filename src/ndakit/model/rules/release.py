@@ -9,12 +9,14 @@ from collections.abc import Callable, Iterator
 
 from ndakit.core.mistakes import KeyPath
 from ndakit.core.names import INTERFACE_NAME_MAX, device_name, uci_name
-from ndakit.core.release import NEWEST_POINTS, newest, since
+from ndakit.core.release import NEWEST_POINTS, Release, newest, since
 from ndakit.model.capacity import capacity_of
 from ndakit.model.profile import Profile
 from ndakit.model.rules.findings import Finding, error, warning
 
 RELEASE: KeyPath = ("release",)
+UNKNOWN = "release-unknown"
+"""The code of `known`'s warning."""
 
 
 def ssh_keys(profile: Profile) -> Iterator[Finding]:
@@ -72,12 +74,20 @@ def links(profile: Profile) -> Iterator[Finding]:
 
 
 def known(profile: Profile) -> Iterator[Finding]:
-    """A release that was never made."""
-    if why := profile.release.missing:
-        yield warning(
-            "release-unknown", f"there is no OpenWrt {profile.release}, as far as is known: {why}", RELEASE,
-            f"write {newest(profile.release.branch) or newest(max(NEWEST_POINTS))}",
-        )  # fmt: skip
+    """A release that was never made, or that nothing is known of."""
+    if words := doubt(profile.release):
+        what, instead = words
+        yield warning(UNKNOWN, what, RELEASE, f"write {instead}")
+
+
+def doubt(release: Release) -> tuple[str, str] | None:
+    """Why a release is none, or why nothing is known of it, and which one is to be taken instead."""
+    latest = newest(max(NEWEST_POINTS)) or ""
+    if why := release.missing:
+        return f"there is no OpenWrt {release}, as far as is known: {why}", newest(release.branch) or latest
+    if release.unfamiliar:
+        return f"nothing is known of OpenWrt {release}: it is taken for one like {latest}, the newest known", latest
+    return None
 
 
 def egress(profile: Profile) -> Iterator[Finding]:

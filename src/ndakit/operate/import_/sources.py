@@ -1,28 +1,30 @@
 """Where a balancer's files come from: a backup, a folder, or the balancer itself over a shell. Nothing is written.
 
-A backup is what `sysupgrade -b` writes (a tar.gz of /etc and what /etc/sysupgrade.conf names), or a folder with such a
-`config.tar.gz`. Its files are read into memory and never unpacked; an archive that would reach outside, or that grows
-without end, is refused whole. Links are never followed.
+A backup is what `sysupgrade -b` writes (a tar.gz of /etc and what /etc/sysupgrade.conf names), or a folder that
+`./inv backup` wrote, if it is whole (operate/backups). Its files are read into memory and never unpacked; an archive
+that would reach outside, or that grows without end, is refused whole. Links are never followed.
 """
 
 from __future__ import annotations
 
 import gzip
 import io
-import json
 import os
 import re
 import stat
 import tarfile
 import zlib
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path, PurePosixPath
+from shlex import quote
 from typing import IO, Any
 
 from ndakit.core.errors import InputError
 from ndakit.core.mistakes import clean, show
 from ndakit.node.shell import Shell
+from ndakit.operate import backups, encryption
+from ndakit.operate.backups import Backup, BackupBroken
 
 ARCHIVE_BYTES_MAX = 64 << 20
 """What a backup may hold when it is unpacked: one of a balancer has less than a megabyte."""
@@ -122,7 +124,7 @@ class NodeFiles:
 
 
 def read(place: str) -> NodeFiles:
-    """The files of a backup, a folder or a file here. Raises ImportSourceUnusable, ImportArchiveUnsafe,
+    """The files of a backup, a folder or a file here. Raises ImportSourceUnusable, BackupBroken, ImportArchiveUnsafe,
     ImportArchiveBroken, and OSError for what the system refuses."""
     path = Path(place)
     if path.is_dir():
@@ -252,18 +254,17 @@ class _Bounded:
 
 
 def _folder(folder: Path) -> NodeFiles:
-    saved = folder / "config.tar.gz"
-    if (encrypted := folder / "config.tar.gz.age").is_file() and not saved.is_file():
-        raise ImportSourceUnusable(
-            "this backup is encrypted",
-            where=str(encrypted),
-            fix="decrypt it, and name the file: age -d -i KEY -o config.tar.gz config.tar.gz.age",
-        )
-    if saved.is_file():
-        return _backup(folder, saved)
-    times = sorted(child for child in folder.iterdir() if (child / "config.tar.gz").is_file())
-    if times:
-        return _backup(times[-1], times[-1] / "config.tar.gz")
+    if _looks_like_backup(folder):
+        return _backup(_opened(folder))
+    if any(_looks_like_backup(child) for child in folder.iterdir()):
+        whole = backups.whole(folder)
+        if not whole:
+            raise ImportSourceUnusable(
+                "there is no whole backup in this folder",
+                where=str(folder),
+                fix="./inv backups says what is wrong with each; name another one, or another folder of backups",
+            )
+        return _backup(whole[-1])
     base = folder if (folder / "etc").is_dir() else None
     result = NodeFiles(str(folder))
     total = 0
@@ -305,19 +306,39 @@ def _walk(folder: Path) -> Iterable[Path]:
         yield from (Path(parent) / name for name in names)
 
 
-def _backup(folder: Path, saved: Path) -> NodeFiles:
-    """A folder that `./inv backup` wrote: the archive, the list of packages, the record."""
+def _looks_like_backup(folder: Path) -> bool:
+    names = (backups.RECORD, backups.CONFIG, f"{backups.CONFIG}{encryption.SUFFIX}")
+    return any(os.path.lexists(folder / name) for name in names)
+
+
+def _opened(folder: Path) -> Backup:
+    """A backup, whole. Raises BackupBroken."""
+    try:
+        return backups.load(folder)
+    except BackupBroken as broken:
+        fix = "name another one: ./inv backups lists them"
+        if (config := folder / backups.CONFIG).is_file():
+            fix += f"; or, if you trust it as it is, its archive alone: {quote(str(config))}"
+        raise BackupBroken(folder, broken.why, fix) from None
+
+
+def _backup(backup: Backup) -> NodeFiles:
+    """What `./inv backup` wrote: the archive, the list of packages, the record. Raises ImportSourceUnusable for an
+    encrypted one."""
+    saved = backup.file(backups.CONFIG)
+    assert saved is not None  # a whole one has it
+    if saved.suffix == encryption.SUFFIX:
+        raise ImportSourceUnusable(
+            "this backup is encrypted",
+            where=str(saved),
+            fix="decrypt it, and name the file: age -d -i KEY -o config.tar.gz config.tar.gz.age",
+        )
     with saved.open("rb") as content:
         result = archive(content, str(saved))
-    packages = folder / "packages.txt"
-    if packages.is_file() and PACKAGES not in result.files:
+    packages = backup.file(backups.PACKAGES)
+    if packages is not None and packages.suffix != encryption.SUFFIX and PACKAGES not in result.files:
         result.files[PACKAGES] = _bounded(packages)
-    try:
-        record = json.loads(_bounded(folder / "backup.json"))
-    except (OSError, ValueError, RecursionError):
-        record = None
-    if isinstance(record, dict):
-        result.record = {str(k): str(v) for k, v in record.items() if isinstance(v, str | int)}
+    result.record = {key: value for key, value in asdict(backup.record).items() if isinstance(value, str)}
     return result
 
 
