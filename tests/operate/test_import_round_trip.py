@@ -12,6 +12,7 @@ from ndakit.core.workspace import Workspace
 from ndakit.load import load
 from ndakit.model import Profile
 from ndakit.operate.import_ import importer
+from ndakit.operate.import_.draft import DECIDE
 from ndakit.operate.import_.refine import Imported
 from ndakit.render.render import Tree
 from places import DATA, ROOT
@@ -86,6 +87,7 @@ def test_a_profile_that_was_rendered_and_imported_is_the_same_again(name: str, t
         assert bool(differ) == (name in LOST), differ
         assert differ <= CHANGED
     # No line is left over.
+    assert [words for words in result.draft.fill_in if words.startswith(DECIDE)] == []
     left = {one.path for one in result.unsaid}
     assert bool(left) == (name in LOST), result.unsaid
     assert left <= CHANGED | {"/etc/ndakit/private/tests/certificate.pem"}

@@ -41,6 +41,9 @@ __all__ = [
 ]
 
 MISTAKES_MAX = 100
+_TO_FILL_IN = "# FILL IN: "
+UNDECIDED = f"{_TO_FILL_IN}decide: "
+"""How a comment begins that `./inv import` writes, and that a person has to take out."""
 
 
 class ProfileNotFound(InputError):
@@ -100,6 +103,7 @@ def load(workspace: Workspace, what: str, *, release: str | None = None) -> Load
     mistakes = [
         *merged.mistakes,
         *diagnosis.mistakes,
+        *_undecided(path, inheritance.shown(path, workspace)),
         *_name_mistakes(merged.tree, path, inheritance.shown(path, workspace)),
     ]
     checked = diagnosis.profile or diagnosis.rest
@@ -129,6 +133,28 @@ def load(workspace: Workspace, what: str, *, release: str | None = None) -> Load
         (*merged.sources.values(), *attachments.contents),
         shlex.quote(what),
     )
+
+
+def _undecided(path: Path, shown: str) -> Iterator[ProfileMistake]:
+    """What `./inv import` asks a person to decide: comments before the first key, which stand there until somebody has
+    decided them."""
+    comments: list[tuple[int, str]] = []
+    for number, line in enumerate(path.read_text(encoding="utf-8", errors="replace").split("\n"), 1):
+        if line.strip() and not line.startswith("#"):
+            break
+        if line.startswith(_TO_FILL_IN):
+            comments.append((number, line))
+        elif comments:
+            comments[-1] = (comments[-1][0], f"{comments[-1][1]} {line.lstrip('# ')}".rstrip())
+    for number, text in comments:
+        if text.startswith(UNDECIDED):
+            yield ProfileMistake(
+                "undecided",
+                f"nobody has decided yet: {show(text.removeprefix(UNDECIDED), 400)}",
+                at=Location(shown, number),
+                fix="change the profile so that it lets in only who may come, or find that it is right as it is; then "
+                "delete this comment",
+            )
 
 
 def dump(loaded: Loaded) -> str:

@@ -21,6 +21,7 @@ from ndakit.core.names import is_name, is_nic_name
 from ndakit.model import Address, Subnet
 
 FILL_IN = "FILL IN"
+DECIDE = "decide: "
 PORT_NAMES = {
     20: "ftp-data",
     21: "ftp",
@@ -123,6 +124,10 @@ class Draft:
     """Files beside the profile, by name."""
     secrets: dict[str, bytes | None] = field(default_factory=dict)
     """The secrets that it names; None where the content is not in what was read."""
+    secret_of: dict[str, str] = field(default_factory=dict)
+    """A certificate's file on the box → the secret that it becomes."""
+    beside: dict[str, str] = field(default_factory=dict)
+    """A file on the box → its name beside the profile."""
     fill_in: list[str] = field(default_factory=list)
     """What nobody but a person can know."""
     firmware: str = ""
@@ -135,6 +140,11 @@ class Draft:
         """Something that a person has to fill in."""
         if words not in self.fill_in:
             self.fill_in.append(words)
+
+    def decide(self, words: str) -> None:
+        """Something that was narrower on the old balancer: `check` refuses the profile until somebody has decided it,
+        and taken the line out (`load.undecided`)."""
+        self.missing(f"{DECIDE}{words}")
 
     def network_of(self, address: Address) -> NetworkDraft | None:
         """The network whose subnet holds an address."""

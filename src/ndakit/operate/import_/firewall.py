@@ -6,13 +6,15 @@ import re
 from ipaddress import ip_network
 from typing import Any
 
+from ndakit.core.mistakes import clean
 from ndakit.core.uci import Section
 from ndakit.model import Address
 from ndakit.operate.import_.draft import Draft, NetworkDraft, VipDraft, address, slug, subnet
+from ndakit.operate.import_.firewall_defaults import of_openwrt
 from ndakit.operate.import_.uci_files import UciFile
 
 PATH = "/etc/config/firewall"
-_PROTOCOLS = {
+PROTOCOLS = {
     "tcp": "tcp",
     "6": "tcp",
     "udp": "udp",
@@ -31,17 +33,9 @@ _PROTOCOLS = {
     "any": "all",
 }
 _PINGS = ["echo-request"]
-_DEFAULT_RULES = {
-    "Allow-DHCP-Renew": "a balancer's addresses are fixed",
-    "Allow-Ping": "pings are let in from everywhere anyway, up to 1000 a second",
-    "Allow-IGMP": "what switches ask is let in where it is needed",
-    "Allow-DHCPv6": "a balancer's addresses are fixed",
-    "Allow-MLD": "what switches ask is let in where it is needed",
-    "Allow-ICMPv6-Input": "IPv6's neighbour discovery, pings and errors are let in anyway",
-    "Allow-ICMPv6-Forward": "errors about connections that are known pass anyway",
-    "Support-UDP-Traceroute": "it is for the way out of servers, which egress opens",
-}
-"""The rules that OpenWrt comes with → why a profile needs none of them."""
+_PLAIN = {"name", "src", "proto", "dest_port", "dest_ip", "target", "family", "enabled", "log", "log_limit", "counter"}
+"""The options of a rule that lets in everybody of its zone, to the addresses and ports that it names."""
+_ICMP_PLAIN = {"icmp_type"}
 
 
 def zones(draft: Draft, uci: UciFile) -> dict[str, list[NetworkDraft]]:
@@ -55,28 +49,54 @@ def zones(draft: Draft, uci: UciFile) -> dict[str, list[NetworkDraft]]:
     return result
 
 
-def _words(section: Section, name: str) -> list[str]:
+def words(section: Section, name: str) -> list[str]:
+    """The words of an option or list."""
     return [word for value in section.list(name) for word in value.split()]
 
 
-def _enabled(section: Section) -> bool:
+def enabled(section: Section) -> bool:
+    """False for a rule that is switched off."""
     return section.get("enabled") not in ("0", "no", "off", "false")
 
 
 def access(draft: Draft, uci: UciFile) -> None:
     """`access.sources`: who the rules for SSH let in; without such rules, whom the zones let in."""
     theirs = zones(draft, uci)
+    kept_out: list[Section] = []
+    shut: set[str] = set()
     for section in uci.of("rule"):
-        protocols = _words(section, "proto") or ["tcp", "udp"]
-        open_ports = _spans(_words(section, "dest_port"))
-        about_ssh = any(low <= draft.ssh_port <= high for low, high in open_ports) and "tcp" in protocols
-        if not about_ssh or section.get("target") != "ACCEPT" or section.get("dest") or not _enabled(section):
+        if not _about_ssh(draft, section):
             continue
-        if section.get("dest_ip"):
-            continue  # a service on a VIP
-        sources = [s for s in (subnet(w) for w in _words(section, "src_ip")) if s is not None]
+        source = section.get("src") or ""
+        if section.get("target") in ("DROP", "REJECT"):
+            if narrowing(section) or section.get("dest_ip"):
+                kept_out.append(section)
+            else:
+                shut.add(source)
+            continue
+        if section.get("target") != "ACCEPT" or section.get("dest_ip") or not words(section, "dest_port"):
+            continue  # a service on a VIP, or a rule that is not for SSH alone
+        if source in shut or "*" in shut:
+            uci.unsaid(section, "a rule before it keeps everybody out")
+            continue
+        limits = [o for o in narrowing(section) if o != "src_ip"]
+        sources = [s for s in (subnet(w) for w in words(section, "src_ip")) if s is not None]
+        if limits or len(sources) != len(words(section, "src_ip")):
+            for option in section.options:
+                if option.name in (*limits, "src_ip"):
+                    uci.file.unsaid(option.line, "access.sources has subnets that may always come, and nothing else")
+            draft.decide(f"access.sources: whom does {_named(uci, section)} let in by SSH? No key says its conditions")
+            continue
+        for other in kept_out:
+            if source == "*" or other.get("src") in ("*", source):
+                draft.decide(
+                    f"access.sources: {_named(uci, other)} kept some out of SSH before {_named(uci, section)} let "
+                    "others in, and access.sources lets in all whom the second one names"
+                )
         if not sources:
-            sources = [s for n in theirs.get(section.get("src") or "", []) for s in n.subnets]
+            version = {"ipv4": 4, "ipv6": 6}.get(section.get("family") or "")
+            of_zone = [s for n in theirs.get(source, []) for s in n.subnets]
+            sources = [s for s in of_zone if version in (None, s.version)]
             if not sources:
                 uci.unsaid(section, "it lets everybody in by SSH: write access.sources with those who may")
                 continue
@@ -89,8 +109,15 @@ def access(draft: Draft, uci: UciFile) -> None:
     if draft.sources:
         return
     for section in uci.of("zone"):
-        ours = theirs.get(section.get("name") or "", [])
-        if section.get("input") == "ACCEPT" and ours:
+        zone = section.get("name") or ""
+        ours = theirs.get(zone, [])
+        if section.get("input") == "ACCEPT" and ours and zone not in shut and "*" not in shut:
+            for other in kept_out:
+                if other.get("src") in ("*", zone):
+                    draft.decide(
+                        f"access.sources: {_named(uci, other)} kept some out of SSH, and access.sources has the "
+                        "whole subnet that the zone lets in"
+                    )
             for net in ours:
                 if not net.heartbeat and net.subnets:
                     draft.sources[net.name] = [str(s) for s in net.subnets]
@@ -102,6 +129,27 @@ def access(draft: Draft, uci: UciFile) -> None:
             )
 
 
+def _about_ssh(draft: Draft, section: Section) -> bool:
+    """True for a rule about packets to the SSH port of the node; without ports it is about all of them."""
+    protocols = [PROTOCOLS.get(w, w) for w in words(section, "proto")] or ["tcp", "udp"]
+    ports = words(section, "dest_port")
+    here = not ports or any(low <= draft.ssh_port <= high for low, high in spans(ports))
+    tcp = "tcp" in protocols or "all" in protocols
+    return here and tcp and enabled(section) and bool(section.get("src")) and not section.get("dest")
+
+
+def narrowing(section: Section) -> list[str]:
+    """The options by which a rule is about fewer than all who come from its zone to what it names."""
+    of_icmp = _ICMP_PLAIN if "icmp" in [PROTOCOLS.get(w, w) for w in words(section, "proto")] else set()
+    return [o.name for o in section.options if o.name not in _PLAIN and o.name not in of_icmp and o.value != ""] + [
+        o.name for o in section.options if o.name in ("dest_port", "dest_ip", "proto") and o.value.startswith("!")
+    ]
+
+
+def _named(uci: UciFile, section: Section) -> str:
+    return f"rule {clean((section.get('name') or '')[:40])!r} of {uci.file.node}:{uci.file.path}:{section.line}"
+
+
 def _add_sources(draft: Draft, section: Section, sources: list[str]) -> None:
     new = [s for s in sources if not any(s in group for group in draft.sources.values())]
     if not new:
@@ -111,9 +159,10 @@ def _add_sources(draft: Draft, section: Section, sources: list[str]) -> None:
     draft.sources[slug(base, "admin", draft.sources)] = new
 
 
-def _spans(words: list[str]) -> list[tuple[int, int]]:
+def spans(texts: list[str]) -> list[tuple[int, int]]:
+    """Ports as spans, without what is none (a negation, a name)."""
     result = []
-    for word in words:
+    for word in texts:
         span = re.fullmatch(r"([0-9]{1,5})(?:[-:]([0-9]{1,5}))?", word)
         if span is not None:
             result.append((int(span[1]), int(span[2] or span[1])))
@@ -127,8 +176,8 @@ def service_names(uci: UciFile | None) -> dict[tuple[str, str, str], str]:
         name = section.get("name") or ""
         if not name.startswith("service-") or section.get("target") != "ACCEPT":
             continue
-        for ip in _words(section, "dest_ip"):
-            for port in _words(section, "dest_port"):
+        for ip in words(section, "dest_ip"):
+            for port in words(section, "dest_port"):
                 result[str(address(ip)), section.get("proto") or "tcp", port] = _without_zone(uci, section, name[8:])
     return result
 
@@ -149,14 +198,14 @@ def marks(uci: UciFile | None) -> dict[int, tuple[list[tuple[int, int]], list[Ad
         text = (section.get("set_xmark") or section.get("set_mark") or "").split("/")[0]
         if not re.fullmatch(r"0x[0-9a-fA-F]{1,8}|[0-9]{1,10}", text) or section.get("target") != "MARK":
             continue
-        spans = _spans(_words(section, "dest_port"))
-        addresses = [a for a in (address(w) for w in _words(section, "dest_ip")) if a is not None]
+        ports = spans(words(section, "dest_port"))
+        addresses = [a for a in (address(w) for w in words(section, "dest_ip")) if a is not None]
         name = section.get("name") or ""
-        if spans and addresses and uci is not None:
+        if ports and addresses and uci is not None:
             service = (
                 name.removeprefix("mark-").removesuffix(f"-{section.get('src')}") if name.startswith("mark-") else ""
             )
-            result[int(text, 0)] = (spans, addresses, section.get("proto") or "tcp", service)
+            result[int(text, 0)] = (ports, addresses, section.get("proto") or "tcp", service)
             for option in ("name", "src", "dest", "proto", "dest_ip", "dest_port", "set_xmark", "set_mark", "target"):
                 uci.take(section, option, key="services")
     return result
@@ -194,17 +243,23 @@ def egress(draft: Draft, uci: UciFile) -> None:
 def implied(draft: Draft, uci: UciFile) -> None:
     """Rules that a profile needs not: what OpenWrt comes with, what services open, VRRP, and reasons for the rest."""
     for section in uci.of("rule"):
-        given, why = section.get("name") or "", _DEFAULT_RULES.get(section.get("name") or "")
-        ports, protocol = _spans(_words(section, "dest_port")), _words(section, "proto") or ["tcp", "udp"]
-        if why is None and protocol in (["112"], ["vrrp"]):
+        given, why = section.get("name") or "", of_openwrt(section)
+        fewer = "" if why is not None else "the rule lets in fewer than the profile does"
+        ports, protocol = spans(words(section, "dest_port")), words(section, "proto") or ["tcp", "udp"]
+        accepts = section.get("target") == "ACCEPT" and enabled(section)
+        if why is None and accepts and protocol in (["112"], ["vrrp"]):
             why = "the nodes' adverts are let in without being told"
-        if why is None and section.get("target") == "ACCEPT" and ports and not section.get("dest"):
+        if why is None and accepts and ports and section.get("src") and not section.get("dest"):
             opened = [n for n, s in draft.services.items() if _opens(s, ports, protocol)]
             if opened:
                 why = f"service {opened[0]} opens its ports itself"
         if given.startswith(("allow-", "deny-")):
             why = None  # of a profile's firewall.allow or deny
         if why is not None:
+            limits = [*narrowing(section), "family"] if fewer else []
+            for option in section.options:
+                if option.name in limits and option.line not in uci.file.fates:
+                    uci.file.unsaid(option.line, fewer)
             for line in (section.line, *(o.line for o in section.options)):
                 if line not in uci.file.fates:
                     uci.file.same(line, why)
@@ -229,7 +284,7 @@ def implied(draft: Draft, uci: UciFile) -> None:
 
 
 def _opens(service: dict[str, Any], ports: list[tuple[int, int]], protocols: list[str]) -> bool:
-    own = _spans([str(p) for p in service.get("port", [])])
+    own = spans([str(p) for p in service.get("port", [])])
     kind = "udp" if service.get("protocol") == "udp" else "tcp"
     return kind in protocols and all(any(a <= low and high <= b for a, b in own) for low, high in ports)
 
@@ -238,7 +293,7 @@ def own_rules(draft: Draft, uci: UciFile, left: list[Section]) -> None:
     """Rules that ndakit does not write of itself: `firewall.allow` and `firewall.deny`."""
     theirs = zones(draft, uci)
     for section in left:
-        opening = _opening(draft, section, theirs)
+        opening = _opening(draft, section, theirs, {s.get("name") or "" for s in left})
         if opening is None:
             continue
         kind, name, keys = opening
@@ -260,7 +315,7 @@ def own_rules(draft: Draft, uci: UciFile, left: list[Section]) -> None:
 
 
 def _opening(
-    draft: Draft, section: Section, theirs: dict[str, list[NetworkDraft]]
+    draft: Draft, section: Section, theirs: dict[str, list[NetworkDraft]], names: set[str]
 ) -> tuple[str, str, dict[str, Any]] | None:
     target = section.get("target") or ""
     known = {
@@ -273,7 +328,6 @@ def _opening(
         "src_ip",
         "dest_port",
         "icmp_type",
-        "limit",
         "target",
         "enabled",
     }
@@ -282,13 +336,15 @@ def _opening(
         kind is None
         or section.get("dest")
         or any(o.name not in known for o in section.options)
-        or not _enabled(section)
+        or not enabled(section)
+        or not section.get("src")
+        or section.get("direction") not in (None, "in")
     ):
         return None
-    protocols = _words(section, "proto") or ["tcp", "udp"]
-    if len(protocols) != 1 or protocols[0] not in _PROTOCOLS:
+    protocols = words(section, "proto") or ["tcp", "udp"]
+    if len(protocols) != 1 or protocols[0] not in PROTOCOLS:
         return None
-    protocol = _PROTOCOLS[protocols[0]]
+    protocol = PROTOCOLS[protocols[0]]
     device = section.get("device")
     nets = (
         [n for n in draft.networks.values() if n.device == device]
@@ -300,18 +356,26 @@ def _opening(
     if protocol == "all" and kind == "allow":
         return None
     keys: dict[str, Any] = {"network": nets[0].name, "protocol": protocol}
-    ports = _words(section, "dest_port")
+    ports = words(section, "dest_port")
     if ports:
-        spans = _spans(ports)
-        if len(spans) != len(ports):
+        of_rule = spans(ports)
+        if len(of_rule) != len(ports):
             return None
-        keys["port"] = [f"{a}-{b}" if a != b else a for a, b in spans]
-    sources = [str(ip_network(s)) for s in (subnet(w) for w in _words(section, "src_ip")) if s is not None]
-    if len(sources) != len(_words(section, "src_ip")):
+        keys["port"] = [f"{a}-{b}" if a != b else a for a, b in of_rule]
+    sources = [str(ip_network(s)) for s in (subnet(w) for w in words(section, "src_ip")) if s is not None]
+    if len(sources) != len(words(section, "src_ip")):
+        return None
+    family = {"ipv4": 4, "ipv6": 6}.get(section.get("family") or "")
+    own = {s.version for s in nets[0].subnets}
+    name = section.get("name") or ""
+    twin = re.sub("-ipv[46]$", "", name) + ("-ipv6" if name.endswith("-ipv4") else "-ipv4")
+    paired = protocol == "icmp" and name.endswith(("-ipv4", "-ipv6")) and twin in names
+    by_source = bool(sources) and all((":" in s) == (family == 6) for s in sources)
+    if family is not None and own != {family} and not paired and not by_source:
         return None
     if sources:
         keys["sources"] = [s.removesuffix("/32").removesuffix("/128") for s in sources]
-    return kind, section.get("name") or "", keys
+    return kind, name, keys
 
 
 def gateways(draft: Draft) -> None:

@@ -292,6 +292,12 @@ def _pace(part: ProxyPart, one: PoolDraft, shared: ServerWords, seen: list[tuple
         ("slowstart", "slow_start_s"),
     ):
         stated = [words.values.get(word, shared.values.get(word)) for _, words in seen]
+        if stated and stated[0] is None:
+            for (line, _), theirs in zip(seen, stated, strict=True):
+                if theirs is not None:
+                    part.file.unsaid(
+                        line.number, f"{at}.{key} is one for all servers of a pool: no {word} at the first"
+                    )
         if not stated or stated[0] is None:
             continue
         if word in ("rise", "fall", "port"):
@@ -327,6 +333,7 @@ def _tls(draft: Draft, one: PoolDraft, shared: ServerWords, seen: list[tuple[Lin
     words = seen[0][1]
     values, flags = shared.values | words.values, [*shared.flags, *words.flags]
     check = one.keys["check"]
+    _different_tls(draft, one, shared, seen)
     if "check-ssl" in flags and check["type"] == "http":
         check["type"] = "https"
     if "ssl" not in flags:
@@ -348,6 +355,33 @@ def _tls(draft: Draft, one: PoolDraft, shared: ServerWords, seen: list[tuple[Lin
     elif name:
         part.file.unsaid(seen[0][0].number, f"to_servers.name is one host name, and this is {name[:40]}")
     one.keys["to_servers"] = tls
+
+
+def _tls_meaning(shared: ServerWords, words: ServerWords) -> dict[str, object]:
+    """What a server's line says of TLS to it, and of TLS in its check."""
+    values, flags = shared.values | words.values, {*shared.flags, *words.flags}
+    if "ssl" not in flags:
+        return {"ssl": False, "check-ssl": "check-ssl" in flags}
+    meaning: dict[str, object] = {"ssl": True, "no-check-ssl": "no-check-ssl" in flags}
+    for name in ("verify", "ca-file", "verifyhost", "sni", "check-sni", "crt", "crl-file", "ssl-min-ver"):
+        meaning[name] = values.get(name)
+    return meaning
+
+
+def _different_tls(draft: Draft, one: PoolDraft, shared: ServerWords, seen: list[tuple[Line, ServerWords]]) -> None:
+    """`to_servers` is one for all servers of a pool: a person decides where the lines differ."""
+    first = _tls_meaning(shared, seen[0][1])
+    others = [line for line, words in seen[1:] if _tls_meaning(shared, words) != first]
+    for line in others:
+        one.part.file.unsaid(
+            line.number, f"pools.{one.pool}.to_servers is one for all servers of a pool: TLS of the first one is taken"
+        )
+    if others:
+        draft.decide(
+            f"pools.{one.pool}.to_servers: how is TLS spoken to its servers? Their lines in haproxy.cfg differ (server "
+            f"{seen[0][0].words[1]} and line {others[0].number}), and a pool has one way for all: make two pools, or "
+            "write the one that holds for all"
+        )
 
 
 _USED = {"check", "backup", "ssl", "check-ssl", "no-check-ssl", "track", "non-stick"}

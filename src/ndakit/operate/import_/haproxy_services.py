@@ -121,14 +121,20 @@ def _frontend(
     encrypted = [b for b in binds if b.tls is not None]
     clear = [b for b in binds if b.tls is None]
     two = bool(encrypted and clear)
-    for group in (clear, encrypted):
-        if group:
-            wanted = f"{name}-http" if two and group is clear else name
-            service = slug(wanted, "service", draft.services)
-            draft.services[service] = {}
-            made.append(service)
-            _service(draft, node, part, service, group, pools, tls_of, both=two)
-    if not two:
+    groups = [("-http" if two else "", clear)] if clear else []
+    for bind in encrypted:
+        alike = next((g for _, g in groups if g[0].tls is not None and g[0].tls.meaning == bind.tls_meaning), None)
+        if alike is not None:
+            alike.append(bind)
+        else:
+            first = all(g[0].tls is None for _, g in groups)
+            groups.append(("" if first else f"-{bind.ports[0]}", [bind]))
+    for ending, group in groups:
+        service = slug(f"{name}{ending}", "service", draft.services)
+        draft.services[service] = {}
+        made.append(service)
+        _service(draft, node, part, service, group, pools, tls_of, both=two)
+    if len(groups) == 1:
         draft.aliases[part.proxy.kind, part.name] = ("frontend", f"{_PREFIX}{made[0]}")
 
 
@@ -140,6 +146,11 @@ class BindDraft:
     ports: tuple[int, int]
     line: Line
     tls: BindTls | None
+
+    @property
+    def tls_meaning(self) -> object:
+        """What the bind says of TLS; two binds that differ in it are two services."""
+        return None if self.tls is None else self.tls.meaning
 
 
 def _binds(draft: Draft, part: ProxyPart, listeners: Mapping[int, PoundListener]) -> list[BindDraft]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -65,6 +66,10 @@ _FINE = {
     "no-tls-tickets",
     "force-tlsv12",
 }
+_OF_THE_SOCKET = {"name", "id", "maxconn", "interface", "backlog", "mss", "nice", "process", "thread", "tcp-ut", "mode"}
+_OF_THE_SOCKET |= {"user", "group", "uid", "gid", "level", "shards", "v4v6", "v6only", "transparent", "tfo"}
+_OF_THE_SOCKET |= {"defer-accept", "severity-output", "namespace"}
+"""Words of a bind that are about its socket, and not about TLS."""
 _PRIVATE = re.compile(r"/etc/ndakit/private/([A-Za-z0-9][A-Za-z0-9._-]*?)(?:/certificate\.pem)?")
 
 
@@ -78,6 +83,12 @@ class BindTls:
     flags: list[str] = field(default_factory=list)
     names: list[str] = field(default_factory=list)
     """The names that clients ask for, where it says them."""
+
+    @property
+    def meaning(self) -> object:
+        """What clients see of it: what two binds of one service have in common."""
+        kept = {name: value for name, value in self.values.items() if name not in _OF_THE_SOCKET}
+        return self.certificates, self.crt_list, kept, sorted({*self.flags} - _OF_THE_SOCKET), self.names
 
 
 def of_bind(words: tuple[str, ...]) -> tuple[BindTls | None, list[str]]:
@@ -109,12 +120,21 @@ def keys(draft: Draft, node: NodeFiles, tls: BindTls, service: str) -> dict[str,
     paths = list(tls.certificates)
     if tls.crt_list:
         listed = node.text(tls.crt_list) or ""
+        if tls.crt_list not in node.files:
+            draft.decide(
+                f"services.{service}.tls: which certificates has it, and may clients without one come? {tls.crt_list} "
+                "(crt-list) is not in what was read"
+            )
+        if re.search(r"^[^#\n]*\[", listed, re.M):
+            draft.decide(
+                f"services.{service}.tls: {tls.crt_list} has settings of its own for some certificates (in brackets), "
+                "and no key says them: write client_certificates, if only clients with a certificate may come"
+            )
         paths += [line.split()[0] for line in listed.split("\n") if line.strip() and not line.lstrip().startswith("#")]
     secrets: list[str] = []
     for path in paths:
         for certificate in _certificates(node, path):
-            name = secret_name(certificate)
-            draft.secrets.setdefault(name, node.files.get(certificate))
+            name = _secret(draft, node, certificate)
             if name not in secrets:
                 secrets.append(name)
     if not secrets:
@@ -147,6 +167,34 @@ def keys(draft: Draft, node: NodeFiles, tls: BindTls, service: str) -> dict[str,
     return result
 
 
+def _secret(draft: Draft, node: NodeFiles, path: str) -> str:
+    """The secret that a file becomes: two files are one only if their bytes are the same."""
+    if (known := draft.secret_of.get(path)) is not None:
+        return known
+    name, content = secret_name(path), node.files.get(path)
+    if name in draft.secrets and not _PRIVATE.fullmatch(path):
+        same = content is not None and draft.secrets[name] == content
+        name = name if same else _free(_long_name(path), draft.secrets)
+    draft.secrets.setdefault(name, content)
+    draft.secret_of[path] = name
+    return name
+
+
+def is_secret(draft: Draft, path: str, name: str) -> bool:
+    """True if a file of the box is what a secret holds."""
+    return draft.secret_of.get(path) == name or (_PRIVATE.fullmatch(path) is not None and secret_name(path) == name)
+
+
+def _long_name(path: str) -> str:
+    """A file's name with its folders."""
+    return re.sub(r"[^A-Za-z0-9._-]+", "-", path).strip("._-")[-60:].strip("._-") or "certificate.pem"
+
+
+def _free(name: str, taken: Collection[str]) -> str:
+    """A name that is not taken yet."""
+    return next(n for n in (name, *(f"{name[:56]}-{number}" for number in range(2, 10_000))) if n not in taken)
+
+
 def _certificates(node: NodeFiles, path: str) -> list[str]:
     """A file, or all files of a folder."""
     inside = sorted(p for p in node.files if p.startswith(f"{path.rstrip('/')}/"))
@@ -165,14 +213,21 @@ def secret_name(path: str) -> str:
 def attach(draft: Draft, node: NodeFiles, path: str, what: str) -> str:
     """A file of CAs or revocation lists, put beside the profile; its name there."""
     content = node.files.get(path)
-    name = f"{draft.name}-{re.sub(r'[^A-Za-z0-9._-]', '-', path.rsplit('/', 1)[-1]).strip('._-') or 'ca.pem'}"
+    same = next((n for n, other in draft.attachments.items() if content is not None and other == content), None)
+    if same is not None:
+        return same
+    if (known := draft.beside.get(path)) is not None:
+        return known
+    base = re.sub(r"[^A-Za-z0-9._-]", "-", path.rsplit("/", 1)[-1]).strip("._-") or "ca.pem"
+    taken = {*draft.attachments, *draft.beside.values()}
+    name = f"{draft.name}-{base}"
+    name = _free(f"{draft.name}-{_long_name(path)}", taken) if name in taken else name
+    draft.beside[path] = name
     if content is None:
         draft.missing(f"{what}: the file {path} is not in what was read; put it beside the profile as {name}")
-        return name
-    same = next((n for n, other in draft.attachments.items() if other == content), None)
-    if same is None:
+    else:
         draft.attachments[name] = content
-    return same or name
+    return name
 
 
 def complete(content: bytes) -> bool:

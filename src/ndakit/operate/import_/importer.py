@@ -50,12 +50,17 @@ class TooManySources(InputError):
     """More nodes than a pair has, or none."""
 
 
+class SameSourceTwice(InputError):
+    """Two sources are one box."""
+
+
 def convert(
     workspace: Workspace, name: str, nodes: Sequence[NodeFiles], names: Sequence[str] = (), release: str = ""
 ) -> Imported:
     """A profile of the files of one node, or of both nodes of a pair. `names` are the nodes', if the user gives them.
 
-    Raises TooManySources. Whatever is in the files is accounted for, and raises nothing.
+    Raises TooManySources, and SameSourceTwice if two sources are the same files.
+    Whatever else is in the files is accounted for, and raises nothing.
     """
     if not 1 <= len(nodes) <= NODES_MAX:
         raise TooManySources(
@@ -63,11 +68,24 @@ def convert(
             where="SOURCE",
             fix="name one node, or all nodes of a pair, with a comma between them",
         )
+    for position, node in enumerate(nodes):
+        twin = next((other for other in nodes[:position] if other.files and other.files == node.files), None)
+        if twin is not None:
+            raise SameSourceTwice(
+                f"{twin.source} and {node.source} are the same files: both would be one node with the same addresses",
+                where="SOURCE",
+                fix="name each node's own backup; if only one node can be read, name that one alone",
+            )
     draft = Draft(name, release=release)
     for position, node in enumerate(nodes, 1):
         given = names[position - 1] if position <= len(names) else ""
         draft.node_names.append(given or system.node_name(name, node, position, draft.node_names))
     ledger = _Reader(draft, nodes).read()
+    own = [{a for net in draft.networks.values() for a in net.addresses.get(node, [])} for node in draft.node_names]
+    if any(one and one in own[:position] for position, one in enumerate(own[: len(nodes)])):
+        draft.decide(
+            "nodes: two sources have the same own addresses: are they of one box? Then import each node's own backup"
+        )
     result = Imported(draft, "", ledger, tuple(n.source for n in nodes))
     refine.refine(workspace, result, nodes)
     _finish(result)
@@ -271,7 +289,7 @@ class _Reader:
                     )
         for name, known in draft.secrets.items():
             for file in self.ledger.files:
-                if haproxy_tls.secret_name(file.path) == name and known is not None and file.secret:
+                if haproxy_tls.is_secret(draft, file.path, name) and known is not None and file.secret:
                     for line in range(1, len(file.lines) + 1):
                         file.key(line, f"secrets/{draft.name}/{name}")
             if known is None:

@@ -12,6 +12,8 @@ from ndakit.lint.config_text import Block, Line, TextError
 from ndakit.operate.import_.ledger import SourceFile
 
 DEPTH_MAX = 12
+_CHECKS = {"TCP_CHECK", "HTTP_GET", "SSL_GET", "SMTP_CHECK", "DNS_CHECK", "MISC_CHECK", "UDP_CHECK", "PING_CHECK"}
+_CHECKS |= {"BFD_CHECK", "FILE_CHECK"}
 
 
 def read(file: SourceFile) -> Block:
@@ -34,6 +36,9 @@ def read(file: SourceFile) -> Block:
                 head, at = (tuple(words), number) if words else _head(held)
                 words = []
                 held.clear()
+                head, before = _values_before(head)
+                if before:
+                    stack[-1].lines.append(Line(at or number, before))
                 if not head or len(stack) > DEPTH_MAX:
                     file.unsaid(number, "keepalived does not read it: a block without a name")
                     head = head or ("?",)
@@ -64,6 +69,12 @@ def read(file: SourceFile) -> Block:
 def _head(held: list[tuple[int, str]]) -> tuple[tuple[str, ...], int]:
     """The words of the line before, if a brace follows on its own line."""
     return tuple(word for _, word in held), held[0][0] if held else 0
+
+
+def _values_before(head: tuple[str, ...]) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """`weight 0 TCP_CHECK {` is a value, and a block after it: the block's head, and the words before it."""
+    at = next((i for i, word in enumerate(head) if i > 0 and word in _CHECKS), 0)
+    return head[at:], head[:at]
 
 
 def _flush(block: Block, held: list[tuple[int, str]]) -> None:

@@ -25,6 +25,7 @@ from ndakit.model.profile import DEVICES, FLASH_TARGETS
 from ndakit.operate.import_ import (
     firewall,
     haproxy_text,
+    lost_access,
     network,
     same,
     sysctls,
@@ -115,6 +116,7 @@ def refine(workspace: Workspace, result: Imported, nodes: Sequence[NodeFiles]) -
     for file in ledger.files:
         if file.node != first and (of_first := ledger.file(first, file.path)) is not None:
             same.follow_reasons(file, of_first)
+    lost_access.tell(draft, ledger)
 
 
 def _stock_rc_local(file: SourceFile) -> bool:
@@ -226,7 +228,8 @@ def _try(workspace: Workspace, result: Imported) -> tuple[Profile | None, str]:
 def _stood_in(draft: Draft) -> Iterator[None]:
     """Addresses for nodes of which none is known, somebody who administers, and a key, while the draft is tried."""
     kept = {name: dict(net.addresses) for name, net in draft.networks.items()}
-    sources, ssh_keys = draft.sources, draft.ssh_keys
+    sources, ssh_keys, fill_in = draft.sources, draft.ssh_keys, draft.fill_in
+    draft.fill_in = []  # what nobody has decided yet does not hinder the trial
     inside = [str(s) for n in draft.networks.values() for s in n.subnets if not n.heartbeat]
     draft.sources = sources or {"somebody": inside[:1] or ["192.0.2.0/24"]}
     draft.ssh_keys = ssh_keys or {"nobody": _NOBODY}
@@ -240,7 +243,7 @@ def _stood_in(draft: Draft) -> Iterator[None]:
     try:
         yield
     finally:
-        draft.sources, draft.ssh_keys = sources, ssh_keys
+        draft.sources, draft.ssh_keys, draft.fill_in = sources, ssh_keys, fill_in
         for name, addresses in kept.items():
             draft.networks[name].addresses = addresses
 

@@ -63,6 +63,7 @@ class VirtualDraft:
     """The pool's keys beside its servers."""
     servers: list[RealServerDraft] = field(default_factory=list)
     sorry: tuple[Address, int | None] | None = None
+    sorry_line: int = 0
     host: str | None = None
     """The name that its http checks ask for."""
 
@@ -155,8 +156,16 @@ def _virtual(file: SourceFile, block: Block) -> VirtualDraft | None:
     _persistence(file, block, one)
     sorry = block.first("sorry_server")
     if sorry is not None and len(sorry.words) > 1 and (theirs := address(sorry.words[1])) is not None:
-        one.sorry = (theirs, number(sorry.words[2], 1, 65535) if len(sorry.words) > 2 else None)
-        file.key(sorry.number, "pools.NAME.sorry")
+        if theirs.is_loopback or theirs.is_unspecified:
+            file.unsaid(
+                sorry.number,
+                "the sorry server is the balancer itself, where no web server is: write pools.NAME.sorry: {pool: POOL} "
+                "with a server of its own",
+            )
+        else:
+            one.sorry = (theirs, number(sorry.words[2], 1, 65535) if len(sorry.words) > 2 else None)
+            one.sorry_line = sorry.number
+            file.key(sorry.number, "pools.NAME.sorry")
     quorum, stated = number(block.value("quorum"), 1, 100000), block.first("quorum")
     if quorum is not None and stated is not None:
         if quorum > 1 and one.sorry is None:
@@ -316,7 +325,13 @@ def _service(
         facts: dict[str, Any] = {"address": list(dict.fromkeys(theirs)), "port": server.port, "weight": server.weight}
         facts |= {"max_connections": server.upper, "resume_below": server.lower}
         servers[f"srv{position}"] = facts
-    if one.sorry is not None:
+    if one.sorry is not None and (draft.own(one.sorry[0]) or draft.vip_with(one.sorry[0]) is not None):
+        one.file.fates.pop(one.sorry_line, None)
+        one.file.unsaid(
+            one.sorry_line,
+            f"the sorry server {one.sorry[0]} is the balancer itself: write pools.NAME.sorry: {{pool: POOL}}",
+        )
+    elif one.sorry is not None:
         spare = slug(f"{pool}-sorry", "sorry", [*draft.pools, pool])
         theirs = [v.sorry[0] for v in of_families if v.sorry is not None]
         draft.pools[spare] = {"servers": {"sorry": {"address": list(dict.fromkeys(theirs)), "port": one.sorry[1]}}}
