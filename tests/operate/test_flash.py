@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import json
 import os
+import shlex
 import subprocess
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -300,7 +301,19 @@ def test_a_device_without_disks_is_led_to_its_own_way(artifact: Artifact) -> Non
     flashed = Artifact(artifact.folder, replace(artifact.record, images=(replace(file, disk_bytes=None),)))
     with pytest.raises(flash.NothingToFlash, match="has no disk") as caught:
         flash.image_for_disk(flashed)
-    assert "FLASH.md" in caught.value.fix
+    assert "FLASH.md" not in caught.value.fix, "there is none beside an image that was rebuilt from a backup"
+    assert f"gets {file.name}, as its page" in caught.value.fix
+    update = replace(file, disk_bytes=None, name="up date.bin", kind="sysupgrade")
+    both = Artifact(artifact.folder, replace(artifact.record, images=(*flashed.record.images, update)))
+    with pytest.raises(flash.NothingToFlash) as caught:
+        flash.image_for_disk(both)
+    copy = caught.value.fix.partition("scp ")[2].partition(", and then")[0]
+    assert shlex.split(copy) == ["-O", str(artifact.folder / "up date.bin"), "root@ADDRESS:/tmp/"]
+    assert "sysupgrade -n /tmp/'up date.bin'" in caught.value.fix
+    (artifact.folder / "FLASH.md").write_text("how to\n")
+    with pytest.raises(flash.NothingToFlash) as caught:
+        flash.image_for_disk(both)
+    assert caught.value.fix == f"follow {artifact.folder / 'FLASH.md'}"
     other = Artifact(artifact.folder, replace(artifact.record, images=(replace(file, format="qcow2"),)))
     with pytest.raises(flash.NothingToFlash, match="no raw disk image"):
         flash.image_for_disk(other)

@@ -20,10 +20,12 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from shlex import quote
 
 from ndakit.core.errors import BuildError, MachineError
 from ndakit.image import disk as image_disk
 from ndakit.image.artifacts import RECORD, Artifact, ImageFile
+from ndakit.image.sidecars import FLASH
 from ndakit.operate.disks import TargetDisk, TargetUnusable
 
 PIECE = 1 << 20
@@ -84,8 +86,27 @@ def image_for_disk(artifact: Artifact) -> ImageFile:
     raise NothingToFlash(
         f"a {artifact.record.device} has no disk: its image goes into its flash memory",
         where=str(artifact.folder),
-        fix=f"follow {artifact.folder / 'FLASH.md'}",
+        fix=_by_hand(artifact),
     )
+
+
+def _by_hand(artifact: Artifact) -> str:
+    """How the image of a device with flash memory gets there. What is rebuilt from a backup has no FLASH.md: nobody
+    knows the box's addresses then."""
+    if (artifact.folder / FLASH).is_file():
+        return f"follow {artifact.folder / FLASH}"
+    update = next((image.name for image in artifact.record.images if image.kind == "sysupgrade"), None)
+    others = [image.name for image in artifact.record.images if image.name != update]
+    words = []
+    if update is not None:
+        path = quote(str(artifact.folder / update))
+        words.append(
+            f"a box that runs OpenWrt takes it by itself: scp -O {path} root@ADDRESS:/tmp/, and then there: "
+            f"sysupgrade -n /tmp/{quote(update)}"
+        )
+    if others:
+        words.append(f"one that does not gets {', '.join(others)}, as its page in OpenWrt's table of hardware says")
+    return "; ".join(words)
 
 
 def to_disk(artifact: Artifact, disk: TargetDisk, progress: Progress) -> Flashed:
