@@ -85,7 +85,7 @@ def places(value: Any, at: tuple[str | int, ...] = ()) -> Iterator[tuple[str | i
 def forged(value: Any) -> Iterator[tuple[str, bytes]]:
     """The value with something else at each of its places, as JSON; also with each key left out."""
     for at in places(value):
-        for other in (*VALUES, ...):
+        for other in (*(VALUES if len(at) < 2 else VALUES[::3]), ...):
             told = copy.deepcopy(value)
             if not at:
                 told = other
