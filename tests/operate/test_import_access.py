@@ -250,6 +250,21 @@ def test_a_script_of_the_firewall_that_drops_is_asked_for() -> None:
     assert [words.split(" ")[0] for words in asked(result)] == ["lb1:/etc/firewall.user:2"]
 
 
+def test_what_both_nodes_of_a_pair_have_is_asked_once() -> None:
+    limited = WEB | {"src_ip": "198.51.100.0/24"}
+    haproxy = HAPROXY.replace("203.0.113.11:80", "203.0.113.10:80").replace("www\n", "www\n  http-request deny\n", 1)
+    vrrp = b"vrrp_instance E {\n  interface eth0\n  virtual_ipaddress {\n    203.0.113.10/24\n  }\n}\n"
+    pair = [box(SSH | {"src_mac": "02:00:00:00:00:01"}, limited, haproxy=haproxy, network=network)
+            for network in (NETWORK, NETWORK.replace(".11/24", ".12/24"))]  # fmt: skip
+    for node in pair:
+        node.files["/etc/keepalived/keepalived.conf"] = vrrp
+    both = asked(importer.convert(Workspace(ROOT), "box", pair))
+    assert [words.split(" ")[0] for words in both] == ["access.sources:", "services.www:", "who"]
+    pair[1].files["/etc/config/firewall"] += rule(WEB | {"name": "other", "dest": "lan", "target": "DROP"}).encode()
+    pair[1].files["/etc/haproxy.cfg"] += b"  http-request deny if { src 192.0.2.1 }\n"
+    assert len(asked(importer.convert(Workspace(ROOT), "box", pair))) == 4  # what only the second one has
+
+
 def test_the_profile_is_refused_until_the_comment_is_taken_out(tmp_path: Path) -> None:
     workspace = Workspace(tmp_path)
     workspace.profiles.mkdir()

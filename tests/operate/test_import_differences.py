@@ -138,6 +138,7 @@ def test_certificates_with_one_name_and_different_bytes_keep_both() -> None:
         ("ssl verify required ca-file /ca.pem", "ssl verify required ca-file /other.pem"),
         ("ssl verify none sni str(a.example.com)", "ssl verify none sni str(b.example.com)"),
         ("check-ssl", ""),
+        ("ssl verify none", "ssl verify none no-ssl"),
     ],
 )
 def test_servers_with_different_tls_are_asked_for(first: str, second: str) -> None:

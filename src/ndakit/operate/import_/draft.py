@@ -128,6 +128,8 @@ class Draft:
     """A certificate's file on the box → the secret that it becomes."""
     beside: dict[str, str] = field(default_factory=dict)
     """A file on the box → its name beside the profile."""
+    decisions: set[str] = field(default_factory=set)
+    """What was asked for by `decide`, without the nodes' names."""
     fill_in: list[str] = field(default_factory=list)
     """What nobody but a person can know."""
     firmware: str = ""
@@ -143,8 +145,13 @@ class Draft:
 
     def decide(self, words: str) -> None:
         """Something that was narrower on the old balancer: `check` refuses the profile until somebody has decided it,
-        and taken the line out (`load.undecided`)."""
-        self.missing(f"{DECIDE}{words}")
+        and taken the line out (`load.UNDECIDED`). The same on another node of the pair is asked once."""
+        alike = words
+        for node in self.node_names:
+            alike = alike.replace(f"{node}:/", "/")
+        if alike not in self.decisions:
+            self.decisions.add(alike)
+            self.missing(f"{DECIDE}{words}")
 
     def network_of(self, address: Address) -> NetworkDraft | None:
         """The network whose subnet holds an address."""

@@ -360,7 +360,7 @@ def _tls(draft: Draft, one: PoolDraft, shared: ServerWords, seen: list[tuple[Lin
 def _tls_meaning(shared: ServerWords, words: ServerWords) -> dict[str, object]:
     """What a server's line says of TLS to it, and of TLS in its check."""
     values, flags = shared.values | words.values, {*shared.flags, *words.flags}
-    if "ssl" not in flags:
+    if "ssl" not in flags or "no-ssl" in words.flags:
         return {"ssl": False, "check-ssl": "check-ssl" in flags}
     meaning: dict[str, object] = {"ssl": True, "no-check-ssl": "no-check-ssl" in flags}
     for name in ("verify", "ca-file", "verifyhost", "sni", "check-sni", "crt", "crl-file", "ssl-min-ver"):
