@@ -39,9 +39,6 @@ def read(file: SourceFile) -> Block:
                 head, before = _values_before(head)
                 if before:
                     stack[-1].lines.append(Line(at or number, before))
-                    file.unsaid(
-                        number, f"keepalived reads no {head[0]} behind a value on the same line; here it counts"
-                    )
                 if not head or len(stack) > DEPTH_MAX:
                     file.unsaid(number, "keepalived does not read it: a block without a name")
                     head = head or ("?",)
