@@ -29,9 +29,11 @@ from ndakit.load import load
 from ndakit.machine.vm import Vm
 from ndakit.model import Profile
 from ndakit.model.engines import HAPROXY
+from ndakit.node import facts, shell
 from ndakit.node.facts import (
     NodeFacts,
     OutputNotUnderstood,
+    facts_of,
     parse_addresses,
     parse_statistics,
     parse_tracked,
@@ -698,6 +700,43 @@ def test_what_the_firewall_has_let_in_is_read_from_proc() -> None:
     }
     with pytest.raises(OutputNotUnderstood):
         NodeFacts(Typed()).let_in([ip_address("203.0.113.99")])
+
+
+class BusyBox:
+    """As much of a shell as facts use, with BusyBox's own sed and sort, as a node has them."""
+
+    name = "busybox"
+
+    def __init__(self, folder: Path) -> None:
+        folder.mkdir()
+        subprocess.run(["busybox", "--install", "-s", folder], check=True, capture_output=True)
+        self._path = folder
+        self.told_bytes = 0
+
+    def run(self, command: shell.Command, timeout_s: float = 30.0, *, output_max_bytes: int = 0) -> shell.Ran:
+        words = ["sh", "-c", command] if isinstance(command, str) else list(command)
+        ran = subprocess.run(words, capture_output=True, env={"PATH": str(self._path)}, timeout=timeout_s, check=False)
+        self.told_bytes += len(ran.stdout)
+        return shell.Ran(ran.returncode, ran.stdout, ran.stderr)
+
+
+def test_of_thousands_of_connections_a_node_tells_in_short_what_was_let_in(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One client of a service under load; a serial console takes minutes for such a table as it is."""
+    web = TRACKED.splitlines(keepends=True)[1]
+    loaded = "".join(web.replace("40000", str(port)) for port in range(20000, 25000))
+    stranger = web.replace("203.0.113.99", "203.0.113.98")
+    (tmp_path / "tracked").write_text(TRACKED + loaded + stranger)
+    monkeypatch.setattr(facts, "TRACKED", str(tmp_path / "tracked"))
+    box = BusyBox(tmp_path / "bin")
+    people = [ip_address("203.0.113.99"), ip_address("2001:db8::99")]
+    let_in = facts_of(cast(shell.Shell, box)).let_in(people)
+    assert let_in == parse_tracked(TRACKED)
+    assert box.told_bytes < 1000
+    (tmp_path / "tracked").unlink()
+    with pytest.raises(OutputNotUnderstood):
+        facts_of(cast(shell.Shell, box)).let_in(people)
 
 
 def test_the_kernels_virtual_servers_are_read_from_proc() -> None:
