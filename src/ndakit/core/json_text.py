@@ -11,14 +11,15 @@ from pathlib import Path
 from typing import Any
 
 
-def parse(text: str | bytes) -> Any:
+def parse(text: str | bytes, *, halves: bool = False) -> Any:
     """The value. Raises ValueError for whatever is no JSON (RFC 8259), or nested deeper than Python reads.
 
     Half of a character (an escape such as \\ud800 alone, RFC 8259 8.2) is refused too: no file or terminal takes it.
+    With `halves` it is taken: so Python writes bytes that are no UTF-8 (surrogateescape, PEP 383).
     """
     try:
         value = json.loads(text, parse_constant=_no_constant)
-        if _may_have_halves(text):
+        if not halves and _may_have_halves(text):
             json.dumps(value, ensure_ascii=False).encode()
     except RecursionError:
         raise ValueError("it is nested too deep") from None

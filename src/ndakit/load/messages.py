@@ -5,10 +5,13 @@ Owns the sentences; which place is wrong and why is decided by the model and fou
 
 from __future__ import annotations
 
+import functools
 import itertools
 import json
 import re
+from collections import Counter
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from ipaddress import ip_address
 from typing import Any
 
@@ -319,6 +322,30 @@ def better_name(key: str) -> str:
     return meant if names.is_name(meant) else key
 
 
+@dataclass(frozen=True, eq=False)
+class _Identical:
+    """A mapping of the file, told from others by being itself."""
+
+    node: MapNode
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Identical) and self.node is other.node
+
+    def __hash__(self) -> int:
+        return id(self.node)
+
+
+@functools.lru_cache(maxsize=1)
+def _meant_names(around: _Identical) -> Counter[str]:
+    """How many keys of a mapping mean each name. Counted once for all of its mistakes."""
+    return Counter(map(better_name, map(str, around.node)))
+
+
+def _meant_twice(name: str, around: Node | None) -> bool:
+    """True if another key of the mapping means this name too: one more of that name would be refused."""
+    return isinstance(around, MapNode) and _meant_names(_Identical(around))[name] > 1
+
+
 def _bad_key(path: KeyPath, facts: Facts, around: Node | None, at: Location) -> ProfileMistake:
     key = str(path[-1]) if path else ""
     pattern = str((facts.get("ctx") or {}).get("pattern", ""))
@@ -326,10 +353,8 @@ def _bad_key(path: KeyPath, facts: Facts, around: Node | None, at: Location) -> 
     if facts["type"] == "string_too_long":
         what = f"has more than {facts['ctx']['max_length']} characters"
         fix = "shorten it"
-    elif kind == "name" and (better := better_name(key)) != key:
-        others = [k for k in around if k != key] if isinstance(around, MapNode) else []
-        if better not in map(better_name, map(str, others)):  # else one more of that name would be refused
-            fix = f"write {better}: {fix}"
+    elif kind == "name" and (better := better_name(key)) != key and not _meant_twice(better, around):
+        fix = f"write {better}: {fix}"
     return ProfileMistake(kind, f"'{show(key)}' {what}", at=at, fix=fix)
 
 

@@ -156,6 +156,6 @@ class Channel:
         if answers is None:
             return  # an answer that nobody waits for any more, or the remains of one for a caller before us
         try:
-            answers.put(json_text.parse(text))
+            answers.put(json_text.parse(text, halves=True))  # what programs there print is not always UTF-8
         except ValueError:
             answers.put({"error": f"an answer that is not JSON: {text[:80]!r}"})
