@@ -23,7 +23,7 @@ ERROR_STATUSES: Mapping[int, str] = {
     503: "no server is left, or none answers a connection in time",
     504: "a server answers too late (`timeouts.server_s`)",
 }
-"""Every status that HAProxy sends by itself and for which it takes a page of one's own, and when it does."""
+"""Every status that HAProxy sends by itself and whose page a profile can replace, and when HAProxy sends it."""
 
 OWN_TEXT = {
     400: "a request that HAProxy cannot read", 408: "a client that does not finish its request",

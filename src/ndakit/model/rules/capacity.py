@@ -245,7 +245,7 @@ def _devices(profile: Profile) -> tuple[str, ...]:
 
 
 def sysctls(profile: Profile) -> Iterator[Finding]:
-    """Kernel values of one's own: gone ones, unknown ones, those that another key decides, and those that do harm."""
+    """Kernel values that the profile sets: gone ones, unknown ones, those that another key decides, harmful ones."""
     fits = machine(profile)
     devices = _devices(profile)
     for key, value in profile.tuning.sysctl.items():

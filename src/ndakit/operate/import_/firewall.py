@@ -60,7 +60,7 @@ def enabled(section: Section) -> bool:
 
 
 def access(draft: Draft, uci: UciFile) -> None:
-    """`access.sources`: who the rules for SSH let in; without such rules, whom the zones let in."""
+    """`access.sources`: the addresses that the rules for SSH let in; without such rules, those of the zones."""
     theirs = zones(draft, uci)
     kept_out: list[Section] = []
     shut: set[str] = set()
